@@ -1,0 +1,71 @@
+// theta <- decay * theta + sum_k c_k z(key_k) over the lanes of one instruction set. Included once by each isa_*.cpp, after its
+// lanes; everything is in an anonymous namespace so that the linker cannot merge code of one instruction set into another.
+//
+// The lanes bring: kRegisters (every operation is applied to that many independent registers, to hide latency), kLanes (floats
+// in a register), Word/Product, Bits, Float with the operations that csrc/noise asks for, and
+//   first_products(low): kMultiplier0 times the low counter words of a tile's blocks, in the order that interleave() undoes
+//   pack(Word, Word) -> Bits: the second word beside the first one
+//   interleave(even, odd) -> Pair: a tile's elements in order; register i of .lo comes before register i of .hi
+//   load(const T*, Float&, i), store(T*, Float, i): register i, from and to each storage type.
+#pragma once
+
+#include "../noise/normal.hpp"
+#include "backend.hpp"
+
+namespace zokern {
+namespace {
+
+constexpr size_t kTile = 2 * kLanes * kRegisters;
+
+template <class T>
+ZK_HD void add_noise_to_tile(T* theta, const Product& products, const Term* terms, size_t n_terms, const float* decay) {
+    Float lo, hi;
+#pragma GCC unroll 8
+    for (int i = 0; i < kRegisters; ++i) {
+        load(theta + 2 * kLanes * i, lo, i);
+        load(theta + 2 * kLanes * i + kLanes, hi, i);
+    }
+    if (decay) {
+        lo = splat<Float>(*decay) * lo;
+        hi = splat<Float>(*decay) * hi;
+    }
+    for (size_t k = 0; k < n_terms; ++k) {
+        const Words<Word> w = philox<Word>(products, terms[k].schedule);
+        const Normals<Float> z = box_muller<Float>(pack(w.w0, w.w2), pack(w.w1, w.w3));
+        const Pair ordered = interleave(z.even, z.odd);
+        const Float c = splat<Float>(terms[k].coefficient);
+        lo = fma(c, ordered.lo, lo);
+        hi = fma(c, ordered.hi, hi);
+    }
+#pragma GCC unroll 8
+    for (int i = 0; i < kRegisters; ++i) {
+        store(theta + 2 * kLanes * i, lo, i);
+        store(theta + 2 * kLanes * i + kLanes, hi, i);
+    }
+}
+
+/// The part of a tile that holds elements skip..skip+count-1, through a buffer of a whole tile.
+template <class T>
+void add_noise_to_part(T* theta, size_t skip, size_t count, const Product& products, const Term* terms, size_t n_terms,
+                       const float* decay) {
+    T buffer[kTile] = {};
+    for (size_t i = 0; i < count; ++i) buffer[skip + i] = theta[i];
+    add_noise_to_tile(buffer, products, terms, n_terms, decay);
+    for (size_t i = 0; i < count; ++i) theta[i] = buffer[skip + i];
+}
+
+template <class T>
+void add_noise(T* theta, uint64_t first, size_t count, const Term* terms, size_t n_terms, const float* decay) {
+    Product products = first_products(static_cast<uint32_t>(first >> 2));
+    if (const size_t skip = first & 3) {
+        const size_t part = count < kTile - skip ? count : kTile - skip;
+        add_noise_to_part(theta, skip, part, products, terms, n_terms, decay);
+        theta += part, count -= part, products = next_products(products);
+    }
+    for (; count >= kTile; theta += kTile, count -= kTile, products = next_products(products))
+        add_noise_to_tile(theta, products, terms, n_terms, decay);
+    if (count) add_noise_to_part(theta, 0, count, products, terms, n_terms, decay);
+}
+
+}  // namespace
+}  // namespace zokern

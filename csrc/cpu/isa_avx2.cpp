@@ -1,0 +1,26 @@
+// The CPU backend for AVX2 with FMA and F16C. Nothing of the standard library's templates may be instantiated below the pragma.
+#if defined(__x86_64__)
+#include <cstddef>
+#include <cstdint>
+#include <immintrin.h>
+
+#ifdef __clang__
+#pragma clang attribute push(__attribute__((target("avx2,fma,f16c"))), apply_to = function)
+#else
+#pragma GCC target("avx2,fma,f16c")
+#endif
+
+#include "lanes_avx2.hpp"
+#include "add_noise.hpp"
+
+namespace zokern {
+const Isa& avx2() {
+    static constexpr Isa isa{"avx2", add_noise<float>, add_noise<bfloat16>, add_noise<float16>};
+    return isa;
+}
+}  // namespace zokern
+
+#ifdef __clang__
+#pragma clang attribute pop
+#endif
+#endif

@@ -1,0 +1,41 @@
+"""The C++ backend for CPU memory (csrc/cpu): scalar, AVX2 or AVX-512, chosen at run time."""
+
+import os
+
+import torch
+
+try:
+    from .. import _cpu
+except ImportError as error:
+    _cpu, _why = None, str(error)
+
+STORAGE = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+
+
+def status() -> str:
+    if _cpu is None:
+        return f"not built ({_why}): install a C++ compiler, then pip install zokern again"
+    return f"available: {_cpu.isa(_forced_isa())}" + ("" if _cpu.openmp else ", one thread (built without OpenMP)")
+
+
+def devices():
+    return ("cpu",)
+
+
+def add_noise_(table, keys, coefficients, decay):
+    _cpu.add_noise_(
+        STORAGE[table.dtype],
+        table.rows.data_ptr(),
+        len(table.rows),
+        [(key.seed, key.step, key.stream) for key in keys],
+        coefficients.data_ptr(),
+        table.groups,
+        0 if decay is None else decay.data_ptr(),
+        torch.get_num_threads(),
+        _forced_isa(),
+    )
+
+
+def _forced_isa():
+    """ZOKERN_CPU_ISA: scalar, avx2 or avx512, for tests and benchmarks; the best that the processor has where it is not set."""
+    return os.environ.get("ZOKERN_CPU_ISA", "")

@@ -1,0 +1,164 @@
+"""Which element indices each parameter owns, and where the parameters lie in memory."""
+
+import hashlib
+from collections import defaultdict
+from dataclasses import dataclass, field
+
+import torch
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+
+from .noise.spec import ALIGNMENT, SPEC_VERSION
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+@dataclass(eq=False)
+class Table:
+    """Contiguous tensors of one dtype on one device, as kernels see them.
+
+    ``rows`` is an int64 CPU tensor [n, 4], one row a tensor: address, number of elements, first element, group.
+    """
+
+    dtype: torch.dtype
+    device: torch.device
+    groups: int
+    rows: torch.Tensor
+    _cache: dict = field(default_factory=dict)
+
+    def cached(self, name, make):
+        """``make()``, remembered under ``name`` for the life of the table: backends keep their device copies here."""
+        if name not in self._cache:
+            self._cache[name] = make()
+        return self._cache[name]
+
+
+class Layout:
+    """Gives every element of the parameters its index, by which its noise is made (docs/noise_spec.md).
+
+    Tensors take their indices in the order given, in row-major order of their logical shape, each starting at a multiple
+    of 4096. Memory that two parameters share is counted once, under the parameter that covers it.
+
+    Args:
+        params: tensors, (name, tensor) pairs, or groups as ``torch.optim`` takes them (dicts with "params").
+    Attributes:
+        params, names, first, group: lists of one entry a parameter: tensor, name or "", first index, index of its group.
+        groups: number of groups.
+    Raises:
+        TypeError, ValueError: a parameter that cannot be perturbed, by number and name, with the cure.
+    """
+
+    def __init__(self, params):
+        named = list(_named(params))
+        self.groups = 1 + max((group for _, _, group in named), default=0)
+        for i, (name, tensor, _) in enumerate(named):
+            _check(tensor, f"theta[{i}]" + (f" ({name!r})" if name else ""))
+        kept = _without_aliases(named)
+        self.names = [name for name, _, _ in kept]
+        self.params = [tensor for _, tensor, _ in kept]
+        self.group = [group for _, _, group in kept]
+        self.first, end = [], 0
+        for tensor in self.params:
+            self.first.append(end)
+            end += -(-tensor.numel() // ALIGNMENT) * ALIGNMENT
+        if not kept:
+            raise ValueError("params is empty: pass at least one parameter, such as model.parameters()")
+        self._places = None
+
+    def fingerprint(self) -> str:
+        """Names the map from elements to indices (specification, shapes, order), whatever the dtypes and devices."""
+        shapes = [(first, *tensor.shape) for first, tensor in zip(self.first, self.params)]
+        return hashlib.sha256(repr((SPEC_VERSION, shapes)).encode()).hexdigest()[:16]
+
+    def tables(self):
+        """-> (tables of contiguous parameters, [(parameter, first, group)] of the others). Remade when a parameter moved."""
+        places = [(tensor.data_ptr(), tensor.dtype) for tensor in self.params]
+        if places != self._places:
+            self._tables, self._strided = self._lay_out()
+            self._places = places
+        return self._tables, self._strided
+
+    def _lay_out(self):
+        rows, strided = defaultdict(list), []
+        for i, (tensor, first, group) in enumerate(zip(self.params, self.first, self.group)):
+            _check(tensor, f"theta[{i}]" + (f" ({self.names[i]!r})" if self.names[i] else ""))
+            if tensor.is_contiguous():
+                rows[tensor.dtype, tensor.device].append((tensor.data_ptr(), tensor.numel(), first, group))
+            else:
+                strided.append((tensor, first, group))
+        return [Table(*place, self.groups, torch.tensor(r)) for place, r in rows.items()], strided
+
+
+def _named(params):
+    """Any accepted form of params -> (name or "", tensor, group)."""
+    if isinstance(params, torch.Tensor):
+        raise TypeError("params is one tensor: pass a list of tensors, such as [theta]")
+    for group, entry in enumerate(params):
+        if isinstance(entry, dict):
+            inside = entry["params"]
+            inside = [inside] if isinstance(inside, torch.Tensor) else list(inside)
+            names = entry.get("param_names") or [""] * len(inside)
+            yield from ((name, *_pair(tensor)[1:], group) for name, tensor in zip(names, inside))
+        else:
+            yield *_pair(entry), 0
+
+
+def _pair(entry):
+    name, tensor = entry if isinstance(entry, tuple) else ("", entry)
+    if not isinstance(tensor, torch.Tensor):
+        raise TypeError(f"params holds a {type(tensor).__name__}: pass tensors, (name, tensor) pairs or groups of them")
+    return name, tensor
+
+
+def _check(tensor, name):
+    """Refuse what cannot be perturbed in place by address."""
+    if tensor.layout != torch.strided:
+        raise TypeError(f"{name} is {tensor.layout}: pass .to_dense()")
+    if tensor.is_meta:
+        raise ValueError(f"{name} is on the meta device and has no values: load or initialise it first")
+    if is_traceable_wrapper_subclass(tensor):
+        raise TypeError(f"{name} is a {type(tensor).__name__}, which wraps other tensors: pass the plain tensor inside it")
+    if tensor.dtype not in DTYPES:
+        cure = "pass .float()" if tensor.dtype.is_floating_point else "leave it out; only float32, bfloat16, float16 can be perturbed"
+        raise TypeError(f"{name} is {tensor.dtype}: {cure}")
+    if any(stride == 0 and size > 1 for size, stride in zip(tensor.shape, tensor.stride())):
+        raise ValueError(f"{name} is expanded (stride 0): pass .contiguous()")
+    reach = 0
+    for stride, size in sorted((stride, size) for size, stride in zip(tensor.shape, tensor.stride()) if size > 1):
+        if stride <= reach:
+            raise ValueError(f"{name} overlaps itself (shape {tuple(tensor.shape)}, strides {tensor.stride()}): pass .contiguous()")
+        reach += stride * (size - 1)
+
+
+def _without_aliases(named):
+    """Drop every parameter whose memory another one covers."""
+    storages = defaultdict(list)
+    for i, (_, tensor, _) in enumerate(named):
+        if tensor.numel():
+            storages[tensor.device, tensor.untyped_storage().data_ptr()].append(i)
+    dropped = set()
+    for sharers in storages.values():
+        if len(sharers) == 1:
+            continue
+        kept = []
+        for i in sorted(sharers, key=lambda i: (-named[i][1].numel(), i)):
+            begin, end = _span(named[i][1])
+            for j, (b, e) in kept:
+                if begin >= e or end <= b:
+                    continue
+                other = named[j][1]
+                if not (b <= begin and end <= e and other.numel() * other.element_size() == e - b):
+                    raise ValueError(
+                        f"theta[{i}] ({named[i][0]!r}) and theta[{j}] ({named[j][0]!r}) share part of their memory: pass .clone() of one, "
+                        "or the one tensor that covers both"
+                    )
+                dropped.add(i)
+                break
+            else:
+                kept.append((i, (begin, end)))
+    return [entry for i, entry in enumerate(named) if i not in dropped]
+
+
+def _span(tensor):
+    """The bytes from a tensor's first element to its last."""
+    last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride()))
+    return tensor.data_ptr(), tensor.data_ptr() + (last + 1) * tensor.element_size()

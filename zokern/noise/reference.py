@@ -1,0 +1,105 @@
+"""The noise in NumPy, written to be read: the oracle that every other backend equals bit for bit (docs/noise_spec.md)."""
+
+import numpy as np
+
+from . import spec
+from .key import NoiseKey
+
+F32, U32, U64 = np.float32, np.uint32, np.uint64
+
+
+def philox(counter, key):
+    """Philox4x32-10: four uint32 counter words (arrays of one shape) and two key words -> four uint32 words."""
+    c0, c1, c2, c3 = (np.asarray(word, U64) for word in counter)
+    k0, k1 = key
+    for _ in range(spec.ROUNDS):
+        p0, p1 = c0 * U64(spec.MULTIPLIERS[0]), c2 * U64(spec.MULTIPLIERS[1])
+        c0, c1, c2, c3 = (p1 >> U64(32)) ^ c1 ^ U64(k0), low(p1), (p0 >> U64(32)) ^ c3 ^ U64(k1), low(p0)
+        k0, k1 = (k0 + spec.KEY_INCREMENTS[0]) % 2**32, (k1 + spec.KEY_INCREMENTS[1]) % 2**32
+    return tuple(word.astype(U32) for word in (c0, c1, c2, c3))
+
+
+def words(key: NoiseKey, first: int, count: int) -> np.ndarray:
+    """Word ``i & 3`` of block ``i >> 2`` for elements i = first .. first + count - 1, as uint32 [count]."""
+    return blocks(key, first >> 2, (first + count + 3) >> 2).reshape(-1)[first & 3 :][:count]
+
+
+def normal(key: NoiseKey, first: int, count: int) -> np.ndarray:
+    """z(key) of elements first .. first + count - 1: standard normals, float32 [count]."""
+    w = blocks(key, first >> 2, (first + count + 3) >> 2).reshape(-1, 2, 2)
+    return np.stack(box_muller(w[..., 0], w[..., 1]), axis=-1).reshape(-1)[first & 3 :][:count]
+
+
+def mask(key: NoiseKey, keep: float, first: int, count: int) -> np.ndarray:
+    """Whether each element is kept, each with probability ``keep`` in (0, 1], as bool [count]."""
+    return words(key, first, count).astype(U64) < U64(int(keep * 2**32))
+
+
+def round_stochastic(x: np.ndarray, key: NoiseKey, first: int) -> np.ndarray:
+    """float32 [n] -> the bits of bfloat16, uint16 [n], rounded up with the probability that keeps the mean."""
+    i = np.arange(first, first + len(x), dtype=U64)
+    start = first >> 3
+    w = blocks(key, start, (first + len(x) + 7) >> 3).reshape(-1)
+    r = w[(((i >> U64(3)) - U64(start)) * U64(4) + ((i & U64(7)) >> U64(1))).astype(np.intp)]
+    r = np.where(i & U64(1), r >> U32(16), r & U32(0xFFFF)).astype(U32)
+    u = bits(x)
+    nearest = np.where(np.isnan(x), u >> U32(16) | U32(0x40), u >> U32(16))  # infinities are their own upper half
+    return np.where(np.isfinite(x), (u + r) >> U32(16), nearest).astype(np.uint16)
+
+
+def blocks(key: NoiseKey, start: int, stop: int) -> np.ndarray:
+    """The words of blocks start .. stop - 1, as uint32 [stop - start, 4]."""
+    q = np.arange(start, max(start, stop), dtype=U64)
+    return np.stack(
+        philox((low(q), q >> U64(32), np.full_like(q, key.step), np.full_like(q, key.stream)), (key.seed % 2**32, key.seed >> 32)),
+        axis=-1,
+    )
+
+
+def box_muller(a, b):
+    """Two uint32 words -> two standard normals, r cos(pi x / 2) and r sin(pi x / 2), float32."""
+    u = f32((a >> U32(9)) + U32(spec.RADIUS_BASE)) + constant(spec.RADIUS_SHIFT)
+    e = bits(u).view(np.int32).astype(F32)
+    m = f32((bits(u) & U32(spec.MANTISSA)) | U32(spec.ONE))
+    y = fma(e, constant(spec.EXPONENT_SCALE), horner(spec.Q, m))  # -2 ln(uniform)
+    h = (bits(y) >> U32(1)) | (b << U32(31))
+    s = f32(U32(spec.RSQRT_GUESS) - h)
+    t = y * s
+    r = t * horner(spec.P, t * s)  # +-sqrt(y)
+    x = f32((b >> U32(9)) + U32(spec.ANGLE_BASE)) - F32(3)
+    x2 = x * x
+    return r * horner(spec.C, x2), (r * x) * horner(spec.S, x2)
+
+
+def horner(coefficients, x):
+    value = np.full_like(x, constant(coefficients[-1]))
+    for c in reversed(coefficients[:-1]):
+        value = fma(value, x, constant(c))
+    return value
+
+
+def fma(a, b, c):
+    """a * b + c with one rounding. In float64 the product is exact; the sum is rounded to odd, then once to float32."""
+    product, c = np.float64(a) * np.float64(b), np.float64(c)
+    total = product + c
+    back = total - product
+    error = (product - (total - back)) + (c - back)
+    even = total.view(np.int64) & 1 == 0
+    toward = np.where(error > 0, np.inf, -np.inf)
+    return np.where((error != 0) & even, np.nextafter(total, toward), total).astype(F32)
+
+
+def low(x):
+    return x & U64(0xFFFFFFFF)
+
+
+def bits(x):
+    return np.asarray(x, F32).view(U32)
+
+
+def f32(b):
+    return np.asarray(b, U32).view(F32)
+
+
+def constant(b):
+    return f32(b)[()]

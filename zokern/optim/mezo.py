@@ -1,0 +1,33 @@
+"""MeZO: zeroth-order SGD in the memory of inference."""
+
+from ..estimate import Estimate, average, two_point
+from .base import ZerothOrder
+
+
+class MeZO(ZerothOrder):
+    """Zeroth-order SGD: two forward passes a query, no gradients, no state.
+
+    g = (L(theta + eps z) - L(theta - eps z)) / (2 eps);   theta <- (1 - lr weight_decay) theta - lr mean_q(g z)
+
+    Args:
+        params: parameters, named parameters, or groups of them with their own lr, eps, weight_decay.
+        lr: step in theta per unit of gradient; a float or a 0-dim tensor. Default 1e-6.
+        eps: perturbation radius, in units of theta. Default 1e-3.
+        weight_decay: decoupled decay: theta shrinks by lr * weight_decay a step. Default 0.
+        q: directions a step, averaged; a step costs 2 q forward passes. Default 1.
+        seed: in [0, 2**64); (seed, step) fixes every z of the run. Default 0.
+    Raises:
+        ValueError: lr < 0, eps <= 0, weight_decay < 0, q < 1, or a parameter that cannot be perturbed.
+    Reference: Malladi et al. 2023, "Fine-Tuning Language Models with Just Forward Passes", Algorithms 1 and 2.
+    """
+
+    def __init__(self, params, lr=1e-6, eps=1e-3, weight_decay=0.0, q=1, seed=0):
+        super().__init__(params, dict(lr=lr, eps=eps, weight_decay=weight_decay, q=q, seed=seed))
+
+    def _estimate(self, closure) -> Estimate:
+        eps = self._setting("eps")
+        return average([two_point(self.model, closure, self._key(probe), eps) for probe in range(self.param_groups[0]["q"])])
+
+    def _update(self, estimate: Estimate) -> None:
+        lr = self._setting("lr")
+        self.model.add([(key, -lr * g) for key, g in estimate.terms], self._decay(estimate))
