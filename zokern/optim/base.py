@@ -73,16 +73,17 @@ class ZerothOrder(torch.optim.Optimizer):
         """Move along an estimate and count one step. An Estimate of logged terms replays a step without evaluating anything."""
         self._update(estimate)
         self.last = estimate
-        for group in self.param_groups:
-            group["step"] += 1
-            group["skipped"] = group["skipped"] + estimate.skipped
-        if estimate.skipped.device.type == "cpu" and estimate.skipped:
+        on_host = estimate.skipped.device.type == "cpu"
+        if on_host and estimate.skipped and not self.skipped:
             warnings.warn(
-                f"step {self.param_groups[0]['step'] - 1} was skipped: its loss is not finite ({[float(x) for x in estimate.losses]}). "
+                f"step {self.param_groups[0]['step']} was skipped: its loss is not finite ({[float(x) for x in estimate.losses]}). "
                 "Later ones are only counted, in `skipped`.",
                 RuntimeWarning,
                 stacklevel=3,
             )
+        for group in self.param_groups:
+            group["step"] += 1
+            group["skipped"] = group["skipped"] + estimate.skipped
 
     @property
     def skipped(self) -> int:
@@ -90,6 +91,8 @@ class ZerothOrder(torch.optim.Optimizer):
         return int(self.param_groups[0]["skipped"])
 
     def add_param_group(self, param_group):
+        if hasattr(self, "model"):
+            param_group = {**{name: self.param_groups[0][name] for name in (*SHARED, "skipped")}, **param_group}
         super().add_param_group(param_group)
         group = self.param_groups[-1]
         try:
@@ -102,8 +105,6 @@ class ZerothOrder(torch.optim.Optimizer):
             if name in group:
                 group[name] = [group[name][i] for i in live]
         if hasattr(self, "model"):
-            for name in (*SHARED, "skipped"):
-                group[name] = self.param_groups[0][name]
             self._bind()
 
     def load_state_dict(self, state_dict):

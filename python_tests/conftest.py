@@ -1,0 +1,78 @@
+"""What all tests share: one interpreter setting, the gpu marker, golden vectors, a small transformer."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+GPU = torch.cuda.is_available()
+if not GPU:
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # read when triton is imported
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+# Most tensors here are tiny: waking a second thread for them costs more than it does. Tests of threads ask for them.
+torch.set_num_threads(1)
+
+HERE = Path(__file__).parent
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if "gpu" in item.keywords and not GPU:
+            item.add_marker(pytest.mark.skip(reason="needs a GPU: torch.cuda.is_available() is False"))
+
+
+@pytest.fixture(scope="session")
+def golden():
+    """[((seed, step, stream, first), uint32 bits)] from vectors/normal.txt."""
+    records = []
+    for line in (HERE / "vectors" / "normal.txt").read_text().splitlines():
+        if line.startswith("key"):
+            *key, _ = map(int, line.split()[1:])
+            records.append((tuple(key), []))
+        elif not line.startswith("#"):
+            records[-1][1].extend(int(word, 16) for word in line.split())
+    return [(key, np.array(values, np.uint32)) for key, values in records]
+
+
+class Transformer(torch.nn.Module):
+    """Two blocks with attention, tied embedding and head, and a scalar loss: what MeZO is for, small."""
+
+    def __init__(self, width=16, vocabulary=37):
+        super().__init__()
+        self.embed = torch.nn.Embedding(vocabulary, width)
+        layer = torch.nn.TransformerEncoderLayer(width, 2, 2 * width, dropout=0.0, batch_first=True, norm_first=True)
+        self.blocks = torch.nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+        self.head = torch.nn.Linear(width, vocabulary, bias=False)
+        self.head.weight = self.embed.weight
+
+    def forward(self, tokens):
+        logits = self.head(self.blocks(self.embed(tokens)))
+        return torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1).float(), tokens[:, 1:].flatten())
+
+
+@pytest.fixture
+def transformer():
+    torch.manual_seed(0)
+    return Transformer().eval()
+
+
+@pytest.fixture
+def tokens():
+    return torch.randint(0, 37, (4, 9), generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture
+def explicit():
+    """(key, layout) -> z of every parameter, as float64 tensors in the parameters' shapes, from the oracle."""
+    from zokern.noise import reference
+
+    def make(key, layout):
+        return [
+            torch.from_numpy(reference.normal(key, first, p.numel())).double().reshape(p.shape)
+            for p, first in zip(layout.params, layout.first)
+        ]
+
+    return make

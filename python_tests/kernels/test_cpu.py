@@ -1,0 +1,164 @@
+"""The C++ backend equals the oracle bit for bit: every instruction set, dtype, size, offset, alignment and thread count."""
+
+import numpy as np
+import pytest
+import torch
+
+import zokern
+from zokern import Layout, NoiseKey, ops, use_backend
+from zokern.noise import reference
+
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+WRAP = 2**34  # elements after which the low word of the block counter starts again
+
+
+def has(isa):
+    from zokern.kernels import cpu
+
+    try:
+        return cpu._cpu.isa(isa) == isa
+    except ValueError:
+        return False
+
+
+@pytest.fixture(params=["scalar", "avx2", "avx512"])
+def isa(request, monkeypatch):
+    if not has(request.param):
+        pytest.skip(f"this processor has no {request.param}")
+    monkeypatch.setenv("ZOKERN_CPU_ISA", request.param)
+    with use_backend("cpu"):
+        yield request.param
+
+
+def bits(tensor):
+    return tensor.view(torch.int32 if tensor.dtype == torch.float32 else torch.int16)
+
+
+def test_the_compiled_backend_is_there_and_says_which_instructions_it_uses(isa):
+    assert zokern.backends()["cpu"].startswith(f"available: {isa}")
+
+
+def test_golden_vectors(isa, golden):
+    for (seed, step, stream, first), expected in golden:
+        z = ops.make_noise(NoiseKey(seed, step, stream), first, len(expected))
+        np.testing.assert_array_equal(z.numpy().view(np.uint32), expected)
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 3, 4, 5, 63, 64, 65, 127, 128, 129, 1023, 4097])
+@pytest.mark.parametrize("first", [0, 1, 2, 3, 4095, 2**32 - 3, 2**33 + 3, WRAP - 70, WRAP - 1, WRAP + 5, 2**40 - 9, 2**63 - 5000])
+def test_noise_of_any_range(isa, first, count):
+    rng = np.random.default_rng(first % 1000 + count)
+    key = NoiseKey(int(rng.integers(2**64, dtype=np.uint64)), int(rng.integers(2**32)), int(rng.integers(2**32)))
+    z = ops.make_noise(key, first, count).numpy()
+    np.testing.assert_array_equal(z.view(np.uint32), reference.normal(key, first, count).view(np.uint32))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("decay", [1.0, 0.75])
+@pytest.mark.parametrize("terms", [0, 1, 2, 7])
+def test_add_noise_equals_the_reference_backend(isa, dtype, decay, terms):
+    """Sums of several terms, rounded once, on tensors of awkward sizes that start at any element of a buffer."""
+    generator = torch.Generator().manual_seed(terms)
+    sizes = [1, 3, 1023, 0, 4096, 5001]
+    make = lambda: [torch.randn(n + 3, generator=generator.manual_seed(n)).to(dtype)[3:] for n in sizes]  # noqa: E731
+    ours, theirs = make(), make()
+    noise = [(NoiseKey(9, k, k), 10.0 ** -(k % 4)) for k in range(terms)]
+    ops.add_noise_(Layout(ours), noise, decay)
+    with use_backend("reference"):
+        ops.add_noise_(Layout(theirs), noise, decay)
+    for a, b in zip(ours, theirs):
+        assert torch.equal(bits(a), bits(b))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_rounding_of_every_kind_of_value(isa, dtype):
+    """Zeros, denormals, ties, overflow and infinities go through a pass that changes nothing, and through one that halves."""
+    if dtype == torch.float32:
+        values = torch.tensor([0.0, -0.0, 1e-45, -1e-40, 3.4e38, float("inf"), -float("inf"), 1.0] * 20)
+    else:
+        every = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16).view(dtype)
+        values = every[~every.isnan()]
+    same = values.clone()
+    ops.add_noise_(Layout([same]), [(NoiseKey(0), 0.0)])
+    assert torch.equal(same, values)  # a zero may lose its sign: -0 + 0 z is +0 where z > 0
+    halved = values.clone()
+    ops.add_noise_(Layout([halved]), [], decay=0.5)
+    assert torch.equal(bits(halved), bits((values.float() * 0.5).to(dtype)))
+    doubled = values.clone()
+    ops.add_noise_(Layout([doubled]), [], decay=2.0)
+    assert torch.equal(bits(doubled), bits((values.float() * 2.0).to(dtype)))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_nan_stays_nan(isa, dtype):
+    patterns = {torch.float32: [0x7F800001, 0x7FFFFFFF, -1], torch.bfloat16: [0x7F81, 0x7FFF, -1], torch.float16: [0x7C01, 0x7FFF, -1]}
+    kind = torch.int32 if dtype == torch.float32 else torch.int16
+    theta = torch.tensor(patterns[dtype] * 30, dtype=kind).view(dtype)
+    ops.add_noise_(Layout([theta]), [(NoiseKey(0), 1.0)], decay=0.5)
+    assert theta.isnan().all()
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3, 5])
+def test_threads_change_nothing(isa, threads):
+    before = torch.get_num_threads()
+    tensors = [torch.zeros(n) for n in (300_001, 7, 50_000, 1, 129_000)]
+    torch.set_num_threads(threads)
+    try:
+        ops.add_noise_(Layout(tensors), [(NoiseKey(1), 1.0), (NoiseKey(2), 0.5)])
+    finally:
+        torch.set_num_threads(before)
+    layout = Layout(tensors)
+    for tensor, first in zip(tensors, layout.first):
+        expected = torch.from_numpy(reference.normal(NoiseKey(1), first, len(tensor)))
+        expected = reference.fma(np.float32(0.5), reference.normal(NoiseKey(2), first, len(tensor)), expected.numpy())
+        np.testing.assert_array_equal(tensor.numpy(), expected)
+
+
+def test_the_number_of_threads_is_torchs(isa):
+    """Fewer threads than cores were asked for: the process must not use more. Counted by the kernel, in a process of its own."""
+    import subprocess
+    import sys
+
+    code = (
+        "import os, torch, zokern; torch.set_num_threads({n}); t = torch.empty(1 << 20)\n"
+        "before = set(os.listdir('/proc/self/task'))\n"
+        "zokern.ops.add_noise_(zokern.Layout([t]), [(zokern.NoiseKey(0), 1.0)])\n"
+        "print(len(set(os.listdir('/proc/self/task')) - before))"
+    )
+    for n in (1, 2):
+        run = subprocess.run([sys.executable, "-c", code.format(n=n)], capture_output=True, text=True, check=True)
+        assert int(run.stdout) == n - 1
+
+
+def test_an_instruction_set_that_does_not_exist_is_refused(monkeypatch):
+    monkeypatch.setenv("ZOKERN_CPU_ISA", "avx1024")
+    with pytest.raises(ValueError, match="ZOKERN_CPU_ISA=avx1024"):
+        ops.make_noise(NoiseKey(0), 0, 4)
+
+
+def test_the_gil_is_released():
+    """Another Python thread runs while a pass does."""
+    import threading
+
+    theta, ticks, done = torch.zeros(1 << 24), 0, threading.Event()
+    layout = Layout([theta])
+    layout.tables()
+
+    def tick():
+        nonlocal ticks
+        while not done.is_set():
+            ticks += 1
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    thread = threading.Thread(target=tick)
+    thread.start()
+    try:
+        start = ticks
+        ops.add_noise_(layout, [(NoiseKey(k), 1.0) for k in range(8)])
+        during = ticks - start
+    finally:
+        done.set()
+        thread.join()
+        torch.set_num_threads(before)
+    assert during > 1000  # with the lock held it could not tick at all while the pass runs

@@ -1,0 +1,86 @@
+"""The oracle itself: known answers, golden vectors, the exactness of its fma, and the draws beside the normal."""
+
+from fractions import Fraction
+
+import numpy as np
+import pytest
+
+from zokern import NoiseKey
+from zokern.noise import reference
+
+RANDOM123 = [  # kat_vectors of Random123, philox4x32-10
+    ("00000000 00000000 00000000 00000000", "00000000 00000000", "6627e8d5 e169c58d bc57ac4c 9b00dbd8"),
+    ("ffffffff ffffffff ffffffff ffffffff", "ffffffff ffffffff", "408f276d 41c83b0e a20bc7c6 6d5451fd"),
+    ("243f6a88 85a308d3 13198a2e 03707344", "a4093822 299f31d0", "d16cfe09 94fdcceb 5001e420 24126ea1"),
+]
+
+
+def hexes(line):
+    return tuple(int(word, 16) for word in line.split())
+
+
+@pytest.mark.parametrize("counter, key, answer", RANDOM123)
+def test_philox_gives_random123s_known_answers(counter, key, answer):
+    assert tuple(int(w) for w in reference.philox(hexes(counter), hexes(key))) == hexes(answer)
+
+
+def test_normal_gives_the_golden_vectors(golden):
+    for (seed, step, stream, first), bits in golden:
+        z = reference.normal(NoiseKey(seed, step, stream), first, len(bits))
+        np.testing.assert_array_equal(z.view(np.uint32), bits)
+
+
+@pytest.mark.parametrize("first, count", [(0, 0), (0, 1), (3, 1), (5, 2), (4094, 9)])
+def test_elements_do_not_depend_on_the_range_they_are_asked_in(first, count):
+    key = NoiseKey(7, 8, 9)
+    np.testing.assert_array_equal(reference.normal(key, first, count), reference.normal(key, 0, 5000)[first : first + count])
+
+
+def test_fma_rounds_once():
+    """Against exact fractions, on operands made so that rounding the product first, or the sum twice, is wrong."""
+    rng = np.random.default_rng(0)
+    a, b = (rng.standard_normal(20000).astype(np.float32) for _ in range(2))
+    near = -(a.astype(np.float64) * b).astype(np.float32)  # cancels all but the last bits
+    far = (rng.standard_normal(20000) * 2.0 ** rng.integers(-40, 40, 20000)).astype(np.float32)
+    for c in (near, far):
+        got = reference.fma(a, b, c)
+        for x, y, z, value in zip(a, b, c, got):
+            exact = Fraction(float(x)) * Fraction(float(y)) + Fraction(float(z))
+            error = abs(exact - Fraction(float(value)))
+            for other in (np.nextafter(value, np.float32(np.inf)), np.nextafter(value, np.float32(-np.inf))):
+                assert error <= abs(exact - Fraction(float(other)))
+
+
+def test_mask_keeps_what_it_was_asked_to_keep():
+    """Density within 5 standard deviations: a false alarm in 1.7 million runs."""
+    n = 1 << 18
+    for keep in (0.01, 0.25, 0.5, 0.999):
+        kept = reference.mask(NoiseKey(3, 1, 2 << 24), keep, 5, n).mean()
+        assert abs(kept - keep) < 5 * np.sqrt(keep * (1 - keep) / n)
+    assert reference.mask(NoiseKey(3), 1.0, 0, n).all()
+
+
+def test_stochastic_rounding_keeps_the_mean():
+    key, n = NoiseKey(5, 0, 3 << 24), 1 << 16
+    x = np.full(n, 1 + 0.3 * 2**-7, np.float32)  # three tenths of the way between two bfloat16
+    bits = reference.round_stochastic(x, key, 3)
+    assert set(bits) == {0x3F80, 0x3F81}
+    assert abs((bits == 0x3F81).mean() - 0.3) < 5 * np.sqrt(0.21 / n)
+    np.testing.assert_array_equal(bits[40:90], reference.round_stochastic(x[40:90], key, 43))
+    special = np.array([np.inf, -np.inf, np.nan, 0, -0.0], np.float32)
+    inf, minus, nan, zero, minus_zero = reference.round_stochastic(special, key, 0)
+    assert (inf, minus, zero, minus_zero) == (0x7F80, 0xFF80, 0, 0x8000) and nan & 0x7FFF > 0x7F80
+
+
+@pytest.mark.parametrize("wrong, error", [({"seed": -1}, ValueError), ({"seed": 2**64}, ValueError), ({"step": 2**32}, ValueError),
+                                          ({"stream": 2**32}, ValueError), ({"seed": 1.5}, TypeError), ({"step": "0"}, TypeError)])  # fmt: skip
+def test_a_key_refuses_what_it_cannot_hold(wrong, error):
+    (name,) = wrong
+    with pytest.raises(error, match=name):
+        NoiseKey(**{"seed": 0, **wrong})
+
+
+def test_a_key_puts_purpose_and_probe_into_its_stream():
+    assert NoiseKey.of(1, 2, purpose=3, probe=4) == NoiseKey(1, 2, 3 << 24 | 4)
+    with pytest.raises(ValueError, match="probe=16777216"):
+        NoiseKey.of(0, 0, 0, 1 << 24)

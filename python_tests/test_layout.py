@@ -1,0 +1,86 @@
+"""Who owns which element, and what cannot be perturbed."""
+
+import pytest
+import torch
+
+from zokern import Layout
+
+
+def zeros(*shape, **kinds):
+    return torch.zeros(*shape, **kinds)
+
+
+def test_every_tensor_starts_at_a_multiple_of_4096_in_the_order_given():
+    layout = Layout([zeros(3), zeros(4096), zeros(64, 65), zeros(0), zeros(()), zeros(1)])
+    assert layout.first == [0, 4096, 8192, 16384, 16384, 20480]
+
+
+def test_names_and_groups_of_every_accepted_form():
+    a, b, c = zeros(1), zeros(2), zeros(3)
+    assert Layout([a, b]).names == ["", ""]
+    assert Layout([("x", a), ("y", b)]).names == ["x", "y"]
+    layout = Layout([{"params": [a, b], "param_names": ["x", "y"]}, {"params": c}])
+    assert (layout.names, layout.group, layout.groups) == (["x", "y", ""], [0, 0, 1], 2)
+
+
+def test_tied_weights_and_aliases_count_once():
+    theta = zeros(6, 4)
+    again = torch.nn.Parameter(theta.view(4, 6))
+    layout = Layout([theta, theta, again, theta.t(), theta[2:4], zeros(1)])
+    assert [p.shape for p in layout.params] == [(6, 4), (1,)] and layout.first == [0, 4096]
+    # The tensor that covers the others stays, wherever it stands.
+    layout = Layout([theta[1:2], zeros(2), theta])
+    assert [tuple(p.shape) for p in layout.params] == [(2,), (6, 4)]
+
+
+def test_views_side_by_side_in_one_storage_are_different_parameters():
+    storage = zeros(10)
+    assert len(Layout([storage[:5], storage[5:]]).params) == 2
+
+
+def test_views_that_overlap_in_part_are_refused():
+    storage = zeros(10)
+    with pytest.raises(ValueError, match=r"theta\[1\] \('b'\) and theta\[0\] \('a'\) share part of their memory"):
+        Layout([("a", storage[:6]), ("b", storage[4:])])
+
+
+@pytest.mark.parametrize(
+    "bad, error, message",
+    [
+        (lambda: torch.zeros(3, dtype=torch.int64), TypeError, "is torch.int64: leave it out"),
+        (lambda: torch.zeros(3, dtype=torch.float64), TypeError, r"is torch.float64: pass .float\(\)"),
+        (lambda: torch.zeros(3, dtype=torch.complex64), TypeError, "is torch.complex64"),
+        (lambda: torch.zeros(3, 1).expand(3, 4), ValueError, r"is expanded \(stride 0\): pass .contiguous\(\)"),
+        (lambda: torch.zeros(9).as_strided((3, 3), (1, 1)), ValueError, "overlaps itself"),
+        (lambda: torch.zeros(3, device="meta"), ValueError, "is on the meta device"),
+        (lambda: torch.eye(3).to_sparse(), TypeError, r"is torch.sparse_coo: pass .to_dense\(\)"),
+    ],
+)
+def test_a_parameter_that_cannot_be_perturbed_is_named_with_its_cure(bad, error, message):
+    with pytest.raises(error, match=r"theta\[1\] \('lm_head.weight'\) " + message):
+        Layout([("fine", zeros(2)), ("lm_head.weight", bad())])
+
+
+@pytest.mark.parametrize("bad, error", [([], ValueError), (torch.zeros(2), TypeError), (["x"], TypeError)])
+def test_what_is_no_list_of_parameters(bad, error):
+    with pytest.raises(error, match="params"):
+        Layout(bad)
+
+
+def test_the_fingerprint_tells_layouts_apart_and_dtypes_not():
+    base = Layout([zeros(3, 4), zeros(5)]).fingerprint()
+    assert base == Layout([torch.ones(3, 4, dtype=torch.bfloat16), zeros(5)]).fingerprint()
+    assert len({base, Layout([zeros(4, 3), zeros(5)]).fingerprint(), Layout([zeros(5), zeros(3, 4)]).fingerprint()}) == 3
+
+
+def test_tables_follow_parameters_that_move():
+    theta = torch.nn.Parameter(zeros(8))
+    layout = Layout([theta])
+    first = layout.tables()[0]
+    assert layout.tables()[0] is first
+    theta.data = torch.ones(8, dtype=torch.bfloat16)
+    (table,) = layout.tables()[0]
+    assert table.rows[0, 0] == theta.data_ptr() and table.dtype == torch.bfloat16
+    theta.data = torch.ones(8, dtype=torch.int32).float().double()
+    with pytest.raises(TypeError, match=r"theta\[0\] is torch.float64"):
+        layout.tables()
