@@ -35,7 +35,7 @@ class ZerothOrder(torch.optim.Optimizer):
     """
 
     def __init__(self, params, defaults):
-        self.last = None
+        self._start()
         defaults = dict(defaults, step=0, skipped=0, noise_spec=SPEC_VERSION)
         super().__init__(params, defaults)
         if not any(group["params"] for group in self.param_groups):
@@ -73,17 +73,28 @@ class ZerothOrder(torch.optim.Optimizer):
         """Move along an estimate and count one step. An Estimate of logged terms replays a step without evaluating anything."""
         self._update(estimate)
         self.last = estimate
-        on_host = estimate.skipped.device.type == "cpu"
-        if on_host and estimate.skipped and not self.skipped:
-            warnings.warn(
-                f"step {self.param_groups[0]['step']} was skipped: its loss is not finite ({[float(x) for x in estimate.losses]}). "
-                "Later ones are only counted, in `skipped`.",
-                RuntimeWarning,
-                stacklevel=3,
-            )
+        if not self._warned:
+            self._look_for_skipped(estimate)
         for group in self.param_groups:
             group["step"] += 1
             group["skipped"] = group["skipped"] + estimate.skipped
+
+    def _look_for_skipped(self, estimate):
+        """Warn of the first skipped step. Where the flag is on a GPU, look at it when it has arrived: a step or two later."""
+        if self._flag is None:
+            host, arrived = estimate.skipped, None
+            if host.is_cuda:
+                host, arrived = torch.empty((), dtype=torch.bool, pin_memory=True), torch.cuda.Event()
+                host.copy_(estimate.skipped, non_blocking=True)
+                arrived.record(torch.cuda.current_stream(estimate.skipped.device))
+            self._flag = host, arrived, self.param_groups[0]["step"]
+        host, arrived, step = self._flag
+        if arrived is None or arrived.query():
+            self._flag, self._warned = None, bool(host)
+            if host:
+                warnings.warn(
+                    f"step {step} was skipped: a loss was not finite. Later ones are only counted, in `skipped`.", RuntimeWarning, stacklevel=4
+                )
 
     @property
     def skipped(self) -> int:
@@ -97,15 +108,15 @@ class ZerothOrder(torch.optim.Optimizer):
         group = self.param_groups[-1]
         try:
             self._check(group)
+            live = [i for i, p in enumerate(group["params"]) if p.requires_grad]
+            for name in ("params", "param_names"):
+                if name in group:
+                    group[name] = [group[name][i] for i in live]
+            if hasattr(self, "model"):
+                self._bind()
         except BaseException:
             del self.param_groups[-1]
             raise
-        live = [i for i, p in enumerate(group["params"]) if p.requires_grad]
-        for name in ("params", "param_names"):
-            if name in group:
-                group[name] = [group[name][i] for i in live]
-        if hasattr(self, "model"):
-            self._bind()
 
     def load_state_dict(self, state_dict):
         """Resume. Bit for bit what an uninterrupted run would do, given the same parameters.
@@ -123,8 +134,12 @@ class ZerothOrder(torch.optim.Optimizer):
 
     def __setstate__(self, state):
         super().__setstate__(state)
-        self.__dict__.setdefault("last", None)
+        self._start()
         self._bind()
+
+    def _start(self):
+        """What a run does not need to be resumed."""
+        self.last, self._warned, self._flag = None, False, None
 
     def _bind(self):
         if hasattr(self, "model"):

@@ -1,0 +1,51 @@
+"""Runs every fenced `sh` and `python` block of the Markdown files given, in order: what the docs tell a user to type must work.
+
+A file's python blocks share one namespace, as a reader would run them. Blocks of other languages (text, or none) are not run.
+"""
+
+import contextlib
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+FENCE = re.compile(r"^```(\w+)\n(.*?)^```$", re.M | re.S)
+
+
+def run(language, code, namespace):
+    if language == "python":
+        exec(compile(code, "<block>", "exec"), namespace)
+    elif language == "sh":
+        # In the repository, with its .venv's python first, as after `source .venv/bin/activate`.
+        environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+        subprocess.run(["bash", "-euo", "pipefail", "-c", code], cwd=ROOT, env=environment, check=True, stdout=subprocess.DEVNULL)
+    else:
+        return False
+    return True
+
+
+def main(paths):
+    failed = 0
+    for path in paths:
+        namespace = {"__name__": "__main__"}
+        text = Path(path).read_text()
+        for block in FENCE.finditer(text):
+            where = f"{path}:{text.count(chr(10), 0, block.start()) + 1}"
+            start = time.perf_counter()
+            try:
+                with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder) if block[1] == "python" else contextlib.nullcontext():
+                    ran = run(block[1], block[2], namespace)
+            except BaseException as error:
+                failed += 1
+                print(f"{where}: {block[1]} block failed: {type(error).__name__}: {error}", flush=True)
+            else:
+                print(f"{where}: {block[1]} block {'ran' if ran else 'is not run'} ({time.perf_counter() - start:.0f} s)", flush=True)
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
