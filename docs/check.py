@@ -3,7 +3,6 @@
 A file's python blocks share one namespace, as a reader would run them. Blocks of other languages (text, or none) are not run.
 """
 
-import contextlib
 import os
 import re
 import subprocess
@@ -18,7 +17,12 @@ FENCE = re.compile(r"^```(\w+)\n(.*?)^```$", re.M | re.S)
 
 def run(language, code, namespace):
     if language == "python":
-        exec(compile(code, "<block>", "exec"), namespace)
+        with tempfile.TemporaryDirectory() as folder:
+            os.chdir(folder)
+            try:
+                exec(compile(code, "<block>", "exec"), namespace)
+            finally:
+                os.chdir(ROOT)
     elif language == "sh":
         # In the repository, with its .venv's python first, as after `source .venv/bin/activate`.
         environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
@@ -37,8 +41,7 @@ def main(paths):
             where = f"{path}:{text.count(chr(10), 0, block.start()) + 1}"
             start = time.perf_counter()
             try:
-                with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder) if block[1] == "python" else contextlib.nullcontext():
-                    ran = run(block[1], block[2], namespace)
+                ran = run(block[1], block[2], namespace)
             except BaseException as error:
                 failed += 1
                 print(f"{where}: {block[1]} block failed: {type(error).__name__}: {error}", flush=True)

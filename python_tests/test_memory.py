@@ -27,7 +27,13 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)
 
 @pytest.mark.skipif(sys.platform != "linux", reason="peak memory is read the way Linux counts it")
 @pytest.mark.parametrize(
-    "make, q", [("torch.ones(n)", 1), ("torch.ones(n)", 3), ("torch.ones(n, dtype=torch.bfloat16)", 1), ("torch.ones(4096, n // 4096).t()", 1)]
+    "make, q",
+    [
+        ("torch.ones(n)", 1),
+        ("torch.ones(n)", 3),
+        ("torch.ones(n, dtype=torch.bfloat16)", 1),
+        ("torch.ones(4096, n // 4096).t()", 1),
+    ],
 )
 def test_a_step_allocates_nothing_of_a_parameters_size(make, q):
     n = 1 << 24  # 64 MiB in float32, 32 in bfloat16

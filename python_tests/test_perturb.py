@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-
 from tolerances import RESTORED
+
 from zokern import Layout, NoiseKey, ops
 from zokern.estimate import average, two_point
 from zokern.perturb import InPlace

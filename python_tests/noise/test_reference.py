@@ -72,8 +72,17 @@ def test_stochastic_rounding_keeps_the_mean():
     assert (inf, minus, zero, minus_zero) == (0x7F80, 0xFF80, 0, 0x8000) and nan & 0x7FFF > 0x7F80
 
 
-@pytest.mark.parametrize("wrong, error", [({"seed": -1}, ValueError), ({"seed": 2**64}, ValueError), ({"step": 2**32}, ValueError),
-                                          ({"stream": 2**32}, ValueError), ({"seed": 1.5}, TypeError), ({"step": "0"}, TypeError)])  # fmt: skip
+@pytest.mark.parametrize(
+    "wrong, error",
+    [
+        ({"seed": -1}, ValueError),
+        ({"seed": 2**64}, ValueError),
+        ({"step": 2**32}, ValueError),
+        ({"stream": 2**32}, ValueError),
+        ({"seed": 1.5}, TypeError),
+        ({"step": "0"}, TypeError),
+    ],
+)
 def test_a_key_refuses_what_it_cannot_hold(wrong, error):
     (name,) = wrong
     with pytest.raises(error, match=name):

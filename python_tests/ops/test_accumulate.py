@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-
 from tolerances import ROUNDING
+
 from zokern import Layout, NoiseKey, ops
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -56,7 +56,8 @@ def test_nothing_outside_a_view_is_touched():
 
 def test_coefficients_of_every_kind_agree():
     results = []
-    for c in (0.25, torch.tensor(0.25), torch.tensor(0.25, dtype=torch.float64), torch.tensor([0.25, 0.25]), torch.nn.Parameter(torch.tensor(0.25))):
+    quarter = torch.tensor(0.25)
+    for c in (0.25, quarter, quarter.double(), torch.tensor([0.25, 0.25]), torch.nn.Parameter(quarter)):
         a, b = torch.zeros(5), torch.zeros(3)
         ops.add_noise_(Layout([{"params": [a]}, {"params": [b]}]), [(NoiseKey(0), c)], decay=c)
         results.append(torch.cat([a, b]))

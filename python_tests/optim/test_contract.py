@@ -7,8 +7,8 @@ import warnings
 
 import pytest
 import torch
-
 from tolerances import RESTORED
+
 from zokern import MeZO, NoiseKey
 from zokern.estimate import Estimate
 

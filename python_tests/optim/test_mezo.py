@@ -79,7 +79,7 @@ def toy(alpha):
 
 @pytest.mark.parametrize("alpha", [0.5, 1.0, 2.0])
 def test_the_effective_rank_toy_follows_its_closed_form(alpha):
-    """On f = x^T A x / 2 the second moments of a MeZO step are exact: E x_i^2 <- (1 - 2 lr l_i + 2 lr^2 l_i^2) x_i^2 + lr^2 sum_j l_j^2 x_j^2.
+    """On f = x^T A x / 2 second moments are exact: E x_i^2 <- (1 - 2 lr l_i + 2 lr^2 l_i^2) x_i^2 + lr^2 sum_j l_j^2 x_j^2.
 
     The mean loss over 60 seeds after 60 steps must lie within 5 standard errors of it (a false alarm in a million, were it normal).
     """
@@ -131,6 +131,6 @@ def test_every_backend_takes_the_same_step():
         with zokern.use_backend(backend):
             opt = MeZO([theta], lr=1e-3, weight_decay=0.1)
             for _ in range(3):
-                opt.step(lambda: (theta**2).sum())
+                opt.step(lambda: (theta**2).sum())  # noqa: B023
         thetas.append(theta.detach())
     assert torch.equal(*thetas)

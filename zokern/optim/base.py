@@ -92,9 +92,8 @@ class ZerothOrder(torch.optim.Optimizer):
         if arrived is None or arrived.query():
             self._flag, self._warned = None, bool(host)
             if host:
-                warnings.warn(
-                    f"step {step} was skipped: a loss was not finite. Later ones are only counted, in `skipped`.", RuntimeWarning, stacklevel=4
-                )
+                message = f"step {step} was skipped: a loss was not finite. Later ones are only counted, in `skipped`."
+                warnings.warn(message, RuntimeWarning, stacklevel=4)
 
     @property
     def skipped(self) -> int:
@@ -157,8 +156,9 @@ class ZerothOrder(torch.optim.Optimizer):
                 if not good:
                     raise ValueError(f"{name}={group[name]!r} in param_groups[{len(self.param_groups) - 1}]: pass {cure}")
         for name in SHARED:
-            if name in group and name in self.param_groups[0] and group[name] != self.param_groups[0][name]:
-                raise ValueError(f"{name}={group[name]!r} differs from param_groups[0]'s {self.param_groups[0][name]!r}: pass one {name} for all")
+            mine, first = group.get(name), self.param_groups[0].get(name)
+            if mine != first:
+                raise ValueError(f"{name}={mine!r} differs from param_groups[0]'s {name}={first!r}: pass one {name} for all")
 
     def _key(self, probe=0, purpose=0) -> NoiseKey:
         group = self.param_groups[0]
