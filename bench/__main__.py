@@ -1,0 +1,82 @@
+"""python -m bench: what zokern's noise and its MeZO step cost here, beside what one writes without it."""
+
+import argparse
+import gc
+import os
+import sys
+from contextlib import ExitStack
+from pathlib import Path
+
+import torch
+
+import zokern
+
+from . import cases, kernels, record, step, table
+from .oracle import Refused
+
+
+def main(argv=None) -> int:
+    """-> 0; 1 when a case was refused or has failed; 2 when what was asked for is not here."""
+    arguments = parser().parse_args(argv)
+    device = torch.device("cuda" if torch.cuda.is_available() and arguments.backend not in ("cpu", "reference") else "cpu")
+    if arguments.isa:
+        os.environ["ZOKERN_CPU_ISA"] = arguments.isa
+    with ExitStack() as stack:
+        try:
+            if arguments.backend:
+                stack.enter_context(zokern.use_backend(arguments.backend))
+            zokern.backends()
+        except (RuntimeError, ValueError) as error:
+            print(f"bench: {error}", file=sys.stderr)
+            return 2
+        return run(arguments, device)
+
+
+def run(arguments, device) -> int:
+    """Measure case by case; every case's records are written as soon as they are there."""
+    chosen = dict(quick=arguments.quick, dtypes=arguments.dtype, threads=arguments.threads)
+    work = []
+    if arguments.suite in ("kernels", "all"):
+        work += [(kernels, case) for case in cases.kernels(device, **chosen)]
+    if arguments.suite in ("step", "all"):
+        reason = step.missing()
+        if reason:
+            print(f"bench: suite step is skipped: {reason}", file=sys.stderr)
+        else:
+            work += [(step, case) for case in cases.steps(device, **chosen)]
+    records, failed = [], 0
+    for done, (suite, case) in enumerate(work, 1):
+        print(f"bench: {done} of {len(work)}: {case}", file=sys.stderr)
+        try:
+            measured = suite.measure(case, device)
+        except Refused as error:
+            print(f"bench: REFUSED, not timed: {error}", file=sys.stderr)
+            failed += 1
+        except torch.cuda.OutOfMemoryError:
+            print("bench: left out, it does not fit in the memory of this GPU", file=sys.stderr)
+        else:
+            record.append(arguments.out, measured)
+            records += measured
+        if device.type == "cuda":
+            gc.collect()  # the next model needs the room of this one, whatever still points in circles
+            torch.cuda.empty_cache()
+    print(table.text(records))
+    if failed:
+        print(f"{failed} of {len(work)} cases were refused: their results are wrong")
+    return 1 if failed else 0
+
+
+def parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
+    parser.add_argument("--suite", choices=("kernels", "step", "all"), default="all")
+    parser.add_argument("--quick", action="store_true", help="tiny sizes, to see that everything works: the times mean nothing")
+    parser.add_argument("--out", type=Path, default=record.ROOT / "out" / "bench.jsonl", help="JSON lines, appended (out/bench.jsonl)")
+    parser.add_argument("--threads", type=int, help="CPU threads (kernels: all; step: one, and then all)")
+    parser.add_argument("--isa", choices=("scalar", "avx2", "avx512"), help="of the C++ backend (the best one)")
+    parser.add_argument("--dtype", nargs="+", choices=list(cases.DTYPES), help="only these (all)")
+    parser.add_argument("--backend", choices=zokern.kernels.NAMES, help="force one (the best one)")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,63 @@
+"""What is wrong is not timed: results are compared with the NumPy oracle first, bit for bit."""
+
+from functools import partial
+
+import torch
+
+import zokern
+from zokern.noise import reference
+
+SLICE = 1000  # elements compared at the beginning, in the middle and at the end of a tensor
+EPS = 1e-3
+CHECK = zokern.NoiseKey(seed=0x0123456789ABCDEF, step=7)
+
+
+class Refused(Exception):
+    """A case whose result is wrong; its times are worth nothing."""
+
+
+def expected(theta, first, terms):
+    """theta + sum_k c_k z(key_k) by the oracle, rounded once. ``theta``: elements first, first + 1, ... on the CPU."""
+    acc = theta.float().numpy()
+    for key, c in terms:
+        acc = reference.fma(reference.F32(c), reference.normal(key, first, len(acc)), acc)
+    return torch.from_numpy(acc).to(theta.dtype)
+
+
+def check(theta, first, terms, call):
+    """Run ``call`` once; it must have added the terms to ``theta``, whose first element has the index ``first``.
+
+    Raises:
+        Refused: it has done something else.
+    """
+    theta = theta.detach().view(-1)
+    starts = sorted({max(0, start) for start in (0, len(theta) // 2 - 7, len(theta) - SLICE)})
+    before = [theta[start : start + SLICE].cpu().clone() for start in starts]
+    call()
+    for start, old in zip(starts, before):
+        new, right = theta[start : start + SLICE].cpu(), expected(old, first + start, terms)
+        if not torch.equal(new, right):
+            wrong = int((new != right).sum())
+            raise Refused(f"{wrong} of elements {start} to {start + len(old) - 1} differ from the oracle's")
+
+
+def check_step(params, closure, lr):
+    """An optimizer must bring the weights back after it has measured, and must move them by -lr g z(key) exactly.
+
+    Raises:
+        Refused: it does something else.
+    """
+    optimizer = zokern.MeZO(params, lr=lr, eps=EPS)
+    layout = optimizer.layout
+    looked_at = sorted({0, len(layout.params) // 2, len(layout.params) - 1})
+    before = [layout.params[i].detach().clone() for i in looked_at]
+    optimizer.estimate(closure)
+    for i, old in zip(looked_at, before):
+        theta = layout.params[i].detach()
+        # Three moves, each rounded by half a unit in the last place of at most |theta| + 7 eps: no |z| reaches 7.
+        bound = 1.5 * torch.finfo(theta.dtype).eps * (old.float().abs() + 7 * EPS)
+        if not bool(((theta.float() - old.float()).abs() <= bound).all()):
+            raise Refused("measuring the losses did not leave the weights as they were")
+    for i, g in zip(looked_at, (EPS / lr, -EPS / lr, EPS / lr)):
+        estimate = zokern.Estimate([(CHECK, g)])
+        check(layout.params[i], layout.first[i], [(CHECK, -lr * g)], partial(optimizer.apply, estimate))

@@ -1,0 +1,166 @@
+"""Suite ``step``: what a full-parameter MeZO step of a language model costs beyond its two forward passes."""
+
+import copy
+import os
+import statistics
+
+import torch
+
+import zokern
+
+from . import record
+from .cases import DTYPES, Step
+from .oracle import EPS, check_step
+from .timing import Wall, interleave
+
+OURS, PUBLISHED, FORWARDS = "zokern.MeZO", "MeZO as published", "two forwards"
+LR = 1e-6
+
+
+class PublishedMeZO:
+    """The step as the paper's own code takes it: seed, then for each tensor torch.normal and a sum that makes the tensor anew.
+
+    Four passes over the weights, +eps, -2 eps, +eps and the update, each with the same z from the same seed. Written again
+    from its description, without the multiplication by a weight decay of zero, which would make it slower.
+
+    Reference: Malladi et al. 2023, "Fine-Tuning Language Models with Just Forward Passes", Algorithm 1.
+    """
+
+    def __init__(self, model, lr, eps):
+        self.params = [p for _, p in model.named_parameters() if p.requires_grad]
+        self.lr, self.eps, self.steps = lr, eps, 0
+
+    def step(self, closure):
+        seed, self.steps = self.steps, self.steps + 1
+        with torch.no_grad():
+            self.perturb(seed, 1)
+            plus = closure()
+            self.perturb(seed, -2)
+            minus = closure()
+            projected_grad = ((plus - minus) / (2 * self.eps)).item()
+            self.perturb(seed, 1)
+            for p, z in self.noise(seed):
+                p.data = p.data - self.lr * (projected_grad * z)
+        return plus
+
+    def perturb(self, seed, scaling_factor):
+        for p, z in self.noise(seed):
+            p.data = p.data + scaling_factor * z * self.eps
+
+    def noise(self, seed):
+        torch.manual_seed(seed)
+        for p in self.params:
+            yield p, torch.normal(mean=0, std=1, size=p.data.size(), device=p.data.device, dtype=p.data.dtype)
+
+
+def missing() -> str:
+    """Why the suite cannot run here; "" where it can."""
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")  # models are made from configs: nothing is fetched
+    try:
+        import transformers  # noqa: F401
+    except ImportError as error:
+        return f"{error}: pip install transformers"
+    return ""
+
+
+def measure(case: Step, device) -> list[dict]:
+    """Check, then time. -> records, one a candidate.
+
+    Raises:
+        Refused: the check failed. torch.cuda.OutOfMemoryError: two such models do not fit.
+    """
+    torch.set_num_threads(case.threads)
+    ours = build(case, device)
+    check_step(ours.named_parameters(), loss_of(ours, case), LR)
+    # Models of their own: the published step gives its weights new memory each time, and so would have zokern look for them.
+    theirs = copy.deepcopy(ours)
+    optimizer = zokern.MeZO(ours.parameters(), lr=LR, eps=EPS)
+    published, forwards = PublishedMeZO(theirs, LR, EPS), loss_of(ours, case)
+    closures = {OURS: forwards, PUBLISHED: loss_of(theirs, case)}
+
+    def two_forwards():
+        with torch.no_grad():
+            forwards(), forwards()
+
+    candidates = {
+        OURS: lambda: optimizer.step(closures[OURS]),
+        PUBLISHED: lambda: published.step(closures[PUBLISHED]),
+        FORWARDS: two_forwards,
+    }
+    timer = Wall(device, most=1)
+    samples = interleave(candidates, timer, case.budget)
+    # In pairs: what slows a round down slows down both of its sides.
+    own = {
+        name: statistics.median(step - both for step, both in zip(samples[name].seconds, samples[FORWARDS].seconds))
+        for name in (OURS, PUBLISHED)
+    }
+    peaks = {name: peak(call) if device.type == "cuda" else None for name, call in candidates.items()}
+    passes = {OURS: lambda: optimizer.model.add([(zokern.NoiseKey(0), EPS)]), PUBLISHED: lambda: published.perturb(0, 1)}
+    launched = {name: launches(one_pass) if device.type == "cuda" else None for name, one_pass in passes.items()}
+
+    def describe(name):
+        return {
+            "suite": "step",
+            "op": "MeZO step",
+            **record.backend(device, name == OURS),
+            "dtype": case.dtype,
+            "n": sum(p.numel() for p in optimizer.layout.params),
+            "terms": 1,
+            "threads": case.threads,
+            "timer": timer.name,
+            "model": case.model,
+            "batch": case.batch,
+            "tokens": case.tokens,
+            "step_in_forwards": 2 * samples[name].median / samples[FORWARDS].median,
+            "optimizer_s": own.get(name),
+            # On a busy machine a difference of two times can come out below zero; its ratio would say nothing.
+            "optimizer_speedup": own[PUBLISHED] / own[name] if own.get(name, 0) > 0 else None,
+            "peak_bytes": peaks[name],
+            "peak_over_forwards_bytes": peaks[name] - peaks[FORWARDS] if peaks[name] else None,
+            "launches_per_pass": launched.get(name),
+        }
+
+    return record.lines(device, samples, FORWARDS, PUBLISHED, describe)
+
+
+def build(case, device):
+    """An OPT in evaluation mode, made where it will run."""
+    import transformers
+
+    torch.manual_seed(0)
+    config = transformers.OPTConfig(**case.shape, use_cache=False)
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(DTYPES[case.dtype])
+    try:
+        with torch.device(device):
+            return transformers.OPTForCausalLM(config).eval()
+    finally:
+        torch.set_default_dtype(before)
+
+
+def loss_of(model, case):
+    """A closure: the loss of random tokens, the same ones each time."""
+    generator = torch.Generator().manual_seed(0)
+    size = (case.batch, case.tokens)
+    tokens, labels = (torch.randint(4, model.config.vocab_size, size, generator=generator).to(model.device) for _ in range(2))
+    return lambda: model(input_ids=tokens, labels=labels).loss
+
+
+def peak(call) -> int:
+    """Most bytes allocated at once during a call, with all that lives on the device anyway."""
+    torch.cuda.synchronize()
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    call()
+    torch.cuda.synchronize()
+    return torch.cuda.max_memory_allocated()
+
+
+def launches(call) -> int:
+    """Kernels and copies that a call queues on the GPU."""
+    call()
+    torch.cuda.synchronize()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        call()
+        torch.cuda.synchronize()
+    return sum(event.device_type == torch.autograd.DeviceType.CUDA for event in profile.events())

@@ -1,0 +1,99 @@
+"""Records as tables of at most 120 columns: one line a case."""
+
+import math
+
+from . import kernels, step
+
+NOTES = {
+    "kernels": """\
+ns: nanoseconds an element, zokern's with its quartiles. of floor: the time of {floor} over zokern's.
+torch: z = torch.normal(0, 1, size); theta.add_(z, alpha=c). MeZO: p.data = p.data + s * z * eps.
+x: how many times faster zokern is.""",
+    "step": """\
+z: zokern, p: as published. own: the optimizer's part, the step less two forwards; x: p over z.
+fwds: the step in units of one forward. +MB: peak memory over that of the two forwards.
+launches: kernels and copies of one pass over the weights, z / p.""",
+}
+
+
+def text(records) -> str:
+    if not records:
+        return "no records"
+    parts = [heading(records)]
+    for suite, row in (("kernels", of_kernels), ("step", of_steps)):
+        cases = by_case([record for record in records if record["suite"] == suite])
+        if cases:
+            floor = next((name for case in cases for name in kernels.FLOOR.values() if name in case), "")
+            parts.append(f"suite {suite}\n{aligned([row(case) for case in cases])}\n{NOTES[suite].format(floor=floor)}")
+            parts[-1] += "".join(map(cycles, cases))
+    return "\n\n".join(parts)
+
+
+def heading(records) -> str:
+    machine, versions, ours = records[0]["machine"], records[0]["versions"], records[0]
+    named = ", ".join(f"{name} {version}" for name, version in versions.items() if version)
+    work = " ".join(filter(None, (ours["backend"], ours["isa"])))
+    return f"{machine.get('gpu', machine['cpu'])}, {machine['cores']} CPU cores, backend {work}\n{named}, commit {ours['commit']}"
+
+
+def cycles(case) -> str:
+    ours = case.get(kernels.OURS, {})
+    if "clock_ghz" not in ours:
+        return ""
+    median, least, clock = (ours[field] for field in ("cycles_per_element", "cycles_per_element_min", "clock_ghz"))
+    return f"\nin L2, one thread: {median:.2f} cycles an element (fastest rounds {least:.2f}); clock {clock:.2f} GHz, by a chain of imul"
+
+
+def by_case(records) -> list[dict]:
+    """[{candidate: record}], one a case."""
+    cases = {}
+    for record in records:
+        named = tuple(record.get(field) for field in ("op", "model", "batch", "dtype", "terms", "n", "threads"))
+        cases.setdefault(named, {})[record["candidate"]] = record
+    return list(cases.values())
+
+
+def of_kernels(case) -> dict[str, str]:
+    ours, torch, literal = (case[name] for name in (kernels.OURS, kernels.TORCH, kernels.LITERAL))
+    scale = 1e9 / ours["n"]
+    return {
+        "dtype": ours["dtype"],
+        "terms": str(ours["terms"]),
+        "n": f"2^{ours['n'].bit_length() - 1}" + (" in L2" if ours["op"].endswith("L2") else ""),
+        "threads": str(ours["threads"]),
+        "zokern ns": f"{ours['ns_per_element']:.3f} [{ours['q1_s'] * scale:.3f} {ours['q3_s'] * scale:.3f}]",
+        "GB/s": f"{ours['gb_per_s']:.1f}",
+        "of floor": f"{ours['share_of_floor']:.2f}",
+        "torch ns": f"{torch['ns_per_element']:.3f}",
+        "x": f"{ours['speedup']:.1f}",
+        "MeZO ns": f"{literal['ns_per_element']:.3f}",
+        "x ": f"{literal['median_s'] / ours['median_s']:.1f}",
+    }
+
+
+def of_steps(case) -> dict[str, str]:
+    ours, published, forwards = (case[name] for name in (step.OURS, step.PUBLISHED, step.FORWARDS))
+
+    def both(field, shown):
+        return " / ".join("-" if record[field] is None else shown(record[field]) for record in (ours, published))
+
+    return {
+        "model": ours["model"],
+        "dtype": ours["dtype"],
+        "tokens": f"{ours['batch']}x{ours['tokens']}",
+        "threads": str(ours["threads"]),
+        "2 fwds ms": f"{forwards['median_s'] * 1e3:.1f}",
+        "step ms z / p": both("median_s", lambda s: f"{s * 1e3:.1f}"),
+        "own ms z / p": both("optimizer_s", lambda s: f"{s * 1e3:.1f}"),
+        "x": f"{ours['optimizer_speedup'] or math.nan:.1f}",
+        "fwds z / p": both("step_in_forwards", lambda x: f"{x:.2f}"),
+        "+MB z / p": both("peak_over_forwards_bytes", lambda b: f"{b / 1e6:.0f}"),
+        "launches": both("launches_per_pass", str),
+    }
+
+
+def aligned(rows) -> str:
+    head = [name for name in rows[0] if any(row[name] for row in rows)]
+    lines = [head] + [[row[name] for name in head] for row in rows]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
+    return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(line, widths)) for line in lines)

@@ -1,0 +1,180 @@
+"""The benchmarks run, their records hold together, and what is wrong is not timed. No test here depends on a time."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import zokern
+from zokern.kernels import backend_for
+
+ROOT = Path(__file__).resolve().parents[2]
+CPU = torch.device("cpu")
+
+sys.path.insert(0, str(ROOT))  # bench is no part of the installed package
+
+from bench import oracle, record, step, table, timing  # noqa: E402
+from bench.__main__ import main  # noqa: E402
+
+
+@pytest.fixture(scope="module")
+def quick(tmp_path_factory):
+    """What ``python -m bench --quick`` wrote and printed."""
+    out = tmp_path_factory.mktemp("bench") / "records" / "quick.jsonl"
+    command = [sys.executable, "-m", "bench", "--quick", "--backend", "cpu", "--threads", "1", "--out", str(out)]
+    done = subprocess.run(command, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return [json.loads(line) for line in out.read_text().splitlines()], done.stdout
+
+
+def by_case(records, suite):
+    return table.by_case([r for r in records if r["suite"] == suite])
+
+
+def test_every_case_is_recorded(quick):
+    records, _ = quick
+    found = {(r["op"], r["dtype"], r["terms"]) for r in records if r["suite"] == "kernels"}
+    assert found == {("add_noise_", d, t) for d in ("fp32", "bf16", "fp16") for t in (1, 2)} | {("add_noise_ in L2", "fp32", 1)}
+    assert len(by_case(records, "step")) == (0 if step.missing() else 1)
+    for case in by_case(records, "kernels"):
+        assert set(case) == {"zokern", "torch.normal + add_", "MeZO line", "mul_"}
+    for case in by_case(records, "step"):
+        assert set(case) == {"zokern.MeZO", "MeZO as published", "two forwards"}
+
+
+def test_records_have_every_field(quick):
+    for r in quick[0]:
+        assert set(record.FIELDS) <= set(r)
+        assert 0 < r["min_s"] <= r["q1_s"] <= r["median_s"] <= r["q3_s"]
+        assert r["rounds"] >= 5 and r["threads"] == 1
+        assert r["backend"] == ("cpu" if r["candidate"].startswith("zokern") else "torch")
+        assert r["versions"]["zokern"] == zokern.__version__ and r["machine"]["cpu"] and r["commit"] and r["date"].endswith("+00:00")
+
+
+def test_records_name_no_place(quick):
+    text = json.dumps(quick[0])
+    assert str(ROOT) not in text and str(Path.home()) not in text
+
+
+def test_ratios_follow_from_times(quick):
+    for case in by_case(quick[0], "kernels"):
+        for r in case.values():
+            size = r["n"] * {"fp32": 4, "bf16": 2, "fp16": 2}[r["dtype"]]
+            moved = {"torch.normal + add_": 4 * r["terms"], "MeZO line": 8 * r["terms"]}.get(r["candidate"], 2) * size
+            assert r["gb_per_s"] == pytest.approx(moved / r["median_s"] / 1e9)
+            assert r["ns_per_element"] == pytest.approx(r["median_s"] / r["n"] * 1e9)
+            assert r["share_of_floor"] == pytest.approx(case["mul_"]["median_s"] / r["median_s"])
+            assert r["speedup"] == pytest.approx(case["torch.normal + add_"]["median_s"] / r["median_s"])
+            if "clock_ghz" in r:
+                assert r["cycles_per_element"] == pytest.approx(r["ns_per_element"] * r["clock_ghz"])
+    for case in by_case(quick[0], "step"):
+        for r in case.values():
+            assert r["step_in_forwards"] == pytest.approx(2 * r["median_s"] / case["two forwards"]["median_s"])
+            if r["optimizer_speedup"] is not None:
+                assert r["optimizer_speedup"] == pytest.approx(case["MeZO as published"]["optimizer_s"] / r["optimizer_s"])
+
+
+def test_table_fits(quick):
+    _, printed = quick
+    assert "suite kernels" in printed and "of floor" in printed
+    assert not [line for line in printed.splitlines() if len(line) > 120]
+
+
+@pytest.mark.parametrize("wrong", ["coefficient", "nothing", "tail"])
+def test_a_wrong_kernel_is_refused(wrong, monkeypatch, tmp_path, capsys):
+    backend = backend_for(CPU)
+    right = backend.add_noise_
+
+    def off(t, keys, coefficients, decay):
+        if wrong == "coefficient":
+            right(t, keys, coefficients * 1.001, decay)
+        if wrong == "tail":
+            rows = t.rows.clone()
+            rows[:, 1] -= 1
+            right(zokern.layout.Table(t.dtype, t.device, t.groups, rows), keys, coefficients, decay)
+
+    monkeypatch.setattr(backend, "add_noise_", off)
+    threads = torch.get_num_threads()
+    try:
+        status = main(["--quick", "--dtype", "fp32", "--threads", "1", "--backend", "cpu", "--out", str(tmp_path / "records.jsonl")])
+    finally:
+        torch.set_num_threads(threads)
+    assert status == 1
+    assert not (tmp_path / "records.jsonl").exists()
+    said = capsys.readouterr()
+    assert "REFUSED" in said.err and "refused" in said.out and "zokern ns" not in said.out
+
+
+def test_missing_backend_is_named(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(zokern.kernels._module("cpu"), "status", lambda: "not built: install a compiler")
+    assert main(["--quick", "--backend", "cpu", "--out", str(tmp_path / "records.jsonl")]) == 2
+    assert "not built: install a compiler" in capsys.readouterr().err
+
+
+class Line(torch.nn.Module):
+    """A model whose loss is linear in its weights, so that every projected gradient is exact."""
+
+    def __init__(self):
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        self.weight = torch.nn.Parameter(torch.randn(30, 50, generator=generator))
+        self.bias = torch.nn.Parameter(torch.randn(50, generator=generator))
+
+    def loss(self):
+        return self.weight.double().sum() + 2 * self.bias.double().sum()
+
+
+def test_the_published_step_is_mezo():
+    model, lr, eps = Line(), 1e-4, 1e-3
+    before = [p.detach().clone() for p in model.parameters()]
+    step.PublishedMeZO(model, lr, eps).step(model.loss)
+    torch.manual_seed(0)
+    z = [torch.normal(0.0, 1.0, p.shape) for p in before]
+    g = z[0].sum() + 2 * z[1].sum()
+    for p, old, noise in zip(model.parameters(), before, z):
+        # The losses see weights rounded by 1e-7: over 1550 of them g, about 40, is off by 2e-3, and lr g z, about 4e-3, by 1e-6.
+        torch.testing.assert_close(p.detach(), old - lr * g * noise, rtol=0, atol=4e-6)
+
+
+def test_the_step_check_accepts_zokern_and_sees_weights_left_behind(monkeypatch):
+    model = Line()
+    oracle.check_step(model.named_parameters(), model.loss, 1e-6)
+    monkeypatch.setattr("zokern.perturb.InPlace.settle", lambda self: None)
+    with pytest.raises(oracle.Refused, match="did not leave the weights"):
+        oracle.check_step(model.named_parameters(), model.loss, 1e-6)
+
+
+def test_candidates_take_turns():
+    order = []
+    timer = timing.Wall(CPU, most=1)
+    samples = timing.interleave({name: lambda name=name: order.append(name) for name in "abc"}, timer, budget=0, least=3)
+    assert "".join(order) == "aabbcc" + "abc" + "bca" + "cab"
+    assert all(len(s.seconds) == 3 for s in samples.values())
+    assert timing.Samples((1.0, 2.0, 3.0, 4.0, 5.0)).quartiles == [2.0, 3.0, 4.0]
+
+
+def test_the_gpu_is_held_until_all_is_queued(monkeypatch):
+    """A GPU that starts before the host has queued every call gets held twice as long, and is timed again."""
+    held = []
+
+    class Event:
+        def __init__(self, enable_timing):
+            self.query = lambda: held[-1] < 1e6
+            self.record = self.synchronize = lambda: None
+            self.elapsed_time = lambda end: 6.0
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "_sleep", held.append, raising=False)
+    assert timing.Device().sample(lambda: None, repeats=3) == pytest.approx(2e-3)
+    assert held == [400_000, 800_000, 1_600_000]
+
+
+def test_commit_of_a_copy(monkeypatch, tmp_path):
+    monkeypatch.setattr(record, "ROOT", tmp_path)
+    assert record.commit.__wrapped__() == "unknown"
+    monkeypatch.setenv("BENCH_COMMIT", "1234abc")
+    assert record.commit.__wrapped__() == "1234abc"
