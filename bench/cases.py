@@ -34,6 +34,20 @@ class Step:
     shape: dict = field(default_factory=dict, repr=False)
 
 
+@dataclass(frozen=True)
+class Drift:
+    """``steps`` steps with lr = 0 on n weights."""
+
+    dtype: str
+    n: int
+    steps: int
+
+
+def drifts(quick=False, dtypes=None) -> list[Drift]:
+    """The cases of suite ``drift``."""
+    return [Drift(dtype, 1 << 10, 10) if quick else Drift(dtype, 1 << 14, 1000) for dtype in dtypes or DTYPES]
+
+
 def kernels(device, quick=False, dtypes=None, threads=None) -> list[Kernel]:
     """The cases of suite ``kernels``: on a CPU with all threads unless told otherwise."""
     dtypes = dtypes or list(DTYPES)

@@ -62,9 +62,10 @@ if [ -n "$gpu" ]; then
     part "state before" nvidia-smi.txt 15 "${state[@]}"
     part build build.txt 60 "$python" setup.py build_ext --inplace
     part "tests: gpu" tests.txt 60 "$python" -m pytest -q -m gpu
-    part "tests: kernels" tests.txt 80 "$python" -m pytest -q -m "not gpu" python_tests/kernels
+    part "tests: kernels" tests.txt 60 "$python" -m pytest -q -m "not gpu" python_tests/kernels
     part "bench: kernels" bench.txt 80 "$python" -m bench --suite kernels --out "$record"
     part "bench: step" bench.txt 120 "$python" -m bench --suite step --out "$record"
+    part "bench: drift" bench.txt 20 "$python" -m bench --suite drift --out "$record"
     part sass sass.txt 40 "$python" bench/sass.py --arch "$gpu" --json "$out/sass.jsonl"
     part "state after" nvidia-smi.txt 15 "${state[@]}"
 else

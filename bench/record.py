@@ -32,8 +32,7 @@ def lines(device, samples, floor, baseline, describe) -> list[dict]:
             one's) refer to.
         describe: candidate -> the other fields.
     """
-    now = datetime.now(timezone.utc).isoformat(timespec="seconds")
-    where = {"machine": machine(device), "versions": versions(), "commit": commit(), "date": now}
+    here = where(device)
     return [
         dict.fromkeys(FIELDS)
         | {
@@ -47,9 +46,15 @@ def lines(device, samples, floor, baseline, describe) -> list[dict]:
             "speedup": samples[baseline].median / timed.median,
         }
         | describe(name)
-        | where
+        | here
         for name, timed in samples.items()
     ]
+
+
+def where(device) -> dict:
+    """On what, of what and when."""
+    now = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    return {"machine": machine(device), "versions": versions(), "commit": commit(), "date": now}
 
 
 def append(path: Path, records: list[dict]) -> None:

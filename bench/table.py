@@ -2,7 +2,7 @@
 
 import math
 
-from . import kernels, step
+from . import drift, kernels, step
 
 NOTES = {
     "kernels": """\
@@ -13,6 +13,9 @@ x: how many times faster zokern is.""",
 z: zokern, p: as published. own: the optimizer's part, the step less two forwards; x: p over z.
 fwds: the step in units of one forward. +MB: peak memory over that of the two forwards.
 launches: kernels and copies of one pass over the weights, z / p.""",
+    "drift": """\
+off: rms distance of the weights, N(0, 0.02^2), from where they began, in units of eps = 1e-3, after steps with lr = 0.
+kept: the part of an update of 1e-6 z that reaches the weights.""",
 }
 
 
@@ -20,7 +23,7 @@ def text(records) -> str:
     if not records:
         return "no records"
     parts = [heading(records)]
-    for suite, row in (("kernels", of_kernels), ("step", of_steps)):
+    for suite, row in (("kernels", of_kernels), ("step", of_steps), ("drift", of_drift)):
         cases = by_case([record for record in records if record["suite"] == suite])
         if cases:
             floor = next((name for case in cases for name in kernels.FLOOR.values() if name in case), "")
@@ -89,6 +92,17 @@ def of_steps(case) -> dict[str, str]:
         "fwds z / p": both("step_in_forwards", lambda x: f"{x:.2f}"),
         "+MB z / p": both("peak_over_forwards_bytes", lambda b: f"{b / 1e6:.0f}"),
         "launches": both("launches_per_pass", str),
+    }
+
+
+def of_drift(case) -> dict[str, str]:
+    ours, published = case[drift.OURS], case[drift.PUBLISHED]
+    return {
+        "dtype": ours["dtype"],
+        "steps": str(ours["steps"]),
+        "off, zokern": f"{ours['drift_over_eps']:.2g}",
+        "off, as published": f"{published['drift_over_eps']:.2g}",
+        "kept": f"{ours['update_kept']:.3f}",
     }
 
 

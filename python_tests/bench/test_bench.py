@@ -17,7 +17,7 @@ CPU = torch.device("cpu")
 
 sys.path.insert(0, str(ROOT))  # bench is no part of the installed package
 
-from bench import oracle, record, step, table, timing  # noqa: E402
+from bench import oracle, plot, record, step, table, timing  # noqa: E402
 from bench.__main__ import main  # noqa: E402
 
 
@@ -49,10 +49,19 @@ def test_every_case_is_recorded(quick):
 def test_records_have_every_field(quick):
     for r in quick[0]:
         assert set(record.FIELDS) <= set(r)
+        if r["suite"] == "drift":
+            continue
         assert 0 < r["min_s"] <= r["q1_s"] <= r["median_s"] <= r["q3_s"]
         assert r["rounds"] >= 5 and r["threads"] == 1
+    for r in quick[0]:
         assert r["backend"] == ("cpu" if r["candidate"].startswith("zokern") else "torch")
         assert r["versions"]["zokern"] == zokern.__version__ and r["machine"]["cpu"] and r["commit"] and r["date"].endswith("+00:00")
+
+
+def test_drift_is_what_rounding_makes_it(quick):
+    """Ten steps of three passes in bfloat16: each pass rounds by up to half a unit in the last place of weights near 0.02."""
+    off = {r["dtype"]: r["drift_over_eps"] for r in quick[0] if r["suite"] == "drift" and r["candidate"] == "zokern.MeZO"}
+    assert off["fp32"] < 1e-4 < off["fp16"] < off["bf16"] < 30 * 2**-14 / 1e-3
 
 
 def test_records_name_no_place(quick):
@@ -178,3 +187,18 @@ def test_commit_of_a_copy(monkeypatch, tmp_path):
     assert record.commit.__wrapped__() == "unknown"
     monkeypatch.setenv("BENCH_COMMIT", "1234abc")
     assert record.commit.__wrapped__() == "1234abc"
+
+
+def test_the_readmes_table_comes_from_records(quick, tmp_path):
+    records, readme, figure = tmp_path / "r.jsonl", tmp_path / "README.md", tmp_path / "figures" / "noise.png"
+    records.write_text("".join(json.dumps(r) + "\n" for r in quick[0] if r.get("optimizer_speedup") or r["suite"] != "step"))
+    arguments = [str(records), "--readme", str(readme), "--figure", str(figure)]
+    readme.write_text("no marks\n")
+    assert plot.main(arguments) == 2 and not figure.exists()
+    readme.write_text(f"before\n{plot.BEGIN}\nold\n{plot.END}\nafter\n")
+    assert plot.main(arguments) == 0
+    text = readme.read_text()
+    assert text.startswith("before\n") and text.endswith("after\n") and "old" not in text
+    ours = next(r for r in quick[0] if r["suite"] == "kernels" and r["candidate"] == "zokern" and r["dtype"] == "bf16" and r["terms"] == 1)
+    assert f"bf16, {ours['n']:,} elements | {ours['ns_per_element']:.2f} ns an element" in text and ours["commit"] in text
+    assert figure.stat().st_size > 10_000
