@@ -29,6 +29,6 @@ clean:
 .venv/installed: pyproject.toml setup.py $(wildcard csrc/*/*.hpp csrc/*/*.cpp)
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install -q --upgrade pip
-	$(BIN)/pip install -q "$(TORCH)"
+	$(BIN)/pip install -q $(TORCH)
 	$(BIN)/pip install -q -e ".[test]"
 	touch $@

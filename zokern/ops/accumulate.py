@@ -48,8 +48,17 @@ def add_noise_(layout: Layout, terms, decay=1.0) -> None:
             run(_table(gathered, start, group, layout.groups))
             if gathered is not part:
                 part.copy_(gathered)
-    # Autograd must know that the weights changed, or a graph that saved them would silently use the new ones.
-    torch.autograd.graph.increment_version(layout.params)
+    _tell_autograd(layout.params)
+
+
+def _tell_autograd(params):
+    """Or a graph that saved the old weights would silently go on with the new ones."""
+    bump = torch.autograd.graph.increment_version
+    try:
+        bump(params)
+    except TypeError:  # older torch takes one tensor at a time
+        for p in params:
+            bump(p)
 
 
 def make_noise(key: NoiseKey, first: int, count: int, device="cpu") -> torch.Tensor:
