@@ -114,7 +114,7 @@ def test_threads_change_nothing(isa, threads):
         np.testing.assert_array_equal(tensor.numpy(), expected)
 
 
-def test_the_number_of_threads_is_torchs(isa):
+def test_the_number_of_threads_is_torchs():
     """Fewer threads than cores were asked for: the process must not use more. Counted by the kernel, in a process of its own."""
     import subprocess
     import sys
