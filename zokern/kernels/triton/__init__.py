@@ -1,0 +1,44 @@
+"""The Triton backend. Triton itself is imported by the first call of ``add_noise_`` or ``status``, not with this package."""
+
+import warnings
+
+# The kernels pass keys and coefficients one by one, because tuples are not values there yet.
+OLDEST = (3, 2)
+
+
+def status() -> str:
+    try:
+        import triton
+    except ImportError as error:
+        return f"not installed ({error}): pip install triton"
+    if tuple(map(int, triton.__version__.split(".")[:2])) < OLDEST:
+        return f"not able to run on triton {triton.__version__}: pip install 'triton>={'.'.join(map(str, OLDEST))}'"
+    import torch
+
+    from .noise import INTERPRETED, trial
+
+    if INTERPRETED:
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                trial[(1,)](1)
+        except Exception as error:  # Triton 3.6 and older do not understand NumPy 2.4
+            return (
+                f"not able to run in the interpreter of triton {triton.__version__} ({error}): pip install 'numpy<2.4', or a newer triton"
+            )
+        return "available: interpreter"
+    if torch.cuda.is_available():
+        return "available"
+    return "no GPU: torch.cuda.is_available() is False; set TRITON_INTERPRET=1 to run the kernels in Triton's interpreter"
+
+
+def devices():
+    from .noise import INTERPRETED
+
+    return ("cpu",) if INTERPRETED else ("cuda",)
+
+
+def add_noise_(table, keys, coefficients, decay):
+    from .accumulate import add_noise_
+
+    add_noise_(table, keys, coefficients, decay)

@@ -1,0 +1,220 @@
+"""theta <- decay * theta + sum_k c_k z(key_k), in place, one launch for many tensors. Numbers: docs/noise_spec.md."""
+
+from contextlib import nullcontext
+
+import numpy as np
+import torch
+import triton
+import triton.language as tl
+
+from ...noise import spec
+from .noise import INTERPRETED, fma, normal_at, normal_blocks
+
+# Counts are instructions an element in bfloat16 on sm_90, from bench/sass.py; nothing here has been timed on a GPU yet.
+# 32 elements a thread: 28.7 and 61 registers, where 16 a thread take 29.9 and 35.
+BLOCK = 4096
+WARPS = 4
+# Elements of a step of the slow path: 4 a thread, so that it needs no more registers than the fast one.
+SLOW = 512
+# A launch is cut into about so many programs: a few for each place on a GPU, so that its end is short; few enough for a
+# table of 0.25 MiB; and in a model of 1e9 parameters or more each runs through 30 blocks or more once its keys are loaded.
+PROGRAMS = 8192
+# Up to so many terms have kernels of their own, which read their keys once: 28.7 where the loop over terms takes
+# 27.6 a term + 2.9 and twice the registers.
+UNROLLED = 2
+
+DTYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
+
+
+@triton.jit
+def load_term(keys, coefficients, k, terms, groups):
+    """(seed, step, stream, c) of term k. Past the last nothing is read, and what is returned means nothing."""
+    keys += 4 * k
+    return (
+        tl.load(keys, k < terms).to(tl.uint32) | (tl.load(keys + 1, k < terms).to(tl.uint64) << 32),
+        tl.load(keys + 2, k < terms).to(tl.uint32),
+        tl.load(keys + 3, k < terms).to(tl.uint32),
+        tl.load(coefficients + k * groups, k < terms),
+    )
+
+
+@triton.jit
+def load_block(theta, DTYPE: tl.constexpr, BLOCK: tl.constexpr):
+    """BLOCK elements as float32. Pairs of bfloat16 are taken apart here: Triton takes three instructions a pair, not two."""
+    if DTYPE == tl.bfloat16:
+        pairs = tl.load(theta.to(tl.pointer_type(tl.uint32)) + tl.arange(0, BLOCK // 2))
+        return tl.join(pairs << 16, pairs & 0xFFFF0000).reshape([BLOCK]).to(tl.float32, bitcast=True)
+    else:
+        return tl.load(theta + tl.arange(0, BLOCK)).to(tl.float32)
+
+
+@triton.jit
+def widen(x):
+    """To float32. The interpreter's own conversion loses bfloat16 subnormals."""
+    if x.dtype == tl.bfloat16:
+        return (x.to(tl.uint16, bitcast=True).to(tl.uint32) << 16).to(tl.float32, bitcast=True)
+    else:
+        return x.to(tl.float32)
+
+
+@triton.jit
+def narrow(x, DTYPE: tl.constexpr):
+    """To the storage type, nearest even. The interpreter's own conversion truncates to bfloat16."""
+    if INTERPRETED and DTYPE == tl.bfloat16:
+        u = x.to(tl.uint32, bitcast=True)
+        u = tl.where(x == x, u + 0x7FFF + ((u >> 16) & 1), u | 0x400000)
+        return (u >> 16).to(tl.uint16).to(tl.bfloat16, bitcast=True)
+    else:
+        return x.to(DTYPE)
+
+
+@triton.jit
+def add_term(acc, at, high, seed, step, stream, c, one, BLOCKS: tl.constexpr):
+    """``at``: the low counter words of Philox blocks when BLOCKS is 1 or 2, the indices of elements when it is 0."""
+    if BLOCKS:
+        return fma(normal_blocks(at, high, seed, step, stream, one, BLOCKS), c, acc)
+    else:
+        return fma(normal_at(at, seed, step, stream, one), c, acc)
+
+
+@triton.jit
+def add_terms(
+    acc, at, high,
+    seed0, step0, stream0, c0,
+    seed1, step1, stream1, c1,
+    keys, coefficients, terms, groups,
+    one, TERMS: tl.constexpr, BLOCKS: tl.constexpr,
+):  # fmt: skip
+    """Terms 0 and 1 are given; TERMS = 0 reads all of them instead."""
+    if TERMS == 0:
+        for k in range(terms):
+            seed, step, stream, c = load_term(keys, coefficients, k, terms, groups)
+            acc = add_term(acc, at, high, seed, step, stream, c, one, BLOCKS)
+    else:
+        acc = add_term(acc, at, high, seed0, step0, stream0, c0, one, BLOCKS)
+        if TERMS == 2:
+            acc = add_term(acc, at, high, seed1, step1, stream1, c1, one, BLOCKS)
+    return acc
+
+
+@triton.jit(
+    do_not_specialize=["terms", "groups", "one"],
+    do_not_specialize_on_alignment=["spans", "keys", "coefficients", "decay"],
+)
+def add_noise_kernel(
+    spans,  # int64 [programs, 4]: address, numel, first, group
+    keys,  # int32 [terms, 4]: seed mod 2^32, seed >> 32, step, stream
+    coefficients,  # float32 [terms, groups]
+    decay,  # float32 [groups]
+    terms,
+    groups,
+    one,
+    DTYPE: tl.constexpr,
+    TERMS: tl.constexpr,  # 1 or 2: keys are read once; 0: ``terms`` keys are read for each block
+    DECAY: tl.constexpr,
+    BLOCK: tl.constexpr,
+    SLOW: tl.constexpr,
+):
+    BLOCKS: tl.constexpr = 1 if DTYPE == tl.float32 else 2  # Philox blocks in 16 bytes of theta
+    LANES: tl.constexpr = BLOCK // (4 * BLOCKS)
+    spans += 4 * tl.program_id(0)
+    address, numel, first, group = tl.load(spans), tl.load(spans + 1), tl.load(spans + 2), tl.load(spans + 3)
+    coefficients += group
+    seed0, step0, stream0, c0 = load_term(keys, coefficients, 0, TERMS, groups)
+    seed1, step1, stream1, c1 = load_term(keys, coefficients, 1, TERMS, groups)
+    scale = tl.load(decay + group, DECAY)
+
+    # Whole blocks, when 16-byte accesses and Philox blocks fall together and one high counter word serves all.
+    whole = ((address & 15) == 0) & ((first & 3) == 0) & ((first >> 34) == ((first + numel - 1) >> 34))
+    stop = tl.where(whole, numel // BLOCK, 0)
+    q = first >> 2
+    high = (q >> 32).to(tl.uint32)
+    lanes = tl.arange(0, LANES).to(tl.uint32) * BLOCKS
+    theta = tl.multiple_of(address.to(tl.pointer_type(DTYPE)), 16)
+    for block in range(stop):
+        here = theta + block * BLOCK
+        acc = load_block(here, DTYPE, BLOCK)
+        if DECAY:
+            acc *= scale
+        at = (q + block * (BLOCK // 4)).to(tl.uint32) + lanes
+        acc = add_terms(
+            acc, at, high,
+            seed0, step0, stream0, c0,
+            seed1, step1, stream1, c1,
+            keys, coefficients, terms, groups,
+            one, TERMS, BLOCKS,
+        )  # fmt: skip
+        tl.store(here + tl.arange(0, BLOCK), narrow(acc, DTYPE))
+
+    # The ragged end, or all of a span that is misaligned or crosses a multiple of 2^34: element by element.
+    theta = address.to(tl.pointer_type(DTYPE))
+    for start in range(stop * BLOCK, numel, SLOW):
+        offset = start + tl.arange(0, SLOW)
+        inside = offset < numel
+        acc = widen(tl.load(theta + offset, inside))
+        if DECAY:
+            acc *= scale
+        acc = add_terms(
+            acc, first + offset, 0,
+            seed0, step0, stream0, c0,
+            seed1, step1, stream1, c1,
+            keys, coefficients, terms, groups,
+            one, TERMS, 0,
+        )  # fmt: skip
+        tl.store(theta + offset, narrow(acc, DTYPE), inside)
+
+
+def add_noise_(table, keys, coefficients, decay) -> None:
+    """Adds the terms to every tensor of ``table``: coefficients float32 [len(keys), groups], decay float32 [groups] or None."""
+    if INTERPRETED and table.device.type != "cpu":
+        raise RuntimeError("TRITON_INTERPRET=1 runs kernels on CPU tensors only: unset it, or move the parameters to the CPU")
+    if not len(keys) and decay is None:
+        return
+    spans = table.cached("triton", lambda: to_device(cut(table.rows, table.dtype.itemsize), table.device))
+    if not len(spans):
+        return
+    with torch.cuda.device(table.device) if table.device.type == "cuda" else nullcontext():
+        add_noise_kernel[(len(spans),)](
+            spans,
+            to_device(pack(keys), table.device),
+            coefficients.contiguous(),
+            coefficients if decay is None else decay.contiguous(),
+            len(keys),
+            table.groups,
+            spec.ONE,
+            DTYPE=DTYPES[table.dtype],
+            TERMS=len(keys) if len(keys) <= UNROLLED else 0,
+            DECAY=decay is not None,
+            BLOCK=BLOCK,
+            SLOW=SLOW,
+            num_warps=WARPS,
+            enable_fp_fusion=False,
+        )
+
+
+def cut(rows: torch.Tensor, itemsize: int) -> torch.Tensor:
+    """Cuts rows (address, numel, first, group) into about PROGRAMS rows of whole blocks; only a tensor's last is ragged."""
+    rows = rows[rows[:, 1] > 0]
+    blocks = (rows[:, 1] + BLOCK - 1) // BLOCK
+    pieces = (blocks * PROGRAMS // blocks.sum().clamp(min=1)).clamp(min=1)
+    pieces = torch.minimum(pieces, blocks)
+    step = (blocks + pieces - 1) // pieces * BLOCK
+    pieces = (rows[:, 1] + step - 1) // step
+    spans = rows.repeat_interleave(pieces, dim=0)
+    step, before = step.repeat_interleave(pieces), (pieces.cumsum(0) - pieces).repeat_interleave(pieces)
+    start = (torch.arange(len(spans)) - before) * step
+    spans[:, 0] += start * itemsize
+    spans[:, 1] = torch.minimum(spans[:, 1] - start, step)
+    spans[:, 2] += start
+    return spans
+
+
+def pack(keys) -> torch.Tensor:
+    """Keys as int32 [len(keys), 4] on the host."""
+    words = [(key.seed & 0xFFFFFFFF, key.seed >> 32, key.step, key.stream) for key in keys]
+    return torch.from_numpy(np.array(words, dtype=np.uint32).reshape(-1, 4).view(np.int32))
+
+
+def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """A copy that the host does not wait for: the pinned source is kept by torch until the copy is done."""
+    return tensor if device.type == "cpu" else tensor.pin_memory().to(device, non_blocking=True)
