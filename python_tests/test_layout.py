@@ -52,6 +52,7 @@ def test_views_that_overlap_in_part_are_refused():
         (lambda: torch.zeros(3, dtype=torch.complex64), TypeError, "is torch.complex64"),
         (lambda: torch.zeros(3, 1).expand(3, 4), ValueError, r"is expanded \(stride 0\): pass .contiguous\(\)"),
         (lambda: torch.zeros(9).as_strided((3, 3), (1, 1)), ValueError, "overlaps itself"),
+        (lambda: torch.zeros(9).as_strided((2, 3), (2, 1)), ValueError, "overlaps itself"),
         (lambda: torch.zeros(3, device="meta"), ValueError, "is on the meta device"),
         (lambda: torch.eye(3).to_sparse(), TypeError, r"is torch.sparse_coo: pass .to_dense\(\)"),
     ],

@@ -51,6 +51,13 @@ def test_fma_rounds_once():
                 assert error <= abs(exact - Fraction(float(other)))
 
 
+def test_fma_is_not_fooled_by_a_sum_that_float64_rounds_to_a_tie():
+    """(1 + e)(1 - e) = 1 - e^2: the sum lies 2^-70 below the middle of two float32, where float64 sees the middle itself."""
+    a, b = np.float32(2.0**-12 * (1 + 2.0**-23)), np.float32(2.0**-12 * (1 - 2.0**-23))
+    odd = np.float32(1 + 2.0**-23)  # a tie would go up, to the even neighbour
+    assert reference.fma(a, b, odd) == odd and reference.fma(-a, b, -odd) == -odd
+
+
 def test_mask_keeps_what_it_was_asked_to_keep():
     """Density within 5 standard deviations: a false alarm in 1.7 million runs."""
     n = 1 << 18
