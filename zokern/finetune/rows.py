@@ -1,0 +1,169 @@
+"""Rows of a file or of a hub data set. Each knows where it stands, so that an error can name its line.
+
+Text files are read with the standard library: the readers of pandas and datasets guess types ("null" and "NA" become missing text,
+unbalanced quotes swallow lines) and do not say on which line a file is wrong.
+"""
+
+import csv
+import io
+import json
+from pathlib import Path
+
+from .errors import BadInput, first_line, need
+
+SUFFIXES = (".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".parquet")
+
+
+class Table:
+    """Rows as dicts, and where each comes from.
+
+    Attributes:
+        name: what the user called the data.
+        columns: list of names.
+        rows: list of dicts.
+        places: "line 7" or "row 6" of each row.
+    """
+
+    def __init__(self, name, columns, rows, places):
+        self.name, self.columns, self.rows, self.places = name, list(columns), rows, places
+        if not rows:
+            raise BadInput(f"data {name!r} holds no rows: pass a file with a header and at least one row of each class")
+
+
+def is_local(name: str) -> bool:
+    """Whether data or a model is meant as a path: it exists, or looks like nothing else."""
+    path = Path(name).expanduser()
+    return path.exists() or path.suffix.lower() in SUFFIXES or name.startswith((".", "/", "~")) or "\\" in name
+
+
+def read(name: str, split: str = "train") -> Table:
+    """The table in a file, or a split of a hub data set.
+
+    Raises:
+        BadInput: no such file, an empty one, another format, or the first line that is wrong.
+    """
+    if not is_local(name):
+        return _hub(name, split)
+    path = Path(name).expanduser()
+    if not path.is_file():
+        raise BadInput(f"data {name!r} " + ("is a folder: pass one file" if path.is_dir() else "does not exist: check the path"))
+    suffix = path.suffix.lower()
+    if suffix == ".parquet":
+        return _parquet(name, path)
+    if suffix not in SUFFIXES:
+        raise BadInput(f"data {name!r} ends in {suffix!r}: pass one of {', '.join(SUFFIXES)}")
+    lines = _lines(name, path)
+    if not any(line.strip() for line in lines):
+        raise BadInput(f"data {name!r} is empty: pass a file with at least one row of each class")
+    if suffix in (".csv", ".tsv"):
+        return _separated(name, lines, "\t" if suffix == ".tsv" else ",")
+    return _json(name, lines) if suffix == ".json" else _json_lines(name, lines)
+
+
+def _lines(name, path):
+    raw = path.read_bytes()
+    try:
+        return io.StringIO(raw.decode("utf-8-sig"), newline="").readlines()
+    except UnicodeDecodeError as error:
+        line = raw.count(b"\n", 0, error.start) + 1
+        raise BadInput(f"data {name!r}, line {line} is not UTF-8 ({error.reason}): save the file as UTF-8") from None
+
+
+def _separated(name, lines, separator):
+    """A tsv is read with quotes where that keeps one row a line, else without them: both kinds are about."""
+    try:
+        quoted, wrong = _parse(name, lines, separator, csv.QUOTE_MINIMAL), None
+    except BadInput as error:
+        quoted, wrong = None, error
+    one_row_a_line = quoted and len(quoted.rows) == sum(bool(line.strip()) for line in lines) - 1
+    if separator == "\t" and not one_row_a_line:
+        try:
+            return _parse(name, lines, separator, csv.QUOTE_NONE)
+        except BadInput as error:
+            wrong = error
+    if quoted:
+        return quoted
+    raise wrong
+
+
+def _parse(name, lines, separator, quoting):
+    reader = csv.reader(lines, delimiter=separator, quoting=quoting, strict=True)
+    columns, rows, places = None, [], []
+    line = 1
+    try:
+        for fields in reader:
+            if not fields:
+                pass
+            elif columns is None:
+                columns = [field.strip() for field in fields]
+                if len(set(columns)) < len(columns):
+                    raise BadInput(f"data {name!r}, line {line}: a column name occurs twice in {columns}: rename one")
+            elif len(fields) != len(columns):
+                raise BadInput(
+                    f"data {name!r}, line {line}: {len(fields)} fields, not the {len(columns)} of the header {columns}: correct it"
+                )
+            else:
+                rows.append(dict(zip(columns, fields, strict=True)))
+                places.append(f"line {line}")
+            line = reader.line_num + 1
+    except csv.Error as error:
+        raise BadInput(f"data {name!r}, line {line}: {error}: correct the quotes, or double those inside a field") from None
+    return Table(name, columns, rows, places)
+
+
+def _json(name, lines):
+    text = "".join(lines)
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise BadInput(f"data {name!r}, line {error.lineno}, character {error.colno}: not JSON ({error.msg}): correct it") from None
+    if not isinstance(value, list):
+        raise BadInput(f"data {name!r} holds a {type(value).__name__}: pass a list of objects, or one object a line in a .jsonl")
+    return _objects(name, [(f"row {i}", entry) for i, entry in enumerate(value, 1)])
+
+
+def _json_lines(name, lines):
+    entries = []
+    for i, line in enumerate(lines, 1):
+        if line.strip():
+            try:
+                entries.append((f"line {i}", json.loads(line)))
+            except json.JSONDecodeError as error:
+                raise BadInput(f"data {name!r}, line {i}, character {error.colno}: not JSON ({error.msg}): correct it") from None
+    return _objects(name, entries)
+
+
+def _objects(name, entries):
+    for place, entry in entries:
+        if not isinstance(entry, dict):
+            raise BadInput(f"data {name!r}, {place}: a {type(entry).__name__} where an object with a text and a label is due: correct it")
+    columns = list(dict.fromkeys(column for _, entry in entries for column in entry))
+    return Table(name, columns, [entry for _, entry in entries], [place for place, _ in entries])
+
+
+def _parquet(name, path):
+    pyarrow, parquet = need("pyarrow"), need("pyarrow.parquet")
+    try:
+        table = parquet.read_table(path)
+    except (pyarrow.ArrowException, OSError) as error:
+        raise BadInput(f"data {name!r} is not a parquet file that can be read ({first_line(error)}): write it again") from None
+    return Table(name, table.column_names, table.to_pylist(), [f"row {i}" for i in range(1, table.num_rows + 1)])
+
+
+def _hub(name, split):
+    datasets = need("datasets")
+    repository, _, config = name.partition(":")
+    try:
+        data = datasets.load_dataset(repository, config or None, split=split)
+    except Exception as error:  # any of a dozen libraries' own
+        raise BadInput(
+            f"data {name!r} is no file here and could not be had from the hub ({first_line(error)}): check the path, the name, "
+            "its config (name:config) or the network"
+        ) from None
+    rows = data.to_list()
+    for column, feature in data.features.items():
+        if isinstance(feature, datasets.ClassLabel):
+            for row in rows:
+                if row[column] is not None and row[column] >= 0:
+                    row[column] = feature.int2str(row[column])
+    return Table(f"{name}[{split}]", data.column_names, rows, [f"row {i}" for i in range(1, len(rows) + 1)])
