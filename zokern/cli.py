@@ -32,6 +32,7 @@ def finetune(
     lora: Annotated[bool, typer.Option("--lora", help="Train LoRA adapters (peft) and the head instead of every parameter.")] = False,
     lr: Annotated[float | None, _option("Learning rate. Without it: 1e-2 with LoRA, 1e-6 without.")] = None,
     eps: Annotated[float | None, _option("Perturbation radius. Without it: 1e-2 with LoRA, 1e-3 without.")] = None,
+    head: Annotated[str, typer.Option(help="Begin with the head as loaded (random if new), or with the means of the classes.")] = "random",
     schedule: Annotated[str, typer.Option(help="How the learning rate ends: linear, cosine or constant.")] = "linear",
     weight_decay: Annotated[float, typer.Option(help="Decoupled weight decay: theta shrinks by lr times this a step.")] = 0.0,
     q: Annotated[int, typer.Option(help="Directions a step, averaged; a step costs 2 q forward passes.")] = 1,

@@ -31,10 +31,12 @@ def finetune(settings: Settings, say=print) -> Result:
     settle_network(settings)
     require("transformers", "matplotlib", *["peft"] * settings.lora)  # before any work, not after it
     data = load_data(settings)
-    classifier = load_model(settings, data.labels)
+    classifier = load_model(settings, data.labels, data.train)
     method = "LoRA + head" if settings.lora else "full"
     trained = sum(p.numel() for _, p in classifier.trained())
-    new = ", new classification head" if classifier.fresh_head else ""
+    new = (
+        ", head from the means of the classes" if settings.head == "means" else ", new classification head" if classifier.fresh_head else ""
+    )
     say(f"{classifier.name} on {data.name}: {method}, {trained:,} parameters, lr {settings.lr:g}, eps {settings.eps:g}{new}")
     train_rows, held_out_rows = classifier.tokenize(data.train), classifier.tokenize(data.held_out)
     with output.folder(settings.out, settings.overwrite) as draft:

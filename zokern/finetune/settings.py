@@ -11,6 +11,7 @@ LORA = {"lr": 1e-2, "eps": 1e-2}
 FULL = {"lr": 1e-6, "eps": 1e-3}
 
 DTYPES = ("float32", "bfloat16", "float16")
+HEADS = ("random", "means")
 SCHEDULES = ("linear", "cosine", "constant")
 
 
@@ -27,6 +28,8 @@ class Settings:
         label: label column. None: found by name.
         lora: train LoRA adapters and the head in place of every parameter.
         lr, eps: as in MeZO. None: 1e-2 and 1e-2 with LoRA, 1e-6 and 1e-3 without.
+        head: what a run starts from: random, the head as transformers loads or makes it; means, one that tells the means of the classes
+            over 1024 training rows apart.
         schedule: how lr goes to 0 over the run: linear, cosine or constant (not at all).
         weight_decay, q, seed: as in MeZO; the seed also fixes the split, the head's first values and the order of the batches.
         steps: optimizer steps, of 2 q forward passes each. Default 600.
@@ -47,6 +50,7 @@ class Settings:
     lora: bool = False
     lr: float | None = None
     eps: float | None = None
+    head: str = "random"
     schedule: str = "linear"
     weight_decay: float = 0.0
     q: int = 1
@@ -74,6 +78,7 @@ class Settings:
             _demand(name, getattr(self, name), lambda x: x >= 1, "an integer >= 1")
         _demand("max_length", self.max_length, lambda x: x >= 4, "an integer >= 4")
         _demand("dtype", self.dtype, lambda x: x in DTYPES, "one of " + ", ".join(DTYPES))
+        _demand("head", self.head, lambda x: x in HEADS, "one of " + ", ".join(HEADS))
         _demand("schedule", self.schedule, lambda x: x in SCHEDULES, "one of " + ", ".join(SCHEDULES))
         _demand("text", self.text, lambda x: len(x) <= 2, "one column or two")
         if self.data is None and (self.eval_data or self.text or self.label):

@@ -11,12 +11,11 @@ from dataclasses import dataclass, field
 import torch
 
 from ..optim import MeZO
-from .errors import BadInput, need
-from .model import Classifier
+from .errors import BadInput
+from .model import EVAL_BATCH, Classifier, loader
 from .settings import Settings
 
 PATIENCE = 10  # steps on end without a finite loss after which a run is given up
-EVAL_BATCH = 64
 
 
 @dataclass
@@ -100,7 +99,7 @@ def evaluate(classifier: Classifier, rows: list[dict]) -> tuple[float, float]:
     """
     loss = hits = 0.0
     # By length, so that a batch holds little padding: no figure depends on the order.
-    for batch in _loader(classifier, sorted(rows, key=lambda row: len(row["input_ids"])), EVAL_BATCH):
+    for batch in loader(classifier, sorted(rows, key=lambda row: len(row["input_ids"])), EVAL_BATCH):
         losses, right = classifier.losses_and_hits(batch)
         loss += float(losses.double().sum())
         hits += int(right.sum())
@@ -112,19 +111,14 @@ def evaluate(classifier: Classifier, rows: list[dict]) -> tuple[float, float]:
 def batches(classifier: Classifier, rows: list[dict], settings: Settings):
     """``settings.steps`` batches, epoch after epoch, each in an order of its own that the seed fixes."""
     generator = torch.Generator().manual_seed(settings.seed)
-    loader = _loader(classifier, rows, settings.batch_size, shuffle=True, drop_last=True, generator=generator)
+    epoch = loader(classifier, rows, settings.batch_size, shuffle=True, drop_last=True, generator=generator)
     step = 0
     while True:
-        for batch in loader:
+        for batch in epoch:
             if step == settings.steps:
                 return
             yield batch
             step += 1
-
-
-def _loader(classifier, rows, batch_size, **options):
-    collate = need("transformers").DataCollatorWithPadding(classifier.tokenizer)
-    return torch.utils.data.DataLoader(rows, batch_size, collate_fn=collate, **options)
 
 
 def _schedule(optimizer, settings):
