@@ -26,7 +26,7 @@ def draw(records, path: Path) -> None:
     from matplotlib.figure import Figure
 
     cases = largest(records)
-    figure = Figure(figsize=(7, 3), layout="constrained")
+    figure = Figure(figsize=(8, 3), layout="constrained")
     axes = figure.add_subplot(xlabel="nanoseconds an element (log scale)", xscale="log")
     for row, case in enumerate(reversed(cases)):
         for k, (name, color) in enumerate(BARS.items()):
@@ -37,7 +37,7 @@ def draw(records, path: Path) -> None:
         axes.vlines(floor["ns_per_element"], row - 0.4, row + 0.4, color="0.3", linestyle=":", label=None if row else floor["candidate"])
     axes.set_yticks(range(len(cases)), [case[kernels.OURS]["dtype"] for case in reversed(cases)])
     axes.margins(x=0.15)
-    axes.set_title(f"theta += c z on {cases[0][kernels.OURS]['n']:,} elements, {where(records)}", fontsize="medium")
+    figure.suptitle(f"theta += c z on {cases[0][kernels.OURS]['n']:,} elements, {where(records)}", fontsize="small")
     axes.legend(fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)
