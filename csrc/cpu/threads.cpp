@@ -10,7 +10,7 @@
 namespace zokern {
 namespace {
 
-// Below this many elements a thread, waking it costs more than it saves (cpu: about 15 us of work).
+// Below this many elements a thread, waking it costs about as much as it saves.
 constexpr int64_t kWorthAThread = 1 << 15;
 // Threads part the work at multiples of this: whole cache lines and whole blocks of noise.
 constexpr int64_t kGrain = 1 << 10;

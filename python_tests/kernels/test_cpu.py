@@ -96,6 +96,10 @@ def test_nan_stays_nan(isa, dtype):
     theta = torch.tensor(patterns[dtype] * 30, dtype=kind).view(dtype)
     ops.add_noise_(Layout([theta]), [(NoiseKey(0), 1.0)], decay=0.5)
     assert theta.isnan().all()
+    # A NaN whose bits are all ones would round up into a number.
+    theta, ones = torch.zeros(300, dtype=dtype), torch.tensor(0x7FFFFFFF, dtype=torch.int32).view(torch.float32)
+    ops.add_noise_(Layout([theta]), [(NoiseKey(0), ones)])
+    assert theta.isnan().all()
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3, 5])
