@@ -3,10 +3,11 @@
 //
 // The lanes bring: kRegisters (every operation is applied to that many independent registers, to hide latency), kLanes (floats
 // in a register), Word/Product, Bits, Float with the operations that csrc/noise asks for, and
-//   first_products(low): kMultiplier0 times the low counter words of a tile's blocks, in the order that interleave() undoes
 //   pack(Word, Word) -> Bits: the second word beside the first one
-//   interleave(even, odd) -> Pair: a tile's elements in order; register i of .lo comes before register i of .hi
-//   load(const T*, Float&, i), store(T*, Float, i): register i, from and to each storage type.
+//   load(const T*, Pair&, i), store(T*, Pair, i): registers i of a Pair, from and to 2 kLanes elements of a storage type. How the
+//     elements lie in the two registers is the storage type's own: halves in a row, or the even ones and the odd ones
+//   first_products<T>(low), arrange<T>(even, odd) -> Pair: kMultiplier0 times the low counter words of a tile's blocks, in such an
+//     order that arrange() puts the normals made of them where load() has put the elements.
 #pragma once
 
 #include "../noise/normal.hpp"
@@ -18,30 +19,32 @@ namespace {
 constexpr size_t kTile = 2 * kLanes * kRegisters;
 
 template <class T>
+ZK_HD Pair normals(const Product& products, const Schedule& schedule) {
+    const Words<Word> w = philox<Word>(products, schedule);
+    const Normals<Float> z = box_muller<Float>(pack(w.w0, w.w2), pack(w.w1, w.w3));
+    return arrange<T>(z.even, z.odd);
+}
+
+template <class T>
 ZK_HD void add_noise_to_tile(T* theta, const Product& products, const Term* terms, size_t n_terms, const float* decay) {
-    Float lo, hi;
+    // Before theta is loaded: with one term, as nearly always, no register need hold theta while the noise is made.
+    Pair z;
+    if (n_terms) z = normals<T>(products, terms->schedule);
+    Pair x;
 #pragma GCC unroll 8
-    for (int i = 0; i < kRegisters; ++i) {
-        load(theta + 2 * kLanes * i, lo, i);
-        load(theta + 2 * kLanes * i + kLanes, hi, i);
-    }
+    for (int i = 0; i < kRegisters; ++i) load(theta + 2 * kLanes * i, x, i);
     if (decay) {
-        lo = splat<Float>(*decay) * lo;
-        hi = splat<Float>(*decay) * hi;
+        x.lo = splat<Float>(*decay) * x.lo;
+        x.hi = splat<Float>(*decay) * x.hi;
     }
-    for (size_t k = 0; k < n_terms; ++k) {
-        const Words<Word> w = philox<Word>(products, terms[k].schedule);
-        const Normals<Float> z = box_muller<Float>(pack(w.w0, w.w2), pack(w.w1, w.w3));
-        const Pair ordered = interleave(z.even, z.odd);
-        const Float c = splat<Float>(terms[k].coefficient);
-        lo = fma(c, ordered.lo, lo);
-        hi = fma(c, ordered.hi, hi);
+    for (const Term* term = terms; n_terms--; ++term) {
+        const Float c = splat<Float>(term->coefficient);
+        x.lo = fma(c, z.lo, x.lo);
+        x.hi = fma(c, z.hi, x.hi);
+        if (n_terms) z = normals<T>(products, term[1].schedule);
     }
 #pragma GCC unroll 8
-    for (int i = 0; i < kRegisters; ++i) {
-        store(theta + 2 * kLanes * i, lo, i);
-        store(theta + 2 * kLanes * i + kLanes, hi, i);
-    }
+    for (int i = 0; i < kRegisters; ++i) store(theta + 2 * kLanes * i, x, i);
 }
 
 /// The part of a tile that holds elements skip..skip+count-1, through a buffer of a whole tile.
@@ -56,7 +59,7 @@ void add_noise_to_part(T* theta, size_t skip, size_t count, const Product& produ
 
 template <class T>
 void add_noise(T* theta, uint64_t first, size_t count, const Term* terms, size_t n_terms, const float* decay) {
-    Product products = first_products(static_cast<uint32_t>(first >> 2));
+    Product products = first_products<T>(static_cast<uint32_t>(first >> 2));
     if (const size_t skip = first & 3) {
         const size_t part = count < kTile - skip ? count : kTile - skip;
         add_noise_to_part(theta, skip, part, products, terms, n_terms, decay);

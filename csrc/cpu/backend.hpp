@@ -12,6 +12,9 @@ namespace zokern {
 struct bfloat16 { uint16_t bits; };
 struct float16 { uint16_t bits; };
 
+template <class T> constexpr bool is_bfloat16 = false;
+template <> inline constexpr bool is_bfloat16<bfloat16> = true;
+
 /// c z(key) for one run: `schedule` is the key's, for the high counter word that the run's blocks share.
 struct Term {
     Schedule schedule;

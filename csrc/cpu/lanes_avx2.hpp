@@ -34,12 +34,21 @@ ZK_HD Word xor3(const Word& a, const Word& b, uint32_t c) {
     return each<Word>([&](int i) { return _mm256_xor_si256(_mm256_xor_si256(a.r[i], all(c)), b.r[i]); });
 }
 
-// unpacklo and unpackhi below work in 128-bit lanes; this order of the counters makes their output the elements' order.
+// Of two bfloat16 in one 32-bit lane, the even element is the lower half: a Pair of them holds the even elements and the odd ones,
+// as the noise comes. Of the other types it holds eight elements and the next eight; unpacklo and unpackhi, which work in 128-bit
+// lanes, put the noise in that order if the counters are in this one.
+template <class T>
 ZK_HD Product first_products(uint32_t low_word) {
+    const __m256i order = is_bfloat16<T> ? _mm256_setr_epi64x(0, 1, 2, 3) : _mm256_setr_epi64x(0, 2, 1, 3);
     return each<Product>([&](int i) {
-        const __m256i low = _mm256_add_epi64(_mm256_set1_epi64x(low_word + uint64_t{4} * i), _mm256_setr_epi64x(0, 2, 1, 3));
-        return _mm256_mul_epu32(low, all(kMultiplier0));
+        return _mm256_mul_epu32(_mm256_add_epi64(_mm256_set1_epi64x(low_word + uint64_t{4} * i), order), all(kMultiplier0));
     });
+}
+template <class T>
+ZK_HD Pair arrange(const Float& even, const Float& odd) {
+    if (is_bfloat16<T>) return {even, odd};
+    return {each<Float>([&](int i) { return _mm256_unpacklo_ps(even.r[i], odd.r[i]); }),
+            each<Float>([&](int i) { return _mm256_unpackhi_ps(even.r[i], odd.r[i]); })};
 }
 ZK_HD Product next_products(const Product& p) {
     return each<Product>([&](int i) { return _mm256_add_epi64(p.r[i], _mm256_set1_epi64x(uint64_t{kMultiplier0} * 4 * kRegisters)); });
@@ -48,16 +57,15 @@ ZK_HD Product next_products(const Product& p) {
 ZK_HD Bits pack(const Word& even, const Word& odd) {
     return each<Bits>([&](int i) { return _mm256_blend_epi32(even.r[i], _mm256_slli_epi64(odd.r[i], 32), 0xAA); });
 }
-ZK_HD Pair interleave(const Float& even, const Float& odd) {
-    return {each<Float>([&](int i) { return _mm256_unpacklo_ps(even.r[i], odd.r[i]); }),
-            each<Float>([&](int i) { return _mm256_unpackhi_ps(even.r[i], odd.r[i]); })};
-}
 
 ZK_HD Bits operator>>(const Bits& a, int n) { return each<Bits>([&](int i) { return _mm256_srli_epi32(a.r[i], n); }); }
-ZK_HD Bits operator<<(const Bits& a, int n) { return each<Bits>([&](int i) { return _mm256_slli_epi32(a.r[i], n); }); }
 ZK_HD Bits operator+(const Bits& a, uint32_t b) { return each<Bits>([&](int i) { return _mm256_add_epi32(a.r[i], all(b)); }); }
-ZK_HD Bits minus_from(uint32_t a, const Bits& b) { return each<Bits>([&](int i) { return _mm256_sub_epi32(all(a), b.r[i]); }); }
-ZK_HD Bits operator^(const Bits& a, const Bits& b) { return each<Bits>([&](int i) { return _mm256_xor_si256(a.r[i], b.r[i]); }); }
+ZK_HD Bits rsqrt_guess(const Bits& y, const Bits& sign) {
+    return each<Bits>([&](int i) {
+        const auto guess = _mm256_sub_epi32(all(0x5F200000), _mm256_srli_epi32(y.r[i], 1));
+        return _mm256_xor_si256(guess, _mm256_slli_epi32(sign.r[i], 31));
+    });
+}
 ZK_HD Bits with_exponent_of_one(const Bits& a) {
     return each<Bits>([&](int i) { return _mm256_or_si256(_mm256_and_si256(a.r[i], all(0x007FFFFF)), all(0x3F800000)); });
 }
@@ -80,27 +88,32 @@ ZK_HD Float splat(float x) {
     return each<Float>([&](int) { return _mm256_set1_ps(x); });
 }
 
-ZK_HD void load(const float* p, Float& x, int i) { x.r[i] = _mm256_loadu_ps(p); }
-ZK_HD void store(float* p, const Float& x, int i) { _mm256_storeu_ps(p, x.r[i]); }
+ZK_HD void load(const float* p, Pair& x, int i) { x.lo.r[i] = _mm256_loadu_ps(p), x.hi.r[i] = _mm256_loadu_ps(p + kLanes); }
+ZK_HD void store(float* p, const Pair& x, int i) { _mm256_storeu_ps(p, x.lo.r[i]), _mm256_storeu_ps(p + kLanes, x.hi.r[i]); }
 
-ZK_HD void load(const bfloat16* p, Float& x, int i) {
-    const __m128i bits = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
-    x.r[i] = _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16));
+ZK_HD void load(const bfloat16* p, Pair& x, int i) {
+    const __m256i both = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+    x.lo.r[i] = _mm256_castsi256_ps(_mm256_slli_epi32(both, 16));
+    x.hi.r[i] = _mm256_castsi256_ps(_mm256_and_si256(both, all(0xFFFF0000)));
 }
-// Nearest even, in integers. A NaN stays one.
-ZK_HD void store(bfloat16* p, const Float& x, int i) {
-    const __m256i u = _mm256_castps_si256(x.r[i]);
-    const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(u, 16), all(1));
+// To the upper half of each lane, the lower being anything. Nearest even, in integers. A NaN stays one.
+ZK_HD __m256i rounded_to_bfloat16(const __m256& x) {
+    const __m256i u = _mm256_castps_si256(x), odd = _mm256_and_si256(_mm256_srli_epi32(u, 16), all(1));
     const __m256i rounded = _mm256_add_epi32(_mm256_add_epi32(u, all(0x7FFF)), odd);
-    const __m256i nan = _mm256_castps_si256(_mm256_cmp_ps(x.r[i], x.r[i], _CMP_UNORD_Q));
-    const __m256i bits = _mm256_srli_epi32(_mm256_blendv_epi8(rounded, _mm256_or_si256(u, all(0x00400000)), nan), 16);
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm_packus_epi32(_mm256_castsi256_si128(bits), _mm256_extracti128_si256(bits, 1)));
+    const __m256i nan = _mm256_castps_si256(_mm256_cmp_ps(x, x, _CMP_UNORD_Q));
+    return _mm256_blendv_epi8(rounded, _mm256_or_si256(u, all(0x00400000)), nan);
+}
+ZK_HD void store(bfloat16* p, const Pair& x, int i) {
+    const __m256i lo = _mm256_srli_epi32(rounded_to_bfloat16(x.lo.r[i]), 16);
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm256_blend_epi16(lo, rounded_to_bfloat16(x.hi.r[i]), 0xAA));
 }
 
-ZK_HD void load(const float16* p, Float& x, int i) { x.r[i] = _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))); }
-ZK_HD void store(float16* p, const Float& x, int i) {
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph(x.r[i], _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+ZK_HD __m256 load(const float16* p) { return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))); }
+ZK_HD void load(const float16* p, Pair& x, int i) { x.lo.r[i] = load(p), x.hi.r[i] = load(p + kLanes); }
+ZK_HD void store(float16* p, const __m256& x) {
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
 }
+ZK_HD void store(float16* p, const Pair& x, int i) { store(p, x.lo.r[i]), store(p + kLanes, x.hi.r[i]); }
 
 }  // namespace
 }  // namespace zokern

@@ -34,12 +34,21 @@ ZK_HD Word xor3(const Word& a, const Word& b, uint32_t c) {
     return each<Word>([&](int i) { return _mm512_ternarylogic_epi32(a.r[i], b.r[i], all(c), 0x96); });
 }
 
-// unpacklo and unpackhi below work in 128-bit lanes; this order of the counters makes their output the elements' order.
+// Of two bfloat16 in one 32-bit lane, the even element is the lower half: a Pair of them holds the even elements and the odd ones,
+// as the noise comes. Of the other types it holds sixteen elements and the next sixteen; unpacklo and unpackhi, which work in
+// 128-bit lanes, put the noise in that order if the counters are in this one.
+template <class T>
 ZK_HD Product first_products(uint32_t low_word) {
-    const __m512i order = _mm512_setr_epi64(0, 4, 1, 5, 2, 6, 3, 7);
+    const __m512i order = is_bfloat16<T> ? _mm512_setr_epi64(0, 1, 2, 3, 4, 5, 6, 7) : _mm512_setr_epi64(0, 4, 1, 5, 2, 6, 3, 7);
     return each<Product>([&](int i) {
         return _mm512_mullo_epi64(_mm512_add_epi64(_mm512_set1_epi64(low_word + uint64_t{8} * i), order), _mm512_set1_epi64(kMultiplier0));
     });
+}
+template <class T>
+ZK_HD Pair arrange(const Float& even, const Float& odd) {
+    if (is_bfloat16<T>) return {even, odd};
+    return {each<Float>([&](int i) { return _mm512_unpacklo_ps(even.r[i], odd.r[i]); }),
+            each<Float>([&](int i) { return _mm512_unpackhi_ps(even.r[i], odd.r[i]); })};
 }
 ZK_HD Product next_products(const Product& p) {
     return each<Product>([&](int i) { return _mm512_add_epi64(p.r[i], _mm512_set1_epi64(uint64_t{kMultiplier0} * 8 * kRegisters)); });
@@ -50,16 +59,15 @@ ZK_HD Bits pack(const Word& even, const Word& odd) {
         return _mm512_castps_si512(_mm512_mask_moveldup_ps(_mm512_castsi512_ps(even.r[i]), 0xAAAA, _mm512_castsi512_ps(odd.r[i])));
     });
 }
-ZK_HD Pair interleave(const Float& even, const Float& odd) {
-    return {each<Float>([&](int i) { return _mm512_unpacklo_ps(even.r[i], odd.r[i]); }),
-            each<Float>([&](int i) { return _mm512_unpackhi_ps(even.r[i], odd.r[i]); })};
-}
 
 ZK_HD Bits operator>>(const Bits& a, int n) { return each<Bits>([&](int i) { return _mm512_srli_epi32(a.r[i], n); }); }
-ZK_HD Bits operator<<(const Bits& a, int n) { return each<Bits>([&](int i) { return _mm512_slli_epi32(a.r[i], n); }); }
 ZK_HD Bits operator+(const Bits& a, uint32_t b) { return each<Bits>([&](int i) { return _mm512_add_epi32(a.r[i], all(b)); }); }
-ZK_HD Bits minus_from(uint32_t a, const Bits& b) { return each<Bits>([&](int i) { return _mm512_sub_epi32(all(a), b.r[i]); }); }
-ZK_HD Bits operator^(const Bits& a, const Bits& b) { return each<Bits>([&](int i) { return _mm512_xor_si512(a.r[i], b.r[i]); }); }
+ZK_HD Bits rsqrt_guess(const Bits& y, const Bits& sign) {
+    return each<Bits>([&](int i) {
+        const auto guess = _mm512_sub_epi32(all(0x5F200000), _mm512_srli_epi32(y.r[i], 1));
+        return _mm512_xor_si512(guess, _mm512_slli_epi32(sign.r[i], 31));
+    });
+}
 ZK_HD Bits with_exponent_of_one(const Bits& a) {
     return each<Bits>([&](int i) { return _mm512_ternarylogic_epi32(a.r[i], all(0x007FFFFF), all(0x3F800000), 0xEA); });  // a & b | c
 }
@@ -82,26 +90,31 @@ ZK_HD Float splat(float x) {
     return each<Float>([&](int) { return _mm512_set1_ps(x); });
 }
 
-ZK_HD void load(const float* p, Float& x, int i) { x.r[i] = _mm512_loadu_ps(p); }
-ZK_HD void store(float* p, const Float& x, int i) { _mm512_storeu_ps(p, x.r[i]); }
+ZK_HD void load(const float* p, Pair& x, int i) { x.lo.r[i] = _mm512_loadu_ps(p), x.hi.r[i] = _mm512_loadu_ps(p + kLanes); }
+ZK_HD void store(float* p, const Pair& x, int i) { _mm512_storeu_ps(p, x.lo.r[i]), _mm512_storeu_ps(p + kLanes, x.hi.r[i]); }
 
-ZK_HD void load(const bfloat16* p, Float& x, int i) {
-    const __m256i bits = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
-    x.r[i] = _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
+ZK_HD void load(const bfloat16* p, Pair& x, int i) {
+    const __m512i both = _mm512_loadu_si512(p);
+    x.lo.r[i] = _mm512_castsi512_ps(_mm512_slli_epi32(both, 16));
+    x.hi.r[i] = _mm512_castsi512_ps(_mm512_and_si512(both, all(0xFFFF0000)));
 }
-// In integers: vcvtneps2bf16 flushes denormals. A NaN stays one.
-ZK_HD void store(bfloat16* p, const Float& x, int i) {
-    const __m512i u = _mm512_castps_si512(x.r[i]);
-    const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(u, 16), all(1));
-    __m512i rounded = _mm512_add_epi32(_mm512_add_epi32(u, all(0x7FFF)), odd);
-    rounded = _mm512_mask_or_epi32(rounded, _mm512_cmp_ps_mask(x.r[i], x.r[i], _CMP_UNORD_Q), u, all(0x00400000));
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtepi32_epi16(_mm512_srli_epi32(rounded, 16)));
+// To the upper half of each lane, the lower being anything. In integers: vcvtneps2bf16 flushes denormals. A NaN stays one.
+ZK_HD __m512i rounded_to_bfloat16(const __m512& x) {
+    const __m512i u = _mm512_castps_si512(x), up = _mm512_add_epi32(u, all(0x7FFF));
+    const __m512i even = _mm512_mask_add_epi32(up, _mm512_test_epi32_mask(u, all(0x10000)), up, all(1));
+    return _mm512_mask_or_epi32(even, _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q), u, all(0x00400000));
+}
+ZK_HD void store(bfloat16* p, const Pair& x, int i) {
+    const __m512i lo = _mm512_srli_epi32(rounded_to_bfloat16(x.lo.r[i]), 16);
+    _mm512_storeu_si512(p, _mm512_ternarylogic_epi32(lo, rounded_to_bfloat16(x.hi.r[i]), all(0xFFFF0000), 0xF8));  // a | b & c
 }
 
-ZK_HD void load(const float16* p, Float& x, int i) { x.r[i] = _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))); }
-ZK_HD void store(float16* p, const Float& x, int i) {
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtps_ph(x.r[i], _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+ZK_HD __m512 load(const float16* p) { return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))); }
+ZK_HD void load(const float16* p, Pair& x, int i) { x.lo.r[i] = load(p), x.hi.r[i] = load(p + kLanes); }
+ZK_HD void store(float16* p, const __m512& x) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
 }
+ZK_HD void store(float16* p, const Pair& x, int i) { store(p, x.lo.r[i]), store(p + kLanes, x.hi.r[i]); }
 
 }  // namespace
 }  // namespace zokern

@@ -30,17 +30,22 @@ ZK_HD Word high(Product x) { return {static_cast<uint32_t>(x.r >> 32)}; }
 ZK_HD Word low(Product x) { return {static_cast<uint32_t>(x.r)}; }
 ZK_HD Word operator^(Word a, uint32_t b) { return {a.r ^ b}; }
 ZK_HD Word xor3(Word a, Word b, uint32_t c) { return {a.r ^ b.r ^ c}; }
-ZK_HD Product first_products(uint32_t low_word) { return {uint64_t{kMultiplier0} * low_word}; }
+template <class>
+ZK_HD Product first_products(uint32_t low_word) {
+    return {uint64_t{kMultiplier0} * low_word};
+}
 ZK_HD Product next_products(Product p) { return {p.r + kMultiplier0}; }
 
 ZK_HD Bits pack(Word even, Word odd) { return {even.r, odd.r}; }
-ZK_HD Pair interleave(Float even, Float odd) { return {{even.r[0], odd.r[0]}, {even.r[1], odd.r[1]}}; }
+template <class>
+ZK_HD Pair arrange(Float even, Float odd) {
+    return {{even.r[0], odd.r[0]}, {even.r[1], odd.r[1]}};
+}
 
 ZK_HD Bits operator>>(Bits a, int n) { return {a.r[0] >> n, a.r[1] >> n}; }
-ZK_HD Bits operator<<(Bits a, int n) { return {a.r[0] << n, a.r[1] << n}; }
 ZK_HD Bits operator+(Bits a, uint32_t b) { return {a.r[0] + b, a.r[1] + b}; }
-ZK_HD Bits minus_from(uint32_t a, Bits b) { return {a - b.r[0], a - b.r[1]}; }
-ZK_HD Bits operator^(Bits a, Bits b) { return {a.r[0] ^ b.r[0], a.r[1] ^ b.r[1]}; }
+ZK_HD uint32_t rsqrt_guess(uint32_t y, uint32_t sign) { return (0x5F200000 - (y >> 1)) ^ (sign << 31); }
+ZK_HD Bits rsqrt_guess(Bits y, Bits sign) { return {rsqrt_guess(y.r[0], sign.r[0]), rsqrt_guess(y.r[1], sign.r[1])}; }
 ZK_HD uint32_t with_exponent_of_one(uint32_t a) { return (a & 0x007FFFFF) | 0x3F800000; }
 ZK_HD Bits with_exponent_of_one(Bits a) { return {with_exponent_of_one(a.r[0]), with_exponent_of_one(a.r[1])}; }
 
@@ -91,12 +96,12 @@ ZK_HD void narrow(float x, float16& y) {
 }
 
 template <class T>
-ZK_HD void load(const T* p, Float& x, int) {
-    for (int i = 0; i < kLanes; ++i) x.r[i] = widen(p[i]);
+ZK_HD void load(const T* p, Pair& x, int) {
+    x = {{widen(p[0]), widen(p[1])}, {widen(p[2]), widen(p[3])}};
 }
 template <class T>
-ZK_HD void store(T* p, const Float& x, int) {
-    for (int i = 0; i < kLanes; ++i) narrow(x.r[i], p[i]);
+ZK_HD void store(T* p, const Pair& x, int) {
+    narrow(x.lo.r[0], p[0]), narrow(x.lo.r[1], p[1]), narrow(x.hi.r[0], p[2]), narrow(x.hi.r[1], p[3]);
 }
 
 }  // namespace

@@ -9,8 +9,10 @@
 
 #ifdef __CUDACC__
 #define ZK_HD __host__ __device__ __forceinline__
+#define ZK_UNROLL _Pragma("unroll")
 #else
 #define ZK_HD inline __attribute__((always_inline))
+#define ZK_UNROLL _Pragma("GCC unroll 16")
 #endif
 
 namespace zokern {
@@ -33,19 +35,25 @@ struct Schedule {
     uint32_t round2_word2;
 };
 
+/// The shared halves of the first rounds: all that changes from step to step, and where the counter's high word does.
+ZK_HD void begin(Schedule& s, uint32_t step, uint32_t stream, uint32_t counter_high) {
+    const uint64_t p = static_cast<uint64_t>(kMultiplier1) * step;
+    const uint32_t word0 = static_cast<uint32_t>(p >> 32) ^ counter_high ^ s.key0[0];
+    const uint64_t p0 = static_cast<uint64_t>(kMultiplier0) * word0;
+    s.round0_word2 = stream ^ s.key1[0];
+    s.round1_word0 = static_cast<uint32_t>(p) ^ s.key0[1];
+    s.round1_word2 = static_cast<uint32_t>(p0 >> 32) ^ s.key1[1];
+    s.round2_word2 = static_cast<uint32_t>(p0) ^ s.key1[2];
+}
+
 ZK_HD Schedule schedule(const Key& key, uint32_t counter_high) {
     Schedule s;
+    ZK_UNROLL
     for (int r = 0; r < kRounds; ++r) {
         s.key0[r] = static_cast<uint32_t>(key.seed) + r * kIncrement0;
         s.key1[r] = static_cast<uint32_t>(key.seed >> 32) + r * kIncrement1;
     }
-    const uint64_t p = static_cast<uint64_t>(kMultiplier1) * key.step;
-    const uint32_t word0 = static_cast<uint32_t>(p >> 32) ^ counter_high ^ s.key0[0];
-    const uint64_t p0 = static_cast<uint64_t>(kMultiplier0) * word0;
-    s.round0_word2 = key.stream ^ s.key1[0];
-    s.round1_word0 = static_cast<uint32_t>(p) ^ s.key0[1];
-    s.round1_word2 = static_cast<uint32_t>(p0 >> 32) ^ s.key1[1];
-    s.round2_word2 = static_cast<uint32_t>(p0) ^ s.key1[2];
+    begin(s, key.step, key.stream, counter_high);
     return s;
 }
 
@@ -63,7 +71,7 @@ ZK_HD Words<Word> philox(Product first_product, const Schedule& s) {
     Product p0 = mul(kMultiplier0, high(p1) ^ s.round1_word0);  // word 3 after round 1 is shared
     const Product q1 = mul(kMultiplier1, low(first_product) ^ s.round1_word2);
     Word w0 = xor3(high(q1), low(p1), s.key0[2]), w1 = low(q1), w2 = high(p0) ^ s.round2_word2, w3 = low(p0);
-#pragma GCC unroll 7
+    ZK_UNROLL
     for (int r = 3; r < kRounds; ++r) {
         p0 = mul(kMultiplier0, w0);
         p1 = mul(kMultiplier1, w2);
