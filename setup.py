@@ -1,9 +1,12 @@
-"""Builds zokern._cpu with ninja; pyproject.toml says the rest.
+"""Builds zokern._cpu, and zokern._cuda where there is an nvcc, with ninja; pyproject.toml says the rest.
 
-The compiler is $CXX, or what Python was built with. OpenMP is used where the compiler has it. No nvcc, GPU or Triton is needed.
+The compiler is $CXX, or what Python was built with. OpenMP is used where the compiler has it. nvcc is looked for in $CUDA_HOME,
+$CUDA_PATH, PATH and /usr/local/cuda; no GPU, driver or Triton is needed. ZOKERN_CUDA=0 leaves zokern._cuda out, ZOKERN_CUDA=1 makes
+its failure the build's.
 """
 
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -19,6 +22,9 @@ from setuptools.command.build_ext import build_ext
 ROOT = Path(__file__).parent.resolve()
 # No contraction: every fma of the noise is written down, and no other may appear. (-Wno-*: false alarms of gcc 12's own intrinsics.)
 FLAGS = "-std=c++17 -O3 -fPIC -fvisibility=hidden -ffp-contract=off -Wall -Wextra -Wno-psabi -Wno-uninitialized -Wno-maybe-uninitialized"
+# One binary for all of Ampere and Ada, one for Hopper, and PTX that later GPUs compile when they first see it.
+ARCHITECTURES = {"sm_80": "arch=compute_80,code=sm_80", "sm_90": "arch=compute_90,code=sm_90", "PTX": "arch=compute_90,code=compute_90"}
+NVCC_FLAGS = "-std=c++17 -O3 --fmad=false -Xcompiler -fPIC,-fvisibility=hidden " + " ".join(f"-gencode {a}" for a in ARCHITECTURES.values())
 LINK = "-bundle -undefined dynamic_lookup" if sys.platform == "darwin" else "-shared"
 
 
@@ -40,6 +46,33 @@ def openmp(cxx):
     return "" if probe.returncode else "-fopenmp"
 
 
+def nvcc():
+    """(path, version) of an nvcc that compiles and links, or None."""
+    wanted = os.environ.get("ZOKERN_CUDA", "")
+    if wanted not in ("", "0", "1"):
+        sys.exit(f"ZOKERN_CUDA={wanted}: set 0 (leave CUDA out) or 1 (insist on it), or unset it")
+    if wanted == "0":
+        return None
+    homes = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), "/usr/local/cuda"]
+    named, usual = [os.path.join(h, "bin", "nvcc") for h in homes[:2] if h], os.path.join(homes[2], "bin", "nvcc")
+    path = next(filter(None, map(shutil.which, [*named, "nvcc", usual])), None)
+    why = "there is no nvcc in $CUDA_HOME, $CUDA_PATH, PATH or /usr/local/cuda"
+    if path:
+        with tempfile.TemporaryDirectory() as folder:
+            source = Path(folder, "probe.cu")
+            source.write_text("__global__ void f() {}\nint main() { f<<<1, 1>>>(); return cudaGetLastError(); }\n")
+            command = [path, *NVCC_FLAGS.split(), "-cudart", "static", str(source), "-o", str(source.with_suffix(""))]
+            probe = subprocess.run(command, capture_output=True, text=True)
+        if not probe.returncode:
+            said = subprocess.run([path, "--version"], capture_output=True, text=True).stdout
+            return path, re.search(r"release ([0-9.]+)", said)[1]
+        why = f"{path} fails: " + (probe.stderr.strip().splitlines() or ["no message"])[0]
+    if wanted == "1":
+        sys.exit(f"ZOKERN_CUDA=1, but {why}")
+    print(f"zokern: without the CUDA backend, because {why}")
+    return None
+
+
 def ninja():
     try:
         from ninja import BIN_DIR
@@ -52,22 +85,43 @@ def ninja():
 class NinjaBuild(build_ext):
     """One build.ninja an extension: its translation units compile in parallel, and only those that changed."""
 
+    def finalize_options(self):
+        super().finalize_options()
+        self.nvcc = nvcc()
+        if self.nvcc is None:
+            self.extensions.remove(CUDA)
+
     def build_extension(self, ext):
         folder, target = Path(self.build_temp, ext.name).resolve(), Path(self.get_ext_fullpath(ext.name)).resolve()
         folder.mkdir(parents=True, exist_ok=True)
         target.parent.mkdir(parents=True, exist_ok=True)
         cxx = compiler()
-        parallel = openmp(cxx)
         includes = f"-isystem {pybind11.get_include()} -isystem {sysconfig.get_path('include')}"
-        objects = [f"{Path(source).with_suffix('.o')}" for source in ext.sources]
+        if ext is CUDA:
+            defines = f"-DZOKERN_CUDA_VERSION='\"{self.nvcc[1]}\"' -DZOKERN_CUDA_ARCHITECTURES='\"{' '.join(ARCHITECTURES)}\"'"
+            options, link = defines, f"{self.nvcc[0]} -shared -cudart static $in -o $out"
+        else:
+            options = openmp(cxx)
+            link = f"{cxx} {LINK} $in {options} -o $out"
+        objects = {f"{Path(source).with_suffix('.o')}": source for source in ext.sources}
         lines = [
             "rule compile",
-            f"  command = {cxx} {FLAGS} {parallel} {includes} -MD -MF $out.d -c $in -o $out",
+            f"  command = {cxx} {FLAGS} {options} {includes} -MD -MF $out.d -c $in -o $out",
             "  depfile = $out.d",
             "  deps = gcc",
+            *(
+                []
+                if self.nvcc is None
+                else [
+                    "rule cuda",
+                    f"  command = {self.nvcc[0]} {NVCC_FLAGS} -MD -MF $out.d -c $in -o $out",
+                    "  depfile = $out.d",
+                    "  deps = gcc",
+                ]
+            ),
             "rule link",
-            f"  command = {cxx} {LINK} $in {parallel} -o $out",
-            *(f"build {o}: compile {ROOT / source}" for o, source in zip(objects, ext.sources)),
+            f"  command = {link}",
+            *(f"build {o}: {'cuda' if source.endswith('.cu') else 'compile'} {ROOT / source}" for o, source in objects.items()),
             f"build {target}: link {' '.join(objects)}",
             "",
         ]
@@ -77,4 +131,7 @@ class NinjaBuild(build_ext):
 
 SOURCES = ["csrc/bind/cpu_module.cpp", "csrc/cpu/threads.cpp", *(f"csrc/cpu/isa_{isa}.cpp" for isa in ("scalar", "avx2", "avx512"))]
 
-setup(ext_modules=[Extension("zokern._cpu", SOURCES)], cmdclass={"build_ext": NinjaBuild})
+CPU = Extension("zokern._cpu", SOURCES)
+CUDA = Extension("zokern._cuda", ["csrc/bind/cuda_module.cpp", "csrc/cuda/add_noise.cu"])
+
+setup(ext_modules=[CPU, CUDA], cmdclass={"build_ext": NinjaBuild})

@@ -1,7 +1,8 @@
-"""Counts what the GPU will execute: compiles the Triton kernels for sm_80, sm_90 and sm_100, which needs no GPU, disassembles
-them, and counts every instruction of the steady-state loop (whole blocks, 16-byte accesses) per element of theta.
+"""Counts what the GPU will execute: compiles the Triton or the CUDA kernels for sm_80, sm_90 and sm_100, which needs no GPU,
+disassembles them, and counts every instruction of the steady-state loop (whole blocks, 16-byte accesses) per element of theta.
 
     python bench/sass.py --arch 90 --dtype bf16 --terms 1 2
+    python bench/sass.py --backend cuda
     python bench/sass.py --json sass.jsonl
 
 A count is the whole body of the loop over blocks divided by the elements that a thread handles in one turn, addressing,
@@ -12,11 +13,13 @@ import argparse
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
 from collections import Counter
 from contextlib import redirect_stdout
+from functools import cache
 from io import StringIO
 from pathlib import Path
 
@@ -28,7 +31,11 @@ import triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from zokern.kernels.spans import BLOCK
 from zokern.kernels.triton import accumulate
+
+SOURCE = Path(__file__).resolve().parent.parent / "csrc/cuda/add_noise.cu"
+CUDA_THREADS = 128  # of a block, kThreads in csrc/cuda/kernel.hpp
 
 DTYPES = {"fp32": tl.float32, "bf16": tl.bfloat16, "fp16": tl.float16}
 SIGNATURE = {
@@ -54,13 +61,13 @@ PIPES = {
 }
 
 
-def compile_kernel(arch: int, dtype: str, terms: str, decay: bool):
+def compile_triton(arch: int, dtype: str, terms: str, decay: bool):
     """The kernel as ``add_noise_`` launches it."""
     constants = {
         "DTYPE": DTYPES[dtype],
         "TERMS": 0 if terms == "n" else int(terms),
         "DECAY": decay,
-        "BLOCK": accumulate.BLOCK,
+        "BLOCK": BLOCK,
         "SLOW": accumulate.SLOW,
     }
     source = ASTSource(accumulate.add_noise_kernel, {**SIGNATURE, **dict.fromkeys(constants, "constexpr")}, constants)
@@ -75,20 +82,44 @@ def run_tool(name: str, *arguments: str) -> str:
     return subprocess.run([path, *arguments], capture_output=True, text=True, check=True).stdout
 
 
-def disassemble(cubin: bytes) -> tuple[list[str], dict[str, int], dict[str, int]]:
-    """Instructions in order; label -> index of the instruction after it; resource -> amount (REG, STACK, SHARED, LOCAL)."""
+@cache
+def compile_cuda(arch: int) -> tuple[bytes, str]:
+    """The cubin of all kernels of csrc/cuda, and nvcc's version."""
+    home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH") or "/usr/local/cuda"
+    nvcc = shutil.which("nvcc") or shutil.which(os.path.join(home, "bin", "nvcc"))
+    if nvcc is None:
+        raise RuntimeError("no nvcc in PATH, $CUDA_HOME or /usr/local/cuda: install the CUDA toolkit")
+    with tempfile.TemporaryDirectory() as folder:
+        cubin = Path(folder, "add_noise.cubin")
+        flags = ["-std=c++17", "-O3", "--fmad=false", f"-arch=sm_{arch}", "-cubin"]  # as in setup.py
+        subprocess.run([nvcc, *flags, SOURCE, "-o", cubin], check=True, capture_output=True, text=True)
+        said = subprocess.run([nvcc, "--version"], check=True, capture_output=True, text=True).stdout
+        return cubin.read_bytes(), re.search(r"release ([0-9.]+)", said)[1]
+
+
+@cache
+def tools_on(cubin: bytes) -> tuple[str, str]:
+    """Disassembly and resource usage, as nvdisasm and cuobjdump print them."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
-        text = run_tool("nvdisasm", "-c", file.name)
-        usage = run_tool("cuobjdump", "-res-usage", file.name)
+        return run_tool("nvdisasm", "-c", file.name), run_tool("cuobjdump", "-res-usage", file.name)
+
+
+def disassemble(cubin: bytes, name: str) -> tuple[list[str], dict[str, int], dict[str, int]]:
+    """Of the one function whose name matches: instructions in order; label -> index of the instruction after it; resource -> amount
+    (REG, STACK, SHARED, LOCAL)."""
+    text, usage = tools_on(cubin)
+    sections = re.split(r"\n\s*\.section\s", text)
+    (code,) = [section for section in sections if re.match(rf"\.text\.\w*{name}\w*,", section)]
+    (used,) = re.findall(rf"Function \w*{name}\w*:\s*(.*)", usage)
     instructions, labels = [], {}
-    for line in text.splitlines():
+    for line in code.splitlines():
         if label := re.match(r"\s*(\.L_\w+):", line):
             labels[label[1]] = len(instructions)
         elif instruction := re.match(r"\s*(?:/\*[0-9a-f]+\*/)\s+(.*?)\s*;", line):
             instructions.append(instruction[1])
-    return instructions, labels, {name: int(n) for name, n in re.findall(r"\b(REG|STACK|SHARED|LOCAL):(\d+)", usage)}
+    return instructions, labels, {name: int(n) for name, n in re.findall(r"\b(REG|STACK|SHARED|LOCAL):(\d+)", used)}
 
 
 def opcode(instruction: str) -> str:
@@ -113,10 +144,24 @@ def count(instructions: list[str]) -> dict[str, int]:
     return {pipe: pipes[pipe] for pipe in (*PIPES, "other") if pipe != "other" or pipes[pipe]}
 
 
-def measure(arch: int, dtype: str, terms: str, decay: bool) -> dict:
+def measure(backend: str, arch: int, dtype: str, terms: str, decay: bool) -> dict:
     """One line of the table."""
-    kernel = compile_kernel(arch, dtype, terms, decay)
-    instructions, labels, usage = disassemble(kernel.asm["cubin"])
+    if backend == "triton":
+        kernel = compile_triton(arch, dtype, terms, decay)
+        instructions, labels, usage = disassemble(kernel.asm["cubin"], "add_noise_kernel")
+        elements = BLOCK // (32 * accumulate.WARPS)
+        about = {
+            "shared_bytes": kernel.metadata.shared,
+            "convert_layouts": kernel.asm["ttgir"].count("ttg.convert_layout"),
+            "triton": triton.__version__,
+        }
+    else:
+        cubin, version = compile_cuda(arch)
+        storage = {"fp32": "f", "bf16": "13__nv_bfloat16", "fp16": "6__half"}[dtype]
+        name = f"add_noise_kernelI{storage}Li{0 if terms == 'n' else terms}ELb{int(decay)}E"
+        instructions, labels, usage = disassemble(cubin, name)
+        elements = BLOCK // CUDA_THREADS
+        about = {"shared_bytes": usage["SHARED"], "convert_layouts": 0, "nvcc": version}
     every = loops(instructions, labels)
     wide = [loop for loop in every if any("STG.E.128" in instructions[n] for n in loop)]
     if not wide:
@@ -127,9 +172,9 @@ def measure(arch: int, dtype: str, terms: str, decay: bool) -> dict:
         raise RuntimeError(f"{len(nested)} loops inside the loop over blocks: count by hand")
     inner = [instructions[n] for loop in nested for n in loop]
     outer = [instructions[n] for n in steady if not any(n in loop for loop in nested)]
-    elements = accumulate.BLOCK // (32 * accumulate.WARPS)
     return {
         "op": "add_noise_",
+        "backend": backend,
         "arch": arch,
         "dtype": dtype,
         "terms": terms,
@@ -145,9 +190,7 @@ def measure(arch: int, dtype: str, terms: str, decay: bool) -> dict:
         "registers": usage["REG"],
         "spills": sum(bool(re.match("LDL|STL", opcode(i))) for i in instructions),
         "stack_bytes": usage["STACK"],
-        "shared_bytes": kernel.metadata.shared,
-        "convert_layouts": kernel.asm["ttgir"].count("ttg.convert_layout"),
-        "triton": triton.__version__,
+        **about,
     }
 
 
@@ -172,6 +215,7 @@ def table(lines: list[dict]) -> str:
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--backend", choices=["triton", "cuda"], default="triton")
     parser.add_argument("--arch", nargs="+", type=int, default=[80, 90, 100], help="compute capabilities (80 90 100)")
     parser.add_argument("--dtype", nargs="+", choices=DTYPES, default=list(DTYPES))
     parser.add_argument("--terms", nargs="+", choices=["1", "2", "n"], default=["1", "2", "n"], help="n: the loop for any number")
@@ -183,14 +227,14 @@ def main():
     for arch in arguments.arch:
         for dtype, terms, decay in ((d, t, c) for d in arguments.dtype for t in arguments.terms for c in arguments.decay):
             try:
-                lines.append(measure(arch, dtype, terms, decay == "yes"))
+                lines.append(measure(arguments.backend, arch, dtype, terms, decay == "yes"))
             except Exception as error:
                 said = str(error).strip().splitlines() or [type(error).__name__]
                 reason = next((line for line in said if "fatal" in line), said[0])
-                failures.append(f"triton {triton.__version__} gives no count for sm_{arch} {dtype} terms={terms} decay={decay}: {reason}")
-    elements = accumulate.BLOCK // (32 * accumulate.WARPS)
-    print(f"triton {triton.__version__}; a block is {accumulate.BLOCK} elements, {elements} a thread; columns by pipe are per element")
+                failures.append(f"{arguments.backend} gives no count for sm_{arch} {dtype} terms={terms} decay={decay}: {reason}")
     if lines:
+        compiler = f"triton {triton.__version__}" if arguments.backend == "triton" else f"nvcc {lines[0]['nvcc']}"
+        print(f"{compiler}; a block is {BLOCK} elements, {lines[0]['elements_per_thread']} a thread; columns by pipe are per element")
         print(table(lines))
     print(*failures, sep="\n", end="\n" if failures else "")
     if arguments.json:

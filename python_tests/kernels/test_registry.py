@@ -14,7 +14,7 @@ from zokern.kernels import backend_for
 
 def test_every_backend_says_how_it_is():
     status = zokern.backends()
-    assert list(status) == ["reference", "cpu", "triton"]
+    assert list(status) == ["reference", "cpu", "cuda", "triton"]
     assert status["reference"] == "available" and all(status.values())
 
 
@@ -35,7 +35,7 @@ def test_the_environment_forces_one_too(monkeypatch):
 
 
 def test_an_unknown_backend_is_refused():
-    with pytest.raises(ValueError, match="'fpga' is unknown: pass one of 'reference', 'cpu', 'triton'"):
+    with pytest.raises(ValueError, match="'fpga' is unknown: pass one of 'reference', 'cpu', 'cuda', 'triton'"):
         with use_backend("fpga"):
             pass
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from zokern.kernels import spans
 from zokern.kernels import triton as backend
 from zokern.layout import Table
 from zokern.noise import NoiseKey, reference
@@ -185,31 +186,15 @@ def test_fma_rounds_once():
 
 @pytest.mark.parametrize("programs, block, warps", [(1, 4096, 4), (5, 2048, 2), (10**6, 8192, 4)])
 def test_noise_does_not_depend_on_the_launch(monkeypatch, programs, block, warps):
-    for name, value in (("PROGRAMS", programs), ("BLOCK", block), ("WARPS", warps)):
-        monkeypatch.setattr(accumulate, name, value)
+    for place, name, value in (
+        (spans, "PROGRAMS", programs),
+        (spans, "BLOCK", block),
+        (accumulate, "BLOCK", block),
+        (accumulate, "WARPS", warps),
+    ):
+        monkeypatch.setattr(place, name, value)
     count, first = 3 * 4096 + 3, 2**34 - 8192  # a span may end where the low counter word wraps, or go past it
     assert_same_bits(make_noise(count, first, dtype=torch.bfloat16), torch.from_numpy(reference.normal(KEY, first, count)).bfloat16())
-
-
-def test_spans_cover_each_element_once_and_stay_small():
-    generator = torch.Generator().manual_seed(0)
-    sizes = torch.randint(0, 65_000_000, (400,), generator=generator)  # 13e9 elements
-    sizes[::7] = torch.randint(0, 5000, sizes[::7].shape, generator=generator)
-    first = ((sizes + 4095) // 4096 * 4096).cumsum(0)
-    rows = torch.stack([first * 2 + 16, sizes, first, torch.arange(400) % 3], dim=1)
-    spans = accumulate.cut(rows, itemsize=2)
-    assert spans.nbytes < 2**19
-    assert (spans[:, 1] > 0).all()
-    assert (spans[:, 0] == spans[:, 2] * 2 + 16).all()
-    at = 0
-    for (_, _, begin, group), end in zip(rows.tolist(), (rows[:, 2] + rows[:, 1]).tolist()):
-        while begin < end:
-            assert spans[at, 2:].tolist() == [begin, group]
-            begin += spans[at, 1].item()
-            assert begin == end or spans[at, 1] % accumulate.BLOCK == 0
-            at += 1
-    assert at == len(spans)
-    assert len(accumulate.cut(rows[:0], 2)) == len(accumulate.cut(torch.tensor([[16, 0, 0, 0]]), 2)) == 0
 
 
 def test_the_package_does_not_load_triton():

@@ -10,9 +10,9 @@ from contextlib import contextmanager
 from functools import cache
 from importlib import import_module
 
-NAMES = ("reference", "cpu", "triton")
+NAMES = ("reference", "cpu", "cuda", "triton")
 # What runs where nothing is forced, best first. (Triton's interpreter reaches CPU memory too, but nobody wants it by surprise.)
-PREFERRED = {"cuda": ("triton",), "cpu": ("cpu", "reference")}
+PREFERRED = {"cuda": ("cuda", "triton"), "cpu": ("cpu", "reference")}
 
 _forced = None
 _log = logging.getLogger("zokern")

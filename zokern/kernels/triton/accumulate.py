@@ -2,23 +2,19 @@
 
 from contextlib import nullcontext
 
-import numpy as np
 import torch
 import triton
 import triton.language as tl
 
 from ...noise import spec
+from ..spans import BLOCK, pack, spans, to_device
 from .noise import INTERPRETED, fma, normal_at, normal_blocks
 
 # Counts are instructions an element in bfloat16 on sm_90, from bench/sass.py; nothing here has been timed on a GPU yet.
-# 32 elements a thread: 28.7 and 61 registers, where 16 a thread take 29.9 and 35.
-BLOCK = 4096
+# BLOCK is 4096, 32 elements a thread: 28.7 and 61 registers, where 16 a thread take 29.9 and 35.
 WARPS = 4
 # Elements of a step of the slow path: 4 a thread, so that it needs no more registers than the fast one.
 SLOW = 512
-# A launch is cut into about so many programs: a few for each place on a GPU, so that its end is short; few enough for a
-# table of 0.25 MiB; and in a model of 1e9 parameters or more each runs through 30 blocks or more once its keys are loaded.
-PROGRAMS = 8192
 # Up to so many terms have kernels of their own, which read their keys once: 28.7 where the loop over terms takes
 # 27.6 a term + 2.9 and twice the registers.
 UNROLLED = 2
@@ -170,12 +166,12 @@ def add_noise_(table, keys, coefficients, decay) -> None:
         raise RuntimeError("TRITON_INTERPRET=1 runs kernels on CPU tensors only: unset it, or move the parameters to the CPU")
     if not len(keys) and decay is None:
         return
-    spans = table.cached("triton", lambda: to_device(cut(table.rows, table.dtype.itemsize), table.device))
-    if not len(spans):
+    rows = spans(table)
+    if not len(rows):
         return
     with torch.cuda.device(table.device) if table.device.type == "cuda" else nullcontext():
-        add_noise_kernel[(len(spans),)](
-            spans,
+        add_noise_kernel[(len(rows),)](
+            rows,
             to_device(pack(keys), table.device),
             coefficients.contiguous(),
             coefficients if decay is None else decay.contiguous(),
@@ -190,31 +186,3 @@ def add_noise_(table, keys, coefficients, decay) -> None:
             num_warps=WARPS,
             enable_fp_fusion=False,
         )
-
-
-def cut(rows: torch.Tensor, itemsize: int) -> torch.Tensor:
-    """Cuts rows (address, numel, first, group) into about PROGRAMS rows of whole blocks; only a tensor's last is ragged."""
-    rows = rows[rows[:, 1] > 0]
-    blocks = (rows[:, 1] + BLOCK - 1) // BLOCK
-    pieces = (blocks * PROGRAMS // blocks.sum().clamp(min=1)).clamp(min=1)
-    pieces = torch.minimum(pieces, blocks)
-    step = (blocks + pieces - 1) // pieces * BLOCK
-    pieces = (rows[:, 1] + step - 1) // step
-    spans = rows.repeat_interleave(pieces, dim=0)
-    step, before = step.repeat_interleave(pieces), (pieces.cumsum(0) - pieces).repeat_interleave(pieces)
-    start = (torch.arange(len(spans)) - before) * step
-    spans[:, 0] += start * itemsize
-    spans[:, 1] = torch.minimum(spans[:, 1] - start, step)
-    spans[:, 2] += start
-    return spans
-
-
-def pack(keys) -> torch.Tensor:
-    """Keys as int32 [len(keys), 4] on the host."""
-    words = [(key.seed & 0xFFFFFFFF, key.seed >> 32, key.step, key.stream) for key in keys]
-    return torch.from_numpy(np.array(words, dtype=np.uint32).reshape(-1, 4).view(np.int32))
-
-
-def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """A copy that the host does not wait for: the pinned source is kept by torch until the copy is done."""
-    return tensor if device.type == "cpu" else tensor.pin_memory().to(device, non_blocking=True)

@@ -1,0 +1,217 @@
+"""The CUDA kernel: its bits, by running its source thread by thread on the CPU; its instructions, by nvcc; the rest on a GPU."""
+
+import ctypes
+import json
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import zokern
+from zokern import Layout, NoiseKey, ops, use_backend
+from zokern.kernels import cuda
+from zokern.kernels.spans import cut, pack
+from zokern.noise import reference
+
+ROOT = Path(__file__).parents[2]
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+KEY = NoiseKey(0x123456789ABCDEF0, 7, 3)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """csrc/cuda/kernel.hpp as a C function on host memory."""
+    library = tmp_path_factory.mktemp("cuda") / "kernel.so"
+    source = Path(__file__).parent / "cuda_on_host"
+    compiler = shutil.which((sysconfig.get_config_var("CXX") or "c++").split()[0]) or shutil.which("c++")
+    if compiler is None:
+        pytest.skip("no C++ compiler")
+    flags = "-std=c++17 -O2 -fPIC -shared -ffp-contract=off -fno-strict-aliasing".split()
+    done = subprocess.run([compiler, *flags, f"-I{source}", source / "run.cpp", "-o", library], capture_output=True, text=True)
+    if done.returncode and "_Float16" in done.stderr:
+        pytest.skip(f"{compiler} has no _Float16")
+    assert done.returncode == 0, done.stderr
+    return ctypes.CDLL(str(library)).run
+
+
+def add_noise_(run, tensors, firsts, keys, coefficients, decay=None, clock=None):
+    """One launch for contiguous CPU tensors of one dtype, tensor i in group i mod groups."""
+    c = torch.tensor(coefficients, dtype=torch.float32)
+    d = None if decay is None else torch.tensor(decay, dtype=torch.float32)
+    now = None if clock is None else torch.tensor(clock, dtype=torch.int32)
+    rows = [(t.data_ptr(), t.numel(), first, i % c.shape[1]) for i, (t, first) in enumerate(zip(tensors, firsts, strict=True))]
+    spans, packed = cut(torch.tensor(rows), tensors[0].itemsize), pack(keys)
+    addresses = [t if t is None else ctypes.c_void_p(t.data_ptr()) for t in (spans, packed, c, d, now)]
+    table, words, c_at, d_at, now_at = addresses
+    run(cuda.STORAGE[tensors[0].dtype], table, len(spans), len(keys), words, c_at, c.shape[1], d_at, now_at)
+
+
+def expected(theta, first, keys, coefficients, decay=None):
+    """The oracle: float32, terms in order, one rounding at the end."""
+    acc = theta.float().numpy() * np.float32(1 if decay is None else decay)
+    for key, c in zip(keys, coefficients, strict=True):
+        acc = reference.fma(np.float32(c), reference.normal(key, first, theta.numel()), acc)
+    return torch.from_numpy(acc).to(theta.dtype)
+
+
+def weights(count, dtype, seed=0):
+    return (torch.randn(count, generator=torch.Generator().manual_seed(seed)) * 0.02).to(dtype)
+
+
+def assert_same_bits(a, b):
+    kind = torch.int32 if a.dtype == torch.float32 else torch.int16
+    assert torch.equal(a.view(kind), b.view(kind))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("terms, decay", [(1, None), (1, 0.9), (2, None), (2, 0.9), (3, None), (5, 0.9)])
+def test_whole_tiles_and_a_ragged_end(run, dtype, terms, decay):
+    keys = [NoiseKey(2**63 + k, k, 2**32 - 1 - k) for k in range(terms)]
+    coefficients = [1e-3 * (k + 1) for k in range(terms)]
+    theta = weights(2 * 4096 + 3, dtype)
+    wanted = expected(theta, 0, keys, coefficients, decay)
+    add_noise_(run, [theta], [0], keys, [[c] for c in coefficients], None if decay is None else [decay])
+    assert_same_bits(theta, wanted)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("first", [0, 1, 2, 3, 4095, 2**32 - 1, 2**34 - 4096, 2**34 - 2049, 2**34 - 1, 5 * 2**34 + 2, 2**63 - 9000])
+def test_any_first_element(run, dtype, first):
+    """Misaligned with Philox blocks; past 2^32 and 2^34; across a multiple of 2^34, where the low counter word wraps."""
+    theta = weights(4096 + 777, dtype)
+    wanted = expected(theta, first, [KEY], [0.5])
+    add_noise_(run, [theta], [first], [KEY], [[0.5]])
+    assert_same_bits(theta, wanted)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shift", [1, 2, 3, 5])
+def test_an_address_that_is_no_multiple_of_sixteen(run, dtype, shift):
+    memory = weights(5000, dtype)
+    theta = memory[shift : shift + 4500]
+    before, wanted = memory.clone(), expected(theta, 0, [KEY], [1.0])
+    add_noise_(run, [theta], [0], [KEY], [[1.0]])
+    assert_same_bits(theta, wanted)
+    assert_same_bits(memory[:shift], before[:shift])
+    assert_same_bits(memory[shift + 4500 :], before[shift + 4500 :])
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 5, 7, 127, 512, 4095, 4096, 4097])
+def test_awkward_counts_touch_nothing_else(run, count):
+    memory = torch.full((count + 8,), 3.0)
+    theta = memory[4 : 4 + count]
+    add_noise_(run, [theta], [12], [KEY], [[1.0]], [0.0])
+    assert_same_bits(theta, torch.from_numpy(reference.normal(KEY, 12, count) + np.float32(0)))
+    assert (memory[:4] == 3).all() and (memory[4 + count :] == 3).all()
+
+
+def test_many_tensors_each_with_the_coefficients_of_its_group(run):
+    sizes = [1, 4096, 5, 9000, 0, 64, 8192]
+    tensors = [weights(n, torch.float32, seed=n) for n in sizes]
+    firsts = np.cumsum([0, *[-(-n // 4096) * 4096 for n in sizes[:-1]]]).tolist()
+    keys, c, decay = [KEY, NoiseKey(1)], [[1.0, 2.0, 3.0], [-1.0, 0.5, 0.25]], [1.0, 0.5, 0.0]
+    wanted = [expected(t, f, keys, [row[i % 3] for row in c], decay[i % 3]) for i, (t, f) in enumerate(zip(tensors, firsts))]
+    add_noise_(run, tensors, firsts, keys, c, decay)
+    for t, w in zip(tensors, wanted, strict=True):
+        assert_same_bits(t, w)
+
+
+@pytest.mark.parametrize("terms", [1, 2, 4])
+def test_a_clock_advances_every_step(run, terms):
+    keys = [NoiseKey(5, 10 + k, k) for k in range(terms)]
+    theta = weights(5001, torch.float32)
+    wanted = expected(theta, 0, [NoiseKey(5, 10 + k + 90, k) for k in range(terms)], [1.0] * terms)
+    add_noise_(run, [theta], [0], keys, [[1.0]] * terms, clock=90)
+    assert_same_bits(theta, wanted)
+
+
+def test_special_values_round_as_torch_rounds(run):
+    for dtype in DTYPES[1:]:
+        theta = torch.tensor([float("inf"), float("-inf"), 0.0, -0.0, 3e-8, 65504.0, 1e-40, 2.0**-14]).to(dtype)
+        wanted = expected(theta, 0, [KEY], [0.0])
+        add_noise_(run, [theta], [0], [KEY], [[0.0]])
+        assert_same_bits(theta, wanted)
+        nan = torch.full((4096,), float("nan"), dtype=dtype)
+        add_noise_(run, [nan], [0], [KEY], [[1.0]])
+        assert nan.isnan().all()
+
+
+built = pytest.mark.skipif(cuda._cuda is None, reason=f"zokern._cuda is {cuda.status()}")
+
+
+@built
+def test_the_module_imports_without_a_driver_and_says_what_is_missing():
+    assert cuda._cuda.architectures == "sm_80 sm_90 PTX"
+    if not torch.cuda.is_available():
+        assert "no NVIDIA GPU" in zokern.backends()["cuda"]
+        with pytest.raises(RuntimeError, match="zokern's CUDA kernel could not be launched: .*(driver|device)"):
+            cuda._cuda.add_noise_(0, 0, 1, 1, [(0, 0, 0)], 0, 0, 1, 0, 0, 0, 0)
+
+
+# The most instructions an element in the loop over whole tiles. Measured with nvcc 13.0: 29.4, 28.2, 56.5, 55.3; sm_80 56.1, 54.9.
+COUNTS = [(90, "bf16", 1, 32), (90, "fp32", 1, 30), (90, "bf16", 2, 58), (90, "fp16", "n", 30), (80, "bf16", 1, 32), (80, "bf16", 2, 58)]
+
+
+@pytest.fixture(scope="module")
+def sass(tmp_path_factory):
+    if cuda._cuda is None:
+        pytest.skip(f"zokern._cuda is {cuda.status()}")
+    out = tmp_path_factory.mktemp("sass") / "sass.jsonl"
+    arguments = ["--backend", "cuda", "--arch", "80", "90", "--decay", "no", "--json", str(out)]
+    done = subprocess.run([sys.executable, ROOT / "bench/sass.py", *arguments], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return [json.loads(line) for line in out.read_text().splitlines()]
+
+
+@pytest.mark.parametrize("arch, dtype, terms, most", COUNTS)
+def test_compiled_loop(sass, arch, dtype, terms, most):
+    (line,) = [line for line in sass if (line["arch"], line["dtype"], line["terms"]) == (arch, dtype, str(terms))]
+    assert (line["per_element"] if terms != "n" else line["per_element_and_term"]) <= most
+    assert line["spills"] == line["stack_bytes"] == line["shared_bytes"] == 0
+    # With n terms the loop reads their keys too.
+    assert all(access.endswith(".128") for access in line["accesses"] if terms != "n" or access.startswith("STG"))
+
+
+@pytest.mark.gpu
+class TestOnGPU:
+    @pytest.fixture(autouse=True)
+    def forced(self):
+        with use_backend("cuda"):
+            yield
+
+    @pytest.mark.parametrize("dtype", DTYPES, ids=str)
+    @pytest.mark.parametrize("terms", [1, 2, 5])
+    @pytest.mark.parametrize("shift", [0, 1])
+    def test_the_oracle_and_triton(self, dtype, terms, shift):
+        theta = weights(1_000_003, dtype)
+        keys = [NoiseKey(3, step) for step in range(terms)]
+        wanted = expected(theta[shift:], 0, keys, [0.01] * terms, 0.999)
+        for name in ("cuda", "triton"):
+            on_gpu = theta.cuda()[shift:]
+            with use_backend(name):
+                ops.add_noise_(Layout([on_gpu]), [(key, 0.01) for key in keys], 0.999)
+            assert_same_bits(on_gpu.cpu(), wanted)
+
+    def test_runs_on_the_current_stream(self):
+        theta = torch.zeros(1_000_000, device="cuda")
+        layout, stream = Layout([theta]), torch.cuda.Stream()
+        wanted = expected(torch.zeros(1_000_000), 0, [KEY, NoiseKey(1)], [1.0, -0.5])
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            ops.add_noise_(layout, [(KEY, 1.0), (NoiseKey(1), -0.5)])
+        stream.synchronize()
+        assert_same_bits(theta.cpu(), wanted)
+
+    def test_another_device_than_the_current_one(self):
+        if torch.cuda.device_count() < 2:
+            pytest.skip("one GPU here, two are needed")
+        theta = torch.zeros(5000, device="cuda:1")
+        with torch.cuda.device(0):
+            ops.add_noise_(Layout([theta]), [(KEY, 1.0)])
+            assert torch.cuda.current_device() == 0
+        assert_same_bits(theta.cpu(), expected(torch.zeros(5000), 0, [KEY], [1.0]))

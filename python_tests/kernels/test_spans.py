@@ -1,0 +1,26 @@
+"""The table that GPU kernels read."""
+
+import torch
+
+from zokern.kernels.spans import BLOCK, cut
+
+
+def test_spans_cover_each_element_once_and_stay_small():
+    generator = torch.Generator().manual_seed(0)
+    sizes = torch.randint(0, 65_000_000, (400,), generator=generator)  # 13e9 elements
+    sizes[::7] = torch.randint(0, 5000, sizes[::7].shape, generator=generator)
+    first = ((sizes + 4095) // 4096 * 4096).cumsum(0)
+    rows = torch.stack([first * 2 + 16, sizes, first, torch.arange(400) % 3], dim=1)
+    spans = cut(rows, itemsize=2)
+    assert spans.nbytes < 2**19
+    assert (spans[:, 1] > 0).all()
+    assert (spans[:, 0] == spans[:, 2] * 2 + 16).all()
+    at = 0
+    for (_, _, begin, group), end in zip(rows.tolist(), (rows[:, 2] + rows[:, 1]).tolist()):
+        while begin < end:
+            assert spans[at, 2:].tolist() == [begin, group]
+            begin += spans[at, 1].item()
+            assert begin == end or spans[at, 1] % BLOCK == 0
+            at += 1
+    assert at == len(spans)
+    assert len(cut(rows[:0], 2)) == len(cut(torch.tensor([[16, 0, 0, 0]]), 2)) == 0

@@ -1,0 +1,54 @@
+"""The CUDA C++ backend for NVIDIA GPUs (csrc/cuda)."""
+
+import torch
+
+from .spans import BLOCK, pack, spans, to_device
+
+try:
+    from .. import _cuda
+except ImportError as error:
+    _cuda, _why = None, str(error)
+
+STORAGE = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+OLDEST = (8, 0)  # compute capability
+
+
+def status() -> str:
+    if _cuda is None:
+        return f"not built ({_why}): install nvcc or set CUDA_HOME, then pip install zokern again (ZOKERN_CUDA=1 shows what is wrong)"
+    assert _cuda.tile == BLOCK
+    if not torch.cuda.is_available() or torch.version.cuda is None:
+        return "no NVIDIA GPU: torch.cuda.is_available() is False" if torch.version.hip is None else "not for AMD GPUs: triton is"
+    capability = torch.cuda.get_device_capability()
+    if capability < OLDEST:
+        return f"not able to run on compute capability {capability[0]}.{capability[1]}, it needs 8.0: use triton"
+    return f"available: {_cuda.architectures}, CUDA {_cuda.version}"
+
+
+def devices():
+    return ("cuda",)
+
+
+def add_noise_(table, keys, coefficients, decay):
+    if not len(keys) and decay is None:
+        return
+    rows = spans(table)
+    if not len(rows):
+        return
+    coefficients = coefficients.contiguous()
+    decay = None if decay is None else decay.contiguous()
+    all_keys = to_device(pack(keys), table.device) if len(keys) > _cuda.unrolled else None
+    _cuda.add_noise_(
+        STORAGE[table.dtype],
+        rows.data_ptr(),
+        len(rows),
+        len(keys),
+        [(key.seed, key.step, key.stream) for key in keys[: _cuda.unrolled]],
+        0 if all_keys is None else all_keys.data_ptr(),
+        coefficients.data_ptr(),
+        table.groups,
+        0 if decay is None else decay.data_ptr(),
+        0,
+        rows.device.index,
+        torch.cuda.current_stream(rows.device).cuda_stream,
+    )
