@@ -60,13 +60,14 @@ record=$out/bench.jsonl
 state=(nvidia-smi -q -d CLOCK,MEMORY,PERFORMANCE,POWER,TEMPERATURE,UTILIZATION)
 if [ -n "$gpu" ]; then
     part "state before" nvidia-smi.txt 15 "${state[@]}"
-    part build build.txt 60 "$python" setup.py build_ext --inplace
+    part build build.txt 120 env ZOKERN_CUDA=1 "$python" setup.py build_ext --inplace
     part "tests: gpu" tests.txt 60 "$python" -m pytest -q -m gpu
     part "tests: kernels" tests.txt 60 "$python" -m pytest -q -m "not gpu" python_tests/kernels
     part "bench: kernels" bench.txt 80 "$python" -m bench --suite kernels --out "$record"
     part "bench: step" bench.txt 120 "$python" -m bench --suite step --out "$record"
     part "bench: drift" bench.txt 20 "$python" -m bench --suite drift --out "$record"
-    part sass sass.txt 40 "$python" bench/sass.py --arch "$gpu" --json "$out/sass.jsonl"
+    part "sass: triton" sass.txt 40 "$python" bench/sass.py --arch "$gpu" --json "$out/sass.jsonl"
+    part "sass: cuda" sass.txt 40 "$python" bench/sass.py --backend cuda --arch "$gpu" --json "$out/sass.jsonl"
     part "state after" nvidia-smi.txt 15 "${state[@]}"
 else
     echo "nvidia-smi is not asked: no GPU" >"$out/nvidia-smi.txt"
@@ -76,7 +77,8 @@ else
     part "bench: kernels" bench.txt 120 env TRITON_INTERPRET=1 \
         "$python" -m bench --suite kernels --quick --backend triton --dtype bf16 --out "$record"
     part "bench: step" bench.txt 120 "$python" -m bench --suite step --quick --out "$record"
-    part sass sass.txt 120 "$python" bench/sass.py --arch 90 --dtype bf16 --terms 1 --decay no --json "$out/sass.jsonl"
+    part "sass: triton" sass.txt 120 "$python" bench/sass.py --arch 90 --dtype bf16 --terms 1 --decay no --json "$out/sass.jsonl"
+    part "sass: cuda" sass.txt 120 "$python" bench/sass.py --backend cuda --arch 90 --json "$out/sass.jsonl"
 fi
 
 echo "$SECONDS s in all, $failed parts failed" | tee -a "$out/summary.txt"

