@@ -120,12 +120,29 @@ def test_batches_are_whole_epochs_in_an_order_of_the_seed(settings):
     data = load_data(checked)
     classifier = load_model(checked, data.labels)
     tokens = classifier.tokenize(data.train)
-    drawn = [batch["input_ids"] for batch in batches(classifier, tokens, checked)]
+    drawn = [batch["input_ids"] for (batch,) in batches(classifier, tokens, checked)]
     assert len(drawn) == 12
     epoch = [tuple(row[row != 0].tolist()) for batch in drawn[:6] for row in batch]
     assert len(set(epoch)) == 48 == len(tokens)
-    again = [batch["input_ids"] for batch in batches(classifier, tokens, checked)]
+    again = [batch["input_ids"] for (batch,) in batches(classifier, tokens, checked)]
     assert all(torch.equal(a, b) for a, b in zip(drawn, again, strict=True))
+
+
+def test_a_large_batch_goes_through_in_pieces_and_loses_nothing(settings, csv_of):
+    """The loss that a step sees is the mean over all of its rows, each once, whatever the pieces."""
+    checked = replace(settings, data=str(csv_of(400)), batch_size=150, steps=1).checked()
+    data = load_data(checked)
+    classifier = load_model(checked, data.labels)
+    tokens = classifier.tokenize(data.train)
+    (batch,) = batches(classifier, tokens, checked)
+    assert [len(piece["labels"]) for piece in batch] == [64, 64, 22]
+    lengths = [piece["attention_mask"].sum(1).tolist() for piece in batch]
+    assert sum(lengths, []) == sorted(sum(lengths, [])) and all(max(n) == piece["input_ids"].shape[1] for n, piece in zip(lengths, batch))
+    with torch.no_grad():
+        losses, _ = classifier.losses_and_hits(batch)
+        rows = [{k: piece[k][i][None] for k in piece} for piece in batch for i in range(len(piece["labels"]))]
+        alone = torch.cat([classifier.losses_and_hits([row])[0] for row in rows])
+    torch.testing.assert_close(losses, alone)
 
 
 def test_evaluation_does_not_depend_on_order_or_dropout(settings):

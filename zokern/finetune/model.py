@@ -13,7 +13,7 @@ from .errors import BadInput, first_line, need
 from .rows import is_local
 from .settings import Settings
 
-EVAL_BATCH = 64
+PIECE = 64  # rows that go through the model at once
 
 
 @dataclass
@@ -47,17 +47,17 @@ class Classifier:
         ids = self.model.config.label2id
         return [{**{k: tokens[k][i] for k in tokens}, "labels": ids[row.label]} for i, row in enumerate(rows)]
 
-    def logits(self, batch):
+    def logits(self, piece):
         """-> tensor [rows, classes] in float32: in 16 bits the difference of two losses would drown in the rounding of the loss."""
-        inputs = {k: v.to(self.device) for k, v in batch.items() if k != "labels"}
+        inputs = {k: v.to(self.device) for k, v in piece.items() if k != "labels"}
         # Below trained parts in float32, a 16-bit model computes in 16 bits as ever.
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
             return self.model(**inputs).logits.float()
 
     def losses_and_hits(self, batch):
-        """-> per-row cross-entropy in float32 and whether the row is classified rightly: tensors [rows]."""
-        labels = batch["labels"].to(self.device)
-        logits = self.logits(batch)
+        """Of a batch in pieces: per-row cross-entropy in float32 and whether the row is classified rightly: tensors [rows]."""
+        labels = torch.cat([piece["labels"] for piece in batch]).to(self.device)
+        logits = torch.cat([self.logits(piece) for piece in batch])
         return torch.nn.functional.cross_entropy(logits, labels, reduction="none"), logits.argmax(-1) == labels
 
     def save(self, folder: Path) -> None:
@@ -74,9 +74,14 @@ class Classifier:
 
 
 def loader(classifier: Classifier, rows: list[dict], batch_size: int, **options):
-    """Batches of tokenized rows, padded to the longest of each."""
+    """Batches of tokenized rows, each a list of pieces of at most PIECE rows: the shortest rows first, so that little is padded."""
     collate = need("transformers").DataCollatorWithPadding(classifier.tokenizer)
-    return torch.utils.data.DataLoader(rows, batch_size, collate_fn=collate, **options)
+
+    def pieces(batch):
+        batch = sorted(batch, key=lambda row: len(row["input_ids"]))
+        return [collate(batch[i : i + PIECE]) for i in range(0, len(batch), PIECE)]
+
+    return torch.utils.data.DataLoader(rows, batch_size, collate_fn=pieces, **options)
 
 
 def load(settings: Settings, labels: list[str]) -> Classifier:

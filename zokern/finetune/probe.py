@@ -5,7 +5,7 @@ from collections import defaultdict
 import torch
 
 from .errors import BadInput
-from .model import EVAL_BATCH, Classifier, loader
+from .model import Classifier, loader
 
 SAMPLE = 4096  # rows, at most, in equal parts from the classes
 
@@ -32,8 +32,7 @@ def probe(classifier: Classifier, rows: list[dict]) -> None:
     rows = [row for c in range(classes) for row in by_class[c][: max(2, SAMPLE // classes)]]
     heads = [m for name, m in classifier.model.named_modules() if isinstance(m, torch.nn.Linear) and "lora_" not in name]
     head = [m for m in heads if m.out_features == classes and m.weight.requires_grad][-1]
-    x = _inputs(classifier, head, rows)
-    labels = torch.tensor([row["labels"] for row in rows], device=x.device)
+    x, labels = _inputs(classifier, head, rows)
     means = torch.stack([x[labels == c].mean(0) for c in range(classes)])
     inverse = torch.linalg.inv(_covariance(x - means[labels], classes))
     weight = means @ inverse
@@ -46,18 +45,19 @@ def probe(classifier: Classifier, rows: list[dict]) -> None:
 
 
 def _inputs(classifier, head, rows):
-    """What the head sees, one vector a row: float64 [rows, features]."""
-    seen, order = [], sorted(range(len(rows)), key=lambda i: len(rows[i]["input_ids"]))
+    """What the head sees, one vector a row, and the rows' classes: float64 [rows, features], int64 [rows]."""
+    (batch,) = loader(classifier, rows, len(rows))
+    seen = []
     hook = head.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0].flatten(0, -2).double()))
     try:
-        for batch in loader(classifier, [rows[i] for i in order], EVAL_BATCH):
-            classifier.logits(batch)
+        for piece in batch:
+            classifier.logits(piece)
     finally:
         hook.remove()
     x = torch.cat(seen)
     if len(x) != len(rows):
         raise BadInput("--head probe needs a model whose head sees one vector a row, not one a token: pass --head loaded")
-    return x[torch.tensor(order, device=x.device).argsort()]
+    return x, torch.cat([piece["labels"] for piece in batch]).to(x.device)
 
 
 def _covariance(x, classes):

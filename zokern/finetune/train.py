@@ -12,7 +12,7 @@ import torch
 
 from ..optim import MeZO
 from .errors import BadInput
-from .model import EVAL_BATCH, Classifier, loader
+from .model import Classifier, loader
 from .probe import probe
 from .settings import Settings
 
@@ -102,15 +102,12 @@ def evaluate(classifier: Classifier, rows: list[dict]) -> tuple[float, float]:
     Raises:
         BadInput: the loss is not finite: the weights are broken, or too large for their dtype.
     """
-    loss = hits = 0.0
-    # By length, so that a batch holds little padding: no figure depends on the order.
-    for batch in loader(classifier, sorted(rows, key=lambda row: len(row["input_ids"])), EVAL_BATCH):
-        losses, right = classifier.losses_and_hits(batch)
-        loss += float(losses.double().sum())
-        hits += int(right.sum())
+    (batch,) = loader(classifier, rows, len(rows))
+    losses, right = classifier.losses_and_hits(batch)
+    loss = float(losses.double().mean())
     if not math.isfinite(loss):
         raise BadInput(f"the model's loss on held-out rows is {loss}: pass a smaller --lr, or --dtype float32")
-    return loss / len(rows), hits / len(rows)
+    return loss, int(right.sum()) / len(rows)
 
 
 def batches(classifier: Classifier, rows: list[dict], settings: Settings):
