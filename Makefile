@@ -26,7 +26,7 @@ docs-check: install
 clean:
 	rm -rf .venv build *.egg-info zokern/*.so
 
-.venv/installed: pyproject.toml setup.py $(wildcard csrc/*/*.hpp csrc/*/*.cpp)
+.venv/installed: pyproject.toml setup.py $(wildcard csrc/*/*.hpp csrc/*/*.cpp csrc/*/*.cu)
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install -q --upgrade pip
 	$(BIN)/pip install -q $(TORCH)

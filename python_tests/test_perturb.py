@@ -49,7 +49,24 @@ def test_moving_on_merges_what_is_owed_into_one_pass(passes):
         pass
     m.add([(A, 2.0)], decay=0.5)
     assert passes == [([(A, 0.5)], 1.0), ([(A, -1.0)], 1.0), ([(A, 0.5), (B, 0.25)], 1.0), ([(B, -0.125), (A, 2.0)], 0.5)]
-    assert m.displacement == []
+    assert m.owed == ([], 1.0)
+
+
+def test_an_owed_update_is_paid_by_the_next_move(passes, explicit):
+    m = model()
+    theta = m.layout.params[0].double()
+    with m.at([(A, 0.5)]):
+        pass
+    m.owe([(A, -0.125)], decay=0.5)
+    m.owe([(B, 2.0)], decay=0.5)
+    assert len(passes) == 1
+    with m.at([(B, 0.25)]):
+        pass
+    assert passes[1:] == [([(A, -0.1875), (B, 2.25)], 0.25)]
+    m.settle()
+    a, b = (z for key in (A, B) for z in explicit(key, m.layout))
+    torch.testing.assert_close(m.layout.params[0].double(), 0.25 * theta - 0.0625 * a + 2 * b, rtol=0, atol=1e-6)
+    assert len(passes) == 3 and m.owed == ([], 1.0)
 
 
 def test_a_step_is_three_passes_and_nothing_owed_is_no_pass(passes):
@@ -67,7 +84,7 @@ def test_an_exception_restores_the_weights_at_once(error):
     with pytest.raises(error):
         with m.at([(A, 0.5)]):
             raise error
-    assert (m.layout.params[0] - before).abs().max() <= RESTORED and m.displacement == []
+    assert (m.layout.params[0] - before).abs().max() <= RESTORED and m.owed == ([], 1.0)
 
 
 def test_two_point_on_a_quadratic_is_the_exact_directional_derivative(explicit):

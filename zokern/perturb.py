@@ -12,24 +12,26 @@ class InPlace:
     """Moves the weights themselves, and owes the way back.
 
     Leaving a place does not restore the weights at once: the next move pays what is owed in the same pass. Going to +eps z,
-    then to -eps z, then to an updated theta is three passes; restoring in between would make it four.
+    then to -eps z, then to an updated theta is three passes; restoring in between would make it four. An update may be owed as
+    well: then the next move away takes it along, and a step is two passes.
 
     Args:
         layout: the parameters.
     Attributes:
-        displacement: terms (NoiseKey, coefficient) by which the weights stand off theta now.
+        owed: (terms, decay): theta is decay * (the weights as they stand) + sum_k c_k z(key_k).
     """
 
     def __init__(self, layout: Layout):
         self.layout = layout
-        self.displacement = []
+        self.owed = [], 1.0
 
     @contextmanager
     def at(self, terms):
         """Inside, the weights are theta + sum_k c_k z(key_k). An exception inside restores them before it goes on."""
         terms = list(terms)
-        self._move(self._owed(1.0) + terms, 1.0)
-        self.displacement = terms
+        owed, decay = self.owed
+        self._move(owed + terms, decay)
+        self.owed = [(key, -c) for key, c in terms], 1.0
         try:
             # Autocast keeps 16-bit copies of weights; it cannot see that they have changed.
             torch.clear_autocast_cache()
@@ -38,18 +40,21 @@ class InPlace:
             self.settle()
             raise
 
+    def owe(self, terms, decay=1.0):
+        """theta <- decay * theta + sum_k c_k z(key_k), without a pass: the weights are to follow with the next move."""
+        owed, before = self.owed
+        self.owed = [(key, decay * c) for key, c in owed] + list(terms), decay * before
+
     def add(self, terms, decay=1.0):
         """theta <- decay * theta + sum_k c_k z(key_k), wherever the weights stand, with what is owed in the same pass."""
-        self._move(self._owed(decay) + list(terms), decay)
-        self.displacement = []
-        torch.clear_autocast_cache()
+        self.owe(terms, decay)
+        self.settle()
 
     def settle(self):
-        """Pay what is owed: the weights are theta again, up to one rounding for each move away and back."""
-        self.add([])
-
-    def _owed(self, decay):
-        return [(key, -decay * c) for key, c in self.displacement]
+        """Pay what is owed: the weights are theta, up to one rounding for each move since they last were."""
+        self._move(*self.owed)
+        self.owed = [], 1.0
+        torch.clear_autocast_cache()
 
     def _move(self, terms, decay):
         terms = _merged(terms)

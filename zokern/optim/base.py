@@ -17,9 +17,10 @@ RULES = {
     "eps": (lambda x: 0 < x < math.inf, "a number > 0"),
     "weight_decay": (lambda x: 0 <= x < math.inf, "a number >= 0"),
     "q": (lambda x: index(x) >= 1, "an integer >= 1"),
+    "defer": (lambda x: x is True or x is False, "True or False"),
     "seed": (lambda x: 0 <= index(x) < 1 << 64, "an integer in [0, 2**64)"),
 }
-SHARED = ("seed", "step", "q", "noise_spec")  # one value for the whole optimizer, kept in every group
+SHARED = ("seed", "step", "q", "defer", "noise_spec")  # one value for the whole optimizer, kept in every group
 
 
 class ZerothOrder(torch.optim.Optimizer):
@@ -58,12 +59,14 @@ class ZerothOrder(torch.optim.Optimizer):
             if all(float(group["lr"]) == 0 for group in self.param_groups):
                 return None
             raise ValueError("closure=None: zeroth-order steps evaluate the loss themselves; call step(closure) with () -> loss")
+        self._check_untouched()
         estimate = self._estimate(closure)
         self.apply(estimate)
         return estimate.loss
 
     def estimate(self, closure) -> Estimate:
         """Measure a gradient estimate and restore the weights; ``apply`` moves along it. Arguments and errors as in ``step``."""
+        self._check_untouched()
         estimate = self._estimate(closure)
         self.model.settle()
         return estimate
@@ -72,12 +75,42 @@ class ZerothOrder(torch.optim.Optimizer):
     def apply(self, estimate: Estimate) -> None:
         """Move along an estimate and count one step. An Estimate of logged terms replays a step without evaluating anything."""
         self._update(estimate)
+        if self.param_groups[0]["defer"]:
+            self._versions = [p._version for p in self.layout.params]
+        else:
+            self.model.settle()
         self.last = estimate
         for group in self.param_groups:
             group["step"] += 1
             group["skipped"] = group["skipped"] + estimate.skipped
         if not self._warned:
             self._look_for_skipped()
+
+    def flush(self) -> None:
+        """Bring the weights to where the steps so far have led. With defer=True they stand elsewhere after a step: call this before
+        the model is evaluated, saved or changed. state_dict, pickle, deepcopy and add_param_group call it themselves.
+
+        Raises:
+            RuntimeError: the weights were changed since the last step, so that what is owed no longer fits them.
+        """
+        self._check_untouched()
+        self.model.settle()
+
+    def _check_untouched(self):
+        """What is owed was reckoned from the weights as the last step left them."""
+        if self.model.owed[0] and self._versions != [p._version for p in self.layout.params]:
+            raise RuntimeError(
+                f"the weights were changed while the update of step {self.param_groups[0]['step'] - 1} was still owed (defer=True): call "
+                "flush() before load_state_dict or anything else that writes to them"
+            )
+
+    def state_dict(self):
+        self.flush()
+        return super().state_dict()
+
+    def __getstate__(self):
+        self.flush()
+        return super().__getstate__()
 
     def _look_for_skipped(self):
         """Warn of the first skipped step. Where the count is on a GPU, look at it when it has arrived: a step or two later."""
@@ -144,7 +177,7 @@ class ZerothOrder(torch.optim.Optimizer):
 
     def _bind(self):
         if hasattr(self, "model"):
-            self.model.settle()
+            self.flush()
         self.layout = Layout(self.param_groups)
         self.model = InPlace(self.layout)
 

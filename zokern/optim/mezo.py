@@ -16,13 +16,15 @@ class MeZO(ZerothOrder):
         weight_decay: decoupled decay: theta shrinks by lr * weight_decay a step. Default 0.
         q: directions a step, averaged; a step costs 2 q forward passes. Default 1.
         seed: in [0, 2**64); (seed, step) fixes every z of the run. Default 0.
+        defer: leave the update of a step to the first pass of the next one: two passes a step instead of three, one of them with two
+            terms. Between steps the weights then stand beside theta: call ``flush()`` before anything else sees them. Default False.
     Raises:
         ValueError: lr < 0, eps <= 0, weight_decay < 0, q < 1, or a parameter that cannot be perturbed.
     Reference: Malladi et al. 2023, "Fine-Tuning Language Models with Just Forward Passes", Algorithms 1 and 2.
     """
 
-    def __init__(self, params, lr=1e-6, eps=1e-3, weight_decay=0.0, q=1, seed=0):
-        super().__init__(params, dict(lr=lr, eps=eps, weight_decay=weight_decay, q=q, seed=seed))
+    def __init__(self, params, lr=1e-6, eps=1e-3, weight_decay=0.0, q=1, seed=0, defer=False):
+        super().__init__(params, dict(lr=lr, eps=eps, weight_decay=weight_decay, q=q, seed=seed, defer=defer))
 
     def _estimate(self, closure) -> Estimate:
         eps = self._setting("eps")
@@ -30,4 +32,4 @@ class MeZO(ZerothOrder):
 
     def _update(self, estimate: Estimate) -> None:
         lr = self._setting("lr")
-        self.model.add([(key, -lr * g) for key, g in estimate.terms], self._decay(estimate))
+        self.model.owe([(key, -lr * g) for key, g in estimate.terms], self._decay(estimate))
