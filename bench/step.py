@@ -13,7 +13,7 @@ from .cases import DTYPES, Step
 from .oracle import EPS, check_step
 from .timing import Wall, interleave
 
-OURS, PUBLISHED, FORWARDS = "zokern.MeZO", "MeZO as published", "two forwards"
+OURS, DEFERRED, PUBLISHED, FORWARDS = "zokern.MeZO", "zokern.MeZO, defer", "MeZO as published", "two forwards"
 LR = 1e-6
 
 
@@ -67,16 +67,18 @@ def measure(case: Step, device) -> list[dict]:
     """Check, then time. -> records, one a candidate.
 
     Raises:
-        Refused: the check failed. torch.cuda.OutOfMemoryError: two such models do not fit.
+        Refused: the check failed. torch.cuda.OutOfMemoryError: three such models do not fit.
     """
     torch.set_num_threads(case.threads)
     ours = build(case, device)
     check_step(ours.named_parameters(), loss_of(ours, case), LR)
-    # Models of their own: the published step gives its weights new memory each time, and so would have zokern look for them.
-    theirs = copy.deepcopy(ours)
+    # Models of their own: the published step gives its weights new memory each time, and so would have zokern look for them; with
+    # defer=True the weights are not settled between steps.
+    theirs, waiting = copy.deepcopy(ours), copy.deepcopy(ours)
     optimizer = zokern.MeZO(ours.parameters(), lr=LR, eps=EPS)
+    deferred = zokern.MeZO(waiting.parameters(), lr=LR, eps=EPS, defer=True)
     published, forwards = PublishedMeZO(theirs, LR, EPS), loss_of(ours, case)
-    closures = {OURS: forwards, PUBLISHED: loss_of(theirs, case)}
+    closures = {OURS: forwards, DEFERRED: loss_of(waiting, case), PUBLISHED: loss_of(theirs, case)}
 
     def two_forwards():
         with torch.no_grad():
@@ -84,6 +86,7 @@ def measure(case: Step, device) -> list[dict]:
 
     candidates = {
         OURS: lambda: optimizer.step(closures[OURS]),
+        DEFERRED: lambda: deferred.step(closures[DEFERRED]),
         PUBLISHED: lambda: published.step(closures[PUBLISHED]),
         FORWARDS: two_forwards,
     }
@@ -91,8 +94,7 @@ def measure(case: Step, device) -> list[dict]:
     samples = interleave(candidates, timer, case.budget)
     # In pairs: what slows a round down slows down both of its sides.
     own = {
-        name: statistics.median(step - both for step, both in zip(samples[name].seconds, samples[FORWARDS].seconds))
-        for name in (OURS, PUBLISHED)
+        name: statistics.median(step - both for step, both in zip(samples[name].seconds, samples[FORWARDS].seconds)) for name in closures
     }
     peaks = {name: peak(call) if device.type == "cuda" else None for name, call in candidates.items()}
     passes = {OURS: lambda: optimizer.model.add([(zokern.NoiseKey(0), EPS)]), PUBLISHED: lambda: published.perturb(0, 1)}
@@ -102,7 +104,7 @@ def measure(case: Step, device) -> list[dict]:
         return {
             "suite": "step",
             "op": "MeZO step",
-            **record.backend(device, name == OURS),
+            **record.backend(device, name in (OURS, DEFERRED)),
             "dtype": case.dtype,
             "n": sum(p.numel() for p in optimizer.layout.params),
             "terms": 1,

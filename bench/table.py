@@ -10,7 +10,7 @@ ns: nanoseconds an element, zokern's with its quartiles. of floor: the time of {
 torch: z = torch.normal(0, 1, size); theta.add_(z, alpha=c). MeZO: p.data = p.data + s * z * eps.
 x: how many times faster zokern is.""",
     "step": """\
-z: zokern, p: as published. own: the optimizer's part, the step less two forwards; x: p over z.
+z: zokern, p: as published. own: the optimizer's part, the step less two forwards; x: p over z; defer: z's, defer=True.
 fwds: the step in units of one forward. +MB: peak memory over that of the two forwards.
 launches: kernels and copies of one pass over the weights, z / p.""",
     "drift": """\
@@ -88,6 +88,7 @@ def of_steps(case) -> dict[str, str]:
         "2 fwds ms": f"{forwards['median_s'] * 1e3:.1f}",
         "step ms z / p": both("median_s", lambda s: f"{s * 1e3:.1f}"),
         "own ms z / p": both("optimizer_s", lambda s: f"{s * 1e3:.1f}"),
+        "defer": f"{case[step.DEFERRED]['optimizer_s'] * 1e3:.1f}" if step.DEFERRED in case else "",
         "x": f"{ours['optimizer_speedup'] or math.nan:.1f}",
         "fwds z / p": both("step_in_forwards", lambda x: f"{x:.2f}"),
         "+MB z / p": both("peak_over_forwards_bytes", lambda b: f"{b / 1e6:.0f}"),
