@@ -30,7 +30,7 @@ def finetune(
     text: Annotated[list[str] | None, _option("Text column; twice, or 'a,b', for pairs of texts. Without it: by name.")] = None,
     label: Annotated[str | None, _option("Label column. Without it: by name.")] = None,
     lora: Annotated[bool, typer.Option("--lora", help="Train LoRA adapters (peft) and the head instead of every parameter.")] = False,
-    lr: Annotated[float | None, _option("Learning rate. Without it: 3e-2 with LoRA, 1e-6 without.")] = None,
+    lr: Annotated[float | None, _option("Learning rate. Without it: 3e-2 with LoRA, 2e-3 after a probe, 1e-6 without LoRA.")] = None,
     eps: Annotated[float | None, _option("Perturbation radius. Without it: 1e-2 with LoRA, 1e-3 without.")] = None,
     head: Annotated[str, typer.Option(help="Begin with the head as loaded (random if new), or with a linear probe.")] = "loaded",
     schedule: Annotated[str, typer.Option(help="How the learning rate ends: linear, cosine or constant.")] = "linear",
