@@ -21,6 +21,7 @@ BELOW = {
     "estimate": {"perturb", "ops", "layout", "kernels", "noise"},
     "optim": {"estimate", "perturb", "ops", "layout", "kernels", "noise"},
 }
+BELOW["capture"] = set(BELOW)
 EVERYTHING = set(BELOW) | {"zokern"}
 ABOVE = {"finetune": EVERYTHING, "cli": EVERYTHING | {"finetune"}, "__main__": {"cli"}, "__init__": EVERYTHING}
 

@@ -1,6 +1,7 @@
 """Zeroth-order fine-tuning of language models, on noise that is never stored."""
 
 from . import noise, ops
+from .capture import graph
 from .estimate import Estimate
 from .kernels import backends, use_backend
 from .layout import Layout
@@ -8,4 +9,4 @@ from .noise import NoiseKey
 from .optim import MeZO
 from .version import __version__
 
-__all__ = ["Estimate", "Layout", "MeZO", "NoiseKey", "__version__", "backends", "noise", "ops", "use_backend"]
+__all__ = ["Estimate", "Layout", "MeZO", "NoiseKey", "__version__", "backends", "graph", "noise", "ops", "use_backend"]

@@ -43,6 +43,7 @@ class Layout:
     Attributes:
         params, names, first, group: lists of one entry a parameter: tensor, name or "", first index, index of its group.
         groups: number of groups.
+        places: [(address, dtype)] of the parameters as ``tables`` last saw them; None before.
     Raises:
         TypeError, ValueError: a parameter that cannot be perturbed, by number and name, with the cure.
     """
@@ -62,7 +63,7 @@ class Layout:
             end += -(-tensor.numel() // ALIGNMENT) * ALIGNMENT
         if not kept:
             raise ValueError("params is empty: pass at least one parameter, such as model.parameters()")
-        self._places = None
+        self.places = None
 
     def fingerprint(self) -> str:
         """Names the map from elements to indices (specification, shapes, order), whatever the dtypes and devices."""
@@ -72,9 +73,9 @@ class Layout:
     def tables(self):
         """-> (tables of contiguous parameters, [(parameter, first, group)] of the others). Remade when a parameter moved."""
         places = [(tensor.data_ptr(), tensor.dtype) for tensor in self.params]
-        if places != self._places:
+        if places != self.places:
             self._tables, self._strided = self._lay_out()
-            self._places = places
+            self.places = places
         return self._tables, self._strided
 
     def _lay_out(self):

@@ -1,5 +1,7 @@
 """The CUDA C++ backend for NVIDIA GPUs (csrc/cuda)."""
 
+from contextlib import contextmanager
+
 import torch
 
 from .spans import BLOCK, pack, spans, to_device
@@ -11,6 +13,8 @@ except ImportError as error:
 
 STORAGE = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 OLDEST = (8, 0)  # compute capability
+
+_clock = None
 
 
 def status() -> str:
@@ -27,6 +31,18 @@ def status() -> str:
 
 def devices():
     return ("cuda",)
+
+
+@contextmanager
+def clock(tensor):
+    """Every launch inside adds this int32 of the device's memory, as it then is, to the step of each key: a launch that is captured in
+    a CUDA graph makes other noise each time the graph is replayed."""
+    global _clock
+    before, _clock = _clock, tensor
+    try:
+        yield
+    finally:
+        _clock = before
 
 
 def add_noise_(table, keys, coefficients, decay):
@@ -48,7 +64,7 @@ def add_noise_(table, keys, coefficients, decay):
         coefficients.data_ptr(),
         table.groups,
         0 if decay is None else decay.data_ptr(),
-        0,
+        0 if _clock is None else _clock.data_ptr(),
         rows.device.index,
         torch.cuda.current_stream(rows.device).cuda_stream,
     )

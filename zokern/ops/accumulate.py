@@ -6,6 +6,7 @@ from ..kernels import backend_for
 from ..layout import Layout, Table
 from ..noise import NoiseKey
 
+FEW = 2  # coefficients that are written on the device one by one; more are gathered on the host and copied
 PIECE = 1 << 17  # elements of a strided parameter gathered at a time: 512 KiB, never a copy of the parameter
 
 
@@ -48,10 +49,10 @@ def add_noise_(layout: Layout, terms, decay=1.0) -> None:
             run(_table(gathered, start, group, layout.groups))
             if gathered is not part:
                 part.copy_(gathered)
-    _tell_autograd(layout.params)
+    tell_autograd(layout.params)
 
 
-def _tell_autograd(params):
+def tell_autograd(params):
     """Or a graph that saved the old weights would silently go on with the new ones."""
     bump = torch.autograd.graph.increment_version
     try:
@@ -92,6 +93,14 @@ def _checked(name, value, groups):
 
 def _place(values, groups, device):
     """Coefficients -> float32 [len(values), groups] on the device, without waiting for it."""
+    if device.type != "cpu" and len(values) <= FEW:
+        placed = torch.empty(len(values), groups, device=device)
+        for row, value in zip(placed, values):
+            if isinstance(value, torch.Tensor) and (value.device.type != "cpu" or value.dim()):
+                row.copy_(value, non_blocking=True)
+            else:
+                row.fill_(float(value))
+        return placed
     host = torch.empty(len(values), groups, pin_memory=device.type == "cuda")
     elsewhere = []
     for k, value in enumerate(values):
