@@ -11,7 +11,7 @@ import torch
 
 import zokern
 
-from . import cases, drift, kernels, record, step, table
+from . import cases, drift, kernels, record, replay, step, table
 from .oracle import Refused
 
 
@@ -38,12 +38,12 @@ def run(arguments, device) -> int:
     work = []
     if arguments.suite in ("kernels", "all"):
         work += [(kernels, case) for case in cases.kernels(device, **chosen)]
-    if arguments.suite in ("step", "all"):
-        reason = step.missing()
-        if reason:
-            print(f"bench: suite step is skipped: {reason}", file=sys.stderr)
-        else:
-            work += [(step, case) for case in cases.steps(device, **chosen)]
+    for name, suite, of in (("step", step, cases.steps), ("replay", replay, cases.replays)):
+        if arguments.suite in (name, "all"):
+            if reason := step.missing():
+                print(f"bench: suite {name} is skipped: {reason}", file=sys.stderr)
+            else:
+                work += [(suite, case) for case in of(device, **chosen)]
     if arguments.suite in ("drift", "all"):
         work += [(drift, case) for case in cases.drifts(arguments.quick, arguments.dtype)]
     records, failed = [], 0
@@ -70,7 +70,7 @@ def run(arguments, device) -> int:
 
 def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
-    parser.add_argument("--suite", choices=("kernels", "step", "drift", "all"), default="all")
+    parser.add_argument("--suite", choices=("kernels", "step", "replay", "drift", "all"), default="all")
     parser.add_argument("--quick", action="store_true", help="tiny sizes, to see that everything works: the times mean nothing")
     parser.add_argument("--out", type=Path, default=record.ROOT / "out" / "bench.jsonl", help="JSON lines, appended (out/bench.jsonl)")
     parser.add_argument("--threads", type=int, help="CPU threads (kernels: all; step: one, and then all)")

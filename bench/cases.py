@@ -43,6 +43,32 @@ class Drift:
     steps: int
 
 
+@dataclass(frozen=True)
+class Replay:
+    """``steps`` logged steps applied to the weights of an OPT, ``widths`` of them a pass."""
+
+    model: str
+    dtype: str
+    steps: int
+    widths: tuple[int, ...]
+    threads: int
+    budget: float
+    shape: dict = field(default_factory=dict, repr=False)
+
+
+def replays(device, quick=False, dtypes=None, threads=None) -> list[Replay]:
+    """The cases of suite ``replay``."""
+    threads = threads or torch.get_num_threads()
+    if quick:
+        cases = [Replay("tiny", "fp32", 8, (1, 4), threads, 0.05, opt(32, 1, 2, vocab_size=128, max_position_embeddings=16))]
+    elif device.type == "cpu":
+        cases = [Replay("OPT-12M", d, 64, (1, 4, 16, 64), threads, 6.0, OPT_12M) for d in ("fp32", "bf16")]
+    else:
+        sizes = {"OPT-125M": OPTS["OPT-125M"], "OPT-1.3B": OPTS["OPT-1.3B"], "OPT-6.7B": opt(4096, 32, 32)}
+        cases = [Replay(model, "fp32", 1000, (1, 16, 1000), threads, 3.0, shape) for model, shape in sizes.items()]
+    return [case for case in cases if not dtypes or case.dtype in dtypes]
+
+
 def drifts(quick=False, dtypes=None) -> list[Drift]:
     """The cases of suite ``drift``."""
     return [Drift(dtype, 1 << 10, 10) if quick else Drift(dtype, 1 << 14, 1000) for dtype in dtypes or DTYPES]
@@ -71,12 +97,10 @@ def steps(device, quick=False, dtypes=None, threads=None) -> list[Step]:
     if quick:
         cases = [Step("tiny", "fp32", 1, 8, every[0], 0.1, opt(32, 1, 2, vocab_size=128, max_position_embeddings=16))]
     elif device.type == "cpu":
-        shape = opt(384, 6, 6, vocab_size=4096, max_position_embeddings=128)
-        cases = [Step("OPT-12M", "fp32", 2, 32, count, 10.0, shape) for count in every]
+        cases = [Step("OPT-12M", "fp32", 2, 32, count, 10.0, OPT_12M) for count in every]
     else:
-        sizes = {"OPT-125M": opt(768, 12, 12), "OPT-1.3B": opt(2048, 24, 32), "OPT-13B": opt(5120, 40, 40)}
         wanted = [(m, d, 16) for m in ("OPT-125M", "OPT-1.3B") for d in ("bf16", "fp32")] + [("OPT-13B", "bf16", b) for b in (16, 8)]
-        cases = [Step(model, dtype, batch, 400, torch.get_num_threads(), 4.0, sizes[model]) for model, dtype, batch in wanted]
+        cases = [Step(model, dtype, batch, 400, torch.get_num_threads(), 4.0, OPTS[model]) for model, dtype, batch in wanted]
     return [case for case in cases if not dtypes or case.dtype in dtypes]
 
 
@@ -84,3 +108,7 @@ def opt(hidden, layers, heads, **other):
     return dict(
         hidden_size=hidden, word_embed_proj_dim=hidden, ffn_dim=4 * hidden, num_hidden_layers=layers, num_attention_heads=heads, **other
     )
+
+
+OPT_12M = opt(384, 6, 6, vocab_size=4096, max_position_embeddings=128)
+OPTS = {"OPT-125M": opt(768, 12, 12), "OPT-1.3B": opt(2048, 24, 32), "OPT-13B": opt(5120, 40, 40)}

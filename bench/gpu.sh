@@ -65,6 +65,7 @@ if [ -n "$gpu" ]; then
     part "tests: kernels" tests.txt 60 "$python" -m pytest -q -m "not gpu" python_tests/kernels
     part "bench: kernels" bench.txt 80 "$python" -m bench --suite kernels --out "$record"
     part "bench: step" bench.txt 120 "$python" -m bench --suite step --out "$record"
+    part "bench: replay" bench.txt 60 "$python" -m bench --suite replay --out "$record"
     part "bench: drift" bench.txt 20 "$python" -m bench --suite drift --out "$record"
     part "sass: triton" sass.txt 40 "$python" bench/sass.py --arch "$gpu" --json "$out/sass.jsonl"
     part "sass: cuda" sass.txt 40 "$python" bench/sass.py --backend cuda --arch "$gpu" --json "$out/sass.jsonl"
@@ -77,6 +78,7 @@ else
     part "bench: kernels" bench.txt 120 env TRITON_INTERPRET=1 \
         "$python" -m bench --suite kernels --quick --backend triton --dtype bf16 --out "$record"
     part "bench: step" bench.txt 120 "$python" -m bench --suite step --quick --out "$record"
+    part "bench: replay" bench.txt 120 "$python" -m bench --suite replay --quick --out "$record"
     part "sass: triton" sass.txt 120 "$python" bench/sass.py --arch 90 --dtype bf16 --terms 1 --decay no --json "$out/sass.jsonl"
     part "sass: cuda" sass.txt 120 "$python" bench/sass.py --backend cuda --arch 90 --json "$out/sass.jsonl"
 fi

@@ -14,9 +14,10 @@ from .oracle import CHECK, EPS, check
 from .timing import Device, Samples, Wall, interleave
 
 OURS, TORCH, LITERAL = "zokern", "torch.normal + add_", "MeZO line"
+TRITON, RANDN4X = "zokern, triton", "tl.randn4x"  # on a GPU: the other backend, and a fused kernel of Triton's own normals
 FLOOR = {"cpu": "mul_", "cuda": "copy"}
 # Reads and writes of n elements: (for each term, for the whole call).
-PASSES = {OURS: (0, 2), TORCH: (4, 0), LITERAL: (8, 0), "mul_": (0, 2), "copy": (0, 2)}
+PASSES = {OURS: (0, 2), TRITON: (0, 2), RANDN4X: (2, 0), TORCH: (4, 0), LITERAL: (8, 0), "mul_": (0, 2), "copy": (0, 2)}
 SWEEPS = 8  # passes in one call of the in-L2 case, so that the call itself weighs little
 
 
@@ -35,6 +36,11 @@ def measure(case: Kernel, device) -> list[dict]:
         LITERAL: [literal(t, terms) for t in tensors],
         FLOOR[device.type]: [floor(t) for t in tensors],
     }
+    if device.type == "cuda":
+        calls |= {RANDN4X: [randn4x(t, terms) for t in tensors]}
+        if backend_for(device).__name__ != "zokern.kernels.triton":
+            calls |= {TRITON: [with_triton(one_pass(t, terms)) for t in tensors]}
+            check(tensors[0], 0, terms, calls[TRITON][0])
     check(tensors[0], 0, terms * SWEEPS if case.in_l2 else terms, calls[OURS][0])
     if len(tensors) > 1:  # each tensor's first call makes its table, or its memory: not to be timed
         for call in itertools.chain(*calls.values()):
@@ -53,7 +59,7 @@ def measure(case: Kernel, device) -> list[dict]:
         fields = {
             "suite": "kernels",
             "op": "add_noise_ in L2" if case.in_l2 else "add_noise_",
-            **record.backend(device, name == OURS),
+            **(record.backend(device, name == OURS) | ({"backend": "triton", "isa": None} if name in (TRITON, RANDN4X) else {})),
             "dtype": case.dtype,
             "n": case.n,
             "terms": case.terms,
@@ -120,6 +126,24 @@ def literal(theta, terms):
         for _, eps in terms:
             z = torch.normal(mean=0, std=1, size=p.data.size(), dtype=p.data.dtype, device=p.data.device)
             p.data = p.data + scaling_factor * z * eps
+
+    return call
+
+
+def with_triton(call):
+    def forced():
+        with zokern.use_backend("triton"):
+            call()
+
+    return forced
+
+
+def randn4x(theta, terms):
+    from . import randn4x as baseline  # which needs Triton
+
+    def call():
+        for key, c in terms:
+            baseline.add(theta, key.step, c)
 
     return call
 

@@ -2,7 +2,7 @@
 
 import math
 
-from . import drift, kernels, step
+from . import drift, kernels, replay, step
 
 NOTES = {
     "kernels": """\
@@ -13,6 +13,8 @@ x: how many times faster zokern is.""",
 z: zokern, p: as published. own: the optimizer's part, the step less two forwards; x: p over z; defer: z's, defer=True.
 fwds: the step in units of one forward. +MB: peak memory over that of the two forwards.
 launches: kernels and copies of one pass over the weights, z / p.""",
+    "replay": """\
+Steps a second, K steps a pass; torch: torch.normal and add_ for each tensor, step by step.""",
     "drift": """\
 off: rms distance of the weights, N(0, 0.02^2), from where they began, in units of eps = 1e-3, after steps with lr = 0.
 kept: the part of an update of 1e-6 z that reaches the weights.""",
@@ -23,7 +25,7 @@ def text(records) -> str:
     if not records:
         return "no records"
     parts = [heading(records)]
-    for suite, row in (("kernels", of_kernels), ("step", of_steps), ("drift", of_drift)):
+    for suite, row in (("kernels", of_kernels), ("step", of_steps), ("replay", of_replay), ("drift", of_drift)):
         cases = by_case([record for record in records if record["suite"] == suite])
         if cases:
             floor = next((name for case in cases for name in kernels.FLOOR.values() if name in case), "")
@@ -51,7 +53,8 @@ def by_case(records) -> list[dict]:
     """[{candidate: record}], one a case."""
     cases = {}
     for record in records:
-        named = tuple(record.get(field) for field in ("op", "model", "batch", "dtype", "terms", "n", "threads"))
+        terms = record["terms"] if record["suite"] != "replay" else None  # there the candidates differ in them
+        named = (terms, *(record.get(field) for field in ("op", "model", "batch", "dtype", "n", "threads")))
         cases.setdefault(named, {})[record["candidate"]] = record
     return list(cases.values())
 
@@ -67,6 +70,8 @@ def of_kernels(case) -> dict[str, str]:
         "zokern ns": f"{ours['ns_per_element']:.3f} [{ours['q1_s'] * scale:.3f} {ours['q3_s'] * scale:.3f}]",
         "GB/s": f"{ours['gb_per_s']:.1f}",
         "of floor": f"{ours['share_of_floor']:.2f}",
+        "triton ns": f"{case[kernels.TRITON]['ns_per_element']:.3f}" if kernels.TRITON in case else "",
+        "randn4x ns": f"{case[kernels.RANDN4X]['ns_per_element']:.3f}" if kernels.RANDN4X in case else "",
         "torch ns": f"{torch['ns_per_element']:.3f}",
         "x": f"{ours['speedup']:.1f}",
         "MeZO ns": f"{literal['ns_per_element']:.3f}",
@@ -93,6 +98,18 @@ def of_steps(case) -> dict[str, str]:
         "fwds z / p": both("step_in_forwards", lambda x: f"{x:.2f}"),
         "+MB z / p": both("peak_over_forwards_bytes", lambda b: f"{b / 1e6:.0f}"),
         "launches": both("launches_per_pass", str),
+    }
+
+
+def of_replay(case) -> dict[str, str]:
+    ours = [record for name, record in case.items() if name != replay.TORCH]
+    return {
+        "model": ours[0]["model"],
+        "dtype": ours[0]["dtype"],
+        "steps": str(ours[0]["steps"]),
+        "threads": str(ours[0]["threads"]),
+        **{f"K={record['terms']}": f"{record['steps_per_second']:.1f}" for record in ours},
+        "torch": f"{case[replay.TORCH]['steps_per_second']:.2f}",
     }
 
 

@@ -46,6 +46,30 @@ def test_every_case_is_recorded(quick):
         assert set(case) == {"zokern.MeZO", "zokern.MeZO, defer", "MeZO as published", "two forwards"}
 
 
+def test_a_replay_is_the_same_run_in_passes_of_any_width(quick):
+    for case in by_case(quick[0], "replay"):
+        assert set(case) == {"zokern, 1 a pass", "zokern, 4 a pass", "torch.normal + add_, step by step"}
+        for r in case.values():
+            assert r["steps_per_second"] == pytest.approx(r["steps"] / r["median_s"])
+            assert r["speedup"] == pytest.approx(r["steps_per_second"] / case["torch.normal + add_, step by step"]["steps_per_second"])
+    assert len(by_case(quick[0], "replay")) == (0 if step.missing() else 1)
+
+
+def test_the_baseline_in_triton_adds_normals():
+    """In the interpreter: moments of what it added, and nothing written past the end."""
+    code = (
+        "import sys, torch; sys.path.insert(0, '.'); from bench import randn4x\n"
+        "theta = torch.ones(20_011); randn4x.add(theta[:20_001], 3, 0.5); z = (theta - 1) / 0.5\n"
+        "assert (theta[20_001:] == 1).all() and abs(z[:20_001].mean()) < 0.03 and abs(z[:20_001].std() - 1) < 0.03\n"
+        "assert len(set(z[:20_001].tolist())) > 19_000"
+    )
+    pytest.importorskip("triton")
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env=os.environ | {"TRITON_INTERPRET": "1"}, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+
+
 def test_records_have_every_field(quick):
     for r in quick[0]:
         assert set(record.FIELDS) <= set(r)

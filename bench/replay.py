@@ -1,0 +1,104 @@
+"""Suite ``replay``: a logged run applied again, K steps a pass: no forward passes, and weights read and written once for K steps."""
+
+import time
+
+import torch
+
+import zokern
+
+from . import record
+from .cases import DTYPES, Replay
+from .oracle import SLICE, Refused, expected
+from .timing import Wall, interleave
+
+TORCH = "torch.normal + add_, step by step"
+SPREAD = 1e-6  # of the logged coefficients, about lr times the projected gradient of a real run
+TOO_LONG = 10.0  # seconds a round of the torch way, above which it applies a sixteenth of the steps and its time is scaled
+
+
+def measure(case: Replay, device) -> list[dict]:
+    """Check, then time the whole run in passes of each width. -> records, one a width, and the torch way.
+
+    Raises:
+        Refused: the weights are not the oracle's.
+    """
+    torch.set_num_threads(case.threads)
+    params = [torch.zeros(shape, dtype=DTYPES[case.dtype], device=device) for shape in shapes(case)]
+    layout = zokern.Layout(params)
+    generator = torch.Generator().manual_seed(0)
+    coefficients = (SPREAD * torch.randn(case.steps, generator=generator)).tolist()
+    run = [(zokern.NoiseKey(0, step), c) for step, c in enumerate(coefficients)]
+
+    def in_passes(width):
+        def call():
+            for step in range(0, case.steps, width):
+                zokern.ops.add_noise_(layout, run[step : step + width])
+
+        return call
+
+    candidates = {f"zokern, {width} a pass": in_passes(width) for width in case.widths}
+    for width, call in zip(case.widths, candidates.values()):
+        check(layout, run, width, call)
+    few = max(1, case.steps // 16) if torch_seconds(params, coefficients[0]) * case.steps > TOO_LONG else case.steps
+    candidates[TORCH] = lambda: [torch_step(params, c) for c in coefficients[:few]]
+    samples = interleave(candidates, timer := Wall(device, most=1), case.budget)
+    n = sum(p.numel() for p in params)
+
+    def describe(name):
+        steps = few if name == TORCH else case.steps
+        return {
+            "suite": "replay",
+            "op": "replay",
+            **record.backend(device, name != TORCH),
+            "dtype": case.dtype,
+            "n": n,
+            "terms": 1 if name == TORCH else int(name.split()[1]),
+            "threads": case.threads,
+            "timer": timer.name,
+            "model": case.model,
+            "steps": steps,
+            "steps_per_second": steps / samples[name].median,
+            "ns_per_element": samples[name].median / steps / n * 1e9,
+            # Not of the times, which may be of different numbers of steps.
+            "speedup": (samples[TORCH].median / few) / (samples[name].median / steps),
+        }
+
+    return record.lines(device, samples, next(iter(candidates)), TORCH, describe)
+
+
+def check(layout, run, width, call):
+    """The last of the last parameter's elements, from zero, against the oracle in passes of the same width, bit for bit."""
+    theta, first = layout.params[-1].view(-1), layout.first[-1]
+    theta.zero_()
+    call()
+    start = max(0, len(theta) - SLICE)
+    right = torch.zeros(len(theta) - start, dtype=theta.dtype)
+    for step in range(0, len(run), width):
+        right = expected(right, first + start, run[step : step + width])
+    if not torch.equal(theta[start:].cpu(), right):
+        raise Refused(f"replaying {width} steps a pass gives other weights than the oracle's")
+
+
+def torch_step(params, c):
+    for p in params:
+        p.add_(torch.normal(0.0, 1.0, p.shape, dtype=p.dtype, device=p.device), alpha=c)
+
+
+def torch_seconds(params, c) -> float:
+    """Of one step, at a glance."""
+    wait = torch.cuda.synchronize if params[0].is_cuda else lambda: None
+    torch_step(params, c)
+    wait()
+    begin = time.perf_counter()
+    torch_step(params, c)
+    wait()
+    return time.perf_counter() - begin
+
+
+def shapes(case) -> list[torch.Size]:
+    """Of an OPT's parameters, tied weights once."""
+    import transformers
+
+    with torch.device("meta"):
+        model = transformers.OPTForCausalLM(transformers.OPTConfig(**case.shape))
+    return [p.shape for p in model.parameters()]
