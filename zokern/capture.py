@@ -136,6 +136,8 @@ def _checked(optimizer):
         raise ValueError(f"zokern.graph: q={group['q']}: pass q <= {cuda._cuda.unrolled}")
     if group["defer"]:
         raise ValueError("zokern.graph: defer=True: pass defer=False")
+    if len({float(group["weight_decay"]) for group in optimizer.param_groups}) > 1:
+        raise ValueError("zokern.graph: weight_decay differs between groups: pass one for all")
     if optimizer.layout.tables()[1]:
         raise ValueError("zokern.graph: a parameter is not contiguous: pass .contiguous()")
     return device

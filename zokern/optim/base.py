@@ -173,7 +173,7 @@ class ZerothOrder(torch.optim.Optimizer):
 
     def _start(self, skipped=0):
         """What a run does not need to be resumed."""
-        self.last, self._warned, self._count, self._skipped_before = None, False, None, skipped
+        self.last, self._warned, self._count, self._skipped_before, self._versions = None, False, None, skipped, None
 
     def _bind(self):
         if hasattr(self, "model"):
