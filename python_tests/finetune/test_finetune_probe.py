@@ -14,9 +14,10 @@ from zokern.finetune.probe import _covariance, probe
 transformers = pytest.importorskip("transformers")
 
 
-@pytest.mark.parametrize("n, d", [(40, 5), (9, 30)])
-def test_the_covariance_is_ledoit_and_wolfs(n, d):
-    x = np.random.default_rng(n).normal(size=(n, d)) * np.arange(1, d + 1)
+@pytest.mark.parametrize("n, d, scale", [(40, 5, np.arange(1, 6)), (9, 30, np.arange(1, 31)), (21, 2, 1)])
+def test_the_covariance_is_ledoit_and_wolfs(n, d, scale):
+    """In the last case the estimate of the noise is larger than all there is to shrink: nothing but the target is left."""
+    x = np.random.default_rng(n).normal(size=(n, d)) * scale
     sample = sum(np.outer(row, row) for row in x) / n
     target = np.trace(sample) / d * np.eye(d)
     noise = sum(np.linalg.norm(np.outer(row, row) - sample) ** 2 for row in x) / n**2

@@ -30,8 +30,8 @@ def probe(classifier: Classifier, rows: list[dict]) -> None:
     for row in rows:
         by_class[row["labels"]].append(row)
     rows = [row for c in range(classes) for row in by_class[c][: max(2, SAMPLE // classes)]]
-    heads = [m for name, m in classifier.model.named_modules() if isinstance(m, torch.nn.Linear) and "lora_" not in name]
-    head = [m for m in heads if m.out_features == classes and m.weight.requires_grad][-1]
+    linear = [m for m in classifier.model.modules() if isinstance(m, torch.nn.Linear) and m.weight.requires_grad]
+    head = [m for m in linear if m.out_features == classes][-1]
     x, labels = _inputs(classifier, head, rows)
     means = torch.stack([x[labels == c].mean(0) for c in range(classes)])
     inverse = torch.linalg.inv(_covariance(x - means[labels], classes))

@@ -12,7 +12,7 @@
 #define __launch_bounds__(threads)
 #define __grid_constant__
 
-struct uint4 { uint32_t x, y, z, w; };
+struct alignas(16) uint4 { uint32_t x, y, z, w; };  // as in CUDA: an access elsewhere crashes
 struct float2 { float x, y; };
 struct Index { unsigned x; };
 inline thread_local Index blockIdx, threadIdx;
