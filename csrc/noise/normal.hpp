@@ -9,42 +9,26 @@
 
 namespace zokern {
 
-/// Coefficients in ascending powers. (Functions, because CUDA's device code reads no constexpr array of a namespace.)
-struct Q {
-    static constexpr int degree = 6;
+/// Coefficients in ascending powers. (In a function, because CUDA's device code reads no constexpr array of a namespace.)
+template <uint32_t... coefficients>
+struct Polynomial {
+    static constexpr int degree = sizeof...(coefficients) - 1;
     ZK_HD static constexpr uint32_t at(int i) {
-        constexpr uint32_t c[] = {0x4215F11D, 0xC0E2D182, 0x40ECFA7A, 0xC091CB97, 0x3FE0CF3F, 0xBEC34BD7, 0x3D11E18F};
+        constexpr uint32_t c[] = {coefficients...};
         return c[i];
     }
 };
-struct P {
-    static constexpr int degree = 3;
-    ZK_HD static constexpr uint32_t at(int i) {
-        constexpr uint32_t c[] = {0x401CF931, 0xC045421E, 0x4014A49E, 0xBF31B09B};
-        return c[i];
-    }
-};
-struct C {
-    static constexpr int degree = 4;
-    ZK_HD static constexpr uint32_t at(int i) {
-        constexpr uint32_t c[] = {0x3F7FFFFF, 0xBF9DE9D3, 0x3E81DE83, 0xBCAA7B0D, 0x3A60F833};
-        return c[i];
-    }
-};
-struct S {
-    static constexpr int degree = 3;
-    ZK_HD static constexpr uint32_t at(int i) {
-        constexpr uint32_t c[] = {0x3FC90FAE, 0xBF25593C, 0x3DA2AE79, 0xBB8DFCA5};
-        return c[i];
-    }
-};
+using Q = Polynomial<0x4215F11D, 0xC0E2D182, 0x40ECFA7A, 0xC091CB97, 0x3FE0CF3F, 0xBEC34BD7, 0x3D11E18F>;
+using P = Polynomial<0x401CF931, 0xC045421E, 0x4014A49E, 0xBF31B09B>;
+using C = Polynomial<0x3F7FFFFF, 0xBF9DE9D3, 0x3E81DE83, 0xBCAA7B0D, 0x3A60F833>;
+using S = Polynomial<0x3FC90FAE, 0xBF25593C, 0x3DA2AE79, 0xBB8DFCA5>;
 
 /// One fma a power.
-template <class Polynomial, class Float>
+template <class Coefficients, class Float>
 ZK_HD Float horner(const Float& x) {
-    Float value = splat<Float>(Polynomial::at(Polynomial::degree));
+    Float value = splat<Float>(Coefficients::at(Coefficients::degree));
     ZK_UNROLL
-    for (int i = Polynomial::degree - 1; i >= 0; --i) value = fma(value, x, splat<Float>(Polynomial::at(i)));
+    for (int i = Coefficients::degree - 1; i >= 0; --i) value = fma(value, x, splat<Float>(Coefficients::at(i)));
     return value;
 }
 
