@@ -11,7 +11,7 @@ import torch
 
 import zokern
 
-from . import cases, drift, kernels, record, replay, step, table
+from . import cases, drift, kernels, memory, models, record, replay, step, table
 from .oracle import Refused
 
 
@@ -38,9 +38,10 @@ def run(arguments, device) -> int:
     work = []
     if arguments.suite in ("kernels", "all"):
         work += [(kernels, case) for case in cases.kernels(device, **chosen)]
-    for name, suite, of in (("step", step, cases.steps), ("replay", replay, cases.replays)):
+    with_models = {"step": (step, cases.steps), "memory": (memory, cases.memory), "replay": (replay, cases.replays)}
+    for name, (suite, of) in with_models.items():
         if arguments.suite in (name, "all"):
-            if reason := step.missing():
+            if reason := models.missing():
                 print(f"bench: suite {name} is skipped: {reason}", file=sys.stderr)
             else:
                 work += [(suite, case) for case in of(device, **chosen)]
@@ -70,12 +71,12 @@ def run(arguments, device) -> int:
 
 def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
-    parser.add_argument("--suite", choices=("kernels", "step", "replay", "drift", "all"), default="all")
+    parser.add_argument("--suite", choices=("kernels", "step", "memory", "replay", "drift", "all"), default="all")
     parser.add_argument("--quick", action="store_true", help="tiny sizes, to see that everything works: the times mean nothing")
     parser.add_argument("--out", type=Path, default=record.ROOT / "out" / "bench.jsonl", help="JSON lines, appended (out/bench.jsonl)")
     parser.add_argument("--threads", type=int, help="CPU threads (kernels: all; step: one, and then all)")
     parser.add_argument("--isa", choices=("scalar", "avx2", "avx512"), help="of the C++ backend (the best one)")
-    parser.add_argument("--dtype", nargs="+", choices=list(cases.DTYPES), help="only these (all)")
+    parser.add_argument("--dtype", nargs="+", choices=list(models.DTYPES), help="only these (all)")
     parser.add_argument("--backend", choices=zokern.kernels.NAMES, help="force one (the best one)")
     return parser
 

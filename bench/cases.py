@@ -1,29 +1,31 @@
 """What is measured, as data."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 
 from zokern.kernels import backend_for
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+from .models import DTYPES
 
 
 @dataclass(frozen=True)
 class Kernel:
-    """One pass of the primitive over one tensor. ``in_l2``: one thread, the same tensor again and again, cycles counted."""
+    """One pass of the primitive over one tensor of ``n`` elements, or over the parameters of a model. ``in_l2``: one thread, the same
+    tensor again and again, cycles counted."""
 
     dtype: str
     terms: int
-    n: int
+    n: int  # 0: as many as the model has
     threads: int
     budget: float  # seconds, of all candidates together
     in_l2: bool = False
+    model: str | None = None
 
 
 @dataclass(frozen=True)
 class Step:
-    """One full-parameter MeZO step of an OPT with random weights. ``shape``: what its config differs in from OPT-125m's."""
+    """One full-parameter MeZO step of a model with random weights. ``trained``: by backpropagation as well."""
 
     model: str
     dtype: str
@@ -31,7 +33,19 @@ class Step:
     tokens: int
     threads: int
     budget: float
-    shape: dict = field(default_factory=dict, repr=False)
+    trained: bool = True
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Peak memory of one step. ``only``: these methods (all). ``counted``: not run, reckoned from the sizes of its tensors."""
+
+    model: str
+    dtype: str
+    batch: int
+    tokens: int
+    counted: bool = False
+    only: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -45,7 +59,7 @@ class Drift:
 
 @dataclass(frozen=True)
 class Replay:
-    """``steps`` logged steps applied to the weights of an OPT, ``widths`` of them a pass."""
+    """``steps`` logged steps applied to the weights of a model, ``widths`` of them a pass."""
 
     model: str
     dtype: str
@@ -53,25 +67,6 @@ class Replay:
     widths: tuple[int, ...]
     threads: int
     budget: float
-    shape: dict = field(default_factory=dict, repr=False)
-
-
-def replays(device, quick=False, dtypes=None, threads=None) -> list[Replay]:
-    """The cases of suite ``replay``."""
-    threads = threads or torch.get_num_threads()
-    if quick:
-        cases = [Replay("tiny", "fp32", 8, (1, 4), threads, 0.05, opt(32, 1, 2, vocab_size=128, max_position_embeddings=16))]
-    elif device.type == "cpu":
-        cases = [Replay("OPT-12M", d, 64, (1, 4, 16, 64), threads, 6.0, OPT_12M) for d in ("fp32", "bf16")]
-    else:
-        sizes = {"OPT-125M": OPTS["OPT-125M"], "OPT-1.3B": OPTS["OPT-1.3B"], "OPT-6.7B": opt(4096, 32, 32)}
-        cases = [Replay(model, "fp32", 1000, (1, 16, 1000), threads, 3.0, shape) for model, shape in sizes.items()]
-    return [case for case in cases if not dtypes or case.dtype in dtypes]
-
-
-def drifts(quick=False, dtypes=None) -> list[Drift]:
-    """The cases of suite ``drift``."""
-    return [Drift(dtype, 1 << 10, 10) if quick else Drift(dtype, 1 << 14, 1000) for dtype in dtypes or DTYPES]
 
 
 def kernels(device, quick=False, dtypes=None, threads=None) -> list[Kernel]:
@@ -79,12 +74,14 @@ def kernels(device, quick=False, dtypes=None, threads=None) -> list[Kernel]:
     dtypes = dtypes or list(DTYPES)
     threads = threads or torch.get_num_threads()
     if quick:
-        exponents, budget = (12,), 0.02
+        exponents, budget, many, model = (12,), 0.02, (4,), "tiny"
     elif device.type == "cuda":
-        exponents, budget = (16, 22, 26, 30), 0.6
+        exponents, budget, many, model = (16, 22, 26, 30), 0.4, (4, 16), "OPT-125M"
     else:
-        exponents, budget = (16, 22, 26), 3.0
+        exponents, budget, many, model = (16, 22, 26), 3.0, (4, 16), "OPT-12M"
     cases = [Kernel(dtype, terms, 1 << e, threads, budget) for dtype in dtypes for terms in (1, 2) for e in exponents]
+    cases += [Kernel(dtype, terms, 1 << exponents[-1], threads, budget) for dtype in dtypes for terms in many if dtype != "fp16"]
+    cases += [Kernel(dtype, 1, 0, threads, budget, model=model) for dtype in dtypes if dtype != "fp16"]
     if "fp32" in dtypes and backend_for(device).__name__ == "zokern.kernels.cpu":
         # 512 KiB: more than a first-level cache holds, and less than most second-level ones, which have 1 MiB or more by now.
         cases.append(Kernel("fp32", 1, 1 << (12 if quick else 17), 1, budget, in_l2=True))
@@ -95,20 +92,64 @@ def steps(device, quick=False, dtypes=None, threads=None) -> list[Step]:
     """The cases of suite ``step``: on a CPU with one thread and with all, unless told otherwise."""
     every = sorted({1, torch.get_num_threads()}) if threads is None else [threads]
     if quick:
-        cases = [Step("tiny", "fp32", 1, 8, every[0], 0.1, opt(32, 1, 2, vocab_size=128, max_position_embeddings=16))]
+        cases = [Step("tiny", "fp32", 1, 8, every[0], 0.1)]
     elif device.type == "cpu":
-        cases = [Step("OPT-12M", "fp32", 2, 32, count, 10.0, OPT_12M) for count in every]
-    else:
-        wanted = [(m, d, 16) for m in ("OPT-125M", "OPT-1.3B") for d in ("bf16", "fp32")] + [("OPT-13B", "bf16", b) for b in (16, 8)]
-        cases = [Step(model, dtype, batch, 400, torch.get_num_threads(), 4.0, OPTS[model]) for model, dtype, batch in wanted]
+        cases = [Step("OPT-12M", "fp32", 2, 32, count, 10.0) for count in every]
+    else:  # 16 and 8 times 400 tokens: MultiRC as in the MeZO paper's table of times
+        cases = [
+            Step(model, dtype, batch, tokens, torch.get_num_threads(), budget, trained)
+            for model, dtype, batch, tokens, budget, trained in (
+                ("OPT-125M", "bf16", 16, 400, 3.0, True),
+                ("OPT-125M", "fp32", 16, 400, 3.0, True),
+                ("OPT-125M", "bf16", 1, 64, 2.0, True),  # launches weigh the most
+                ("OPT-1.3B", "bf16", 16, 400, 3.0, True),
+                ("OPT-1.3B", "bf16", 8, 400, 3.0, True),
+                ("OPT-1.3B", "fp16", 16, 400, 3.0, False),  # backpropagation in float16 would need a loss scale
+                ("OPT-1.3B", "fp32", 16, 400, 4.0, False),
+                ("OPT-2.7B", "bf16", 16, 400, 4.0, False),
+                ("OPT-6.7B", "bf16", 16, 400, 4.0, False),
+                ("OPT-13B", "bf16", 16, 400, 6.0, False),
+                ("OPT-13B", "bf16", 8, 400, 6.0, False),
+                ("RoBERTa-large", "bf16", 64, 128, 3.0, True),
+                ("GPT2-xl", "bf16", 16, 400, 3.0, False),
+                ("Llama-7B", "bf16", 8, 400, 4.0, False),
+            )
+        ]
     return [case for case in cases if not dtypes or case.dtype in dtypes]
 
 
-def opt(hidden, layers, heads, **other):
-    return dict(
-        hidden_size=hidden, word_embed_proj_dim=hidden, ffn_dim=4 * hidden, num_hidden_layers=layers, num_attention_heads=heads, **other
-    )
+ROBERTA = [(batch, 128) for batch in (16, 32, 64)] + [(64, 256), (64, 512)]  # batch, tokens: as in MeZO-SVRG's tables 3 and 25
+FAMILY = ("OPT-1.3B", "OPT-2.7B", "OPT-6.7B", "OPT-13B", "OPT-30B", "OPT-66B", "GPT2-xl")
 
 
-OPT_12M = opt(384, 6, 6, vocab_size=4096, max_position_embeddings=128)
-OPTS = {"OPT-125M": opt(768, 12, 12), "OPT-1.3B": opt(2048, 24, 32), "OPT-13B": opt(5120, 40, 40)}
+def memory(device, quick=False, dtypes=None, threads=None) -> list[Memory]:
+    """The cases of suite ``memory``: those of the papers' tables, measured on a GPU, elsewhere reckoned; and which OPT fits where."""
+    if quick:
+        cases = [Memory("tiny", "fp32", 2, 8), Memory("tiny", "fp32", 2, 8, counted=True)]
+    else:
+        on_gpu = device.type == "cuda"
+        cases = [] if on_gpu else [Memory("OPT-12M", d, 4, 64) for d in ("fp32", "bf16")]
+        cases += [Memory("RoBERTa-large", d, *size, counted=not on_gpu) for d in ("fp32", "bf16") for size in ROBERTA]
+        cases += [Memory("OPT-13B", d, 4, 400, counted=not on_gpu) for d in ("fp32", "bf16")]
+        cases += [Memory(model, "bf16", 1, 400, counted=True) for model in FAMILY]
+        if on_gpu:
+            cases.append(Memory("OPT-66B", "bf16", 1, 400, only=("two forwards", "zokern.MeZO")))
+    return [case for case in cases if not dtypes or case.dtype in dtypes]
+
+
+def replays(device, quick=False, dtypes=None, threads=None) -> list[Replay]:
+    """The cases of suite ``replay``."""
+    threads = threads or torch.get_num_threads()
+    if quick:
+        cases = [Replay("tiny", "fp32", 8, (1, 4), threads, 0.05)]
+    elif device.type == "cpu":
+        cases = [Replay("OPT-12M", d, 64, (1, 4, 16, 64), threads, 6.0) for d in ("fp32", "bf16")]
+    else:
+        runs = (("OPT-125M", 1000), ("OPT-1.3B", 1000), ("OPT-6.7B", 32))
+        cases = [Replay(model, "fp32", steps, (1, 16, steps), threads, 3.0) for model, steps in runs]
+    return [case for case in cases if not dtypes or case.dtype in dtypes]
+
+
+def drifts(quick=False, dtypes=None) -> list[Drift]:
+    """The cases of suite ``drift``."""
+    return [Drift(dtype, 1 << 10, 10) if quick else Drift(dtype, 1 << 14, 1000) for dtype in dtypes or DTYPES]

@@ -5,7 +5,8 @@ import torch
 import zokern
 
 from . import record
-from .cases import DTYPES, Drift
+from .cases import Drift
+from .models import DTYPES
 from .oracle import CHECK, EPS, check
 from .step import OURS, PUBLISHED, PublishedMeZO
 

@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
 # All that a GPU must tell, in under eight minutes: bench/gpu.sh DIR
 #
-# Builds a copy of this checkout from source, without a network, runs the GPU's tests and both suites of benchmarks, counts
-# instructions, and leaves eight files in DIR; summary.txt says how each part went. One part that fails does not stop the
-# others; the exit status is then 1. Without a GPU the same parts run small, in Triton's interpreter: a dry run.
+# Builds a copy of this checkout from source, without a network, runs the GPU's tests, some of them under compute-sanitizer, and
+# every suite of benchmarks, times the kernels with 7 rounds of Philox too, counts instructions, and leaves its files in DIR;
+# docs/benchmarking.md says what is in them, summary.txt how each part went. One part that fails does not stop the others; the
+# exit status is then 1. Without a GPU the same parts run small, in Triton's interpreter: a dry run.
 #
 # PYTHON names the interpreter (.venv/bin/python where there is one, else python3); it needs torch, triton, pybind11, ninja,
 # setuptools and pytest. BENCH_COMMIT names the commit of a copy without .git.
@@ -23,12 +24,18 @@ fi
 
 # A copy, so that nothing in the checkout changes under whoever works in it.
 copy=$(mktemp -d)
-trap 'rm -rf "$copy"' EXIT
-(cd "$root" && cp -r setup.py pyproject.toml README.md LICENSE csrc zokern bench python_tests "$copy") || exit 2
-find "$copy" -name '*.so' -delete
+seven=$(mktemp -d)
+trap 'rm -rf "$copy" "$seven"' EXIT
+for folder in "$copy" "$seven"; do
+    (cd "$root" && cp -r setup.py pyproject.toml README.md LICENSE csrc zokern bench python_tests "$folder") || exit 2
+    find "$folder" -name '*.so' -delete
+done
+# The noise of seven rounds is another noise: its oracle has seven as well.
+sed -i 's/^ROUNDS = 10$/ROUNDS = 7/' "$seven/zokern/noise/spec.py"
+sed -i 's/kRounds = 10;/kRounds = 7;/' "$seven/csrc/noise/philox.hpp"
 cd "$copy" || exit 2
 export PYTHONPATH=$copy HF_HUB_OFFLINE=1
-rm -f "$out"/{summary,build,tests,sass,nvidia-smi,bench}.txt "$out"/{bench,sass}.jsonl
+rm -f "$out"/{summary,build,tests,sass,nvidia-smi,sanitizer,bench}.txt "$out"/{bench,rounds-7,sass}.jsonl
 
 failed=0
 part() { # part NAME FILE SECONDS COMMAND...: run it, append what it says to FILE, and its fate to the summary
@@ -58,27 +65,42 @@ gpu=$("$python" -c 'import torch; print("%d%d" % torch.cuda.get_device_capabilit
 
 record=$out/bench.jsonl
 state=(nvidia-smi -q -d CLOCK,MEMORY,PERFORMANCE,POWER,TEMPERATURE,UTILIZATION)
+in_seven=(env -C "$seven" PYTHONPATH="$seven")
+sanitizer=$(command -v compute-sanitizer || ls /usr/local/cuda/bin/compute-sanitizer 2>/dev/null)
 if [ -n "$gpu" ]; then
     part "state before" nvidia-smi.txt 15 "${state[@]}"
     part build build.txt 120 env ZOKERN_CUDA=1 "$python" setup.py build_ext --inplace
-    part "tests: gpu" tests.txt 60 "$python" -m pytest -q -m gpu
+    "${in_seven[@]}" ZOKERN_CUDA=1 "$python" setup.py build_ext --inplace >"$out/build-rounds-7.txt" 2>&1 </dev/null &
+    building=$!
+    part "tests: gpu" tests.txt 80 "$python" -m pytest -q -m gpu
     part "tests: kernels" tests.txt 60 "$python" -m pytest -q -m "not gpu" python_tests/kernels
+    if [ -n "$sanitizer" ]; then
+        part sanitizer sanitizer.txt 60 "$sanitizer" --error-exitcode 9 "$python" -m pytest -q -m gpu python_tests/kernels/test_cuda.py
+    else
+        echo "sanitizer: left out, there is no compute-sanitizer" | tee -a "$out/summary.txt"
+    fi
+    wait "$building"
     part "bench: kernels" bench.txt 80 "$python" -m bench --suite kernels --out "$record"
-    part "bench: step" bench.txt 120 "$python" -m bench --suite step --out "$record"
+    part "bench: step" bench.txt 150 "$python" -m bench --suite step --out "$record"
+    part "bench: memory" bench.txt 60 "$python" -m bench --suite memory --out "$record"
     part "bench: replay" bench.txt 60 "$python" -m bench --suite replay --out "$record"
     part "bench: drift" bench.txt 20 "$python" -m bench --suite drift --out "$record"
+    part "bench: 7 rounds" bench.txt 60 "${in_seven[@]}" "$python" -m bench --suite kernels --dtype fp32 bf16 --out "$out/rounds-7.jsonl"
     part "sass: triton" sass.txt 40 "$python" bench/sass.py --arch "$gpu" --json "$out/sass.jsonl"
     part "sass: cuda" sass.txt 40 "$python" bench/sass.py --backend cuda --arch "$gpu" --json "$out/sass.jsonl"
     part "state after" nvidia-smi.txt 15 "${state[@]}"
 else
-    echo "nvidia-smi is not asked: no GPU" >"$out/nvidia-smi.txt"
-    part build build.txt 120 "$python" setup.py build_ext --inplace
+    echo "nvidia-smi and compute-sanitizer are not asked: no GPU" | tee "$out/nvidia-smi.txt" >"$out/sanitizer.txt"
+    part build build.txt 240 "$python" setup.py build_ext --inplace
+    part "build: 7 rounds" build.txt 240 "${in_seven[@]}" ZOKERN_CUDA=0 "$python" setup.py build_ext --inplace
     part "tests: gpu" tests.txt 120 "$python" -m pytest -qq -m gpu --collect-only
     part "tests: kernels" tests.txt 120 "$python" -m pytest -qq -m "not gpu" python_tests/kernels --collect-only
     part "bench: kernels" bench.txt 120 env TRITON_INTERPRET=1 \
         "$python" -m bench --suite kernels --quick --backend triton --dtype bf16 --out "$record"
     part "bench: step" bench.txt 120 "$python" -m bench --suite step --quick --out "$record"
+    part "bench: memory" bench.txt 120 "$python" -m bench --suite memory --quick --out "$record"
     part "bench: replay" bench.txt 120 "$python" -m bench --suite replay --quick --out "$record"
+    part "bench: 7 rounds" bench.txt 120 "${in_seven[@]}" "$python" -m bench --suite kernels --quick --dtype fp32 --out "$out/rounds-7.jsonl"
     part "sass: triton" sass.txt 120 "$python" bench/sass.py --arch 90 --dtype bf16 --terms 1 --decay no --json "$out/sass.jsonl"
     part "sass: cuda" sass.txt 120 "$python" bench/sass.py --backend cuda --arch 90 --json "$out/sass.jsonl"
 fi

@@ -1,6 +1,8 @@
-"""Suite ``kernels``: theta <- theta + sum_k c_k z(key_k) on one tensor, against what one writes without zokern."""
+"""Suite ``kernels``: theta <- theta + sum_k c_k z(key_k) on one tensor or a model's, against what one writes without zokern."""
 
 import itertools
+import statistics
+import time
 
 import torch
 
@@ -8,16 +10,17 @@ import zokern
 from zokern.kernels import backend_for
 from zokern.layout import Table
 
-from . import clock, record
-from .cases import DTYPES, Kernel
+from . import clock, models, record
+from .cases import Kernel
+from .models import DTYPES
 from .oracle import CHECK, EPS, check
 from .timing import Device, Samples, Wall, interleave
 
-OURS, TORCH, LITERAL = "zokern", "torch.normal + add_", "MeZO line"
+OURS, TORCH, FOREACH, LITERAL = "zokern", "torch.normal + add_", "torch.normal + _foreach_add_", "MeZO line"
 TRITON, RANDN4X = "zokern, triton", "tl.randn4x"  # on a GPU: the other backend, and a fused kernel of Triton's own normals
 FLOOR = {"cpu": "mul_", "cuda": "copy"}
 # Reads and writes of n elements: (for each term, for the whole call).
-PASSES = {OURS: (0, 2), TRITON: (0, 2), RANDN4X: (2, 0), TORCH: (4, 0), LITERAL: (8, 0), "mul_": (0, 2), "copy": (0, 2)}
+PASSES = {OURS: (0, 2), TRITON: (0, 2), RANDN4X: (2, 0), TORCH: (4, 0), FOREACH: (4, 0), LITERAL: (8, 0), "mul_": (0, 2), "copy": (0, 2)}
 SWEEPS = 8  # passes in one call of the in-L2 case, so that the call itself weighs little
 
 
@@ -29,20 +32,24 @@ def measure(case: Kernel, device) -> list[dict]:
     """
     torch.set_num_threads(case.threads)
     terms = [(zokern.NoiseKey(CHECK.seed, step), EPS * (1 + step / 4)) for step in range(case.terms)]
-    tensors = arena(case.n, DTYPES[case.dtype], device)
+    sets = arena(case, device)  # each one: what a pass goes over
+    n = sum(t.numel() for t in sets[0])
     calls = {
-        OURS: [sweeps(t, terms) if case.in_l2 else one_pass(t, terms) for t in tensors],
-        TORCH: [normal_add(t, terms) for t in tensors],
-        LITERAL: [literal(t, terms) for t in tensors],
-        FLOOR[device.type]: [floor(t) for t in tensors],
+        OURS: [sweeps(s, terms) if case.in_l2 else one_pass(s, terms) for s in sets],
+        TORCH: [normal_add(s, terms) for s in sets],
+        LITERAL: [literal(s, terms) for s in sets],
+        FLOOR[device.type]: [floor(s) for s in sets],
     }
+    if case.model:
+        calls |= {FOREACH: [foreach(s, terms) for s in sets]}
+    last, first = sets[0][-1], zokern.Layout(sets[0]).first[-1]
     if device.type == "cuda":
-        calls |= {RANDN4X: [randn4x(t, terms) for t in tensors]}
+        calls |= {RANDN4X: [randn4x(s, terms) for s in sets]}
         if backend_for(device).__name__ != "zokern.kernels.triton":
-            calls |= {TRITON: [with_triton(one_pass(t, terms)) for t in tensors]}
-            check(tensors[0], 0, terms, calls[TRITON][0])
-    check(tensors[0], 0, terms * SWEEPS if case.in_l2 else terms, calls[OURS][0])
-    if len(tensors) > 1:  # each tensor's first call makes its table, or its memory: not to be timed
+            calls |= {TRITON: [with_triton(one_pass(s, terms)) for s in sets]}
+            check(last, first, terms, calls[TRITON][0])
+    check(last, first, terms * SWEEPS if case.in_l2 else terms, calls[OURS][0])
+    if len(sets) > 1:  # each one's first call makes its table, or its memory: not to be timed
         for call in itertools.chain(*calls.values()):
             call()
     candidates = {name: in_turn(each) for name, each in calls.items()}
@@ -53,41 +60,47 @@ def measure(case: Kernel, device) -> list[dict]:
     ticks = samples.pop("clock", None)
     if case.in_l2:
         samples[OURS] = Samples(tuple(s / SWEEPS for s in samples[OURS].seconds))
+    hosts = {name: host_seconds(candidates[name]) for name in candidates} if case.model and device.type == "cuda" else {}
 
     def describe(name):
         seconds = samples[name].median
         fields = {
             "suite": "kernels",
-            "op": "add_noise_ in L2" if case.in_l2 else "add_noise_",
+            "op": "add_noise_ in L2" if case.in_l2 else f"add_noise_, {case.model}" if case.model else "add_noise_",
             **(record.backend(device, name == OURS) | ({"backend": "triton", "isa": None} if name in (TRITON, RANDN4X) else {})),
             "dtype": case.dtype,
-            "n": case.n,
+            "n": n,
+            "tensors": len(sets[0]),
             "terms": case.terms,
             "threads": case.threads,
             "timer": timer.name,
-            "ns_per_element": seconds / case.n * 1e9,
-            "gb_per_s": counted_bytes(name, case) / seconds * 1e-9,
+            "ns_per_element": seconds / n * 1e9,
+            "gb_per_s": counted_bytes(name, case, n) / seconds * 1e-9,
+            "host_s": hosts.get(name),  # until the call returns: what a GPU's work must hide
         }
         if ticks:  # from medians, and from the fastest round of each
             fields["clock_ghz"] = clock.CYCLES / ticks.median * 1e-9
-            fields["cycles_per_element"] = seconds / ticks.median * clock.CYCLES / case.n
-            fields["cycles_per_element_min"] = samples[name].min / ticks.min * clock.CYCLES / case.n
+            fields["cycles_per_element"] = seconds / ticks.median * clock.CYCLES / n
+            fields["cycles_per_element_min"] = samples[name].min / ticks.min * clock.CYCLES / n
         return fields
 
     return record.lines(device, samples, FLOOR[device.type], TORCH, describe)
 
 
-def counted_bytes(name, case) -> int:
+def counted_bytes(name, case, n) -> int:
     each, whole = PASSES[name]
-    return (each * case.terms + whole) * case.n * DTYPES[case.dtype].itemsize
+    return (each * case.terms + whole) * n * DTYPES[case.dtype].itemsize
 
 
-def arena(n, dtype, device) -> list[torch.Tensor]:
-    """Tensors of n elements: on a GPU so many that a round through them leaves nothing in L2 for the next."""
-    many = 1
+def arena(case, device) -> list[list[torch.Tensor]]:
+    """Sets of tensors: on a GPU so many that a round through them leaves nothing in L2 for the next."""
+    shapes = models.shapes(case.model) if case.model else [(case.n,)]
+    dtype, n, many = DTYPES[case.dtype], sum(map(torch.Size.numel, map(torch.Size, shapes))), 1
     if device.type == "cuda":
         many = max(1, 4 * torch.cuda.get_device_properties(device).L2_cache_size // (n * dtype.itemsize))
-    return list(torch.randn(many * n, dtype=dtype, device=device).mul_(0.02).split(n))
+    if case.model:
+        return [[torch.randn(shape, dtype=dtype, device=device).mul_(0.02) for shape in shapes] for _ in range(many)]
+    return [[t] for t in torch.randn(many * n, dtype=dtype, device=device).mul_(0.02).split(n)]
 
 
 def in_turn(calls):
@@ -96,36 +109,62 @@ def in_turn(calls):
     return lambda: next(following)()
 
 
-def one_pass(theta, terms):
-    layout = zokern.Layout([theta])
+def host_seconds(call, rounds=50) -> float:
+    """Median time until the call returns, whatever the device is still doing."""
+    seconds = []
+    for _ in range(rounds):
+        torch.cuda.synchronize()
+        begin = time.perf_counter()
+        call()
+        seconds.append(time.perf_counter() - begin)
+    return statistics.median(seconds)
+
+
+def one_pass(thetas, terms):
+    layout = zokern.Layout(thetas)
     return lambda: zokern.ops.add_noise_(layout, terms)
 
 
-def sweeps(theta, terms):
+def sweeps(thetas, terms):
     """The backend's own call, told of the same tensor SWEEPS times."""
-    (table,), _ = zokern.Layout([theta]).tables()
+    (table,), _ = zokern.Layout(thetas).tables()
     table = Table(table.dtype, table.device, 1, table.rows.repeat(SWEEPS, 1))
     keys, coefficients = [key for key, _ in terms], torch.tensor([[c] for _, c in terms])
-    return lambda: backend_for(theta.device).add_noise_(table, keys, coefficients, None)
+    return lambda: backend_for(thetas[0].device).add_noise_(table, keys, coefficients, None)
 
 
-def normal_add(theta, terms):
+def normal(theta):
+    return torch.normal(0.0, 1.0, theta.shape, dtype=theta.dtype, device=theta.device)
+
+
+def normal_add(thetas, terms):
     def call():
         for _, c in terms:
-            z = torch.normal(0.0, 1.0, theta.shape, dtype=theta.dtype, device=theta.device)
-            theta.add_(z, alpha=c)
+            for theta in thetas:
+                theta.add_(normal(theta), alpha=c)
 
     return call
 
 
-def literal(theta, terms):
+def foreach(thetas, terms):
+    """All of z at once, as large as the model, for one call that adds it."""
+
+    def call():
+        for _, c in terms:
+            torch._foreach_add_(thetas, [normal(theta) for theta in thetas], alpha=c)
+
+    return call
+
+
+def literal(thetas, terms):
     """As MeZO's users have it: every operation makes a new tensor, the parameter's own among them."""
-    p, scaling_factor = torch.nn.Parameter(theta, requires_grad=False), 1
+    params, scaling_factor = [torch.nn.Parameter(theta, requires_grad=False) for theta in thetas], 1
 
     def call():
         for _, eps in terms:
-            z = torch.normal(mean=0, std=1, size=p.data.size(), dtype=p.data.dtype, device=p.data.device)
-            p.data = p.data + scaling_factor * z * eps
+            for p in params:
+                z = torch.normal(mean=0, std=1, size=p.data.size(), dtype=p.data.dtype, device=p.data.device)
+                p.data = p.data + scaling_factor * z * eps
 
     return call
 
@@ -138,19 +177,22 @@ def with_triton(call):
     return forced
 
 
-def randn4x(theta, terms):
+def randn4x(thetas, terms):
     from . import randn4x as baseline  # which needs Triton
 
     def call():
         for key, c in terms:
-            baseline.add(theta, key.step, c)
+            for theta in thetas:
+                baseline.add(theta, key.step, c)
 
     return call
 
 
-def floor(theta):
+def floor(thetas):
     """One read and one write of as many bytes: the fastest that any pass in place can be."""
-    if theta.device.type == "cpu":
-        return lambda: theta.mul_(1.0)
-    other = torch.empty_like(theta)
-    return lambda: other.copy_(theta)
+    if thetas[0].device.type == "cpu":
+        return lambda: [theta.mul_(1.0) for theta in thetas]
+    others = [torch.empty_like(theta) for theta in thetas]
+    if len(thetas) == 1:
+        return lambda: others[0].copy_(thetas[0])
+    return lambda: torch._foreach_copy_(others, thetas)

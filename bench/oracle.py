@@ -49,15 +49,27 @@ def check_step(params, closure, lr):
     """
     optimizer = zokern.MeZO(params, lr=lr, eps=EPS)
     layout = optimizer.layout
-    looked_at = sorted({0, len(layout.params) // 2, len(layout.params) - 1})
-    before = [layout.params[i].detach().clone() for i in looked_at]
-    optimizer.estimate(closure)
-    for i, old in zip(looked_at, before):
-        theta = layout.params[i].detach()
-        # Three moves, each rounded by half a unit in the last place of at most |theta| + 7 eps: no |z| reaches 7.
-        bound = 1.5 * torch.finfo(theta.dtype).eps * (old.float().abs() + 7 * EPS)
-        if not bool(((theta.float() - old.float()).abs() <= bound).all()):
-            raise Refused("measuring the losses did not leave the weights as they were")
-    for i, g in zip(looked_at, (EPS / lr, -EPS / lr, EPS / lr)):
+    check_returned(layout, lambda: optimizer.estimate(closure))
+    for i, g in zip(looked_at(layout), (EPS / lr, -EPS / lr, EPS / lr)):
         estimate = zokern.Estimate([(CHECK, g)])
         check(layout.params[i], layout.first[i], [(CHECK, -lr * g)], partial(optimizer.apply, estimate))
+
+
+def check_returned(layout, call, moved=lambda: 0.0):
+    """After ``call`` the weights must be where they were, but for ``moved()`` times z at most.
+
+    Raises:
+        Refused: they are elsewhere.
+    """
+    before = [layout.params[i].detach().clone() for i in looked_at(layout)]
+    call()
+    for i, old in zip(looked_at(layout), before):
+        theta = layout.params[i].detach()
+        # Three moves, each rounded by half a unit in the last place of at most |theta| + 7 eps: no |z| reaches 7.
+        bound = 1.5 * torch.finfo(theta.dtype).eps * (old.float().abs() + 7 * EPS) + 7 * moved()
+        if not bool(((theta.float() - old.float()).abs() <= bound).all()):
+            raise Refused("measuring the losses did not leave the weights as they were")
+
+
+def looked_at(layout) -> list[int]:
+    return sorted({0, len(layout.params) // 2, len(layout.params) - 1})

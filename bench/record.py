@@ -103,6 +103,7 @@ def gpu_state() -> dict:
 @cache
 def versions() -> dict:
     found = {"python": platform.python_version(), "torch": torch.__version__, "zokern": zokern.__version__, "cuda": torch.version.cuda}
+    found["philox rounds"] = zokern.noise.spec.ROUNDS
     for name in ("triton", "transformers"):
         try:
             found[name] = metadata.version(name)

@@ -7,7 +7,8 @@ import torch
 import zokern
 
 from . import record
-from .cases import DTYPES, Replay
+from .cases import Replay
+from .models import DTYPES, shapes
 from .oracle import SLICE, Refused, expected
 from .timing import Wall, interleave
 
@@ -23,7 +24,7 @@ def measure(case: Replay, device) -> list[dict]:
         Refused: the weights are not the oracle's.
     """
     torch.set_num_threads(case.threads)
-    params = [torch.zeros(shape, dtype=DTYPES[case.dtype], device=device) for shape in shapes(case)]
+    params = [torch.zeros(shape, dtype=DTYPES[case.dtype], device=device) for shape in shapes(case.model)]
     layout = zokern.Layout(params)
     generator = torch.Generator().manual_seed(0)
     coefficients = (SPREAD * torch.randn(case.steps, generator=generator)).tolist()
@@ -41,7 +42,7 @@ def measure(case: Replay, device) -> list[dict]:
         check(layout, run, width, call)
     few = max(1, case.steps // 16) if torch_seconds(params, coefficients[0]) * case.steps > TOO_LONG else case.steps
     candidates[TORCH] = lambda: [torch_step(params, c) for c in coefficients[:few]]
-    samples = interleave(candidates, timer := Wall(device, most=1), case.budget)
+    samples = interleave(candidates, timer := Wall(device, most=1), case.budget, least=3)
     n = sum(p.numel() for p in params)
 
     def describe(name):
@@ -93,12 +94,3 @@ def torch_seconds(params, c) -> float:
     torch_step(params, c)
     wait()
     return time.perf_counter() - begin
-
-
-def shapes(case) -> list[torch.Size]:
-    """Of an OPT's parameters, tied weights once."""
-    import transformers
-
-    with torch.device("meta"):
-        model = transformers.OPTForCausalLM(transformers.OPTConfig(**case.shape))
-    return [p.shape for p in model.parameters()]

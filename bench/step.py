@@ -1,20 +1,24 @@
-"""Suite ``step``: what a full-parameter MeZO step of a language model costs beyond its two forward passes."""
+"""Suite ``step``: what a full-parameter MeZO step of a language model costs beyond its two forward passes, and what training does."""
 
 import copy
-import os
 import statistics
+import sys
 
 import torch
 
 import zokern
 
 from . import record
-from .cases import DTYPES, Step
-from .oracle import EPS, check_step
+from .cases import Step
+from .models import build, loss_of
+from .oracle import EPS, check_returned, check_step
 from .timing import Wall, interleave
 
 OURS, DEFERRED, PUBLISHED, FORWARDS = "zokern.MeZO", "zokern.MeZO, defer", "MeZO as published", "two forwards"
+GRAPH, GRAPH_FORWARDS = "zokern.graph", "two forwards, captured"
+SGD, ADAM = "SGD, backpropagation", "Adam, backpropagation"
 LR = 1e-6
+CAPTURED_UP_TO = 2_000_000_000  # parameters: a graph is for models whose kernels take less time than their launches
 
 
 class PublishedMeZO:
@@ -53,16 +57,6 @@ class PublishedMeZO:
             yield p, torch.normal(mean=0, std=1, size=p.data.size(), device=p.data.device, dtype=p.data.dtype)
 
 
-def missing() -> str:
-    """Why the suite cannot run here; "" where it can."""
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")  # models are made from configs: nothing is fetched
-    try:
-        import transformers  # noqa: F401
-    except ImportError as error:
-        return f"{error}: pip install transformers"
-    return ""
-
-
 def measure(case: Step, device) -> list[dict]:
     """Check, then time. -> records, one a candidate.
 
@@ -70,19 +64,20 @@ def measure(case: Step, device) -> list[dict]:
         Refused: the check failed. torch.cuda.OutOfMemoryError: three such models do not fit.
     """
     torch.set_num_threads(case.threads)
-    ours = build(case, device)
-    check_step(ours.named_parameters(), loss_of(ours, case), LR)
+    ours = build(case.model, case.dtype, device)
+    batch = case.batch, case.tokens
+    check_step(ours.named_parameters(), loss_of(ours, *batch), LR)
     # Models of their own: the published step gives its weights new memory each time, and so would have zokern look for them; with
     # defer=True the weights are not settled between steps.
     theirs, waiting = copy.deepcopy(ours), copy.deepcopy(ours)
     optimizer = zokern.MeZO(ours.parameters(), lr=LR, eps=EPS)
     deferred = zokern.MeZO(waiting.parameters(), lr=LR, eps=EPS, defer=True)
-    published, forwards = PublishedMeZO(theirs, LR, EPS), loss_of(ours, case)
-    closures = {OURS: forwards, DEFERRED: loss_of(waiting, case), PUBLISHED: loss_of(theirs, case)}
+    published, forwards = PublishedMeZO(theirs, LR, EPS), loss_of(ours, *batch)
+    closures = {OURS: forwards, DEFERRED: loss_of(waiting, *batch), PUBLISHED: loss_of(theirs, *batch)}
 
+    @torch.no_grad()
     def two_forwards():
-        with torch.no_grad():
-            forwards(), forwards()
+        forwards(), forwards()
 
     candidates = {
         OURS: lambda: optimizer.step(closures[OURS]),
@@ -90,62 +85,74 @@ def measure(case: Step, device) -> list[dict]:
         PUBLISHED: lambda: published.step(closures[PUBLISHED]),
         FORWARDS: two_forwards,
     }
-    timer = Wall(device, most=1)
-    samples = interleave(candidates, timer, case.budget)
-    # In pairs: what slows a round down slows down both of its sides.
-    own = {
-        name: statistics.median(step - both for step, both in zip(samples[name].seconds, samples[FORWARDS].seconds)) for name in closures
-    }
     peaks = {name: peak(call) if device.type == "cuda" else None for name, call in candidates.items()}
     passes = {OURS: lambda: optimizer.model.add([(zokern.NoiseKey(0), EPS)]), PUBLISHED: lambda: published.perturb(0, 1)}
     launched = {name: launches(one_pass) if device.type == "cuda" else None for name, one_pass in passes.items()}
+    size = sum(p.numel() for p in optimizer.layout.params)
+    if device.type == "cuda" and size <= CAPTURED_UP_TO:
+        candidates |= captured(ours, forwards, two_forwards)
+    if case.trained:
+        by_name = {SGD: torch.optim.SGD, ADAM: torch.optim.Adam}
+        candidates |= {name: trained(theirs, optimizer, closures[PUBLISHED], fused=True) for name, optimizer in by_name.items()}
+    timer = Wall(device, most=1)
+    samples = interleave(candidates, timer, case.budget)
+    # In pairs: what slows a round down slows down both of its sides.
+    alone = {name: GRAPH_FORWARDS if name == GRAPH else FORWARDS for name in (*closures, GRAPH) if name in candidates}
+    own = {
+        name: statistics.median(step - both for step, both in zip(samples[name].seconds, samples[forward].seconds))
+        for name, forward in alone.items()
+    }
 
     def describe(name):
         return {
             "suite": "step",
-            "op": "MeZO step",
-            **record.backend(device, name in (OURS, DEFERRED)),
+            "op": "step",
+            **record.backend(device, name in (OURS, DEFERRED, GRAPH)),
             "dtype": case.dtype,
-            "n": sum(p.numel() for p in optimizer.layout.params),
+            "n": size,
             "terms": 1,
             "threads": case.threads,
             "timer": timer.name,
             "model": case.model,
             "batch": case.batch,
             "tokens": case.tokens,
-            "step_in_forwards": 2 * samples[name].median / samples[FORWARDS].median,
+            "step_in_forwards": 2 * samples[name].median / samples[alone.get(name, FORWARDS)].median,
             "optimizer_s": own.get(name),
             # On a busy machine a difference of two times can come out below zero; its ratio would say nothing.
             "optimizer_speedup": own[PUBLISHED] / own[name] if own.get(name, 0) > 0 else None,
-            "peak_bytes": peaks[name],
-            "peak_over_forwards_bytes": peaks[name] - peaks[FORWARDS] if peaks[name] else None,
+            "peak_bytes": peaks.get(name),
+            "peak_over_forwards_bytes": peaks[name] - peaks[FORWARDS] if peaks.get(name) else None,
             "launches_per_pass": launched.get(name),
         }
 
     return record.lines(device, samples, FORWARDS, PUBLISHED, describe)
 
 
-def build(case, device):
-    """An OPT in evaluation mode, made where it will run."""
-    import transformers
+def trained(model, optimizer, closure, **how):
+    """A step by backpropagation, its states in the dtype of the weights."""
+    optimizer = optimizer(model.parameters(), lr=LR, **how)
 
-    torch.manual_seed(0)
-    config = transformers.OPTConfig(**case.shape, use_cache=False)
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(DTYPES[case.dtype])
+    def call():
+        closure().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return call
+
+
+def captured(model, closure, two_forwards) -> dict:
+    """The step and the two forwards as CUDA graphs; nothing where the model cannot be captured, with the reason printed."""
+    optimizer = zokern.MeZO(model.parameters(), lr=LR, eps=EPS)
     try:
-        with torch.device(device):
-            return transformers.OPTForCausalLM(config).eval()
-    finally:
-        torch.set_default_dtype(before)
-
-
-def loss_of(model, case):
-    """A closure: the loss of random tokens, the same ones each time."""
-    generator = torch.Generator().manual_seed(0)
-    size = (case.batch, case.tokens)
-    tokens, labels = (torch.randint(4, model.config.vocab_size, size, generator=generator).to(model.device) for _ in range(2))
-    return lambda: model(input_ids=tokens, labels=labels).loss
+        step = zokern.graph(optimizer, closure)
+        forwards = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(forwards):
+            two_forwards()
+    except (RuntimeError, ValueError) as error:
+        print(f"bench: not captured in a CUDA graph: {error}", file=sys.stderr)
+        return {}
+    check_returned(optimizer.layout, step, moved=lambda: LR * float(optimizer.last.projected_grad.abs()))
+    return {GRAPH: step, GRAPH_FORWARDS: forwards.replay}
 
 
 def peak(call) -> int:

@@ -6,13 +6,16 @@ from . import drift, kernels, replay, step
 
 NOTES = {
     "kernels": """\
-ns: nanoseconds an element, zokern's with its quartiles. of floor: the time of {floor} over zokern's.
+In nanoseconds an element, zokern's with its quartiles. of floor: the time of {floor} over zokern's.
 torch: z = torch.normal(0, 1, size); theta.add_(z, alpha=c). MeZO: p.data = p.data + s * z * eps.
 x: how many times faster zokern is.""",
     "step": """\
-z: zokern, p: as published. own: the optimizer's part, the step less two forwards; x: p over z; defer: z's, defer=True.
-fwds: the step in units of one forward. +MB: peak memory over that of the two forwards.
-launches: kernels and copies of one pass over the weights, z / p.""",
+z: zokern, p: as published. 2f: two forwards. own: the step less two forwards; x: p over z; defer: z's, defer=True.
+fwds: the step in units of one forward; graph: both in CUDA graphs; SGD, Adam: by backpropagation.
++MB: peak memory over that of the two forwards. launches: kernels and copies of one pass over the weights, z / p.""",
+    "memory": """\
+Peak GB of a step, weights included: measured by the GPU's allocator, or counted: the sizes of the tensors alive.
+In brackets: the papers' figures. z+MB: zokern's peak over that of two forwards.""",
     "replay": """\
 Steps a second, K steps a pass; torch: torch.normal and add_ for each tensor, step by step.""",
     "drift": """\
@@ -25,7 +28,7 @@ def text(records) -> str:
     if not records:
         return "no records"
     parts = [heading(records)]
-    for suite, row in (("kernels", of_kernels), ("step", of_steps), ("replay", of_replay), ("drift", of_drift)):
+    for suite, row in (("kernels", of_kernels), ("step", of_steps), ("memory", of_memory), ("replay", of_replay), ("drift", of_drift)):
         cases = by_case([record for record in records if record["suite"] == suite])
         if cases:
             floor = next((name for case in cases for name in kernels.FLOOR.values() if name in case), "")
@@ -54,7 +57,7 @@ def by_case(records) -> list[dict]:
     cases = {}
     for record in records:
         terms = record["terms"] if record["suite"] != "replay" else None  # there the candidates differ in them
-        named = (terms, *(record.get(field) for field in ("op", "model", "batch", "dtype", "n", "threads")))
+        named = (terms, *(record.get(field) for field in ("op", "model", "batch", "tokens", "dtype", "n", "threads")))
         cases.setdefault(named, {})[record["candidate"]] = record
     return list(cases.values())
 
@@ -65,18 +68,30 @@ def of_kernels(case) -> dict[str, str]:
     return {
         "dtype": ours["dtype"],
         "terms": str(ours["terms"]),
-        "n": f"2^{ours['n'].bit_length() - 1}" + (" in L2" if ours["op"].endswith("L2") else ""),
-        "threads": str(ours["threads"]),
-        "zokern ns": f"{ours['ns_per_element']:.3f} [{ours['q1_s'] * scale:.3f} {ours['q3_s'] * scale:.3f}]",
+        "n": size(ours),
+        "threads": threads(ours),
+        "zokern": f"{ours['ns_per_element']:.3f} [{ours['q1_s'] * scale:.3f} {ours['q3_s'] * scale:.3f}]",
         "GB/s": f"{ours['gb_per_s']:.1f}",
         "of floor": f"{ours['share_of_floor']:.2f}",
-        "triton ns": f"{case[kernels.TRITON]['ns_per_element']:.3f}" if kernels.TRITON in case else "",
-        "randn4x ns": f"{case[kernels.RANDN4X]['ns_per_element']:.3f}" if kernels.RANDN4X in case else "",
-        "torch ns": f"{torch['ns_per_element']:.3f}",
+        "triton": f"{case[kernels.TRITON]['ns_per_element']:.3f}" if kernels.TRITON in case else "",
+        "randn4x": f"{case[kernels.RANDN4X]['ns_per_element']:.3f}" if kernels.RANDN4X in case else "",
+        "torch": f"{torch['ns_per_element']:.3f}",
         "x": f"{ours['speedup']:.1f}",
-        "MeZO ns": f"{literal['ns_per_element']:.3f}",
+        "MeZO": f"{literal['ns_per_element']:.3f}",
         "x ": f"{literal['median_s'] / ours['median_s']:.1f}",
+        "foreach": f"{case[kernels.FOREACH]['ns_per_element']:.2f}" if kernels.FOREACH in case else "",
+        "host us": f"{ours['host_s'] * 1e6:.0f}" if ours.get("host_s") else "",
     }
+
+
+def threads(record) -> str:
+    return "" if "gpu" in record["machine"] else str(record["threads"])
+
+
+def size(record) -> str:
+    if record["op"].startswith("add_noise_, "):
+        return record["op"].removeprefix("add_noise_, ")
+    return f"2^{record['n'].bit_length() - 1}" + (" in L2" if record["op"].endswith("L2") else "")
 
 
 def of_steps(case) -> dict[str, str]:
@@ -89,15 +104,42 @@ def of_steps(case) -> dict[str, str]:
         "model": ours["model"],
         "dtype": ours["dtype"],
         "tokens": f"{ours['batch']}x{ours['tokens']}",
-        "threads": str(ours["threads"]),
-        "2 fwds ms": f"{forwards['median_s'] * 1e3:.1f}",
-        "step ms z / p": both("median_s", lambda s: f"{s * 1e3:.1f}"),
+        "threads": threads(ours),
+        "2f ms": f"{forwards['median_s'] * 1e3:.1f}",
         "own ms z / p": both("optimizer_s", lambda s: f"{s * 1e3:.1f}"),
         "defer": f"{case[step.DEFERRED]['optimizer_s'] * 1e3:.1f}" if step.DEFERRED in case else "",
         "x": f"{ours['optimizer_speedup'] or math.nan:.1f}",
         "fwds z / p": both("step_in_forwards", lambda x: f"{x:.2f}"),
+        **{head: f"{case[name]['step_in_forwards']:.2f}" if name in case else "" for head, name in OTHERS.items()},
         "+MB z / p": both("peak_over_forwards_bytes", lambda b: f"{b / 1e6:.0f}"),
         "launches": both("launches_per_pass", str),
+    }
+
+
+OTHERS = {"graph": step.GRAPH, "SGD": step.SGD, "Adam": step.ADAM}
+
+
+def of_memory(case) -> dict[str, str]:
+    any_one = next(iter(case.values()))
+
+    def gigabytes(name):
+        if name not in case:
+            return ""
+        reported = case[name]["reported_gb"]
+        return f"{case[name]['peak_bytes'] / 1e9:.2f}" + (f" [{reported:g}]" if reported else "")
+
+    return {
+        "model": any_one["model"],
+        "dtype": any_one["dtype"],
+        "tokens": f"{any_one['batch']}x{any_one['tokens']}",
+        "how": any_one["op"],
+        "weights": f"{any_one['weights_bytes'] / 1e9:.2f}",
+        "2 fwds": gigabytes(step.FORWARDS),
+        "zokern": gigabytes(step.OURS),
+        "z+MB": f"{case[step.OURS]['peak_over_forwards_bytes'] / 1e6:.3f}" if step.OURS in case else "",
+        "published": gigabytes(step.PUBLISHED),
+        "SGD": gigabytes(step.SGD),
+        "Adam": gigabytes(step.ADAM),
     }
 
 
@@ -125,7 +167,7 @@ def of_drift(case) -> dict[str, str]:
 
 
 def aligned(rows) -> str:
-    head = [name for name in rows[0] if any(row[name] for row in rows)]
-    lines = [head] + [[row[name] for name in head] for row in rows]
+    head = [name for name in dict.fromkeys(name for row in rows for name in row) if any(row.get(name) for row in rows)]
+    lines = [head] + [[row.get(name, "") for name in head] for row in rows]
     widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
     return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(line, widths)) for line in lines)

@@ -43,6 +43,8 @@ class Wall:
     def calibrate(self, call) -> int:
         """Warm up; -> calls a sample."""
         call()
+        if self.most == 1:
+            return 1
         return max(1, min(self.most, math.ceil(TARGET / self.sample(call, 1))))
 
     def sample(self, call, repeats) -> float:

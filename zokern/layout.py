@@ -43,7 +43,7 @@ class Layout:
     Attributes:
         params, names, first, group: lists of one entry a parameter: tensor, name or "", first index, index of its group.
         groups: number of groups.
-        places: [(address, dtype)] of the parameters as ``tables`` last saw them; None before.
+        places: addresses of the parameters, and dtypes of two, as ``tables`` last saw them; None before.
     Raises:
         TypeError, ValueError: a parameter that cannot be perturbed, by number and name, with the cure.
     """
@@ -72,7 +72,9 @@ class Layout:
 
     def tables(self):
         """-> (tables of contiguous parameters, [(parameter, first, group)] of the others). Remade when a parameter moved."""
-        places = [(tensor.data_ptr(), tensor.dtype) for tensor in self.params]
+        # Every pass asks, so it must be quick. A parameter moves when its dtype changes; a model that is converted twice may come
+        # back to where it was in another dtype, but not with its first and last parameter in the old one.
+        places = [*map(torch.Tensor.data_ptr, self.params), self.params[0].dtype, self.params[-1].dtype]
         if places != self.places:
             self._tables, self._strided = self._lay_out()
             self.places = places
