@@ -131,9 +131,10 @@ def memory(device, quick=False, dtypes=None, threads=None) -> list[Memory]:
         cases = [] if on_gpu else [Memory("OPT-12M", d, 4, 64) for d in ("fp32", "bf16")]
         cases += [Memory("RoBERTa-large", d, *size, counted=not on_gpu) for d in ("fp32", "bf16") for size in ROBERTA]
         cases += [Memory("OPT-13B", d, 4, 400, counted=not on_gpu) for d in ("fp32", "bf16")]
-        cases += [Memory(model, "bf16", 1, 400, counted=True) for model in FAMILY]
         if on_gpu:
             cases.append(Memory("OPT-66B", "bf16", 1, 400, only=("two forwards", "zokern.MeZO")))
+        else:
+            cases += [Memory(model, "bf16", 1, 400, counted=True) for model in FAMILY]
     return [case for case in cases if not dtypes or case.dtype in dtypes]
 
 

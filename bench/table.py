@@ -33,7 +33,7 @@ def text(records) -> str:
         if cases:
             floor = next((name for case in cases for name in kernels.FLOOR.values() if name in case), "")
             parts.append(f"suite {suite}\n{aligned([row(case) for case in cases])}\n{NOTES[suite].format(floor=floor)}")
-            parts[-1] += "".join(map(cycles, cases))
+            parts[-1] += "".join(map(cycles, cases)) + (fits(records) if suite == "memory" else "")
     return "\n\n".join(parts)
 
 
@@ -141,6 +141,24 @@ def of_memory(case) -> dict[str, str]:
         "SGD": gigabytes(step.SGD),
         "Adam": gigabytes(step.ADAM),
     }
+
+
+def fits(records) -> str:
+    """Which model is the largest whose counted step leaves a GPU of so many GB its room, by method."""
+    counted = [r for r in records if r["op"] == "counted" and r["batch"] == 1]
+    lines = []
+    for room in ROOMS if counted else ():
+        largest = {}
+        for r in counted:
+            if r["peak_bytes"] <= room * 1e9 and r["n"] > largest.get(r["candidate"], r | {"n": 0})["n"]:
+                largest[r["candidate"]] = r
+        by_method = {name: largest[name]["model"] if name in largest else "none" for name in (step.FORWARDS, step.SGD, step.ADAM)}
+        named = ", ".join(f"{name} {model}" for name, model in by_method.items())
+        lines.append(f"\nthe largest that fits in {room} GB ({counted[0]['dtype']}, 1x{counted[0]['tokens']}): {named}")
+    return "".join(lines)
+
+
+ROOMS = (40, 80, 141)
 
 
 def of_replay(case) -> dict[str, str]:
