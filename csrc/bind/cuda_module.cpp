@@ -39,14 +39,15 @@ void add_noise_(int storage, uintptr_t spans, uint32_t n_spans, bool masked, con
     check(zokern::add_noise(pass, static_cast<zokern::Storage>(storage), device, reinterpret_cast<void*>(stream)));
 }
 
-void update_(int rule, int storage, int state, uintptr_t spans, uint32_t n_spans, uintptr_t states, const Keys& keys, uint32_t n_keys,
-             uintptr_t all_keys, uintptr_t a, uintptr_t b, uint32_t groups, uintptr_t decay, uintptr_t numbers, const Keys& rounding,
+void update_(int rule, int storage, int state, uintptr_t spans, uint32_t n_spans, bool masked, uintptr_t states, const Keys& keys,
+             uint32_t n_keys, uintptr_t all_keys, uintptr_t a, uintptr_t b, uint32_t groups, uintptr_t decay, uintptr_t numbers, const Keys& rounding,
              uintptr_t clock, int device, uintptr_t stream) {
     zokern::Update pass{};
     pass.spans = reinterpret_cast<const zokern::Span*>(spans);
     pass.states = reinterpret_cast<const int64_t*>(states);
     pass.n_spans = n_spans;
     pass.n_keys = n_keys;
+    pass.masked = masked;
     pass.groups = groups;
     pass.clock = reinterpret_cast<const uint32_t*>(clock);
     pass.a = reinterpret_cast<const float*>(a);
@@ -54,7 +55,7 @@ void update_(int rule, int storage, int state, uintptr_t spans, uint32_t n_spans
     pass.decay = reinterpret_cast<const float*>(decay);
     pass.numbers = reinterpret_cast<const float*>(numbers);
     pass.keys = reinterpret_cast<const zokern::Key*>(all_keys);
-    copy(keys, &pass.first_key, 1);
+    copy(keys, pass.carried, zokern::kCarried);
     copy(rounding, pass.rounding, zokern::kSlots);
     check(zokern::update(pass, static_cast<zokern::Rule>(rule), static_cast<zokern::Storage>(storage), static_cast<zokern::Storage>(state),
                          device, reinterpret_cast<void*>(stream)));
@@ -68,6 +69,7 @@ PYBIND11_MODULE(_cuda, m) {
     m.def("update_", &update_);
     m.attr("tile") = zokern::kTile;
     m.attr("unrolled") = zokern::kUnrolled;
+    m.attr("carried") = zokern::kCarried;
     m.attr("architectures") = ZOKERN_CUDA_ARCHITECTURES;
     m.attr("version") = ZOKERN_CUDA_VERSION;
 }

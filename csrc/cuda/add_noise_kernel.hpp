@@ -100,7 +100,8 @@ __global__ void __launch_bounds__(kThreads) add_noise_kernel(const __grid_consta
         }
 #pragma unroll(kTerms ? kTerms : 1)
         for (uint32_t k = 0; k < n_terms; ++k)
-            add_block<kMask>(x, static_cast<uint32_t>(block), schedule_of(k, static_cast<uint32_t>(block >> 32)), coefficient(k), span.last);
+            add_block<kMask>(x, static_cast<uint32_t>(block), schedule_of(k, static_cast<uint32_t>(block >> 32)), coefficient(k),
+                             span.last);
 #pragma unroll
         for (int j = 0; j < 4; ++j) {
             const uint64_t i = (block << 2) + j;

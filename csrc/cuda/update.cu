@@ -8,10 +8,10 @@ namespace {
 template <class T, class S, class R>
 void launch(const Update& pass, cudaStream_t stream) {
     const UpdateLaunch p = launch_of(pass);
-    if (p.n_keys == 1)
-        update_kernel<T, S, R, 1><<<pass.n_spans, kThreads, 0, stream>>>(p);
+    if (p.n_keys == 1 && !pass.masked)
+        update_kernel<T, S, R, true><<<pass.n_spans, kThreads, 0, stream>>>(p);
     else
-        update_kernel<T, S, R, 0><<<pass.n_spans, kThreads, 0, stream>>>(p);
+        update_kernel<T, S, R, false><<<pass.n_spans, kThreads, 0, stream>>>(p);
 }
 
 template <class T, class R>

@@ -77,15 +77,16 @@ def update_(table, rule, keys, a, b, decay, numbers, state, rounding):
     states = state_spans(table, state)
     a, b, numbers = a.contiguous(), b.contiguous(), numbers.contiguous()
     decay = None if decay is None else decay.contiguous()
-    all_keys = to_device(pack(keys), table.device) if len(keys) > 1 else None
+    all_keys = to_device(pack(keys), table.device) if len(keys) > _cuda.carried else None
     _cuda.update_(
         rule.code,
         STORAGE[table.dtype],
         STORAGE[state.dtype],
         rows.data_ptr(),
         len(rows),
+        table.masked,
         states.data_ptr(),
-        _words(keys[:1]),
+        _words(keys[: _cuda.carried]),
         len(keys),
         _address(all_keys),
         a.data_ptr(),

@@ -25,43 +25,45 @@ void run(const Launch& p, bool masked, uint32_t n_spans) {
 }
 
 template <class T, class S, class R>
-void run(const UpdateLaunch& p, uint32_t n_spans) {
-    blocks(p.n_keys == 1 ? update_kernel<T, S, R, 1> : update_kernel<T, S, R, 0>, p, n_spans);
+void run(const UpdateLaunch& p, bool masked, uint32_t n_spans) {
+    blocks(p.n_keys == 1 && !masked ? update_kernel<T, S, R, true> : update_kernel<T, S, R, false>, p, n_spans);
 }
 
 template <class T, class R>
-void run(const UpdateLaunch& p, Storage state, uint32_t n_spans) {
-    state == Storage::float32 ? run<T, float, R>(p, n_spans) : run<T, __nv_bfloat16, R>(p, n_spans);
+void run(const UpdateLaunch& p, Storage state, bool masked, uint32_t n_spans) {
+    state == Storage::float32 ? run<T, float, R>(p, masked, n_spans) : run<T, __nv_bfloat16, R>(p, masked, n_spans);
 }
 
 template <class T>
-void run(const UpdateLaunch& p, Rule rule, Storage state, uint32_t n_spans) {
+void run(const UpdateLaunch& p, Rule rule, Storage state, bool masked, uint32_t n_spans) {
     switch (rule) {
-        case Rule::sign: return run<T, float, Sign>(p, n_spans);
-        case Rule::momentum: return run<T, Momentum>(p, state, n_spans);
-        case Rule::adam: return run<T, Adam>(p, state, n_spans);
-        case Rule::amsgrad: return run<T, Amsgrad>(p, state, n_spans);
+        case Rule::sign: return run<T, float, Sign>(p, masked, n_spans);
+        case Rule::momentum: return run<T, Momentum>(p, state, masked, n_spans);
+        case Rule::adam: return run<T, Adam>(p, state, masked, n_spans);
+        case Rule::amsgrad: return run<T, Amsgrad>(p, state, masked, n_spans);
     }
 }
 }  // namespace zokern
 
 using namespace zokern;
 
-extern "C" void add_noise(int storage, const Span* spans, uint32_t n_spans, bool masked, const Key* first_keys, uint32_t n_terms, const Key* keys,
-                          const float* coefficients, uint32_t groups, const float* decay, const uint32_t* clock) {
+extern "C" void add_noise(int storage, const Span* spans, uint32_t n_spans, bool masked, const Key* first_keys, uint32_t n_terms,
+                          const Key* keys, const float* coefficients, uint32_t groups, const float* decay, const uint32_t* clock) {
     const Launch p = launch_of(
         Pass{spans, n_spans, n_terms, groups, masked, clock, coefficients, decay, keys, {first_keys[0], first_keys[1]}});
     storage == 0 ? run<float>(p, masked, n_spans) : storage == 1 ? run<__nv_bfloat16>(p, masked, n_spans) : run<__half>(p, masked, n_spans);
 }
 
-extern "C" void update(int rule, int storage, int state, const Span* spans, uint32_t n_spans, const int64_t* states, const Key* first_key,
-                       uint32_t n_keys, const Key* keys, const float* a, const float* b, uint32_t groups, const float* decay,
+extern "C" void update(int rule, int storage, int state, const Span* spans, uint32_t n_spans, bool masked, const int64_t* states,
+                       const Key* carried, uint32_t n_keys, const Key* keys, const float* a, const float* b, uint32_t groups, const float* decay,
                        const float* numbers, const Key* rounding, const uint32_t* clock) {
-    const UpdateLaunch p = launch_of(Update{
-        spans, states, n_spans, n_keys, groups, clock, a, b, decay, numbers, keys, *first_key, {rounding[0], rounding[1], rounding[2]}});
+    Update pass{spans, states, n_spans, n_keys, groups, masked, clock, a, b, decay, numbers, keys, {}, {}};
+    for (uint32_t k = 0; k < kCarried; ++k) pass.carried[k] = k < n_keys ? carried[k] : Key{};
+    for (int slot = 0; slot < kSlots; ++slot) pass.rounding[slot] = rounding[slot];
+    const UpdateLaunch p = launch_of(pass);
     const auto kind = static_cast<Rule>(rule);
     const auto slot = static_cast<Storage>(state);
-    storage == 0   ? run<float>(p, kind, slot, n_spans)
-    : storage == 1 ? run<__nv_bfloat16>(p, kind, slot, n_spans)
-                   : run<__half>(p, kind, slot, n_spans);
+    storage == 0   ? run<float>(p, kind, slot, masked, n_spans)
+    : storage == 1 ? run<__nv_bfloat16>(p, kind, slot, masked, n_spans)
+                   : run<__half>(p, kind, slot, masked, n_spans);
 }
