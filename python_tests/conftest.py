@@ -66,13 +66,17 @@ def tokens():
 
 @pytest.fixture
 def explicit():
-    """(key, layout) -> z of every parameter, as float64 tensors in the parameters' shapes, from the oracle."""
+    """(key, layout) -> z of every parameter, 0 where it is not kept, as float64 tensors in the parameters' shapes, from the oracle."""
+    from zokern import NoiseKey
     from zokern.noise import reference
 
     def make(key, layout):
+        mask = NoiseKey(key.seed, key.step, 2 << 24 | key.stream & 0xFFFFFF)
         return [
-            torch.from_numpy(reference.normal(key, first, p.numel())).double().reshape(p.shape)
-            for p, first in zip(layout.params, layout.first)
+            torch.from_numpy(reference.normal(key, first, p.numel()) * reference.mask(mask, keep, first, p.numel()))
+            .double()
+            .reshape(p.shape)
+            for p, first, keep in zip(layout.params, layout.first, layout.keep)
         ]
 
     return make

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from zokern import Layout
+from zokern.layout import ALL, pack, unpack
 
 
 def zeros(*shape, **kinds):
@@ -85,3 +86,45 @@ def test_tables_follow_parameters_that_move():
     theta.data = torch.ones(8, dtype=torch.int32).float().double()
     with pytest.raises(TypeError, match=r"theta\[0\] is torch.float64"):
         layout.tables()
+
+
+def test_a_row_names_its_group_and_the_greatest_mask_word_that_is_kept():
+    theta = zeros(8, 8)
+    params = [{"params": [theta, theta[2:4]]}, {"params": [zeros(1), zeros(2), zeros(3)]}]
+    layout = Layout(params, keep=[0.25, 0.9, 1, 2**-32, 0.5])
+    assert layout.keep == [0.25, 1.0, 2**-32, 0.5]  # the alias took its ratio along
+    (table,) = layout.tables()[0]
+    assert [row[3:] for row in table.each()] == [(0, 2**30 - 1), (1, 2**32 - 1), (1, 0), (1, 2**31 - 1)]
+    assert table.masked and table.members == (0, 1, 2, 3) and table.rows.dtype == torch.int64
+    assert [unpack(int(word)) for word in table.rows[:, 3]] == [row[3:] for row in table.each()]
+    (table,) = Layout(params).tables()[0]
+    assert not table.masked and [row[3:] for row in table.each()] == [(group, ALL) for group in (0, 1, 1, 1)]
+
+
+@pytest.mark.parametrize("group, last", [(0, 0), (5, 2**31 - 1), (5, 2**31), (2**32 - 1, 2**32 - 1)])
+def test_two_words_in_one(group, last):
+    word = torch.tensor([pack(group, last)])
+    assert unpack(pack(group, last)) == (group, last) == tuple(map(int, unpack(word)))
+    assert word.view(torch.int32).tolist() == torch.tensor([group, last]).to(torch.int32).tolist()
+
+
+@pytest.mark.parametrize(
+    "keep, error, message",
+    [
+        ([1.0], ValueError, "keep has 1 ratios for 2 parameters"),
+        ([1.0, 0.0], ValueError, r"keep\[1\] of theta\[1\] \('b'\) is 0.0: pass a number in \(0, 1\]"),
+        ([1.0, 1.5], ValueError, r"keep\[1\] of theta\[1\] \('b'\) is 1.5"),
+        ([float("nan"), 1.0], ValueError, r"keep\[0\] of theta\[0\] \('a'\) is nan"),
+        ([1.0, 2**-33], ValueError, r"keep\[1\] .* of at least 2\*\*-32"),
+        ([1.0, "1"], TypeError, r"keep\[1\] of theta\[1\] \('b'\) is '1'"),
+    ],
+)
+def test_a_ratio_that_is_none_is_named_with_its_parameter(keep, error, message):
+    with pytest.raises(error, match=message):
+        Layout([("a", zeros(1)), ("b", zeros(2))], keep)
+
+
+def test_ratios_are_part_of_the_fingerprint_where_something_is_dropped():
+    print_of = lambda *keep: Layout([zeros(3), zeros(5)], *keep).fingerprint()  # noqa: E731
+    assert print_of() == print_of(None) == print_of([1.0, 1])
+    assert len({print_of(), print_of([1.0, 0.5]), print_of([0.5, 1.0])}) == 3

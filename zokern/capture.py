@@ -5,7 +5,7 @@ from dataclasses import replace
 import torch
 
 from .kernels import backend_for
-from .ops.accumulate import tell_autograd
+from .ops.handover import tell_autograd
 from .optim.base import ZerothOrder
 
 WARM_UP = 3  # calls of the closure before it is captured, as torch's documentation of CUDA graphs asks for

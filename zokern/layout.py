@@ -2,7 +2,7 @@
 
 import hashlib
 from collections import defaultdict
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
@@ -10,26 +10,60 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from .noise.spec import ALIGNMENT, SPEC_VERSION
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+ALL = 0xFFFFFFFF  # the greatest mask word that is kept, where every element is
+
+
+class Cache:
+    """Remembers what is made of an object, for as long as the object lives: backends keep their device copies here."""
+
+    def cached(self, name, make):
+        """``make()``, or what it gave the first time under this name."""
+        held = self.__dict__.setdefault("_cache", {})
+        if name not in held:
+            held[name] = make()
+        return held[name]
 
 
 @dataclass(eq=False)
-class Table:
+class Table(Cache):
     """Contiguous tensors of one dtype on one device, as kernels see them.
 
-    ``rows`` is an int64 CPU tensor [n, 4], one row a tensor: address, number of elements, first element, group.
+    ``rows`` is an int64 CPU tensor [n, 4], one row a tensor: address, number of elements, first element, and a word that ``pack``
+    makes of the group and of the greatest mask word that is kept. ``members`` are the tensors' places in ``layout.params``.
     """
 
     dtype: torch.dtype
     device: torch.device
     groups: int
     rows: torch.Tensor
-    _cache: dict = field(default_factory=dict)
+    members: tuple[int, ...] = ()
 
-    def cached(self, name, make):
-        """``make()``, remembered under ``name`` for the life of the table: backends keep their device copies here."""
-        if name not in self._cache:
-            self._cache[name] = make()
-        return self._cache[name]
+    def each(self):
+        """-> [(address, number of elements, first element, group, greatest mask word that is kept)]."""
+        return [(*row, *unpack(word)) for *row, word in self.rows.tolist()]
+
+    @property
+    def masked(self) -> bool:
+        """Whether some tensor keeps only a part of its noise."""
+        return self.cached("masked", lambda: bool((unpack(self.rows[:, 3])[1] != ALL).any()))
+
+
+@dataclass(eq=False)
+class State(Cache):
+    """What a rule keeps beside the tensors of a table: an int64 CPU tensor [rows, slots] of addresses, and the dtype of it all."""
+
+    dtype: torch.dtype
+    addresses: torch.Tensor
+
+
+def pack(group, last):
+    """Two unsigned 32-bit integers as one int64: the group, and above it the greatest mask word that is kept."""
+    return (last - (last >> 31 << 32)) << 32 | group
+
+
+def unpack(word):
+    """-> (group, last) of an int, or of an int64 tensor."""
+    return word & ALL, word >> 32 & ALL
 
 
 class Layout:
@@ -40,23 +74,27 @@ class Layout:
 
     Args:
         params: tensors, (name, tensor) pairs, or groups as ``torch.optim`` takes them (dicts with "params").
+        keep: None, or for each tensor of params, in the order in which they are listed, the share in (0, 1] of its elements that the
+            noise reaches; the others have z = 0. Which they are is drawn for each key. Default None: all.
     Attributes:
-        params, names, first, group: lists of one entry a parameter: tensor, name or "", first index, index of its group.
+        params, names, first, group, keep: lists of one entry a parameter: tensor, name or "", first index, index of its group, share.
         groups: number of groups.
         places: addresses of the parameters, and dtypes of two, as ``tables`` last saw them; None before.
     Raises:
         TypeError, ValueError: a parameter that cannot be perturbed, by number and name, with the cure.
     """
 
-    def __init__(self, params):
+    def __init__(self, params, keep=None):
         named = list(_named(params))
         self.groups = 1 + max((group for _, _, group in named), default=0)
         for i, (name, tensor, _) in enumerate(named):
-            _check(tensor, f"theta[{i}]" + (f" ({name!r})" if name else ""))
+            _check(tensor, _title(i, name))
+        keep = [1.0] * len(named) if keep is None else _ratios(keep, [_title(i, name) for i, (name, _, _) in enumerate(named)])
         kept = _without_aliases(named)
-        self.names = [name for name, _, _ in kept]
-        self.params = [tensor for _, tensor, _ in kept]
-        self.group = [group for _, _, group in kept]
+        self.names = [named[i][0] for i in kept]
+        self.params = [named[i][1] for i in kept]
+        self.group = [named[i][2] for i in kept]
+        self.keep = [keep[i] for i in kept]
         self.first, end = [], 0
         for tensor in self.params:
             self.first.append(end)
@@ -66,12 +104,13 @@ class Layout:
         self.places = None
 
     def fingerprint(self) -> str:
-        """Names the map from elements to indices (specification, shapes, order), whatever the dtypes and devices."""
+        """Names the map from elements to noise (specification, shapes, order, shares), whatever the dtypes and devices."""
         shapes = [(first, *tensor.shape) for first, tensor in zip(self.first, self.params)]
-        return hashlib.sha256(repr((SPEC_VERSION, shapes)).encode()).hexdigest()[:16]
+        sparse = (self.keep,) if min(self.keep) < 1 else ()
+        return hashlib.sha256(repr((SPEC_VERSION, shapes, *sparse)).encode()).hexdigest()[:16]
 
     def tables(self):
-        """-> (tables of contiguous parameters, [(parameter, first, group)] of the others). Remade when a parameter moved."""
+        """-> (tables of the contiguous parameters, places in ``params`` of the others). Remade when a parameter moved."""
         # Every pass asks, so it must be quick. A parameter moves when its dtype changes; a model that is converted twice may come
         # back to where it was in another dtype, but not with its first and last parameter in the old one.
         places = [*map(torch.Tensor.data_ptr, self.params), self.params[0].dtype, self.params[-1].dtype]
@@ -82,13 +121,39 @@ class Layout:
 
     def _lay_out(self):
         rows, strided = defaultdict(list), []
-        for i, (tensor, first, group) in enumerate(zip(self.params, self.first, self.group)):
-            _check(tensor, f"theta[{i}]" + (f" ({self.names[i]!r})" if self.names[i] else ""))
+        for i, tensor in enumerate(self.params):
+            _check(tensor, _title(i, self.names[i]))
             if tensor.is_contiguous():
-                rows[tensor.dtype, tensor.device].append((tensor.data_ptr(), tensor.numel(), first, group))
+                rows[tensor.dtype, tensor.device].append(i)
             else:
-                strided.append((tensor, first, group))
-        return [Table(*place, self.groups, torch.tensor(r)) for place, r in rows.items()], strided
+                strided.append(i)
+        row = lambda i: (self.params[i].data_ptr(), self.params[i].numel(), self.first[i], self.word(i))  # noqa: E731
+        return [Table(*place, self.groups, torch.tensor([*map(row, r)]), tuple(r)) for place, r in rows.items()], strided
+
+    def word(self, i):
+        """The last word of a row of parameter i."""
+        return pack(self.group[i], threshold(self.keep[i]) - 1)
+
+
+def threshold(keep):
+    """Elements are kept whose mask word is below this."""
+    return int(keep * 2**32)
+
+
+def _title(i, name):
+    return f"theta[{i}]" + (f" ({name!r})" if name else "")
+
+
+def _ratios(keep, titles):
+    keep = list(keep)
+    if len(keep) != len(titles):
+        raise ValueError(f"keep has {len(keep)} ratios for {len(titles)} parameters: pass one for each, 1.0 where all is kept")
+    for i, (ratio, title) in enumerate(zip(keep, titles)):
+        if not isinstance(ratio, float | int):
+            raise TypeError(f"keep[{i}] of {title} is {ratio!r}: pass a number in (0, 1]")
+        if not (0 < ratio <= 1 and threshold(ratio)):
+            raise ValueError(f"keep[{i}] of {title} is {ratio!r}: pass a number in (0, 1], of at least 2**-32")
+    return [float(ratio) for ratio in keep]
 
 
 def _named(params):
@@ -133,7 +198,7 @@ def _check(tensor, name):
 
 
 def _without_aliases(named):
-    """Drop every parameter whose memory another one covers."""
+    """The places of the parameters that are left when each is dropped whose memory another one covers."""
     storages = defaultdict(list)
     for i, (_, tensor, _) in enumerate(named):
         if tensor.numel():
@@ -158,7 +223,7 @@ def _without_aliases(named):
                 break
             else:
                 kept.append((i, (begin, end)))
-    return [entry for i, entry in enumerate(named) if i not in dropped]
+    return [i for i in range(len(named)) if i not in dropped]
 
 
 def _span(tensor):

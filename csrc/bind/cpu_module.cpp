@@ -9,21 +9,50 @@
 
 namespace {
 
+using Keys = std::vector<std::tuple<uint64_t, uint32_t, uint32_t>>;
+
 const zokern::Isa& chosen(const std::string& name) {
     const zokern::Isa* isa = zokern::find_isa(name.c_str());
     if (!isa) throw pybind11::value_error("ZOKERN_CPU_ISA=" + name + ": this processor has none such; set scalar, avx2 or avx512, or unset it");
     return *isa;
 }
 
-void add_noise_(int storage, uintptr_t rows, size_t n_rows, const std::vector<std::tuple<uint64_t, uint32_t, uint32_t>>& keys,
-                uintptr_t coefficients, size_t groups, uintptr_t decay, int threads, const std::string& isa) {
+std::vector<zokern::Key> plain(const Keys& keys) {
+    std::vector<zokern::Key> out;
+    out.reserve(keys.size());
+    for (const auto& [seed, step, stream] : keys) out.push_back({seed, step, stream});
+    return out;
+}
+
+zokern::Pass pass(int storage, uintptr_t rows, size_t n_rows, const Keys& keys, size_t groups, uintptr_t decay) {
+    return {static_cast<zokern::Storage>(storage), reinterpret_cast<const zokern::Row*>(rows), n_rows, plain(keys), groups,
+            reinterpret_cast<const float*>(decay)};
+}
+
+void add_noise_(int storage, uintptr_t rows, size_t n_rows, const Keys& keys, uintptr_t coefficients, size_t groups, uintptr_t decay,
+                int threads, const std::string& isa) {
     const zokern::Isa& best = chosen(isa);
-    std::vector<zokern::Key> plain;
-    plain.reserve(keys.size());
-    for (const auto& [seed, step, stream] : keys) plain.push_back({seed, step, stream});
+    const zokern::Pass all = pass(storage, rows, n_rows, keys, groups, decay);
     pybind11::gil_scoped_release release;
-    zokern::add_noise(best, static_cast<zokern::Storage>(storage), reinterpret_cast<const zokern::Row*>(rows), n_rows, plain,
-                      reinterpret_cast<const float*>(coefficients), groups, reinterpret_cast<const float*>(decay), threads);
+    zokern::add_noise(best, all, reinterpret_cast<const float*>(coefficients), threads);
+}
+
+void update_(int storage, uintptr_t rows, size_t n_rows, const Keys& keys, uintptr_t in_theta, uintptr_t in_g, size_t groups,
+             uintptr_t decay, int code, uintptr_t numbers, size_t n_numbers, uintptr_t state, size_t n_slots, bool at_random,
+             const Keys& rounding, int threads, const std::string& isa) {
+    const zokern::Isa& best = chosen(isa);
+    const zokern::Pass all = pass(storage, rows, n_rows, keys, groups, decay);
+    const zokern::Rule rule{code,
+                            reinterpret_cast<const float*>(in_theta),
+                            reinterpret_cast<const float*>(in_g),
+                            reinterpret_cast<const float*>(numbers),
+                            n_numbers,
+                            reinterpret_cast<const int64_t*>(state),
+                            n_slots,
+                            at_random,
+                            plain(rounding)};
+    pybind11::gil_scoped_release release;
+    zokern::update(best, all, rule, threads);
 }
 
 }  // namespace
@@ -32,6 +61,7 @@ PYBIND11_MODULE(_cpu, m) {
     m.doc() = "zokern's CPU kernels";
     m.def("isa", [](const std::string& name) { return std::string(chosen(name).name); });
     m.def("add_noise_", &add_noise_);
+    m.def("update_", &update_);
 #ifdef _OPENMP
     m.attr("openmp") = true;
 #else

@@ -21,15 +21,44 @@ struct Term {
     float coefficient;
 };
 
+/// Which elements keep their noise: those whose word of the term's mask is at most `last`.
+struct Mask {
+    const Schedule* schedules;  // one a term
+    uint32_t last;
+};
+
 /// theta[0..count) of elements first..first+count-1, whose blocks share the high word of their counter.
 template <class T>
-using AddNoise = void (*)(T* theta, uint64_t first, size_t count, const Term* terms, size_t n_terms, const float* decay);
+using AddNoise = void (*)(T* theta, uint64_t first, size_t count, const Term* terms, size_t n_terms, const float* decay, const Mask* mask);
+
+/// What the elements of one run of an update share.
+struct Step {
+    const Term* terms;  // with their coefficients in theta
+    const float* in_g;  // and in g
+    size_t n_terms;
+    const float* decay;        // nullptr: none
+    const Mask* mask;          // nullptr: all is kept
+    const float* numbers;      // the rule's
+    const Schedule* rounding;  // one a slot, where the state is in bfloat16
+};
+
+/// The same for an update: state[s] + i goes with theta + i.
+template <class T>
+using Update = void (*)(T* theta, void* const* state, uint64_t first, size_t count, const Step& step);
+
+constexpr int kRules = 4, kSlots = 3, kNumbers = 7;  // at most so many slots and numbers has a rule
+
+template <class T>
+struct Kernels {
+    AddNoise<T> add_noise[2];   // all kept, masked
+    Update<T> update[kRules][2];  // state in float32, in bfloat16
+};
 
 struct Isa {
     const char* name;
-    AddNoise<float> float32;
-    AddNoise<zokern::bfloat16> bfloat16;
-    AddNoise<zokern::float16> float16;
+    Kernels<float> float32;
+    Kernels<zokern::bfloat16> bfloat16;
+    Kernels<zokern::float16> float16;
 };
 
 const Isa& scalar();

@@ -2,6 +2,7 @@
 #if defined(__x86_64__)
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 #include <immintrin.h>
 
 #ifdef __clang__
@@ -11,11 +12,11 @@
 #endif
 
 #include "lanes_avx2.hpp"
-#include "add_noise.hpp"
+#include "update.hpp"
 
 namespace zokern {
 const Isa& avx2() {
-    static constexpr Isa isa{"avx2", add_noise<float>, add_noise<bfloat16>, add_noise<float16>};
+    static constexpr Isa isa{"avx2", kernels<float>(), kernels<bfloat16>(), kernels<float16>()};
     return isa;
 }
 }  // namespace zokern

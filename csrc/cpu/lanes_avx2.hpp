@@ -76,6 +76,17 @@ ZK_HD Float to_float(const Bits& a) { return each<Float>([&](int i) { return _mm
 ZK_HD Float operator+(const Float& a, const Float& b) { return each<Float>([&](int i) { return _mm256_add_ps(a.r[i], b.r[i]); }); }
 ZK_HD Float operator-(const Float& a, const Float& b) { return each<Float>([&](int i) { return _mm256_sub_ps(a.r[i], b.r[i]); }); }
 ZK_HD Float operator*(const Float& a, const Float& b) { return each<Float>([&](int i) { return _mm256_mul_ps(a.r[i], b.r[i]); }); }
+ZK_HD Float operator/(const Float& a, const Float& b) { return each<Float>([&](int i) { return _mm256_div_ps(a.r[i], b.r[i]); }); }
+ZK_HD Float sqrt(const Float& a) { return each<Float>([&](int i) { return _mm256_sqrt_ps(a.r[i]); }); }
+ZK_HD Float where_greater(const Float& a, const Float& b, const Float& yes, const Float& no) {
+    return each<Float>([&](int i) { return _mm256_blendv_ps(no.r[i], yes.r[i], _mm256_cmp_ps(a.r[i], b.r[i], _CMP_GT_OQ)); });
+}
+ZK_HD Float kept(const Float& z, const Bits& word, uint32_t last) {
+    return each<Float>([&](int i) {
+        const __m256i at_most = _mm256_cmpeq_epi32(_mm256_min_epu32(word.r[i], all(last)), word.r[i]);
+        return _mm256_and_ps(z.r[i], _mm256_castsi256_ps(at_most));
+    });
+}
 ZK_HD Float fma(const Float& a, const Float& b, const Float& c) {
     return each<Float>([&](int i) { return _mm256_fmadd_ps(a.r[i], b.r[i], c.r[i]); });
 }
@@ -114,6 +125,42 @@ ZK_HD void store(float16* p, const __m256& x) {
     _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
 }
 ZK_HD void store(float16* p, const Pair& x, int i) { store(p, x.lo.r[i]), store(p + kLanes, x.hi.r[i]); }
+
+// One register, its elements in a row.
+ZK_HD __m256 load(const float* p) { return _mm256_loadu_ps(p); }
+ZK_HD void store(float* p, const __m256& x) { _mm256_storeu_ps(p, x); }
+ZK_HD __m256i load(const uint16_t* p) { return _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))); }
+ZK_HD __m256 load(const bfloat16* p) { return _mm256_castsi256_ps(_mm256_slli_epi32(load(&p->bits), 16)); }
+ZK_HD void store_upper(bfloat16* p, const __m256i& x) {
+    const __m256i upper = _mm256_srli_epi32(x, 16);
+    const __m128i both = _mm_packus_epi32(_mm256_castsi256_si128(upper), _mm256_extracti128_si256(upper, 1));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), both);
+}
+ZK_HD void store(bfloat16* p, const __m256& x) { store_upper(p, rounded_to_bfloat16(x)); }
+ZK_HD void store(bfloat16* p, const __m256& x, const uint16_t* random) {
+    const __m256i u = _mm256_castps_si256(x), up = _mm256_add_epi32(u, load(random));
+    const __m256i nan = _mm256_castps_si256(_mm256_cmp_ps(x, x, _CMP_UNORD_Q));
+    store_upper(p, _mm256_blendv_epi8(up, _mm256_or_si256(u, all(0x00400000)), nan));
+}
+
+template <class T>
+ZK_HD Float take(const T* p) {
+    return each<Float>([&](int i) { return load(p + 2 * kLanes * i); });
+}
+template <class T, class... Random>
+ZK_HD void put(T* p, const Float& x, const Random*... random) {
+#pragma GCC unroll 8
+    for (int i = 0; i < kRegisters; ++i) store(p + 2 * kLanes * i, x.r[i], random + 2 * kLanes * i...);
+}
+ZK_HD void put(uint16_t* p, const Words<Word>& w) {
+    const Bits front = pack(w.w0, w.w1), back = pack(w.w2, w.w3);
+    const auto to = [&](int i) { return reinterpret_cast<__m256i*>(p + 2 * kLanes * i); };
+#pragma GCC unroll 8
+    for (int i = 0; i < kRegisters; ++i) {
+        _mm256_storeu_si256(to(2 * i), _mm256_unpacklo_epi64(front.r[i], back.r[i]));
+        _mm256_storeu_si256(to(2 * i + 1), _mm256_unpackhi_epi64(front.r[i], back.r[i]));
+    }
+}
 
 }  // namespace
 }  // namespace zokern

@@ -78,6 +78,14 @@ ZK_HD Float to_float(const Bits& a) { return each<Float>([&](int i) { return _mm
 ZK_HD Float operator+(const Float& a, const Float& b) { return each<Float>([&](int i) { return _mm512_add_ps(a.r[i], b.r[i]); }); }
 ZK_HD Float operator-(const Float& a, const Float& b) { return each<Float>([&](int i) { return _mm512_sub_ps(a.r[i], b.r[i]); }); }
 ZK_HD Float operator*(const Float& a, const Float& b) { return each<Float>([&](int i) { return _mm512_mul_ps(a.r[i], b.r[i]); }); }
+ZK_HD Float operator/(const Float& a, const Float& b) { return each<Float>([&](int i) { return _mm512_div_ps(a.r[i], b.r[i]); }); }
+ZK_HD Float sqrt(const Float& a) { return each<Float>([&](int i) { return _mm512_sqrt_ps(a.r[i]); }); }
+ZK_HD Float where_greater(const Float& a, const Float& b, const Float& yes, const Float& no) {
+    return each<Float>([&](int i) { return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(a.r[i], b.r[i], _CMP_GT_OQ), no.r[i], yes.r[i]); });
+}
+ZK_HD Float kept(const Float& z, const Bits& word, uint32_t last) {
+    return each<Float>([&](int i) { return _mm512_maskz_mov_ps(_mm512_cmple_epu32_mask(word.r[i], all(last)), z.r[i]); });
+}
 ZK_HD Float fma(const Float& a, const Float& b, const Float& c) {
     return each<Float>([&](int i) { return _mm512_fmadd_ps(a.r[i], b.r[i], c.r[i]); });
 }
@@ -115,6 +123,39 @@ ZK_HD void store(float16* p, const __m512& x) {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
 }
 ZK_HD void store(float16* p, const Pair& x, int i) { store(p, x.lo.r[i]), store(p + kLanes, x.hi.r[i]); }
+
+// One register, its elements in a row.
+ZK_HD __m512 load(const float* p) { return _mm512_loadu_ps(p); }
+ZK_HD void store(float* p, const __m512& x) { _mm512_storeu_ps(p, x); }
+ZK_HD __m512i load(const uint16_t* p) { return _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))); }
+ZK_HD __m512 load(const bfloat16* p) { return _mm512_castsi512_ps(_mm512_slli_epi32(load(&p->bits), 16)); }
+ZK_HD void store_upper(bfloat16* p, const __m512i& x) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtepi32_epi16(_mm512_srli_epi32(x, 16)));
+}
+ZK_HD void store(bfloat16* p, const __m512& x) { store_upper(p, rounded_to_bfloat16(x)); }
+ZK_HD void store(bfloat16* p, const __m512& x, const uint16_t* random) {
+    const __m512i u = _mm512_castps_si512(x), up = _mm512_add_epi32(u, load(random));
+    store_upper(p, _mm512_mask_or_epi32(up, _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q), u, all(0x00400000)));
+}
+
+template <class T>
+ZK_HD Float take(const T* p) {
+    return each<Float>([&](int i) { return load(p + 2 * kLanes * i); });
+}
+template <class T, class... Random>
+ZK_HD void put(T* p, const Float& x, const Random*... random) {
+#pragma GCC unroll 8
+    for (int i = 0; i < kRegisters; ++i) store(p + 2 * kLanes * i, x.r[i], random + 2 * kLanes * i...);
+}
+ZK_HD void put(uint16_t* p, const Words<Word>& w) {
+    const Bits front = pack(w.w0, w.w1), back = pack(w.w2, w.w3);
+    const auto to = [&](int i) { return p + 2 * kLanes * i; };
+#pragma GCC unroll 8
+    for (int i = 0; i < kRegisters; ++i) {
+        _mm512_storeu_si512(to(2 * i), _mm512_unpacklo_epi64(front.r[i], back.r[i]));
+        _mm512_storeu_si512(to(2 * i + 1), _mm512_unpackhi_epi64(front.r[i], back.r[i]));
+    }
+}
 
 }  // namespace
 }  // namespace zokern

@@ -56,6 +56,12 @@ ZK_HD Float to_float(Bits a) { return {to_float(a.r[0]), to_float(a.r[1])}; }
 ZK_HD Float operator+(Float a, Float b) { return {a.r[0] + b.r[0], a.r[1] + b.r[1]}; }
 ZK_HD Float operator-(Float a, Float b) { return {a.r[0] - b.r[0], a.r[1] - b.r[1]}; }
 ZK_HD Float operator*(Float a, Float b) { return {a.r[0] * b.r[0], a.r[1] * b.r[1]}; }
+ZK_HD Float operator/(Float a, Float b) { return {a.r[0] / b.r[0], a.r[1] / b.r[1]}; }
+ZK_HD Float sqrt(Float a) { return {std::sqrt(a.r[0]), std::sqrt(a.r[1])}; }
+ZK_HD Float where_greater(Float a, Float b, Float yes, Float no) {
+    return {a.r[0] > b.r[0] ? yes.r[0] : no.r[0], a.r[1] > b.r[1] ? yes.r[1] : no.r[1]};
+}
+ZK_HD Float kept(Float z, Bits word, uint32_t last) { return {word.r[0] <= last ? z.r[0] : 0, word.r[1] <= last ? z.r[1] : 0}; }
 ZK_HD Float fma(Float a, Float b, Float c) { return {std::fma(a.r[0], b.r[0], c.r[0]), std::fma(a.r[1], b.r[1], c.r[1])}; }
 template <class>
 ZK_HD Float splat(uint32_t bits) {
@@ -102,6 +108,25 @@ ZK_HD void load(const T* p, Pair& x, int) {
 template <class T>
 ZK_HD void store(T* p, const Pair& x, int) {
     narrow(x.lo.r[0], p[0]), narrow(x.lo.r[1], p[1]), narrow(x.hi.r[0], p[2]), narrow(x.hi.r[1], p[3]);
+}
+
+template <class T>
+ZK_HD Float take(const T* p) {
+    return {widen(p[0]), widen(p[1])};
+}
+template <class T>
+ZK_HD void put(T* p, Float x) {
+    narrow(x.r[0], p[0]), narrow(x.r[1], p[1]);
+}
+ZK_HD void put(bfloat16* p, Float x, const uint16_t* random) {
+    for (int i = 0; i < kLanes; ++i) {
+        const uint32_t u = cast<uint32_t>(x.r[i]);
+        p[i].bits = static_cast<uint16_t>((x.r[i] != x.r[i] ? u | 0x00400000 : u + random[i]) >> 16);
+    }
+}
+ZK_HD void put(uint16_t* p, const Words<Word>& w) {
+    const uint32_t words[] = {w.w0.r, w.w1.r, w.w2.r, w.w3.r};
+    for (int i = 0; i < 8; ++i) p[i] = static_cast<uint16_t>(words[i / 2] >> i % 2 * 16);
 }
 
 }  // namespace

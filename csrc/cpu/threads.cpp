@@ -14,6 +14,8 @@ namespace {
 constexpr int64_t kWorthAThread = 1 << 15;
 // Threads part the work at multiples of this: whole cache lines and whole blocks of noise.
 constexpr int64_t kGrain = 1 << 10;
+constexpr uint32_t kAll = 0xFFFFFFFF;  // the greatest mask word there is
+constexpr uint32_t kMaskPurpose = 2;
 
 /// One thread's terms for the row and counter range at hand.
 class Terms {
@@ -40,17 +42,78 @@ private:
     size_t group_ = 0;
 };
 
-template <class T>
-void run(AddNoise<T> kernel, const Row& row, int64_t begin, int64_t end, Terms& terms, size_t n_terms, const float* decay) {
-    T* theta = reinterpret_cast<T*>(row.address);
+/// One thread's schedules of other keys.
+class Schedules {
+public:
+    explicit Schedules(const std::vector<Key>& keys) : keys_(keys), schedules_(keys.size()) {}
+
+    const Schedule* at(uint32_t counter_high) {
+        if (!made_ || counter_high != high_)
+            for (size_t k = 0; k < keys_.size(); ++k) schedules_[k] = schedule(keys_[k], counter_high);
+        made_ = true, high_ = counter_high;
+        return schedules_.data();
+    }
+
+private:
+    const std::vector<Key>& keys_;
+    std::vector<Schedule> schedules_;
+    bool made_ = false;
+    uint32_t high_ = 0;
+};
+
+/// The keys of the masks of terms: another purpose, the same probe (docs/noise_spec.md).
+std::vector<Key> mask_keys(std::vector<Key> keys) {
+    for (Key& key : keys) key.stream = kMaskPurpose << 24 | (key.stream & 0xFFFFFF);
+    return keys;
+}
+
+/// body(kernels of the row's storage type, its elements)
+template <class Body>
+void with_storage(const Isa& isa, Storage storage, const Row& row, const Body& body) {
+    switch (storage) {
+        case Storage::float32: return body(isa.float32, reinterpret_cast<float*>(row.address));
+        case Storage::bfloat16: return body(isa.bfloat16, reinterpret_cast<bfloat16*>(row.address));
+        case Storage::float16: return body(isa.float16, reinterpret_cast<float16*>(row.address));
+    }
+}
+
+/// run(begin, first, count) for parts of elements begin..end-1 of a row that the high word of the counter, first >> 34, is the same for.
+template <class Run>
+void in_runs(const Row& row, int64_t begin, int64_t end, const Run& run) {
     while (begin < end) {
-        // The low word of the counter wraps every 2^34 elements; a run must not cross that.
         const uint64_t first = static_cast<uint64_t>(row.first + begin);
         const uint64_t to_wrap = (uint64_t{1} << 34) - (first & ((uint64_t{1} << 34) - 1));
         const int64_t count = static_cast<int64_t>(std::min<uint64_t>(end - begin, to_wrap));
-        kernel(theta + begin, first, count, terms.at(static_cast<uint32_t>(first >> 34), row.group), n_terms, decay);
+        run(begin, first, count);
         begin += count;
     }
+}
+
+/// Parts the elements of all rows among threads. work() makes what one thread calls with (index of a row, begin, end).
+template <class Work>
+void in_parallel(const Row* rows, size_t n_rows, size_t n_keys, int max_threads, const Work& work) {
+    std::vector<int64_t> starts(n_rows + 1, 0);  // in grains
+    for (size_t i = 0; i < n_rows; ++i) starts[i + 1] = starts[i] + (rows[i].count + kGrain - 1) / kGrain;
+    const int64_t grains = starts.back();
+    const int64_t cost = grains * kGrain * static_cast<int64_t>(std::max<size_t>(n_keys, 1));
+    const int threads = static_cast<int>(std::clamp<int64_t>(cost / kWorthAThread, 1, std::max(max_threads, 1)));
+
+    const auto part = [&](int64_t thread) {
+        auto one = work();
+        const int64_t begin = grains * thread / threads, end = grains * (thread + 1) / threads;
+        size_t i = std::upper_bound(starts.begin(), starts.end(), begin) - starts.begin() - 1;
+        for (; i < n_rows && starts[i] < end; ++i)
+            one(i, std::max<int64_t>(begin - starts[i], 0) * kGrain, std::min((end - starts[i]) * kGrain, rows[i].count));
+    };
+#ifdef _OPENMP
+    if (threads > 1) {
+        // A smaller team than asked for (OMP_DYNAMIC, a limit, nesting) must still do all of the work.
+#pragma omp parallel num_threads(threads)
+        for (int64_t thread = omp_get_thread_num(); thread < threads; thread += omp_get_num_threads()) part(thread);
+        return;
+    }
+#endif
+    for (int64_t thread = 0; thread < threads; ++thread) part(thread);
 }
 
 }  // namespace
@@ -69,39 +132,50 @@ const Isa* find_isa(const char* name) {
     return wanted("scalar") ? &scalar() : nullptr;
 }
 
-void add_noise(const Isa& isa, Storage storage, const Row* rows, size_t n_rows, const std::vector<Key>& keys, const float* coefficients,
-               size_t groups, const float* decay, int max_threads) {
-    std::vector<int64_t> starts(n_rows + 1, 0);  // in grains
-    for (size_t i = 0; i < n_rows; ++i) starts[i + 1] = starts[i] + (rows[i].count + kGrain - 1) / kGrain;
-    const int64_t grains = starts.back();
-    const int64_t work = grains * kGrain * static_cast<int64_t>(std::max<size_t>(keys.size(), 1));
-    const int threads = static_cast<int>(std::clamp<int64_t>(work / kWorthAThread, 1, std::max(max_threads, 1)));
+void add_noise(const Isa& isa, const Pass& pass, const float* coefficients, int max_threads) {
+    const std::vector<Key> masked = mask_keys(pass.keys);
+    in_parallel(pass.rows, pass.n_rows, pass.keys.size(), max_threads, [&] {
+        return [&, terms = Terms(pass.keys, coefficients, pass.groups), masks = Schedules(masked)](size_t i, int64_t from, int64_t to) mutable {
+            const Row& row = pass.rows[i];
+            const bool dense = row.last == kAll;
+            const float* decay = pass.decay ? pass.decay + row.group : nullptr;
+            with_storage(isa, pass.storage, row, [&](const auto& kernels, auto* theta) {
+                in_runs(row, from, to, [&](int64_t begin, uint64_t first, int64_t count) {
+                    const uint32_t high = static_cast<uint32_t>(first >> 34);
+                    const Mask mask{dense ? nullptr : masks.at(high), row.last};
+                    kernels.add_noise[!dense](theta + begin, first, count, terms.at(high, row.group), pass.keys.size(), decay, &mask);
+                });
+            });
+        };
+    });
+}
 
-    const auto part = [&](int64_t thread) {
-        Terms terms(keys, coefficients, groups);
-        const int64_t begin = grains * thread / threads, end = grains * (thread + 1) / threads;
-        size_t i = std::upper_bound(starts.begin(), starts.end(), begin) - starts.begin() - 1;
-        for (; i < n_rows && starts[i] < end; ++i) {
-            const Row& row = rows[i];
-            const int64_t from = std::max<int64_t>(begin - starts[i], 0) * kGrain;
-            const int64_t to = std::min((end - starts[i]) * kGrain, row.count);
-            const float* row_decay = decay ? decay + row.group : nullptr;
-            switch (storage) {
-                case Storage::float32: run(isa.float32, row, from, to, terms, keys.size(), row_decay); break;
-                case Storage::bfloat16: run(isa.bfloat16, row, from, to, terms, keys.size(), row_decay); break;
-                case Storage::float16: run(isa.float16, row, from, to, terms, keys.size(), row_decay); break;
-            }
-        }
-    };
-#ifdef _OPENMP
-    if (threads > 1) {
-        // A smaller team than asked for (OMP_DYNAMIC, a limit, nesting) must still do all of the work.
-#pragma omp parallel num_threads(threads)
-        for (int64_t thread = omp_get_thread_num(); thread < threads; thread += omp_get_num_threads()) part(thread);
-        return;
-    }
-#endif
-    for (int64_t thread = 0; thread < threads; ++thread) part(thread);
+void update(const Isa& isa, const Pass& pass, const Rule& rule, int max_threads) {
+    const std::vector<Key> masked = mask_keys(pass.keys);
+    const size_t state_size = rule.at_random ? sizeof(bfloat16) : sizeof(float);
+    in_parallel(pass.rows, pass.n_rows, pass.keys.size(), max_threads, [&] {
+        return [&, terms = Terms(pass.keys, rule.in_theta, pass.groups), masks = Schedules(masked), rounding = Schedules(rule.rounding),
+                in_g = std::vector<float>(pass.keys.size())](size_t i, int64_t from, int64_t to) mutable {
+            const Row& row = pass.rows[i];
+            for (size_t k = 0; k < in_g.size(); ++k) in_g[k] = rule.in_g[k * pass.groups + row.group];
+            float numbers[kNumbers];
+            for (size_t n = 0; n < rule.n_numbers; ++n) numbers[n] = rule.numbers[n * pass.groups + row.group];
+            Step step{nullptr, in_g.data(), in_g.size(), pass.decay ? pass.decay + row.group : nullptr, nullptr, numbers, nullptr};
+            with_storage(isa, pass.storage, row, [&](const auto& kernels, auto* theta) {
+                in_runs(row, from, to, [&](int64_t begin, uint64_t first, int64_t count) {
+                    const uint32_t high = static_cast<uint32_t>(first >> 34);
+                    const Mask mask{row.last == kAll ? nullptr : masks.at(high), row.last};
+                    step.terms = terms.at(high, row.group);
+                    step.mask = mask.schedules ? &mask : nullptr;
+                    step.rounding = rounding.at(static_cast<uint32_t>(first >> 35));  // its blocks serve eight elements, not four
+                    void* state[kSlots];
+                    for (size_t s = 0; s < rule.n_slots; ++s)
+                        state[s] = reinterpret_cast<char*>(rule.state[i * rule.n_slots + s]) + begin * state_size;
+                    kernels.update[rule.code][rule.at_random](theta + begin, state, first, count, step);
+                });
+            });
+        };
+    });
 }
 
 }  // namespace zokern

@@ -9,16 +9,43 @@ namespace zokern {
 
 enum class Storage { float32, bfloat16, float16 };
 
-/// One tensor: `count` contiguous elements, of which the first has index `first` in the layout.
+/// One tensor: `count` contiguous elements, of which the first has index `first` in the layout. Its noise is kept where the mask's
+/// word is at most `last`.
 struct Row {
-    int64_t address, count, first, group;
+    int64_t address, count, first;
+    uint32_t group, last;
+};
+
+/// What every pass is given.
+struct Pass {
+    Storage storage;
+    const Row* rows;
+    size_t n_rows;
+    std::vector<Key> keys;
+    size_t groups;
+    const float* decay;  // [groups] or nullptr
+};
+
+/// What an update is given beside it. Numbers and coefficients are [...][groups].
+struct Rule {
+    int code;
+    const float* in_theta;  // [keys]
+    const float* in_g;      // [keys]
+    const float* numbers;   // [n_numbers]
+    size_t n_numbers;
+    const int64_t* state;  // addresses [rows][n_slots]
+    size_t n_slots;
+    bool at_random;  // the state is in bfloat16, rounded with the keys `rounding`, one a slot
+    std::vector<Key> rounding;
 };
 
 /// The instruction set of this name; for "" the best one here. nullptr where the processor has no such.
 const Isa* find_isa(const char* name);
 
-/// theta <- decay * theta + sum_k c_k z(key_k). coefficients is [keys][groups]; decay [groups] or nullptr.
-void add_noise(const Isa& isa, Storage storage, const Row* rows, size_t n_rows, const std::vector<Key>& keys, const float* coefficients,
-               size_t groups, const float* decay, int max_threads);
+/// theta <- decay * theta + sum_k c_k z(key_k). coefficients is [keys][groups].
+void add_noise(const Isa& isa, const Pass& pass, const float* coefficients, int max_threads);
+
+/// x = decay * theta + sum_k a_k z(key_k);  g = sum_k b_k z(key_k);  and the rule.
+void update(const Isa& isa, const Pass& pass, const Rule& rule, int max_threads);
 
 }  // namespace zokern

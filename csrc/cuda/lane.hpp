@@ -27,10 +27,17 @@ __device__ __forceinline__ Float to_float(Bits a) { return {static_cast<float>(s
 __device__ __forceinline__ Float operator+(Float a, Float b) { return {a.r + b.r}; }
 __device__ __forceinline__ Float operator-(Float a, Float b) { return {a.r - b.r}; }
 __device__ __forceinline__ Float operator*(Float a, Float b) { return {a.r * b.r}; }
+__device__ __forceinline__ Float operator/(Float a, Float b) { return {__fdiv_rn(a.r, b.r)}; }
+__device__ __forceinline__ Float sqrt(Float a) { return {__fsqrt_rn(a.r)}; }
+__device__ __forceinline__ Float where_greater(Float a, Float b, Float yes, Float no) { return a.r > b.r ? yes : no; }
 __device__ __forceinline__ Float fma(Float a, Float b, Float c) { return {__fmaf_rn(a.r, b.r, c.r)}; }
 template <class>
 __device__ __forceinline__ Float splat(uint32_t bits) {
     return {__uint_as_float(bits)};
+}
+template <class>
+__device__ __forceinline__ Float splat(float value) {
+    return {value};
 }
 
 }  // namespace zokern

@@ -6,15 +6,17 @@ import torch
 
 import zokern
 from zokern import Layout, NoiseKey, ops, use_backend
+from zokern.kernels import cpu
+from zokern.kernels import reference as reference_backend
+from zokern.layout import ALL, State, Table, pack
 from zokern.noise import reference
+from zokern.ops.moments import RULES
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 WRAP = 2**34  # elements after which the low word of the block counter starts again
 
 
 def has(isa):
-    from zokern.kernels import cpu
-
     try:
         return cpu._cpu.isa(isa) == isa
     except ValueError:
@@ -68,6 +70,112 @@ def test_add_noise_equals_the_reference_backend(isa, dtype, decay, terms):
         ops.add_noise_(Layout(theirs), noise, decay)
     for a, b in zip(ours, theirs):
         assert torch.equal(bits(a), bits(b))
+
+
+# (elements, first, group, ratio kept): ragged sizes; firsts at which a tensor cannot start but a piece of one can; counters of the noise
+# wrap at 2^34 elements, those of the rounding at 2^35.
+ROWS = [
+    (1, 0, 0, 1.0),
+    (5, 3, 1, 0.5),
+    (1023, 4, 0, 1.0),
+    (300, WRAP - 131, 1, 1.0),
+    (0, 8192, 0, 0.5),
+    (700, 2 * WRAP - 333, 1, 0.25),
+    (2051, 2**40 + 7, 0, 2**-32),
+    (4096, 4096, 0, 0.9),
+    (777, 2**62 + 2, 2, 1.0),
+]
+
+
+def memory(dtype, seed, rows=ROWS):
+    """A tensor for each row, at any element of a buffer."""
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randn(row[0] + 3, generator=generator).to(dtype)[i % 4 :][: row[0]] for i, row in enumerate(rows)]
+
+
+def table_of(tensors, rows=ROWS):
+    words = [(t.data_ptr(), n, first, pack(group, int(keep * 2**32) - 1)) for t, (n, first, group, keep) in zip(tensors, rows)]
+    return Table(tensors[0].dtype, torch.device("cpu"), 3, torch.tensor(words))
+
+
+def keys_of(n):
+    return [NoiseKey(2**64 - 1 - k, 2**32 - 1 - k, k % 2 << 24 | k) for k in range(n)]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("n_keys", [0, 1, 2, 5])
+def test_masked_noise_equals_the_reference_backend(isa, dtype, n_keys):
+    results = []
+    for backend in (cpu, reference_backend):
+        theta = memory(dtype, 1)
+        table, numbers = table_of(theta), torch.randn(n_keys, 3, generator=torch.Generator().manual_seed(2))
+        assert table.masked
+        backend.add_noise_(table, keys_of(n_keys), numbers, torch.tensor([0.5, 1.0, 2.0]))
+        results.append(theta)
+    for ours, theirs in zip(*results):
+        assert torch.equal(bits(ours), bits(theirs))
+
+
+def updated(backend, rule, dtype, state_dtype, n_keys, decay, rows=ROWS):
+    """theta and the states after two steps."""
+    generator = torch.Generator().manual_seed(n_keys)
+    theta, state = memory(dtype, 3, rows), [memory(state_dtype, 4 + s, rows) for s in range(len(rule.state))]
+    state[1:] = [[v.abs() for v in slot] for slot in state[1:]]
+    held = State(state_dtype, torch.tensor([[slot[i].data_ptr() for slot in state] for i in range(len(rows))], dtype=torch.int64))
+    for step in (1, 2):
+        a, b = torch.randn(2, n_keys, 3, generator=generator)
+        numbers = torch.rand(len(rule.numbers), 3, generator=generator) + 0.01
+        rounding = [NoiseKey(5, step, 3 << 24 | s) for s in range(len(state))] if state_dtype == torch.bfloat16 else None
+        backend.update_(table_of(theta, rows), rule, keys_of(n_keys), a, b, decay, numbers, held, rounding)
+    return [*theta, *(tensor for slot in state for tensor in slot)]
+
+
+@pytest.mark.parametrize("state_dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
+def test_every_rule_equals_the_reference_backend(isa, rule, dtype, state_dtype):
+    if not rule.state:
+        state_dtype = torch.float32
+    for n_keys, decay in ((0, None), (1, torch.tensor([0.5, 1.0, 2.0])), (2, None), (5, None)):
+        ours, theirs = (updated(backend, rule, dtype, state_dtype, n_keys, decay) for backend in (cpu, reference_backend))
+        for a, b in zip(ours, theirs):
+            assert not b.isnan().any() and torch.equal(bits(a), bits(b))
+
+
+@pytest.mark.parametrize("rule", ["momentum", "amsgrad"])
+def test_state_of_every_kind_of_value(isa, rule):
+    """Every bfloat16 there is, infinities and NaN among them, as it comes out of a step with and without stochastic rounding."""
+    every = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16).view(torch.bfloat16)
+    rule = RULES[rule]
+    numbers = torch.tensor([[-1.0], [1.0], [0.5], [0.75], [1e-3], [1.5], [0.0]])[: len(rule.numbers)]
+    for dtype in (torch.float32, torch.bfloat16):
+        results = []
+        for backend in (cpu, reference_backend):
+            theta, state = torch.ones(len(every)), [every.to(dtype).roll(s) for s in range(len(rule.state))]
+            table = Table(theta.dtype, theta.device, 1, torch.tensor([(theta.data_ptr(), len(theta), 0, pack(0, ALL))]))
+            held = State(dtype, torch.tensor([[slot.data_ptr() for slot in state]]))
+            rounding = [NoiseKey(0, 0, 3 << 24 | s) for s in range(len(state))] if dtype == torch.bfloat16 else None
+            one = torch.ones(1, 1)
+            with np.errstate(all="ignore"):
+                backend.update_(table, rule, [NoiseKey(8)], one, one, None, numbers, held, rounding)
+            results.append([theta, *state])
+        for ours, theirs in zip(*results):
+            assert torch.equal(ours.isnan(), theirs.isnan()) and ours.isnan().any()
+            assert torch.equal(bits(ours)[~ours.isnan()], bits(theirs)[~ours.isnan()])
+
+
+@pytest.mark.parametrize("state_dtype", [torch.float32, torch.bfloat16])
+def test_threads_change_no_update(isa, state_dtype):
+    rows = [(150_001, 5, 0, 0.5), (7, 2**33, 0, 1.0), (90_000, WRAP - 40_001, 1, 1.0)]
+    before, results = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 5):
+            torch.set_num_threads(threads)
+            results.append(updated(cpu, RULES["adam"], torch.bfloat16, state_dtype, 1, None, rows))
+    finally:
+        torch.set_num_threads(before)
+    for one, *others in zip(*results):
+        assert all(torch.equal(bits(one), bits(other)) for other in others)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

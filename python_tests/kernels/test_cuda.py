@@ -1,4 +1,4 @@
-"""The CUDA kernel: its bits, by running its source thread by thread on the CPU; its instructions, by nvcc; the rest on a GPU."""
+"""The CUDA kernels: their bits, by running their source thread by thread on the CPU; their instructions, by nvcc; the rest on a GPU."""
 
 import ctypes
 import json
@@ -11,11 +11,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from update_cases import KINDS, MIXED, PLACES, check_update, keys_of
 
 import zokern
 from zokern import Layout, NoiseKey, ops, use_backend
 from zokern.kernels import cuda
-from zokern.kernels.spans import cut, pack
+from zokern.kernels.spans import BLOCK
+from zokern.layout import ALL, Table, pack
 from zokern.noise import reference
 
 ROOT = Path(__file__).parents[2]
@@ -24,9 +26,9 @@ KEY = NoiseKey(0x123456789ABCDEF0, 7, 3)
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    """csrc/cuda/kernel.hpp as a C function on host memory."""
-    library = tmp_path_factory.mktemp("cuda") / "kernel.so"
+def library(tmp_path_factory):
+    """The kernels of csrc/cuda as C functions on host memory."""
+    library = tmp_path_factory.mktemp("cuda") / "kernels.so"
     source = Path(__file__).parent / "cuda_on_host"
     compiler = shutil.which((sysconfig.get_config_var("CXX") or "c++").split()[0]) or shutil.which("c++")
     if compiler is None:
@@ -36,26 +38,60 @@ def run(tmp_path_factory):
     if done.returncode and "_Float16" in done.stderr:
         pytest.skip(f"{compiler} has no _Float16")
     assert done.returncode == 0, done.stderr
-    return ctypes.CDLL(str(library)).run
+    return ctypes.CDLL(str(library))
 
 
-def add_noise_(run, tensors, firsts, keys, coefficients, decay=None, clock=None):
+class OnHost:
+    """zokern._cuda, but for host memory."""
+
+    unrolled, carried, tile = 2, 8, BLOCK
+
+    def __init__(self, library):
+        self.library = library
+
+    def add_noise_(self, *arguments):
+        call(self.library.add_noise, arguments[:-2])
+
+    def update_(self, *arguments):
+        call(self.library.update, arguments[:-2])
+
+
+def call(function, arguments):
+    """Keys become arrays, addresses pointers; device and stream are left out."""
+    converted = []
+    for value in arguments:
+        if isinstance(value, list):
+            words = [(seed & 0xFFFFFFFF, seed >> 32, step, stream) for seed, step, stream in value]
+            value = np.array(words + [(0,) * 4] * (8 - len(words)), dtype=np.uint32)
+            converted.append(value.ctypes.data_as(ctypes.c_void_p))
+        else:
+            converted.append(ctypes.c_void_p(value) if value > 2**32 else value if value else ctypes.c_void_p(0))
+    function(*converted)
+
+
+@pytest.fixture
+def backend(library, monkeypatch):
+    """zokern.kernels.cuda with the kernels on the host."""
+    monkeypatch.setattr(cuda, "_cuda", OnHost(library))
+    monkeypatch.setattr(cuda, "_place", lambda device: (0, 0))
+    return cuda
+
+
+def add_noise_(backend, tensors, firsts, keys, coefficients, decay=None, clock=None, last=ALL):
     """One launch for contiguous CPU tensors of one dtype, tensor i in group i mod groups."""
     c = torch.tensor(coefficients, dtype=torch.float32)
     d = None if decay is None else torch.tensor(decay, dtype=torch.float32)
-    now = None if clock is None else torch.tensor(clock, dtype=torch.int32)
-    rows = [(t.data_ptr(), t.numel(), first, i % c.shape[1]) for i, (t, first) in enumerate(zip(tensors, firsts, strict=True))]
-    spans, packed = cut(torch.tensor(rows), tensors[0].itemsize), pack(keys)
-    addresses = [t if t is None else ctypes.c_void_p(t.data_ptr()) for t in (spans, packed, c, d, now)]
-    table, words, c_at, d_at, now_at = addresses
-    run(cuda.STORAGE[tensors[0].dtype], table, len(spans), len(keys), words, c_at, c.shape[1], d_at, now_at)
+    rows = [(t.data_ptr(), t.numel(), first, pack(i % c.shape[1], last)) for i, (t, first) in enumerate(zip(tensors, firsts, strict=True))]
+    table = Table(tensors[0].dtype, torch.device("cpu"), c.shape[1], torch.tensor(rows))
+    with backend.clock(None if clock is None else torch.tensor(clock, dtype=torch.int32)):
+        backend.add_noise_(table, keys, c, d)
 
 
-def expected(theta, first, keys, coefficients, decay=None):
+def expected(theta, first, keys, coefficients, decay=None, last=ALL):
     """The oracle: float32, terms in order, one rounding at the end."""
     acc = theta.float().numpy() * np.float32(1 if decay is None else decay)
     for key, c in zip(keys, coefficients, strict=True):
-        acc = reference.fma(np.float32(c), reference.normal(key, first, theta.numel()), acc)
+        acc = reference.fma(np.float32(c), reference.masked_normal(key, last, first, theta.numel()), acc)
     return torch.from_numpy(acc).to(theta.dtype)
 
 
@@ -70,12 +106,12 @@ def assert_same_bits(a, b):
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("terms, decay", [(1, None), (1, 0.9), (2, None), (2, 0.9), (3, None), (5, 0.9)])
-def test_whole_tiles_and_a_ragged_end(run, dtype, terms, decay):
+def test_whole_tiles_and_a_ragged_end(backend, dtype, terms, decay):
     keys = [NoiseKey(2**63 + k, k, 2**32 - 1 - k) for k in range(terms)]
     coefficients = [1e-3 * (k + 1) for k in range(terms)]
     theta = weights(2 * 4096 + 3, dtype)
     wanted = expected(theta, 0, keys, coefficients, decay)
-    add_noise_(run, [theta], [0], keys, [[c] for c in coefficients], None if decay is None else [decay])
+    add_noise_(backend, [theta], [0], keys, [[c] for c in coefficients], None if decay is None else [decay])
     assert_same_bits(theta, wanted)
 
 
@@ -83,63 +119,97 @@ def test_whole_tiles_and_a_ragged_end(run, dtype, terms, decay):
 @pytest.mark.parametrize(
     "first", [0, 1, 2, 3, 4095, 2**32 - 1, 2**34 - 4096, 2**34 - 2048, 2**34 - 2049, 2**34 - 1, 5 * 2**34 + 2, 2**63 - 9000]
 )
-def test_any_first_element(run, dtype, first):
+def test_any_first_element(backend, dtype, first):
     """Misaligned with Philox blocks; past 2^32 and 2^34; across a multiple of 2^34, where the low counter word wraps."""
     theta = weights(4096 + 777, dtype)
     wanted = expected(theta, first, [KEY], [0.5])
-    add_noise_(run, [theta], [first], [KEY], [[0.5]])
+    add_noise_(backend, [theta], [first], [KEY], [[0.5]])
     assert_same_bits(theta, wanted)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("shift", [1, 2, 3, 5])
-def test_an_address_that_is_no_multiple_of_sixteen(run, dtype, shift):
+def test_an_address_that_is_no_multiple_of_sixteen(backend, dtype, shift):
     memory = weights(5000, dtype)
     theta = memory[shift : shift + 4500]
     before, wanted = memory.clone(), expected(theta, 0, [KEY], [1.0])
-    add_noise_(run, [theta], [0], [KEY], [[1.0]])
+    add_noise_(backend, [theta], [0], [KEY], [[1.0]])
     assert_same_bits(theta, wanted)
     assert_same_bits(memory[:shift], before[:shift])
     assert_same_bits(memory[shift + 4500 :], before[shift + 4500 :])
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 4, 5, 7, 127, 512, 4095, 4096, 4097])
-def test_awkward_counts_touch_nothing_else(run, count):
+def test_awkward_counts_touch_nothing_else(backend, count):
     memory = torch.full((count + 8,), 3.0)
     theta = memory[4 : 4 + count]
-    add_noise_(run, [theta], [12], [KEY], [[1.0]], [0.0])
+    add_noise_(backend, [theta], [12], [KEY], [[1.0]], [0.0])
     assert_same_bits(theta, torch.from_numpy(reference.normal(KEY, 12, count) + np.float32(0)))
     assert (memory[:4] == 3).all() and (memory[4 + count :] == 3).all()
 
 
-def test_many_tensors_each_with_the_coefficients_of_its_group(run):
+def test_many_tensors_each_with_the_coefficients_of_its_group(backend):
     sizes = [1, 4096, 5, 9000, 0, 64, 8192]
     tensors = [weights(n, torch.float32, seed=n) for n in sizes]
     firsts = np.cumsum([0, *[-(-n // 4096) * 4096 for n in sizes[:-1]]]).tolist()
     keys, c, decay = [KEY, NoiseKey(1)], [[1.0, 2.0, 3.0], [-1.0, 0.5, 0.25]], [1.0, 0.5, 0.0]
     wanted = [expected(t, f, keys, [row[i % 3] for row in c], decay[i % 3]) for i, (t, f) in enumerate(zip(tensors, firsts))]
-    add_noise_(run, tensors, firsts, keys, c, decay)
+    add_noise_(backend, tensors, firsts, keys, c, decay)
     for t, w in zip(tensors, wanted, strict=True):
         assert_same_bits(t, w)
 
 
 @pytest.mark.parametrize("terms", [1, 2, 4])
-def test_a_clock_advances_every_step(run, terms):
+def test_a_clock_advances_every_step(backend, terms):
     keys = [NoiseKey(5, 10 + k, k) for k in range(terms)]
     theta = weights(5001, torch.float32)
     wanted = expected(theta, 0, [NoiseKey(5, 10 + k + 90, k) for k in range(terms)], [1.0] * terms)
-    add_noise_(run, [theta], [0], keys, [[1.0]] * terms, clock=90)
+    add_noise_(backend, [theta], [0], keys, [[1.0]] * terms, clock=90)
     assert_same_bits(theta, wanted)
 
 
-def test_special_values_round_as_torch_rounds(run):
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("terms, decay, clock", [(1, None, None), (2, 0.9, 3), (3, None, 5)])
+@pytest.mark.parametrize("first", [0, 5, 2**34 - 4096])
+def test_masks(backend, dtype, terms, decay, clock, first):
+    keys = [NoiseKey(2**63 + k, k, k << 24 | 2**24 - 1 - k) for k in range(terms)]
+    later = [NoiseKey(key.seed, key.step + (clock or 0), key.stream) for key in keys]
+    theta = weights(4096 + 777, dtype)
+    wanted = expected(theta, first, later, [0.5] * terms, decay, last=2**30)
+    add_noise_(backend, [theta], [first], keys, [[0.5]] * terms, None if decay is None else [decay], clock, last=2**30)
+    assert_same_bits(theta, wanted)
+
+
+@pytest.mark.parametrize("rule, dtype, state", KINDS, ids=str)
+@pytest.mark.parametrize("n", [0, 1, 2, 3, 5, 9])
+def test_update(backend, rule, dtype, state, n):
+    """Ragged counts, groups and masks in one launch."""
+    check_update(backend.update_, rule, dtype, state, MIXED, keys_of(n), decay=n % 2 == 0)
+    if n == 1:
+        check_update(backend.update_, rule, dtype, state, MIXED[:3], keys_of(n))
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("rule, dtype, state", KINDS, ids=str)
+def test_update_anywhere(backend, rule, dtype, state, place):
+    for n in (1, 2):
+        check_update(backend.update_, rule, dtype, state, PLACES[place], keys_of(n))
+
+
+@pytest.mark.parametrize("n", [1, 3])
+def test_a_clock_advances_masks_and_rounding_of_an_update(backend, n):
+    with backend.clock(torch.tensor(90, dtype=torch.int32)):
+        check_update(backend.update_, "adam", torch.bfloat16, torch.bfloat16, MIXED, keys_of(n), later=90)
+
+
+def test_special_values_round_as_torch_rounds(backend):
     for dtype in DTYPES[1:]:
         theta = torch.tensor([float("inf"), float("-inf"), 0.0, -0.0, 3e-8, 65504.0, 1e-40, 2.0**-14]).to(dtype)
         wanted = expected(theta, 0, [KEY], [0.0])
-        add_noise_(run, [theta], [0], [KEY], [[0.0]])
+        add_noise_(backend, [theta], [0], [KEY], [[0.0]])
         assert_same_bits(theta, wanted)
         nan = torch.full((4096,), float("nan"), dtype=dtype)
-        add_noise_(run, [nan], [0], [KEY], [[1.0]])
+        add_noise_(backend, [nan], [0], [KEY], [[1.0]])
         assert nan.isnan().all()
 
 
@@ -152,7 +222,7 @@ def test_the_module_imports_without_a_driver_and_says_what_is_missing():
     if not torch.cuda.is_available():
         assert "no NVIDIA GPU" in zokern.backends()["cuda"]
         with pytest.raises(RuntimeError, match="zokern's CUDA kernel could not be launched: .*(driver|device)"):
-            cuda._cuda.add_noise_(0, 0, 1, 1, [(0, 0, 0)], 0, 0, 1, 0, 0, 0, 0)
+            cuda._cuda.add_noise_(0, 0, 1, False, [(0, 0, 0)], 1, 0, 0, 1, 0, 0, 0, 0)
 
 
 # The most instructions an element in the loop over whole tiles. Measured with nvcc 13.0: 29.4, 28.2, 56.5, 55.3; sm_80 56.1, 54.9.

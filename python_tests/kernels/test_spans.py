@@ -2,7 +2,7 @@
 
 import torch
 
-from zokern.kernels.spans import BLOCK, cut
+from zokern.kernels.spans import BLOCK, cut, cut_state
 
 
 def test_spans_cover_each_element_once_and_stay_small():
@@ -24,3 +24,14 @@ def test_spans_cover_each_element_once_and_stay_small():
             at += 1
     assert at == len(spans)
     assert len(cut(rows[:0], 2)) == len(cut(torch.tensor([[16, 0, 0, 0]]), 2)) == 0
+
+
+def test_state_is_cut_where_its_tensor_is():
+    sizes = torch.tensor([5, 0, 100_000_000, 4096, 4097])
+    padded = (sizes + 4095) // 4096 * 4096
+    rows = torch.stack([sizes * 0, sizes, padded.cumsum(0) - padded, sizes * 0], dim=1)
+    spans = cut(rows, itemsize=2)
+    addresses = torch.arange(10).reshape(5, 2) * 2**40
+    row = torch.tensor([max(i for i in range(5) if rows[i, 2] <= first and rows[i, 1]) for first in spans[:, 2].tolist()])
+    assert torch.equal(cut_state(rows, addresses, 4), addresses[row] + (spans[:, 2] - rows[row, 2])[:, None] * 4)
+    assert cut_state(rows, addresses[:, :0], 4).shape == (len(spans), 0)

@@ -27,13 +27,39 @@ def add_noise_(table, keys, coefficients, decay):
         STORAGE[table.dtype],
         table.rows.data_ptr(),
         len(table.rows),
-        [(key.seed, key.step, key.stream) for key in keys],
+        _words(keys),
         coefficients.data_ptr(),
         table.groups,
         0 if decay is None else decay.data_ptr(),
         torch.get_num_threads(),
         _forced_isa(),
     )
+
+
+def update_(table, rule, keys, a, b, decay, numbers, state, rounding):
+    _cpu.update_(
+        STORAGE[table.dtype],
+        table.rows.data_ptr(),
+        len(table.rows),
+        _words(keys),
+        a.data_ptr(),
+        b.data_ptr(),
+        table.groups,
+        0 if decay is None else decay.data_ptr(),
+        rule.code,
+        numbers.data_ptr(),
+        len(rule.numbers),
+        state.addresses.data_ptr(),
+        len(rule.state),
+        rounding is not None,
+        _words(rounding or []),
+        torch.get_num_threads(),
+        _forced_isa(),
+    )
+
+
+def _words(keys):
+    return [(key.seed, key.step, key.stream) for key in keys]
 
 
 def _forced_isa():

@@ -4,7 +4,7 @@ from contextlib import contextmanager
 
 import torch
 
-from .spans import BLOCK, pack, spans, to_device
+from .spans import BLOCK, pack, spans, state_spans, to_device
 
 try:
     from .. import _cuda
@@ -58,13 +58,55 @@ def add_noise_(table, keys, coefficients, decay):
         STORAGE[table.dtype],
         rows.data_ptr(),
         len(rows),
+        table.masked,
+        _words(keys[: _cuda.unrolled]),
         len(keys),
-        [(key.seed, key.step, key.stream) for key in keys[: _cuda.unrolled]],
-        0 if all_keys is None else all_keys.data_ptr(),
+        _address(all_keys),
         coefficients.data_ptr(),
         table.groups,
-        0 if decay is None else decay.data_ptr(),
-        0 if _clock is None else _clock.data_ptr(),
-        rows.device.index,
-        torch.cuda.current_stream(rows.device).cuda_stream,
+        _address(decay),
+        _address(_clock),
+        *_place(rows.device),
     )
+
+
+def update_(table, rule, keys, a, b, decay, numbers, state, rounding):
+    rows = spans(table)
+    if not len(rows):
+        return
+    states = state_spans(table, state)
+    a, b, numbers = a.contiguous(), b.contiguous(), numbers.contiguous()
+    decay = None if decay is None else decay.contiguous()
+    all_keys = to_device(pack(keys), table.device) if len(keys) > _cuda.carried else None
+    _cuda.update_(
+        rule.code,
+        STORAGE[table.dtype],
+        STORAGE[state.dtype],
+        rows.data_ptr(),
+        len(rows),
+        table.masked,
+        states.data_ptr(),
+        _words(keys[: _cuda.carried]),
+        len(keys),
+        _address(all_keys),
+        a.data_ptr(),
+        b.data_ptr(),
+        table.groups,
+        _address(decay),
+        numbers.data_ptr(),
+        _words(rounding or ()),
+        _address(_clock),
+        *_place(rows.device),
+    )
+
+
+def _words(keys):
+    return [(key.seed, key.step, key.stream) for key in keys]
+
+
+def _address(tensor):
+    return 0 if tensor is None else tensor.data_ptr()
+
+
+def _place(device):
+    return device.index, torch.cuda.current_stream(device).cuda_stream

@@ -1,12 +1,11 @@
-"""theta <- decay * theta + sum_k c_k z(key_k) in NumPy, for CPU memory: slow, and what the other backends are held to."""
+"""Both primitives in NumPy, for CPU memory: slow, and what the other backends are held to."""
 
 import ctypes
 
 import numpy as np
 import torch
 
-from ..noise import reference
-from ..noise.reference import U32, bits, f32
+from ..noise.reference import U32, bits, f32, fma, masked_normal, round_stochastic
 
 CHUNK = 1 << 16  # elements held at a time: a few hundred KiB of temporaries
 
@@ -22,16 +21,69 @@ def devices():
 def add_noise_(table, keys, coefficients, decay):
     coefficients, decay = coefficients.numpy(), None if decay is None else decay.numpy()
     load, store, bits_type = STORAGE[table.dtype]
-    for address, count, first, group in table.rows.tolist():
-        theta = np.frombuffer((ctypes.c_char * (count * bits_type().itemsize)).from_address(address), bits_type) if count else ()
+    for address, count, first, group, last in table.each():
+        theta = _array(address, count, bits_type)
         for start in range(0, count, CHUNK):
             part = theta[start : start + CHUNK]
             acc = load(part)
             if decay is not None:
                 acc = decay[group] * acc
             for key, c in zip(keys, coefficients[:, group]):
-                acc = reference.fma(c, reference.normal(key, first + start, len(part)), acc)
+                acc = fma(c, masked_normal(key, last, first + start, len(part)), acc)
             part[:] = store(acc)
+
+
+def update_(table, rule, keys, a, b, decay, numbers, state, rounding):
+    a, b, numbers, decay = a.numpy(), b.numpy(), numbers.numpy(), None if decay is None else decay.numpy()
+    load, store, bits_type = STORAGE[table.dtype]
+    load_state, _, state_bits = STORAGE[state.dtype]
+    for (address, count, first, group, last), addresses in zip(table.each(), state.addresses.tolist()):
+        theta, slots = _array(address, count, bits_type), [_array(slot, count, state_bits) for slot in addresses]
+        for start in range(0, count, CHUNK):
+            here, begin = slice(start, start + CHUNK), first + start
+            x = load(theta[here])
+            g = np.zeros_like(x)
+            if decay is not None:
+                x = decay[group] * x
+            for key, in_theta, in_g in zip(keys, a[:, group], b[:, group]):
+                z = masked_normal(key, last, begin, len(x))
+                x, g = fma(in_theta, z, x), fma(in_g, z, g)
+            x, *kept = RULES[rule.name](x, g, numbers[:, group], *(load_state(slot[here]) for slot in slots))
+            theta[here] = store(x)
+            for s, (slot, value) in enumerate(zip(slots, kept)):
+                slot[here] = value if rounding is None else round_stochastic(value, rounding[s], begin)
+
+
+def _sign(x, g, n):
+    return (np.where(g > 0, x + n[0], np.where(g < 0, x - n[0], x)),)
+
+
+def _momentum(x, g, n, m):
+    m = fma(n[1], m, g)
+    return fma(n[0], m, x), m
+
+
+def _adam(x, g, n, m, v):
+    m, v = _moments(g, n, m, v)
+    return fma(n[0], m / fma(np.sqrt(v), n[5], n[6]), x), m, v
+
+
+def _amsgrad(x, g, n, m, v, w):
+    m, v = _moments(g, n, m, v)
+    w = np.where(v > w, v, w)
+    return fma(n[0], m / fma(np.sqrt(w), n[5], n[6]), x), m, v, w
+
+
+def _moments(g, n, m, v):
+    return fma(n[1], m, n[2] * g), fma(n[3], v, (n[4] * g) * g)
+
+
+RULES = {"sign": _sign, "momentum": _momentum, "adam": _adam, "amsgrad": _amsgrad}
+
+
+def _array(address, count, bits_type):
+    """The memory at an address."""
+    return np.frombuffer((ctypes.c_char * (count * bits_type().itemsize)).from_address(address) if count else b"", bits_type)
 
 
 def _bfloat16(x):

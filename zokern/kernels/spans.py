@@ -10,25 +10,41 @@ PROGRAMS = 8192
 
 
 def spans(table) -> torch.Tensor:
-    """int64 [programs, 4] on the table's device: address, numel, first, group. Made once for each table."""
+    """int64 [programs, 4] on the table's device: address, numel, first, group and last. Made once for each table."""
     return table.cached("spans", lambda: to_device(cut(table.rows, table.dtype.itemsize), table.device))
 
 
+def state_spans(table, state) -> torch.Tensor:
+    """int64 [programs, slots] on the table's device: where the state of each span begins. Made once for each state."""
+    return state.cached("spans", lambda: to_device(cut_state(table.rows, state.addresses, state.dtype.itemsize), table.device))
+
+
 def cut(rows: torch.Tensor, itemsize: int) -> torch.Tensor:
-    """Cuts rows (address, numel, first, group) into about PROGRAMS rows of whole blocks; only a tensor's last is ragged."""
-    rows = rows[rows[:, 1] > 0]
-    blocks = (rows[:, 1] + BLOCK - 1) // BLOCK
-    pieces = (blocks * PROGRAMS // blocks.sum().clamp(min=1)).clamp(min=1)
-    pieces = torch.minimum(pieces, blocks)
-    step = (blocks + pieces - 1) // pieces * BLOCK
-    pieces = (rows[:, 1] + step - 1) // step
-    spans = rows.repeat_interleave(pieces, dim=0)
-    step, before = step.repeat_interleave(pieces), (pieces.cumsum(0) - pieces).repeat_interleave(pieces)
-    start = (torch.arange(len(spans)) - before) * step
+    """Cuts rows (address, numel, first, group and last) into about PROGRAMS rows of whole blocks; only a tensor's last is ragged."""
+    row, start, step = pieces(rows)
+    spans = rows[row]
     spans[:, 0] += start * itemsize
     spans[:, 1] = torch.minimum(spans[:, 1] - start, step)
     spans[:, 2] += start
     return spans
+
+
+def cut_state(rows: torch.Tensor, addresses: torch.Tensor, itemsize: int) -> torch.Tensor:
+    """Where ``cut`` cuts ``rows``: the addresses [rows, slots] of what belongs to each piece's first element."""
+    row, start, _ = pieces(rows)
+    return addresses[row] + start[:, None] * itemsize
+
+
+def pieces(rows: torch.Tensor):
+    """-> for each piece: its row, the element of the row that it starts at, the most elements it may have."""
+    numel = rows[:, 1]
+    blocks = (numel + BLOCK - 1) // BLOCK
+    wanted = (blocks * PROGRAMS // blocks.sum().clamp(min=1)).clamp(min=1)
+    step = ((blocks + wanted - 1) // wanted * BLOCK).clamp(min=BLOCK)
+    count = (numel + step - 1) // step
+    row = torch.arange(len(rows)).repeat_interleave(count)
+    start = (torch.arange(len(row)) - (count.cumsum(0) - count)[row]) * step[row]
+    return row, start, step[row]
 
 
 def pack(keys) -> torch.Tensor:

@@ -37,3 +37,7 @@ class NoiseKey:
         if not (0 <= probe < 1 << 24 and 0 <= purpose < 1 << 8):
             raise ValueError(f"purpose={purpose}, probe={probe}: pass a purpose in [0, 256) and a probe in [0, 2**24)")
         return cls(seed, step, purpose << 24 | probe)
+
+    def to(self, purpose: int) -> "NoiseKey":
+        """The key of the same seed, step and probe for another purpose."""
+        return self.of(self.seed, self.step, purpose, self.stream & 0xFFFFFF)

@@ -30,6 +30,12 @@ def normal(key: NoiseKey, first: int, count: int) -> np.ndarray:
     return np.stack(box_muller(w[..., 0], w[..., 1]), axis=-1).reshape(-1)[first & 3 :][:count]
 
 
+def masked_normal(key: NoiseKey, last: int, first: int, count: int) -> np.ndarray:
+    """z(key) where the element's mask word is at most ``last``, else +0: float32 [count]."""
+    z = normal(key, first, count)
+    return z if last == 0xFFFFFFFF else np.where(words(key.to(spec.MASK), first, count) <= U32(last), z, F32(0))
+
+
 def mask(key: NoiseKey, keep: float, first: int, count: int) -> np.ndarray:
     """Whether each element is kept, each with probability ``keep`` in (0, 1], as bool [count]."""
     return words(key, first, count).astype(U64) < U64(int(keep * 2**32))

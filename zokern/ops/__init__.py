@@ -1,5 +1,6 @@
 """The operations on parameters: they check once and hand over to a backend."""
 
 from .accumulate import add_noise_, make_noise
+from .moments import update_
 
-__all__ = ["add_noise_", "make_noise"]
+__all__ = ["add_noise_", "make_noise", "update_"]

@@ -1,4 +1,4 @@
-// As much of CUDA as csrc/cuda/kernel.hpp uses, in plain C++: its threads share nothing and never wait for each other, so that
+// As much of CUDA as the kernels of csrc/cuda use, in plain C++: its threads share nothing and never wait for each other, so that
 // running them one after the other does what a GPU does. The conversions are written from the IEEE formats, not from CUDA.
 #pragma once
 
@@ -28,6 +28,8 @@ To bits(From x) {
 inline float __uint_as_float(uint32_t x) { return bits<float>(x); }
 inline uint32_t __float_as_uint(float x) { return bits<uint32_t>(x); }
 inline float __fmaf_rn(float a, float b, float c) { return std::fma(a, b, c); }
+inline float __fsqrt_rn(float x) { return std::sqrt(x); }
+inline float __fdiv_rn(float a, float b) { return a / b; }
 inline uint32_t __funnelshift_r(uint32_t low, uint32_t high, uint32_t n) { return static_cast<uint32_t>((uint64_t{high} << 32 | low) >> n); }
 inline void* __cvta_global_to_generic(uintptr_t address) { return reinterpret_cast<void*>(address); }
 

@@ -1,25 +1,69 @@
-// The CUDA kernel as a C function: every thread of every block, one after the other.
+// The CUDA kernels as C functions: every thread of every block, one after the other.
 #include "emulation.hpp"
 
-#include "../../../csrc/cuda/kernel.hpp"
+#include "../../../csrc/cuda/add_noise_kernel.hpp"
+#include "../../../csrc/cuda/update_kernel.hpp"
 
 namespace zokern {
-template <class T, int kTerms>
-void blocks(const Launch& p, uint32_t n_spans) {
+template <class Launch>
+void blocks(void (*kernel)(Launch), const Launch& p, uint32_t n_spans) {
     for (blockIdx.x = 0; blockIdx.x < n_spans; ++blockIdx.x)
-        for (threadIdx.x = 0; threadIdx.x < kThreads; ++threadIdx.x)
-            p.decay ? add_noise_kernel<T, kTerms, true>(p) : add_noise_kernel<T, kTerms, false>(p);
+        for (threadIdx.x = 0; threadIdx.x < kThreads; ++threadIdx.x) kernel(p);
+}
+
+template <class T, int kTerms>
+void run(const Launch& p, bool masked, uint32_t n_spans) {
+    blocks(masked    ? add_noise_kernel<T, kTerms, true, true>
+           : p.decay ? add_noise_kernel<T, kTerms, true, false>
+                     : add_noise_kernel<T, kTerms, false, false>,
+           p, n_spans);
 }
 
 template <class T>
-void terms(const Launch& p, uint32_t n_spans) {
-    p.n_terms == 1 ? blocks<T, 1>(p, n_spans) : p.n_terms == 2 ? blocks<T, 2>(p, n_spans) : blocks<T, 0>(p, n_spans);
+void run(const Launch& p, bool masked, uint32_t n_spans) {
+    p.n_terms == 1 ? run<T, 1>(p, masked, n_spans) : p.n_terms == 2 ? run<T, 2>(p, masked, n_spans) : run<T, 0>(p, masked, n_spans);
+}
+
+template <class T, class S, class R>
+void run(const UpdateLaunch& p, bool masked, uint32_t n_spans) {
+    blocks(p.n_keys == 1 && !masked ? update_kernel<T, S, R, true> : update_kernel<T, S, R, false>, p, n_spans);
+}
+
+template <class T, class R>
+void run(const UpdateLaunch& p, Storage state, bool masked, uint32_t n_spans) {
+    state == Storage::float32 ? run<T, float, R>(p, masked, n_spans) : run<T, __nv_bfloat16, R>(p, masked, n_spans);
+}
+
+template <class T>
+void run(const UpdateLaunch& p, Rule rule, Storage state, bool masked, uint32_t n_spans) {
+    switch (rule) {
+        case Rule::sign: return run<T, float, Sign>(p, masked, n_spans);
+        case Rule::momentum: return run<T, Momentum>(p, state, masked, n_spans);
+        case Rule::adam: return run<T, Adam>(p, state, masked, n_spans);
+        case Rule::amsgrad: return run<T, Amsgrad>(p, state, masked, n_spans);
+    }
 }
 }  // namespace zokern
 
-extern "C" void run(int storage, const zokern::Span* spans, uint32_t n_spans, uint32_t n_terms, const zokern::Key* keys,
-                    const float* coefficients, uint32_t groups, const float* decay, const uint32_t* clock) {
-    using namespace zokern;
-    Launch p = launch_of({spans, n_spans, n_terms, groups, clock, coefficients, decay, keys, {keys[0], keys[n_terms > 1]}});
-    storage == 0 ? terms<float>(p, n_spans) : storage == 1 ? terms<__nv_bfloat16>(p, n_spans) : terms<__half>(p, n_spans);
+using namespace zokern;
+
+extern "C" void add_noise(int storage, const Span* spans, uint32_t n_spans, bool masked, const Key* first_keys, uint32_t n_terms,
+                          const Key* keys, const float* coefficients, uint32_t groups, const float* decay, const uint32_t* clock) {
+    const Launch p = launch_of(
+        Pass{spans, n_spans, n_terms, groups, masked, clock, coefficients, decay, keys, {first_keys[0], first_keys[1]}});
+    storage == 0 ? run<float>(p, masked, n_spans) : storage == 1 ? run<__nv_bfloat16>(p, masked, n_spans) : run<__half>(p, masked, n_spans);
+}
+
+extern "C" void update(int rule, int storage, int state, const Span* spans, uint32_t n_spans, bool masked, const int64_t* states,
+                       const Key* carried, uint32_t n_keys, const Key* keys, const float* a, const float* b, uint32_t groups, const float* decay,
+                       const float* numbers, const Key* rounding, const uint32_t* clock) {
+    Update pass{spans, states, n_spans, n_keys, groups, masked, clock, a, b, decay, numbers, keys, {}, {}};
+    for (uint32_t k = 0; k < kCarried; ++k) pass.carried[k] = k < n_keys ? carried[k] : Key{};
+    for (int slot = 0; slot < kSlots; ++slot) pass.rounding[slot] = rounding[slot];
+    const UpdateLaunch p = launch_of(pass);
+    const auto kind = static_cast<Rule>(rule);
+    const auto slot = static_cast<Storage>(state);
+    storage == 0   ? run<float>(p, kind, slot, masked, n_spans)
+    : storage == 1 ? run<__nv_bfloat16>(p, kind, slot, masked, n_spans)
+                   : run<__half>(p, kind, slot, masked, n_spans);
 }

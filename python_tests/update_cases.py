@@ -1,0 +1,83 @@
+"""Updates of tensors in one launch, compared bit for bit with the oracle's: what every GPU backend is put through."""
+
+from dataclasses import dataclass
+from itertools import product
+
+import numpy as np
+import torch
+
+from zokern.kernels import reference
+from zokern.layout import ALL, State, Table, pack
+from zokern.noise import NoiseKey
+from zokern.noise.spec import ROUNDING
+from zokern.ops.moments import RULES
+
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+INTEGERS = {torch.float32: torch.int32, torch.bfloat16: torch.int16, torch.float16: torch.int16}
+NUMBERS = (-0.03, 0.9, 0.1, 0.99, 0.01, 1.5, 1e-8)
+AROUND = 16  # elements on both sides of a tensor, which must not change: whole vectors of every dtype
+
+
+@dataclass
+class Piece:
+    """A tensor of a launch. Shifts: how many elements theta and the state begin behind a multiple of 16 bytes."""
+
+    count: int
+    first: int = 0
+    group: int = 0
+    last: int = ALL
+    shift: int = 0
+    state_shift: int = 0
+
+
+MIXED = [Piece(4096 + 1029, 4096, 1), Piece(3, 3 * 4096, 0), Piece(0), Piece(2048, 4 * 4096, 2, ALL // 3), Piece(77, 5 * 4096, 1, 2**30)]
+# What each of the kernels' choices must not change, one at a time; the state is misaligned where theta is not, and the other way round.
+PLACES = {
+    "misaligned": [Piece(1100, 4096, shift=1)],
+    "state misaligned": [Piece(1100, 4096, state_shift=3)],
+    "first is no multiple of a Philox block": [Piece(1100, 4097)],
+    "first is no multiple of a block of rounding": [Piece(1100, 4100)],
+    "past 2^34": [Piece(1100, 2**34 + 8), Piece(1100, 2**35 + 2**34 + 5)],
+    "across 2^34": [Piece(1100, 2**34 - 1024)],
+    "across 2^35, masked": [Piece(1100, 2**35 - 1000, last=2**31)],
+}
+# (rule, dtype of theta, dtype of the state)
+KINDS = [("sign", dtype, torch.float32) for dtype in DTYPES]
+KINDS += list(product(("momentum", "adam", "amsgrad"), DTYPES, (torch.float32, torch.bfloat16)))
+
+
+def keys_of(n):
+    return [NoiseKey(2**63 + k, 2**32 - 1 - k, k << 24 | 2**24 - 1 - k) for k in range(n)]
+
+
+def check_update(update_, rule, dtype, state_dtype, pieces, keys, decay=False, device="cpu", later=0):
+    """``update_`` of a backend, and the oracle's with every step ``later``."""
+    rule, groups = RULES[rule], 1 + max(piece.group for piece in pieces)
+    generator = torch.Generator().manual_seed(len(keys))
+    random = lambda *shape: torch.randn(*shape, generator=generator)  # noqa: E731
+    slots, n = len(rule.state), len(rule.numbers)
+    a, b = random(len(keys), groups) / 8, random(len(keys), groups)
+    numbers = torch.tensor(NUMBERS[:n])[:, None] * (1 + torch.arange(groups) / 8)
+    decay = 1 - torch.arange(1, groups + 1) / 64 if decay else None
+    rounding = [NoiseKey.of(2**64 - 5, 2**32 - 9, ROUNDING, 6 + s) for s in range(slots)] if state_dtype == torch.bfloat16 else None
+    memory = [[random(p.count + p.shift + 2 * AROUND).to(dtype)] for p in pieces]
+    for p, tensors in zip(pieces, memory):
+        tensors += [random(p.count + p.state_shift + 2 * AROUND).abs().to(state_dtype) for _ in range(slots)]
+
+    def run(update_, memory, keys, rounding, device):
+        held = [[t[AROUND + s :][: p.count] for t, s in zip(ts, (p.shift, *[p.state_shift] * slots))] for p, ts in zip(pieces, memory)]
+        rows = [(ts[0].data_ptr(), p.count, p.first, pack(p.group, p.last)) for p, ts in zip(pieces, held)]
+        table = Table(dtype, torch.device(device), groups, torch.tensor(rows))
+        addresses = torch.tensor([[t.data_ptr() for t in ts[1:]] for ts in held], dtype=torch.int64).reshape(len(pieces), slots)
+        values = [v if v is None else v.to(device) for v in (a, b, decay, numbers)]
+        update_(table, rule, keys, *values, State(state_dtype, addresses), rounding)
+
+    on_device = [[t.to(device).clone() for t in ts] for ts in memory]
+    run(update_, on_device, keys, rounding, device)
+    move = lambda keys: [NoiseKey(key.seed, (key.step + later) % 2**32, key.stream) for key in keys]  # noqa: E731
+    with np.errstate(all="ignore"):
+        run(reference.update_, memory, move(keys), rounding and move(rounding), "cpu")
+    for p, actual, wanted in zip(pieces, on_device, memory):
+        for name, x, y in zip(("theta", *rule.state), actual, wanted):
+            differ = (x.cpu().view(INTEGERS[x.dtype]) != y.view(INTEGERS[y.dtype])).nonzero().flatten()
+            assert not len(differ), f"{name} of {p}: {len(differ)} differ, the first at {differ[0].item() - AROUND}"
