@@ -67,6 +67,7 @@ def compile_triton(arch: int, dtype: str, terms: str, decay: bool):
         "DTYPE": DTYPES[dtype],
         "TERMS": 0 if terms == "n" else int(terms),
         "DECAY": decay,
+        "MASKED": False,
         "BLOCK": BLOCK,
         "SLOW": accumulate.SLOW,
     }
@@ -158,7 +159,7 @@ def measure(backend: str, arch: int, dtype: str, terms: str, decay: bool) -> dic
     else:
         cubin, version = compile_cuda(arch)
         storage = {"fp32": "f", "bf16": "13__nv_bfloat16", "fp16": "6__half"}[dtype]
-        name = f"add_noise_kernelI{storage}Li{0 if terms == 'n' else terms}ELb{int(decay)}E"
+        name = f"add_noise_kernelI{storage}Li{0 if terms == 'n' else terms}ELb{int(decay)}ELb0E"
         instructions, labels, usage = disassemble(cubin, name)
         elements = BLOCK // CUDA_THREADS
         about = {"shared_bytes": usage["SHARED"], "convert_layouts": 0, "nvcc": version}

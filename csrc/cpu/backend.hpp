@@ -50,7 +50,7 @@ constexpr int kRules = 4, kSlots = 3, kNumbers = 7;  // at most so many slots an
 
 template <class T>
 struct Kernels {
-    AddNoise<T> add_noise[2];   // all kept, masked
+    AddNoise<T> add_noise[2];     // all kept, masked
     Update<T> update[kRules][2];  // state in float32, in bfloat16
 };
 

@@ -135,7 +135,8 @@ const Isa* find_isa(const char* name) {
 void add_noise(const Isa& isa, const Pass& pass, const float* coefficients, int max_threads) {
     const std::vector<Key> masked = mask_keys(pass.keys);
     in_parallel(pass.rows, pass.n_rows, pass.keys.size(), max_threads, [&] {
-        return [&, terms = Terms(pass.keys, coefficients, pass.groups), masks = Schedules(masked)](size_t i, int64_t from, int64_t to) mutable {
+        return [&, terms = Terms(pass.keys, coefficients, pass.groups),
+                masks = Schedules(masked)](size_t i, int64_t from, int64_t to) mutable {
             const Row& row = pass.rows[i];
             const bool dense = row.last == kAll;
             const float* decay = pass.decay ? pass.decay + row.group : nullptr;

@@ -39,7 +39,8 @@ __attribute__((noinline)) void draw(uint16_t* random, const Product& products, c
 
 /// One half of a tile: `at` is where it starts in the unit.
 template <class Rule, class T, class S>
-ZK_HD void step_half(T* theta, Float& x, const Float& g, S* const* state, const uint16_t (*random)[kUnit], size_t at, const float* numbers) {
+ZK_HD void step_half(T* theta, Float& x, const Float& g, S* const* state, const uint16_t (*random)[kUnit], size_t at,
+                     const float* numbers) {
     Float s[Rule::slots + 1];
     for (int slot = 0; slot < Rule::slots; ++slot) s[slot] = take(state[slot] + at);
     Rule::step(x, g, s, numbers);

@@ -10,15 +10,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from update_cases import KINDS, MIXED, PLACES, check_update, keys_of
 
 from zokern.kernels import spans
 from zokern.kernels import triton as backend
-from zokern.layout import Table
+from zokern.layout import ALL, Table, pack
 from zokern.noise import NoiseKey, reference
 
 triton = pytest.importorskip("triton", reason="pip install triton")
 tl = triton.language
-from zokern.kernels.triton import accumulate, noise  # noqa: E402  (needs triton)
+from zokern.kernels.triton import accumulate, moments, noise  # noqa: E402  (needs triton)
 
 pytestmark = [
     pytest.mark.skipif(not backend.status().startswith("available"), reason=f"triton: {backend.status()}"),
@@ -39,12 +40,15 @@ def few_steps(monkeypatch):
     """The interpreter pays for each step, whatever its size."""
     if DEVICE == "cpu":
         monkeypatch.setattr(accumulate, "SLOW", 16384)
+        monkeypatch.setattr(moments, "SLOW", 2048)
 
 
-def add_noise_(tensors, firsts, keys, coefficients, decay=None, groups=None):
+def add_noise_(tensors, firsts, keys, coefficients, decay=None, groups=None, last=ALL):
     """The backend on one table. ``coefficients``: [terms, groups] as nested lists; ``decay``: a list or None."""
     groups = groups or [0] * len(tensors)
-    rows = torch.tensor([[t.data_ptr(), t.numel(), first, g] for t, first, g in zip(tensors, firsts, groups)], dtype=torch.int64)
+    rows = torch.tensor(
+        [[t.data_ptr(), t.numel(), first, pack(g, last)] for t, first, g in zip(tensors, firsts, groups)], dtype=torch.int64
+    )
     table = Table(tensors[0].dtype, tensors[0].device, max(groups) + 1, rows)
     c = torch.tensor(coefficients, dtype=torch.float32, device=DEVICE).reshape(len(keys), table.groups)
     backend.add_noise_(table, keys, c, None if decay is None else torch.tensor(decay, dtype=torch.float32, device=DEVICE))
@@ -57,13 +61,13 @@ def make_noise(count, first, key=KEY, dtype=torch.float32):
     return theta
 
 
-def expected(theta, first, keys, coefficients, decay=None):
+def expected(theta, first, keys, coefficients, decay=None, last=ALL):
     """The oracle's arithmetic, with one rounding to the type of theta."""
     acc = theta.float().cpu().numpy()
     if decay is not None:
         acc = np.float32(decay) * acc
     for key, c in zip(keys, coefficients):
-        acc = reference.fma(np.float32(c), reference.normal(key, first, len(acc)), acc)
+        acc = reference.fma(np.float32(c), reference.masked_normal(key, last, first, len(acc)), acc)
     return torch.from_numpy(acc).to(theta.dtype)
 
 
@@ -117,6 +121,34 @@ def test_terms_decay_and_groups(dtype, terms, decay):
     for tensor, theta, first, g in zip(tensors, before, firsts, groups):
         wanted = expected(theta, first, keys, [c[g] for c in coefficients], decays[g] if decay else None)
         assert_same_bits(tensor, wanted, f"{len(tensor)} elements of group {g}")
+
+
+@pytest.mark.parametrize("dtype, terms", [(torch.float32, 1), (torch.bfloat16, 2), (torch.float16, 3)], ids=str)
+@pytest.mark.parametrize("first", [0, 2**34 + 5])
+def test_masks(dtype, terms, first):
+    keys, coefficients = keys_of(terms), [0.1 + k for k in range(terms)]
+    theta = weights(4096 + 77, dtype)
+    wanted = expected(theta, first, keys, coefficients, last=2**30)
+    add_noise_([theta], [first], keys, [[c] for c in coefficients], last=2**30)
+    assert_same_bits(theta, wanted)
+
+
+@pytest.mark.parametrize("rule, dtype, state", KINDS, ids=str)
+def test_update(rule, dtype, state):
+    """Ragged counts, groups, and for two keys masks and decay, in one launch."""
+    check_update(backend.update_, rule, dtype, state, MIXED[:3], keys_of(1), device=DEVICE)
+    check_update(backend.update_, rule, dtype, state, MIXED, keys_of(2), decay=True, device=DEVICE)
+
+
+@pytest.mark.parametrize("n", [0, 1, 3, 5])
+def test_update_of_any_number_of_keys(n):
+    check_update(backend.update_, "adam", torch.bfloat16, torch.float32, MIXED, keys_of(n), decay=True, device=DEVICE)
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("dtype, state", [(torch.float32, torch.float32), (torch.float32, torch.bfloat16), (torch.bfloat16,) * 2], ids=str)
+def test_update_anywhere(dtype, state, place):
+    check_update(backend.update_, "amsgrad", dtype, state, PLACES[place], keys_of(1), device=DEVICE)
 
 
 def test_no_terms_and_no_decay_write_nothing():
@@ -245,7 +277,7 @@ class TestOnGPU:
 
     def test_the_host_does_not_wait(self):
         theta, keys = weights(100_000, torch.bfloat16), [KEY, NoiseKey(1)]
-        table = Table(theta.dtype, theta.device, 1, torch.tensor([[theta.data_ptr(), theta.numel(), 0, 0]]))
+        table = Table(theta.dtype, theta.device, 1, torch.tensor([[theta.data_ptr(), theta.numel(), 0, pack(0, ALL)]]))
         c = torch.ones(2, 1, device=DEVICE)
         backend.add_noise_(table, keys, c, None)  # compiles
         torch.cuda.set_sync_debug_mode("error")

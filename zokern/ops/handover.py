@@ -18,16 +18,17 @@ def place(values, groups, device):
             else:
                 row.fill_(float(value))
         return placed
+    tensors = {k: value for k, value in enumerate(values) if isinstance(value, torch.Tensor)}
+    plain = [0.0 if k in tensors else float(value) for k, value in enumerate(values)]
     host = torch.empty(len(values), groups, pin_memory=device.type == "cuda")
-    elsewhere = []
-    for k, value in enumerate(values):
-        if isinstance(value, torch.Tensor) and value.device.type != "cpu":
-            elsewhere.append((k, value))
-        else:
+    host.copy_(torch.tensor(plain, dtype=torch.float64)[:, None])  # at once: one by one they cost several microseconds each
+    for k, value in tensors.items():
+        if value.device.type == "cpu":
             host[k] = value
     placed = host.to(device, non_blocking=True)
-    for k, value in elsewhere:
-        placed[k] = value.to(device, non_blocking=device.type == "cuda")
+    for k, value in tensors.items():
+        if value.device.type != "cpu":
+            placed[k] = value.to(device, non_blocking=device.type == "cuda")
     return placed
 
 

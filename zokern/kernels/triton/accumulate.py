@@ -8,6 +8,7 @@ import triton.language as tl
 
 from ...noise import spec
 from ..spans import BLOCK, pack, spans, to_device
+from .memory import DTYPES, load_block, load_key, load_span, narrow, widen
 from .noise import INTERPRETED, fma, normal_at, normal_blocks
 
 # Counts are instructions an element in bfloat16 on sm_90, from bench/sass.py; nothing here has been timed on a GPU yet.
@@ -19,58 +20,21 @@ SLOW = 512
 # 27.6 a term + 2.9 and twice the registers.
 UNROLLED = 2
 
-DTYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
-
 
 @triton.jit
 def load_term(keys, coefficients, k, terms, groups):
-    """(seed, step, stream, c) of term k. Past the last nothing is read, and what is returned means nothing."""
-    keys += 4 * k
-    return (
-        tl.load(keys, k < terms).to(tl.uint32) | (tl.load(keys + 1, k < terms).to(tl.uint64) << 32),
-        tl.load(keys + 2, k < terms).to(tl.uint32),
-        tl.load(keys + 3, k < terms).to(tl.uint32),
-        tl.load(coefficients + k * groups, k < terms),
-    )
+    """(seed, step, stream, c) of term k."""
+    seed, step, stream = load_key(keys, k, terms)
+    return seed, step, stream, tl.load(coefficients + k * groups, k < terms)
 
 
 @triton.jit
-def load_block(theta, DTYPE: tl.constexpr, BLOCK: tl.constexpr):
-    """BLOCK elements as float32. Pairs of bfloat16 are taken apart here: Triton takes three instructions a pair, not two."""
-    if DTYPE == tl.bfloat16:
-        pairs = tl.load(theta.to(tl.pointer_type(tl.uint32)) + tl.arange(0, BLOCK // 2))
-        return tl.join(pairs << 16, pairs & 0xFFFF0000).reshape([BLOCK]).to(tl.float32, bitcast=True)
-    else:
-        return tl.load(theta + tl.arange(0, BLOCK)).to(tl.float32)
-
-
-@triton.jit
-def widen(x):
-    """To float32. The interpreter's own conversion loses bfloat16 subnormals."""
-    if x.dtype == tl.bfloat16:
-        return (x.to(tl.uint16, bitcast=True).to(tl.uint32) << 16).to(tl.float32, bitcast=True)
-    else:
-        return x.to(tl.float32)
-
-
-@triton.jit
-def narrow(x, DTYPE: tl.constexpr):
-    """To the storage type, nearest even. The interpreter's own conversion truncates to bfloat16."""
-    if INTERPRETED and DTYPE == tl.bfloat16:
-        u = x.to(tl.uint32, bitcast=True)
-        u = tl.where(x == x, u + 0x7FFF + ((u >> 16) & 1), u | 0x400000)
-        return (u >> 16).to(tl.uint16).to(tl.bfloat16, bitcast=True)
-    else:
-        return x.to(DTYPE)
-
-
-@triton.jit
-def add_term(acc, at, high, seed, step, stream, c, one, BLOCKS: tl.constexpr):
+def add_term(acc, at, high, seed, step, stream, c, last, one, BLOCKS: tl.constexpr, MASKED: tl.constexpr):
     """``at``: the low counter words of Philox blocks when BLOCKS is 1 or 2, the indices of elements when it is 0."""
     if BLOCKS:
-        return fma(normal_blocks(at, high, seed, step, stream, one, BLOCKS), c, acc)
+        return fma(normal_blocks(at, high, seed, step, stream, last, one, BLOCKS, MASKED), c, acc)
     else:
-        return fma(normal_at(at, seed, step, stream, one), c, acc)
+        return fma(normal_at(at, seed, step, stream, last, one, MASKED), c, acc)
 
 
 @triton.jit
@@ -79,17 +43,17 @@ def add_terms(
     seed0, step0, stream0, c0,
     seed1, step1, stream1, c1,
     keys, coefficients, terms, groups,
-    one, TERMS: tl.constexpr, BLOCKS: tl.constexpr,
+    last, one, TERMS: tl.constexpr, BLOCKS: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
     """Terms 0 and 1 are given; TERMS = 0 reads all of them instead."""
     if TERMS == 0:
         for k in range(terms):
             seed, step, stream, c = load_term(keys, coefficients, k, terms, groups)
-            acc = add_term(acc, at, high, seed, step, stream, c, one, BLOCKS)
+            acc = add_term(acc, at, high, seed, step, stream, c, last, one, BLOCKS, MASKED)
     else:
-        acc = add_term(acc, at, high, seed0, step0, stream0, c0, one, BLOCKS)
+        acc = add_term(acc, at, high, seed0, step0, stream0, c0, last, one, BLOCKS, MASKED)
         if TERMS == 2:
-            acc = add_term(acc, at, high, seed1, step1, stream1, c1, one, BLOCKS)
+            acc = add_term(acc, at, high, seed1, step1, stream1, c1, last, one, BLOCKS, MASKED)
     return acc
 
 
@@ -98,7 +62,7 @@ def add_terms(
     do_not_specialize_on_alignment=["spans", "keys", "coefficients", "decay"],
 )
 def add_noise_kernel(
-    spans,  # int64 [programs, 4]: address, numel, first, group
+    spans,  # int64 [programs, 4]: address, numel, first, group and last
     keys,  # int32 [terms, 4]: seed mod 2^32, seed >> 32, step, stream
     coefficients,  # float32 [terms, groups]
     decay,  # float32 [groups]
@@ -108,13 +72,13 @@ def add_noise_kernel(
     DTYPE: tl.constexpr,
     TERMS: tl.constexpr,  # 1 or 2: keys are read once; 0: ``terms`` keys are read for each block
     DECAY: tl.constexpr,
+    MASKED: tl.constexpr,  # whether some span keeps only a part of its noise
     BLOCK: tl.constexpr,
     SLOW: tl.constexpr,
 ):
     BLOCKS: tl.constexpr = 1 if DTYPE == tl.float32 else 2  # Philox blocks in 16 bytes of theta
     LANES: tl.constexpr = BLOCK // (4 * BLOCKS)
-    spans += 4 * tl.program_id(0)
-    address, numel, first, group = tl.load(spans), tl.load(spans + 1), tl.load(spans + 2), tl.load(spans + 3)
+    address, numel, first, group, last = load_span(spans)
     coefficients += group
     seed0, step0, stream0, c0 = load_term(keys, coefficients, 0, TERMS, groups)
     seed1, step1, stream1, c1 = load_term(keys, coefficients, 1, TERMS, groups)
@@ -138,7 +102,7 @@ def add_noise_kernel(
             seed0, step0, stream0, c0,
             seed1, step1, stream1, c1,
             keys, coefficients, terms, groups,
-            one, TERMS, BLOCKS,
+            last, one, TERMS, BLOCKS, MASKED,
         )  # fmt: skip
         tl.store(here + tl.arange(0, BLOCK), narrow(acc, DTYPE))
 
@@ -155,7 +119,7 @@ def add_noise_kernel(
             seed0, step0, stream0, c0,
             seed1, step1, stream1, c1,
             keys, coefficients, terms, groups,
-            one, TERMS, 0,
+            last, one, TERMS, 0, MASKED,
         )  # fmt: skip
         tl.store(theta + offset, narrow(acc, DTYPE), inside)
 
@@ -181,6 +145,7 @@ def add_noise_(table, keys, coefficients, decay) -> None:
             DTYPE=DTYPES[table.dtype],
             TERMS=len(keys) if len(keys) <= UNROLLED else 0,
             DECAY=decay is not None,
+            MASKED=table.masked,
             BLOCK=BLOCK,
             SLOW=SLOW,
             num_warps=WARPS,

@@ -13,6 +13,7 @@ def _f32(bits):
 
 
 # Triton reads globals only as constexpr.
+MASK = tl.constexpr(spec.MASK << 24)
 M0, M1 = (tl.constexpr(m) for m in spec.MULTIPLIERS)
 W0, W1 = (tl.constexpr(w) for w in spec.KEY_INCREMENTS)
 ROUNDS = tl.constexpr(spec.ROUNDS)
@@ -33,7 +34,7 @@ def trial(turns):
 
 
 # TRITON_INTERPRET is read where a kernel is defined. The interpreter needs care in two places: fma (here) and bfloat16
-# (accumulate.py).
+# (memory.py).
 INTERPRETED = tl.constexpr(type(trial).__name__ == "InterpretedFunction")
 
 
@@ -102,35 +103,72 @@ def box_muller(a, b, one):
 
 
 @triton.jit
+def words4(q0, q1, seed, step, stream):
+    """The four words of block q = q1 << 32 | q0."""
+    return philox(q0, q1, step, stream, seed.to(tl.uint32), (seed >> 32).to(tl.uint32))
+
+
+@triton.jit
 def normal4(q0, q1, seed, step, stream, one):
     """The four normals of block q = q1 << 32 | q0; seed is uint64, step and stream are uint32."""
-    w0, w1, w2, w3 = philox(q0, q1, step, stream, seed.to(tl.uint32), (seed >> 32).to(tl.uint32))
+    w0, w1, w2, w3 = words4(q0, q1, seed, step, stream)
     z0, z1 = box_muller(w0, w1, one)
     z2, z3 = box_muller(w2, w3, one)
     return z0, z1, z2, z3
 
 
+# Each join adds the next finer index, so reshape moves nothing, and a lane's 4 or 8 values are its own 16 bytes of memory.
 @triton.jit
-def normal_blocks(q0, q1, seed, step, stream, one, BLOCKS: tl.constexpr):
-    """The normals of blocks q0 .. q0 + BLOCKS - 1 (1 or 2) of every lane, in element order: float32 [lanes * 4 * BLOCKS].
+def in_order4(a0, a1, a2, a3):
+    """Four values of every lane, one after the other: [lanes] -> [4 * lanes]."""
+    values = tl.join(tl.join(a0, a2), tl.join(a1, a3))
+    return values.reshape([values.numel])
 
-    Each join adds the next finer index, so reshape moves nothing and a lane's 4 or 8 normals are its own 16 bytes of theta."""
+
+@triton.jit
+def in_order8(a0, a1, a2, a3, a4, a5, a6, a7):
+    values = tl.join(tl.join(tl.join(a0, a4), tl.join(a2, a6)), tl.join(tl.join(a1, a5), tl.join(a3, a7)))
+    return values.reshape([values.numel])
+
+
+@triton.jit
+def mask_stream(stream):
+    """The stream of a key's mask: the same probe, another purpose."""
+    return (stream & 0xFFFFFF) | MASK
+
+
+@triton.jit
+def normal_blocks(q0, q1, seed, step, stream, last, one, BLOCKS: tl.constexpr, MASKED: tl.constexpr):
+    """The normals of blocks q0 .. q0 + BLOCKS - 1 (1 or 2) of every lane, in element order: float32 [lanes * 4 * BLOCKS].
+    MASKED: +0 where the mask's word is above ``last``."""
     a0, a1, a2, a3 = normal4(q0, q1, seed, step, stream, one)
     if BLOCKS == 1:
-        z = tl.join(tl.join(a0, a2), tl.join(a1, a3))
+        z = in_order4(a0, a1, a2, a3)
     else:
         b0, b1, b2, b3 = normal4(q0 + 1, q1, seed, step, stream, one)
-        even = tl.join(tl.join(a0, b0), tl.join(a2, b2))
-        odd = tl.join(tl.join(a1, b1), tl.join(a3, b3))
-        z = tl.join(even, odd)
-    return z.reshape([z.numel])
+        z = in_order8(a0, a1, a2, a3, b0, b1, b2, b3)
+    if MASKED:
+        masks = mask_stream(stream)
+        v0, v1, v2, v3 = words4(q0, q1, seed, step, masks)
+        if BLOCKS == 1:
+            words = in_order4(v0, v1, v2, v3)
+        else:
+            w0, w1, w2, w3 = words4(q0 + 1, q1, seed, step, masks)
+            words = in_order8(v0, v1, v2, v3, w0, w1, w2, w3)
+        z = tl.where(words <= last, z, 0.0)
+    return z
 
 
 @triton.jit
-def normal_at(i, seed, step, stream, one):
+def normal_at(i, seed, step, stream, last, one, MASKED: tl.constexpr):
     """The normal of each element i, int64: any i, at four times the Philox of ``normal_blocks``."""
-    q = i >> 2
-    w0, w1, w2, w3 = philox(q.to(tl.uint32), (q >> 32).to(tl.uint32), step, stream, seed.to(tl.uint32), (seed >> 32).to(tl.uint32))
-    upper = (i & 2) != 0
-    even, odd = box_muller(tl.where(upper, w2, w0), tl.where(upper, w3, w1), one)
-    return tl.where((i & 1) != 0, odd, even)
+    q0, q1 = (i >> 2).to(tl.uint32), (i >> 34).to(tl.uint32)
+    w0, w1, w2, w3 = words4(q0, q1, seed, step, stream)
+    upper, odd = (i & 2) != 0, (i & 1) != 0
+    z0, z1 = box_muller(tl.where(upper, w2, w0), tl.where(upper, w3, w1), one)
+    z = tl.where(odd, z1, z0)
+    if MASKED:
+        w0, w1, w2, w3 = words4(q0, q1, seed, step, mask_stream(stream))
+        word = tl.where(odd, tl.where(upper, w3, w1), tl.where(upper, w2, w0))
+        z = tl.where(word <= last, z, 0.0)
+    return z
