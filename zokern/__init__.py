@@ -6,7 +6,24 @@ from .estimate import Estimate
 from .kernels import backends, use_backend
 from .layout import Layout
 from .noise import NoiseKey
-from .optim import MeZO
+from .optim import Annealing, MeZO, MeZOSVRG, ZOAdam, ZOConservative, ZOMomentum, ZOSign
 from .version import __version__
 
-__all__ = ["Estimate", "Layout", "MeZO", "NoiseKey", "__version__", "backends", "graph", "noise", "ops", "use_backend"]
+__all__ = [
+    "Annealing",
+    "Estimate",
+    "Layout",
+    "MeZO",
+    "MeZOSVRG",
+    "NoiseKey",
+    "ZOAdam",
+    "ZOConservative",
+    "ZOMomentum",
+    "ZOSign",
+    "__version__",
+    "backends",
+    "graph",
+    "noise",
+    "ops",
+    "use_backend",
+]

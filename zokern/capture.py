@@ -131,10 +131,12 @@ def _checked(optimizer):
 
     if backend_for(device) is not cuda:
         raise ValueError(f"zokern.graph needs the cuda backend, which is {cuda.status()}")
+    if not optimizer.capturable or len(optimizer.model.parts) > 1:
+        raise ValueError(f"zokern.graph: {type(optimizer).__name__} with these settings cannot be captured: pass a MeZO without blocks")
     group = optimizer.param_groups[0]
     if group["q"] > cuda._cuda.unrolled:
         raise ValueError(f"zokern.graph: q={group['q']}: pass q <= {cuda._cuda.unrolled}")
-    if group["defer"]:
+    if group.get("defer"):
         raise ValueError("zokern.graph: defer=True: pass defer=False")
     if len({float(group["weight_decay"]) for group in optimizer.param_groups}) > 1:
         raise ValueError("zokern.graph: weight_decay differs between groups: pass one for all")

@@ -1,6 +1,7 @@
 """From losses to gradient estimates. An estimate is a list of terms (key, coefficient), never a tensor."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 
@@ -15,9 +16,9 @@ class Estimate:
     Attributes:
         terms: list of (NoiseKey, coefficient): a float, a 0-dim float64 tensor or a float64 tensor [groups], in units of loss per
             unit of theta. All 0 when skipped.
-        losses: 0-dim float64 tensors in the order of evaluation: plus and minus of each query.
-        projected_grad: the directional derivative as measured: float64, 0-dim, [groups] where eps differs between groups, with a
-            leading dimension of queries where there are several; None for an estimate made from terms alone.
+        losses: 0-dim float64 tensors in the order of evaluation: plus and minus of each query, or L(theta) and the plus of each.
+        projected_grad: the directional derivative as measured: float64, 0-dim, [groups] where eps differs between groups or there are
+            blocks, with a leading dimension of queries where there are several; None for an estimate made from terms alone.
         skipped: 0-dim bool tensor: a loss was not finite, so the estimate moves nothing.
     """
 
@@ -48,9 +49,41 @@ def two_point(model: InPlace, closure, key: NoiseKey, eps) -> Estimate:
         plus = evaluate(closure, model)
     with model.at([(key, -eps)]):
         minus = evaluate(closure, model)
-    grad = (plus - minus) / (2 * eps)
-    skipped = ~torch.isfinite(plus + minus)
-    return Estimate([(key, torch.where(skipped, 0.0, grad))], (plus, minus), grad, skipped)
+    return _difference(key, plus, minus, 2 * eps, (plus, minus))
+
+
+def one_sided(model: InPlace, closure, key: NoiseKey, eps, base: torch.Tensor) -> Estimate:
+    """Forward difference of the loss along z(key), g = (L(theta + eps z) - L(theta)) / eps.
+
+    Leaves ``model`` at theta + eps z. The loss is evaluated once.
+
+    Args:
+        base: L(theta), as ``evaluate`` gives it, shared by all directions of a step; it is not among the estimate's losses.
+    """
+    with model.at([(key, eps)]):
+        plus = evaluate(closure, model)
+    return _difference(key, plus, base, eps, (plus,))
+
+
+def measure(model, closure, keys, eps, estimator="two-point") -> Estimate:
+    """The mean of one estimate a key; where the model moves block by block, each block's own, one perturbed at a time.
+
+    Args:
+        model: an InPlace or a BlockByBlock.
+        keys: the directions, one a query.
+        eps: as in ``two_point``.
+        estimator: "two-point", 2 losses for each query and block, or "one-sided", 1 for each and 1 more for all.
+    References: q-query averaging: Gautam et al. 2024, "Variance-Reduced Zeroth-Order Methods for Fine-Tuning Language Models", E.1.
+    Block by block: Zhang et al. 2024, "Revisiting Zeroth-Order Optimization for Memory-Efficient LLM Fine-Tuning", section 5.
+    """
+    if estimator == "one-sided":
+        model.settle()
+        base = evaluate(closure, model)
+        look = partial(one_sided, closure=closure, eps=eps, base=base)
+    else:
+        look = partial(two_point, closure=closure, eps=eps)
+    estimate = average([_block_by_block(model, look, key) for key in keys])
+    return replace(estimate, losses=(base, *estimate.losses)) if estimator == "one-sided" else estimate
 
 
 def average(estimates: list[Estimate]) -> Estimate:
@@ -64,6 +97,28 @@ def average(estimates: list[Estimate]) -> Estimate:
         torch.stack([e.projected_grad for e in estimates]),
         skipped,
     )
+
+
+def _difference(key, there, here, distance, losses) -> Estimate:
+    grad = (there - here) / distance
+    skipped = ~torch.isfinite(there + here)
+    return Estimate([(key, torch.where(skipped, 0.0, grad))], losses, grad, skipped)
+
+
+def _block_by_block(model, look, key) -> Estimate:
+    """One estimate along one key, whose coefficient differs between blocks where there are any."""
+    if len(model.parts) == 1:
+        return look(model.parts[0], key=key)
+    layout, estimates = model.layout, []
+    for part in model.parts:
+        estimates.append(look(part, key=key))
+        part.settle()  # or the next block's losses would be those of weights that stand elsewhere
+    skipped = torch.stack([e.skipped for e in estimates]).any()
+    grad = torch.zeros(layout.groups, dtype=torch.float64, device=skipped.device)
+    for block, estimate in zip(layout.blocks, estimates):
+        grad = torch.where(layout.cells_of(block, grad.device), estimate.projected_grad, grad)
+    losses = tuple(loss for e in estimates for loss in e.losses)
+    return Estimate([(key, torch.where(skipped, 0.0, grad))], losses, grad, skipped)
 
 
 def evaluate(closure, model: InPlace) -> torch.Tensor:

@@ -1,5 +1,6 @@
 """Which element indices each parameter owns, and where the parameters lie in memory."""
 
+import copy
 import hashlib
 from collections import defaultdict
 from dataclasses import dataclass
@@ -76,24 +77,34 @@ class Layout:
         params: tensors, (name, tensor) pairs, or groups as ``torch.optim`` takes them (dicts with "params").
         keep: None, or for each tensor of params, in the order in which they are listed, the share in (0, 1] of its elements that the
             noise reaches; the others have z = 0. Which they are is drawn for each key. Default None: all.
+        blocks: None, or for each tensor of params the number of its block, so that coefficients may differ between blocks.
     Attributes:
-        params, names, first, group, keep: lists of one entry a parameter: tensor, name or "", first index, index of its group, share.
+        params, names, first, group, keep, block: lists of one entry a parameter: tensor, name or "", first index, index of its group,
+            share, number of its block. Where there are blocks, each pair (group of params, block) is a group.
         groups: number of groups.
+        cells: [(group of params, block)], one a group.
         places: addresses of the parameters, and dtypes of two, as ``tables`` last saw them; None before.
     Raises:
         TypeError, ValueError: a parameter that cannot be perturbed, by number and name, with the cure.
     """
 
-    def __init__(self, params, keep=None):
+    def __init__(self, params, keep=None, blocks=None):
         named = list(_named(params))
-        self.groups = 1 + max((group for _, _, group in named), default=0)
         for i, (name, tensor, _) in enumerate(named):
             _check(tensor, _title(i, name))
         keep = [1.0] * len(named) if keep is None else _ratios(keep, [_title(i, name) for i, (name, _, _) in enumerate(named)])
         kept = _without_aliases(named)
         self.names = [named[i][0] for i in kept]
         self.params = [named[i][1] for i in kept]
-        self.group = [named[i][2] for i in kept]
+        block = [0] * len(named) if blocks is None else list(blocks)
+        if len(block) != len(named):
+            raise ValueError(f"blocks has {len(block)} numbers for {len(named)} parameters: pass one for each")
+        listed = [(group, b) for (_, _, group), b in zip(named, block)]
+        last = max((group for group, _ in listed), default=0)
+        self.cells = [(group, 0) for group in range(last + 1)] if blocks is None else sorted(set(listed))
+        self.groups = len(self.cells)
+        self.group = [self.cells.index(listed[i]) for i in kept]
+        self.block = [block[i] for i in kept]
         self.keep = [keep[i] for i in kept]
         self.first, end = [], 0
         for tensor in self.params:
@@ -101,13 +112,39 @@ class Layout:
             end += -(-tensor.numel() // ALIGNMENT) * ALIGNMENT
         if not kept:
             raise ValueError("params is empty: pass at least one parameter, such as model.parameters()")
-        self.places = None
+        self.places, self._cells_of = None, {}
 
     def fingerprint(self) -> str:
         """Names the map from elements to noise (specification, shapes, order, shares), whatever the dtypes and devices."""
         shapes = [(first, *tensor.shape) for first, tensor in zip(self.first, self.params)]
         sparse = (self.keep,) if min(self.keep) < 1 else ()
         return hashlib.sha256(repr((SPEC_VERSION, shapes, *sparse)).encode()).hexdigest()[:16]
+
+    @property
+    def blocks(self) -> list[int]:
+        """Numbers of the blocks, ascending."""
+        return sorted(set(self.block))
+
+    def cells_of(self, block: int, device) -> torch.Tensor:
+        """Which groups are of a block, as bool [groups] on a device that does not wait for it."""
+        if (block, device) not in self._cells_of:
+            mine = torch.tensor([b == block for _, b in self.cells], pin_memory=device.type == "cuda")
+            self._cells_of[block, device] = mine.to(device, non_blocking=True)
+        return self._cells_of[block, device]
+
+    def part(self, block: int) -> "Layout":
+        """The layout of one block alone: the same indices, and so the same noise."""
+        part, mine = copy.copy(self), [i for i, b in enumerate(self.block) if b == block]
+        for name in ("params", "names", "first", "group", "keep", "block"):
+            setattr(part, name, [getattr(self, name)[i] for i in mine])
+        part.places = None
+        return part
+
+    def over(self, tensors) -> "Layout":
+        """The same indices for other tensors of the same shapes, one a parameter."""
+        other = copy.copy(self)
+        other.params, other.places = list(tensors), None
+        return other
 
     def tables(self):
         """-> (tables of the contiguous parameters, places in ``params`` of the others). Remade when a parameter moved."""

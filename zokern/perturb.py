@@ -1,6 +1,6 @@
 """Where the model is evaluated: at theta plus noise, without a copy of theta."""
 
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import torch
 
@@ -19,11 +19,17 @@ class InPlace:
         layout: the parameters.
     Attributes:
         owed: (terms, decay): theta is decay * (the weights as they stand) + sum_k c_k z(key_k).
+        parts: what can move by itself: here, all at once.
     """
 
     def __init__(self, layout: Layout):
         self.layout = layout
+        self.parts = [self]
         self.owed = [], 1.0
+
+    @property
+    def owes(self) -> bool:
+        return bool(self.owed[0])
 
     @contextmanager
     def at(self, terms):
@@ -50,6 +56,19 @@ class InPlace:
         self.owe(terms, decay)
         self.settle()
 
+    def update(self, rule, terms, numbers, state, decay=1.0, rounding=None):
+        """theta, state <- rule(decay * theta, sum_k c_k z(key_k), state), with what is owed in the same pass.
+
+        Args:
+            rule, terms, numbers, rounding: as ``zokern.ops.update_`` takes them.
+            state: for each state of the rule a function that gives it for a parameter.
+        """
+        owed, before = self.owed
+        slots = [[of(p) for p in self.layout.params] for of in state]
+        ops.update_(self.layout, rule, terms, numbers, slots, [(key, decay * c) for key, c in owed], decay * before, rounding)
+        self.owed = [], 1.0
+        torch.clear_autocast_cache()
+
     def settle(self):
         """Pay what is owed: the weights are theta, up to one rounding for each move since they last were."""
         self._move(*self.owed)
@@ -60,6 +79,48 @@ class InPlace:
         terms = _merged(terms)
         if terms or isinstance(decay, torch.Tensor) or decay != 1:
             ops.add_noise_(self.layout, terms, decay)
+
+
+class BlockByBlock:
+    """As ``InPlace``, but made of blocks that can move one at a time, each owing its own way back.
+
+    Args:
+        layout: the parameters, in blocks.
+    Attributes:
+        parts: one InPlace a block, in the order of ``layout.blocks``.
+    """
+
+    def __init__(self, layout: Layout):
+        self.layout = layout
+        self.parts = [InPlace(layout.part(block)) for block in layout.blocks]
+
+    @property
+    def owes(self) -> bool:
+        return any(part.owes for part in self.parts)
+
+    @contextmanager
+    def at(self, terms):
+        terms = list(terms)
+        with ExitStack() as stack:
+            for part in self.parts:
+                stack.enter_context(part.at(terms))
+            yield
+
+    def owe(self, terms, decay=1.0):
+        for part in self.parts:
+            part.owe(terms, decay)
+
+    def add(self, terms, decay=1.0):
+        for part in self.parts:
+            part.add(terms, decay)
+
+    def update(self, *arguments, **named):
+        for part in self.parts:
+            part.update(*arguments, **named)
+
+    def settle(self):
+        for part in self.parts:
+            part.settle()
 
 
 def _merged(terms):

@@ -43,7 +43,7 @@ def gathered(tensors, first):
 
     Yields (contiguous copies of a piece of each, the piece's first index); what the copies then hold is put back.
     """
-    for parts, start in _pieces(tensors, first):
+    for parts, start in pieces(tensors, first):
         copies = [part.contiguous() for part in parts]
         yield copies, start
         for part, copy in zip(parts, copies):
@@ -51,7 +51,7 @@ def gathered(tensors, first):
                 part.copy_(copy)
 
 
-def _pieces(tensors, first):
+def pieces(tensors, first):
     """Views of at most PIECE elements of each tensor, with their first index."""
     shape = tensors[0].shape
     if tensors[0].numel() <= PIECE:
@@ -60,7 +60,7 @@ def _pieces(tensors, first):
     row = shape[1:].numel()
     if row > PIECE:
         for i in range(shape[0]):
-            yield from _pieces([tensor[i] for tensor in tensors], first + i * row)
+            yield from pieces([tensor[i] for tensor in tensors], first + i * row)
     else:
         for i in range(0, shape[0], PIECE // row):
             yield [tensor[i : i + PIECE // row] for tensor in tensors], first + i * row

@@ -6,10 +6,11 @@ from operator import index
 
 import torch
 
-from ..estimate import Estimate
+from ..estimate import Estimate, measure
 from ..layout import Layout
 from ..noise import SPEC_VERSION, NoiseKey
-from ..perturb import InPlace
+from ..perturb import BlockByBlock, InPlace
+from .partition import kept_by_magnitude, numbers_of_blocks
 
 # What a setting must be: (test, what to pass instead).
 RULES = {
@@ -17,31 +18,70 @@ RULES = {
     "eps": (lambda x: 0 < x < math.inf, "a number > 0"),
     "weight_decay": (lambda x: 0 <= x < math.inf, "a number >= 0"),
     "q": (lambda x: index(x) >= 1, "an integer >= 1"),
+    "estimator": (lambda x: x in ("two-point", "one-sided"), '"two-point" or "one-sided"'),
     "defer": (lambda x: x is True or x is False, "True or False"),
+    "lr_full": (lambda x: 0 <= x < math.inf, "a number >= 0"),
+    "anchor": (lambda x: x in (None, "copy", "replay"), '"copy", "replay" or None'),
+    "form": (lambda x: x in ("element", "scalar"), '"element" or "scalar"'),
+    "momentum": (lambda x: 0 <= x < 1, "a number in [0, 1)"),
+    "betas": (lambda x: len(x) == 2 and all(0 <= b < 1 for b in x), "two numbers in [0, 1)"),
+    "delta": (lambda x: 0 < x < math.inf, "a number > 0"),
+    "amsgrad": (lambda x: x is True or x is False, "True or False"),
+    "bias_correction": (lambda x: x is True or x is False, "True or False"),
+    "state_dtype": (lambda x: x in (torch.float32, torch.bfloat16), "torch.float32 or torch.bfloat16"),
     "seed": (lambda x: 0 <= index(x) < 1 << 64, "an integer in [0, 2**64)"),
 }
-SHARED = ("seed", "step", "q", "defer", "noise_spec")  # one value for the whole optimizer, kept in every group
+# One value for the whole optimizer, kept in every group.
+SHARED = ("seed", "step", "q", "defer", "estimator", "anchor", "form", "amsgrad", "bias_correction", "state_dtype", "noise_spec")
 
 
 class ZerothOrder(torch.optim.Optimizer):
-    """What all zeroth-order optimizers share. A subclass says how to measure (``_estimate``) and how to move (``_update``).
+    """What all zeroth-order optimizers share: how a gradient is estimated. A subclass says how to move along it (``_update``).
 
     Frozen parameters are dropped at construction; shared memory is perturbed once. All state that a run needs is in
     ``param_groups`` and ``state``, so that state_dict, pickle and deepcopy keep it: among it ``step`` (updates done, so
     that resuming is exact) and ``skipped`` (steps that a non-finite loss turned into nothing).
 
+    Args:
+        params: parameters, named parameters, or groups of them with settings of their own.
+        defaults: settings; of all groups: q, estimator, seed.
+        blocks: None, or a list of lists of parameters, each trainable one in one of them: every block is perturbed by itself, the
+            others standing at theta, and has a projected gradient of its own. A step costs that many times the forward passes.
+        sparsity: None, or the share in [0, 1) of all elements that z leaves alone. Each tensor's own share is what magnitude pruning
+            of the weights, as they are now, would take from it; which elements they are is drawn anew for each z.
     Attributes:
         last: the Estimate of the newest step; None before the first.
         layout: the Layout of the parameters.
+        forwards: forward passes of a step.
     """
 
-    def __init__(self, params, defaults):
+    capturable = True  # by zokern.graph: the update is made of terms alone
+
+    def __init__(self, params, defaults, blocks=None, sparsity=None):
         self._start()
         defaults = dict(defaults, step=0, skipped=0, noise_spec=SPEC_VERSION)
         super().__init__(params, defaults)
         if not any(group["params"] for group in self.param_groups):
             raise ValueError("params holds no parameter with requires_grad=True: unfreeze at least one")
+        if blocks is not None:
+            for group, numbers in zip(self.param_groups, numbers_of_blocks(self.param_groups, blocks)):
+                group["block"] = numbers
+        if sparsity is not None:
+            for group, ratios in zip(self.param_groups, kept_by_magnitude(self.param_groups, sparsity)):
+                group["keep"] = ratios
         self._bind()
+
+    @property
+    def forwards(self) -> int:
+        group = self.param_groups[0]
+        each = group["q"] * len(self.model.parts)
+        return 1 + each if group["estimator"] == "one-sided" else 2 * each
+
+    def _estimate(self, closure) -> Estimate:
+        """Measure, and leave the weights wherever the last loss was evaluated: ``model`` owes the way back."""
+        group = self.param_groups[0]
+        keys = [self._key(probe) for probe in range(group["q"])]
+        return measure(self.model, closure, keys, self._setting("eps"), group["estimator"])
 
     def step(self, closure=None):
         """One step: measure the loss at the perturbed weights, then move.
@@ -75,7 +115,7 @@ class ZerothOrder(torch.optim.Optimizer):
     def apply(self, estimate: Estimate) -> None:
         """Move along an estimate and count one step. An Estimate of logged terms replays a step without evaluating anything."""
         self._update(estimate)
-        if self.param_groups[0]["defer"]:
+        if self.param_groups[0].get("defer"):
             self._versions = [p._version for p in self.layout.params]
         else:
             self.model.settle()
@@ -98,7 +138,7 @@ class ZerothOrder(torch.optim.Optimizer):
 
     def _check_untouched(self):
         """What is owed was reckoned from the weights as the last step left them."""
-        if self.model.owed[0] and self._versions != [p._version for p in self.layout.params]:
+        if self.model.owes and self._versions != [p._version for p in self.layout.params]:
             raise RuntimeError(
                 f"the weights were changed while the update of step {self.param_groups[0]['step'] - 1} was still owed (defer=True): call "
                 "flush() before load_state_dict or anything else that writes to them"
@@ -137,7 +177,8 @@ class ZerothOrder(torch.optim.Optimizer):
 
     def add_param_group(self, param_group):
         if hasattr(self, "model"):
-            param_group = {**{name: self.param_groups[0][name] for name in (*SHARED, "skipped")}, **param_group}
+            first = self.param_groups[0]
+            param_group = {**{name: first[name] for name in (*SHARED, "skipped") if name in first}, **param_group}
         super().add_param_group(param_group)
         group = self.param_groups[-1]
         try:
@@ -147,6 +188,10 @@ class ZerothOrder(torch.optim.Optimizer):
                 if name in group:
                     group[name] = [group[name][i] for i in live]
             if hasattr(self, "model"):
+                if "block" in first:  # of its own, after all others
+                    group.setdefault("block", [1 + max(max(g["block"]) for g in self.param_groups[:-1])] * len(live))
+                if "keep" in first:
+                    group.setdefault("keep", [1.0] * len(live))
                 self._bind()
         except BaseException:
             del self.param_groups[-1]
@@ -164,7 +209,13 @@ class ZerothOrder(torch.optim.Optimizer):
                     f"param_groups[{i}] was saved with noise_spec={group.get('noise_spec')!r}, this zokern makes noise {SPEC_VERSION}: "
                     "resume with the zokern that saved it"
                 )
-        super().load_state_dict(state_dict)
+        super().load_state_dict({**state_dict, "state": {}})
+        # torch would round what is kept in float32 to the dtype of 16-bit parameters.
+        numbers = (i for group in state_dict["param_groups"] for i in group["params"])
+        for i, p in zip(numbers, (p for group in self.param_groups for p in group["params"])):
+            if i in state_dict["state"]:
+                held = state_dict["state"][i]
+                self.state[p] = {name: v.to(p.device, copy=True) if isinstance(v, torch.Tensor) else v for name, v in held.items()}
 
     def __setstate__(self, state):
         super().__setstate__(state)
@@ -178,8 +229,9 @@ class ZerothOrder(torch.optim.Optimizer):
     def _bind(self):
         if hasattr(self, "model"):
             self.flush()
-        self.layout = Layout(self.param_groups)
-        self.model = InPlace(self.layout)
+        listed = {name: [x for g in self.param_groups for x in g[name]] for name in ("keep", "block") if name in self.param_groups[0]}
+        self.layout = Layout(self.param_groups, listed.get("keep"), listed.get("block"))
+        self.model = InPlace(self.layout) if len(self.layout.blocks) == 1 else BlockByBlock(self.layout)
 
     def _check(self, group):
         for name, (holds, cure) in RULES.items():
@@ -199,9 +251,9 @@ class ZerothOrder(torch.optim.Optimizer):
         group = self.param_groups[0]
         return NoiseKey.of(group["seed"], group["step"], purpose, probe)
 
-    def _setting(self, name):
-        """A group setting as add_noise_ takes coefficients: one value where the groups agree, else a tensor [groups]."""
-        values = [group[name] for group in self.param_groups]
+    def _setting(self, name, of=lambda value: value):
+        """A setting as add_noise_ takes coefficients: one value where the groups agree, else a tensor [layout.groups]."""
+        values = [of(self.param_groups[group][name]) for group, _ in self.layout.cells]
         if not any(isinstance(v, torch.Tensor) for v in values):
             if all(v == values[0] for v in values):
                 return values[0]

@@ -1,0 +1,72 @@
+"""Which block a parameter belongs to, and which share of it is perturbed: settled at construction, kept in the groups."""
+
+import torch
+
+from ..ops.handover import pieces
+
+
+def numbers_of_blocks(groups, blocks) -> list[list[int]]:
+    """For each group the number of the block of each of its parameters.
+
+    Args:
+        groups: as in ``torch.optim``.
+        blocks: list of lists of parameters.
+    Raises:
+        ValueError: a block that is empty, or a parameter in none or in two of them.
+    """
+    number = {}
+    for b, block in enumerate(blocks):
+        block = list(block)
+        if not block:
+            raise ValueError(f"blocks[{b}] is empty: leave it out")
+        for p in block:
+            if not isinstance(p, torch.Tensor):
+                raise TypeError(f"blocks[{b}] holds a {type(p).__name__}: pass lists of parameters")
+            if number.setdefault(id(p), b) != b:
+                raise ValueError(f"a parameter of shape {tuple(p.shape)} is in blocks[{number[id(p)]}] and in blocks[{b}]: pass it in one")
+    for g, group in enumerate(groups):
+        for i, p in enumerate(group["params"]):
+            if id(p) not in number:
+                name = f" ({group['param_names'][i]!r})" if "param_names" in group else ""
+                raise ValueError(
+                    f"param_groups[{g}]['params'][{i}]{name} of shape {tuple(p.shape)} is in none of the {len(blocks)} blocks: add it"
+                )
+    return [[number[id(p)] for p in group["params"]] for group in groups]
+
+
+@torch.no_grad()
+def kept_by_magnitude(groups, sparsity) -> list[list[float]]:
+    """For each group the share of each of its parameters that is left when the smallest ``sparsity`` of all elements go.
+
+    A tensor of which nothing would be left keeps one element on average.
+
+    Raises:
+        ValueError: sparsity outside [0, 1).
+    Reference: Zhang et al. 2024, "Revisiting Zeroth-Order Optimization for Memory-Efficient LLM Fine-Tuning", section 5, "sparsity-induced
+        gradient estimation".
+    """
+    if isinstance(sparsity, bool) or not isinstance(sparsity, float | int) or not 0 <= sparsity < 1:
+        raise ValueError(f"sparsity={sparsity!r}: pass a number in [0, 1), the share of elements that z leaves alone")
+    params = [p for group in groups for p in group["params"] if p.numel()]
+    # The bits of |x| as an integer are in the order of |x|: the threshold's upper half first, then its lower half.
+    rank = int(sparsity * sum(p.numel() for p in params))
+    high = _bin(params, lambda u: u >> 16, 1 << 15, rank)
+    before = sum(int((u >> 16 < high).sum()) for p in params for u in _magnitudes(p))
+    low = _bin(params, lambda u: (u & 0xFFFF)[u >> 16 == high], 1 << 16, rank - before)
+    least = high << 16 | low
+    return [
+        [max(sum(int((u >= least).sum()) for u in _magnitudes(p)), 1) / p.numel() if p.numel() else 1.0 for p in group["params"]]
+        for group in groups
+    ]
+
+
+def _bin(params, digit, digits, rank) -> int:
+    """The digit of the element of this rank, in ascending order."""
+    count = sum(torch.bincount(digit(u), minlength=digits).cpu() for p in params for u in _magnitudes(p))
+    return int((count.cumsum(0) <= rank).sum())
+
+
+def _magnitudes(p):
+    """|x| as integers in the order of |x|, piece by piece: never a copy of the parameter."""
+    for (part,), _ in pieces([p.detach()], 0):
+        yield part.float().contiguous().view(-1).view(torch.int32) & 0x7FFFFFFF

@@ -1,0 +1,227 @@
+"""MeZO-SVRG: variance reduction without a gradient, or a full-batch gradient, in memory."""
+
+from contextlib import contextmanager
+from dataclasses import replace
+
+import torch
+
+from ..estimate import Estimate, two_point
+from ..noise.spec import ANCHOR
+from ..perturb import InPlace
+from .base import ZerothOrder
+
+
+class MeZOSVRG(ZerothOrder):
+    """Zeroth-order SVRG: every q steps the loss of the full batch is measured, and the steps between are corrected by it.
+
+    t mod q = 0:   anchor <- theta;   G <- g_full z_full;   theta <- theta - lr_full G
+    otherwise:     theta <- theta - lr (g_I(theta; z) - g_I(anchor; z)) z - lr G
+
+    G is a term, not a tensor, and the minibatch I is seen along one z at theta and at the anchor, so that the difference is a control
+    variate. Where the full batch's loss was not finite, the steps until the next anchor are MeZO's.
+
+    Args:
+        params: parameters, named parameters, or groups of them with their own lr, lr_full, eps, weight_decay.
+        lr: step between anchors (eta_2). Default 1e-6.
+        lr_full: step at anchors (eta_1), usually larger. Default 1e-5.
+        q: steps from anchor to anchor. Default 2.
+        eps: perturbation radius, in units of theta. Default 1e-3.
+        weight_decay: decoupled. Default 0.
+        anchor: "copy" keeps the anchor's weights: one number an element. "replay" makes them again from the logged terms of the at most q
+            steps since: no memory, exact up to rounding, and rounding is what 16-bit weights cannot afford. Default None: "replay" where
+            all parameters are float32, else "copy".
+        seed: in [0, 2**64). Default 0.
+        sparsity: sparse estimates, see ``ZerothOrder``; both sides of a control variate have the same mask. Default None.
+    State: with anchor="copy", "anchor" of each parameter. ``param_groups`` hold "trail": the anchor's step, g_full, whether its loss was
+        finite, and with anchor="replay" the coefficients of every step since.
+    Raises:
+        ValueError: q < 1, anchor="replay" with weight_decay, a setting out of range.
+    Reference: Gautam et al. 2024, "Variance-Reduced Zeroth-Order Methods for Fine-Tuning Language Models", Algorithm 1 and remark 3.2.
+    """
+
+    capturable = False
+
+    def __init__(self, params, lr=1e-6, lr_full=1e-5, q=2, eps=1e-3, weight_decay=0.0, anchor=None, seed=0, sparsity=None):
+        settings = dict(lr=lr, lr_full=lr_full, q=q, eps=eps, weight_decay=weight_decay, anchor=anchor, seed=seed, trail=None)
+        self._full_closure = None
+        super().__init__(params, settings, sparsity=sparsity)
+        if anchor is None:
+            exact = all(p.dtype == torch.float32 for p in self.layout.params) and not any(g["weight_decay"] for g in self.param_groups)
+            for group in self.param_groups:
+                group["anchor"] = "replay" if exact else "copy"
+        if self._copies:
+            self._check_unshared()
+        elif any(group["weight_decay"] for group in self.param_groups):
+            raise ValueError('anchor="replay" with weight_decay: what has decayed is not made again from noise: pass anchor="copy"')
+
+    @property
+    def forwards(self) -> int:
+        """Forward passes of a step between anchors; at an anchor it is two full batches'."""
+        return 4
+
+    @property
+    def at_anchor(self) -> bool:
+        """Whether the next step is an anchor's, which calls ``full_closure``."""
+        return self.param_groups[0]["step"] % self.param_groups[0]["q"] == 0
+
+    def step(self, closure=None, full_closure=None):
+        """One step.
+
+        Args:
+            closure: () -> loss of a minibatch, the same each time it is called.
+            full_closure: () -> loss of the full batch, or of a large one: a number or 0-dim tensor; it may iterate a loader. Called,
+                twice, at anchors only.
+        Raises:
+            ValueError: no full_closure at an anchor.
+        """
+        if closure is not None and self.at_anchor and full_closure is None:
+            step, q = self.param_groups[0]["step"], self.param_groups[0]["q"]
+            raise ValueError(f"full_closure=None at step {step}, an anchor (q={q}): call step(closure, full_closure)")
+        self._full_closure = full_closure
+        try:
+            return super().step(closure)
+        finally:
+            self._full_closure = None
+
+    def estimate(self, closure, full_closure=None) -> Estimate:
+        """Measure and restore; ``apply`` moves along it. Arguments as in ``step``."""
+        if self.at_anchor and full_closure is None:
+            raise ValueError("full_closure=None at an anchor: call estimate(closure, full_closure)")
+        self._full_closure = full_closure
+        try:
+            return super().estimate(closure)
+        finally:
+            self._full_closure = None
+
+    def add_param_group(self, param_group):
+        if hasattr(self, "model") and not self.at_anchor:
+            raise ValueError(f"step {self.param_groups[0]['step']} is between two anchors: add parameters where `at_anchor` is True")
+        super().add_param_group(param_group)
+
+    def _estimate(self, closure) -> Estimate:
+        eps = self._setting("eps")
+        if self.at_anchor:
+            return two_point(self.model, self._full_closure, self._key(purpose=ANCHOR), eps)
+        here = two_point(self.model, closure, self._key(), eps)
+        with self._at_anchor() as anchor:
+            there = two_point(anchor, closure, self._key(), eps)
+        trail = self.param_groups[0]["trail"]
+        ((key, g),), ((_, g_anchor),) = here.terms, there.terms
+        skipped = here.skipped | (there.skipped & trail["good"])
+        terms = [(key, g - torch.where(trail["good"], g_anchor, 0.0)), (self._full_key(), trail["g_full"])]
+        return replace(here, terms=[(k, torch.where(skipped, 0.0, c)) for k, c in terms], skipped=skipped)
+
+    def _update(self, estimate: Estimate) -> None:
+        lr = self._setting("lr_full" if self.at_anchor else "lr")
+        moves = [(key, -lr * g) for key, g in estimate.terms]
+        if self.at_anchor:
+            self.model.settle()
+            if self._copies:
+                for p in self.layout.params:
+                    self.state[p].setdefault("anchor", torch.empty_like(p, requires_grad=False)).copy_(p)
+            ((_, g_full),) = estimate.terms
+            trail = dict(anchor=self.param_groups[0]["step"], g_full=torch.as_tensor(g_full), good=~estimate.skipped, moves=())
+        else:
+            trail = self.param_groups[0]["trail"]
+        if not self._copies:
+            trail = dict(trail, moves=(*trail["moves"], tuple(torch.as_tensor(c) for _, c in moves)))
+        for group in self.param_groups:
+            group["trail"] = trail
+        self.model.owe(moves, self._decay(estimate))
+
+    def _full_key(self):
+        return replace(self._key(purpose=ANCHOR), step=self.param_groups[0]["trail"]["anchor"])
+
+    @contextmanager
+    def _at_anchor(self):
+        """-> where the loss is evaluated at the anchor. Afterwards the weights are at theta, or owe the way back."""
+        if not self._copies:
+            since = self._since()
+            self.model.owe([(key, -c) for key, c in since])
+            try:
+                yield self.model
+            except BaseException:
+                self.model.add(since)
+                raise
+            self.model.owe(since)
+            return
+        anchor = InPlace(self.layout.over([self.state[p]["anchor"] for p in self.layout.params]))
+        weights = [p.data for p in self.layout.params]
+        try:
+            for p, copied in zip(self.layout.params, anchor.layout.params):
+                p.data = copied
+            yield anchor
+            anchor.settle()
+        except BaseException:
+            self._put_back(weights)
+            self.model.settle()
+            raise
+        self._put_back(weights)
+
+    def _put_back(self, weights):
+        for p, data in zip(self.layout.params, weights):
+            p.data = data
+        torch.clear_autocast_cache()
+
+    def _since(self):
+        """theta - anchor as terms: one of each step's minibatch, and one of the full batch for all of them."""
+        trail = self.param_groups[0]["trail"]
+        (full,), *later = trail["moves"]
+        for _, c in later:
+            full = full + c
+        own = [(replace(self._key(), step=trail["anchor"] + 1 + i), c) for i, (c, _) in enumerate(later)]
+        return [(self._full_key(), full), *own]
+
+    @property
+    def _copies(self) -> bool:
+        return self.param_groups[0]["anchor"] == "copy"
+
+    def _check_unshared(self):
+        kept = {id(p) for p in self.layout.params}
+        for g, group in enumerate(self.param_groups):
+            for i, p in enumerate(group["params"]):
+                if id(p) not in kept and p.numel():
+                    raise ValueError(
+                        f'anchor="copy": param_groups[{g}]["params"][{i}] shares the memory of another parameter, which is to be exchanged '
+                        'for its copy: tie them as one Parameter, or pass anchor="replay"'
+                    )
+
+
+class Annealing:
+    """Divides lr and lr_full by alpha after a window of steps whose mean loss is more than kappa times that of the window before.
+
+    Call ``step(loss)`` after each step of the optimizer. It looks at the losses, and so waits for the device, once a window.
+
+    Args:
+        optimizer: any; what it has of lr and lr_full is divided, in every group.
+        window: steps, as many as an epoch has batches.
+        kappa: threshold of the ratio. Default 1.05.
+        alpha: divisor. Default 5.
+    Raises:
+        ValueError: window < 1, kappa <= 0 or alpha <= 0.
+    Reference: Gautam et al. 2024, "Variance-Reduced Zeroth-Order Methods for Fine-Tuning Language Models", Algorithm 4.
+    """
+
+    def __init__(self, optimizer, window, kappa=1.05, alpha=5.0):
+        if not (isinstance(window, int) and window >= 1 and kappa > 0 and alpha > 0):
+            raise ValueError(f"window={window!r}, kappa={kappa!r}, alpha={alpha!r}: pass an integer >= 1 and two numbers > 0")
+        self.optimizer, self.window, self.kappa, self.alpha = optimizer, window, kappa, alpha
+        self.losses, self.before = [], None
+
+    def step(self, loss) -> None:
+        self.losses.append(torch.as_tensor(loss).detach())
+        if len(self.losses) < self.window:
+            return
+        mean, self.losses = float(torch.stack(self.losses).double().mean()), []
+        if self.before is not None and mean > self.kappa * self.before:
+            for group in self.optimizer.param_groups:
+                for name in ("lr", "lr_full"):
+                    if name in group:
+                        group[name] = group[name] / self.alpha
+        self.before = mean
+
+    def state_dict(self) -> dict:
+        return dict(losses=[float(loss) for loss in self.losses], before=self.before)
+
+    def load_state_dict(self, state) -> None:
+        self.losses, self.before = [torch.tensor(loss) for loss in state["losses"]], state["before"]
