@@ -62,7 +62,7 @@ def update_(layout: Layout, rule: str, terms, numbers, state=(), owed=(), decay=
             float32, or all bfloat16, which is rounded stochastically. Zeros, as ``torch.zeros_like`` makes them, to start with.
         owed: terms that go into theta before the rule, in units of theta. Default none.
         decay: what theta is multiplied by before that. Default 1.0.
-        rounding: for bfloat16 state, ``NoiseKey.of(seed, step, ROUNDING, probe)``: state number s is rounded with probe + s.
+        rounding: for bfloat16 state, ``NoiseKey.of(seed, step, ROUNDING, probe)``: m is rounded with probe, v and w with probe + 1.
     Raises:
         TypeError, ValueError: an argument of another kind, number, shape, strides, dtype or device, named with its cure.
     """
@@ -152,4 +152,5 @@ def _rounding_keys(rule, dtype, rounding):
     if not isinstance(rounding, NoiseKey) or rounding.stream >> 24 != ROUNDING:
         raise ValueError(f"rounding={rounding!r}: bfloat16 state needs a key of its own, zokern.NoiseKey.of(seed, step, {ROUNDING})")
     probe = rounding.stream & 0xFFFFFF
-    return [NoiseKey.of(rounding.seed, rounding.step, ROUNDING, probe + s) for s in range(len(rule.state))]
+    # v and w by the same bits: w is never below v, and so it stays.
+    return [NoiseKey.of(rounding.seed, rounding.step, ROUNDING, probe + min(s, 1)) for s in range(len(rule.state))]

@@ -265,8 +265,8 @@ class ZerothOrder(torch.optim.Optimizer):
         device = self.layout.params[0].device
         return torch.stack([torch.as_tensor(v, dtype=torch.float64).to(device, non_blocking=True) for v in values])
 
-    def _decay(self, estimate):
-        """1 - lr * weight_decay; 1 where the step is skipped."""
+    def _decay(self, estimate, rate="lr"):
+        """1 - lr * weight_decay; 1 where the step is skipped. ``rate``: the name of the setting that is this step's lr."""
         if not any(group["weight_decay"] for group in self.param_groups):
             return 1.0
-        return 1 - self._setting("lr") * self._setting("weight_decay") * (~estimate.skipped).double()
+        return 1 - self._setting(rate) * self._setting("weight_decay") * (~estimate.skipped).double()

@@ -112,7 +112,8 @@ class MeZOSVRG(ZerothOrder):
         return replace(here, terms=[(k, torch.where(skipped, 0.0, c)) for k, c in terms], skipped=skipped)
 
     def _update(self, estimate: Estimate) -> None:
-        lr = self._setting("lr_full" if self.at_anchor else "lr")
+        rate = "lr_full" if self.at_anchor else "lr"
+        lr = self._setting(rate)
         moves = [(key, -lr * g) for key, g in estimate.terms]
         if self.at_anchor:
             self.model.settle()
@@ -127,7 +128,7 @@ class MeZOSVRG(ZerothOrder):
             trail = dict(trail, moves=(*trail["moves"], tuple(torch.as_tensor(c) for _, c in moves)))
         for group in self.param_groups:
             group["trail"] = trail
-        self.model.owe(moves, self._decay(estimate))
+        self.model.owe(moves, self._decay(estimate, rate))
 
     def _full_key(self):
         return replace(self._key(purpose=ANCHOR), step=self.param_groups[0]["trail"]["anchor"])
