@@ -13,6 +13,7 @@ from tolerances import RESTORED
 from zokern import MeZO, MeZOSVRG, NoiseKey, ZOAdam, ZOConservative, ZOMomentum, ZOSign
 from zokern.estimate import Estimate
 
+
 class SVRG(MeZOSVRG):
     """Where one closure stands for the minibatch and for the full batch."""
 

@@ -90,9 +90,8 @@ def test_against_the_textbook(name, how, sparsity, weight_decay, explicit):
     params = start()
     blocks = how.get("blocks") and [[params[i] for i in block] for block in how["blocks"]]
     estimator = "one-sided" if how.get("one_sided") else "two-point"
-    opt = make(
-        params, eps=1e-2, seed=SEED, weight_decay=weight_decay, q=how.get("q", 1), estimator=estimator, blocks=blocks, sparsity=sparsity, **settings
-    )  # fmt: skip
+    settings = dict(settings, weight_decay=weight_decay, q=how.get("q", 1), estimator=estimator, blocks=blocks, sparsity=sparsity)
+    opt = make(params, eps=1e-2, seed=SEED, **settings)
     values, state, lr, calls = [p.detach().double() for p in params], {}, settings["lr"], []
     for t in range(1, STEPS + 1):
         grad = estimated(values, t - 1, explicit, opt.layout, **how)

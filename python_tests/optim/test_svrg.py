@@ -36,9 +36,12 @@ class Regression:
 
 def textbook(problem, steps, q, lr, lr_full, weight_decay, z_of):
     params = [p.detach().double() for p in problem.params]
-    difference = lambda params, z, rows: (  # noqa: E731
-        problem.loss([p + EPS * d for p, d in zip(params, z)], rows) - problem.loss([p - EPS * d for p, d in zip(params, z)], rows)
-    ) / (2 * EPS)
+    difference = lambda params, z, rows: (
+        (  # noqa: E731
+            problem.loss([p + EPS * d for p, d in zip(params, z)], rows) - problem.loss([p - EPS * d for p, d in zip(params, z)], rows)
+        )
+        / (2 * EPS)
+    )
     for t in range(steps):
         rows = slice(16 * (t % 16), 16 * (t % 16) + 16)
         shrunk = lambda lr: [(1 - lr * weight_decay) * p for p in params]  # noqa: B023, E731
