@@ -3,10 +3,13 @@ disassembles them, and counts every instruction of the steady-state loop (whole 
 
     python bench/sass.py --arch 90 --dtype bf16 --terms 1 2
     python bench/sass.py --backend cuda
+    python bench/sass.py --rule adam --state bf16
     python bench/sass.py --json sass.jsonl
 
 A count is the whole body of the loop over blocks divided by the elements that a thread handles in one turn, addressing,
 uniform datapath and branch included. With terms = n the loop over terms is nested in it: `each term` is its body, `each block` the rest.
+--rule counts the kernels of an update instead. Where a root or a quotient needs more than the usual path, it is not counted; the CUDA
+kernels for n terms hold the code of the mask too.
 """
 
 import argparse
@@ -21,6 +24,7 @@ from collections import Counter
 from contextlib import redirect_stdout
 from functools import cache
 from io import StringIO
+from itertools import product
 from pathlib import Path
 
 os.environ.pop("TRITON_INTERPRET", None)  # it would replace the compiler, and is read when triton is imported
@@ -32,21 +36,18 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from zokern.kernels.spans import BLOCK
-from zokern.kernels.triton import accumulate
+from zokern.kernels.triton import accumulate, moments
+from zokern.ops.moments import RULES
 
-SOURCE = Path(__file__).resolve().parent.parent / "csrc/cuda/add_noise.cu"
-CUDA_THREADS = 128  # of a block, kThreads in csrc/cuda/kernel.hpp
+SOURCES = Path(__file__).resolve().parent.parent / "csrc/cuda"
+CUDA_THREADS = 128  # of a block, kThreads in csrc/cuda/normals.hpp
 
 DTYPES = {"fp32": tl.float32, "bf16": tl.bfloat16, "fp16": tl.float16}
-SIGNATURE = {
-    "spans": "*i64",
-    "keys": "*i32",
-    "coefficients": "*fp32",
-    "decay": "*fp32",
-    "terms": "i32",
-    "groups": "i32",
-    "one": "i32",
-}
+# As C++ compilers write them in the names of functions.
+MANGLED = {"fp32": "f", "bf16": "13__nv_bfloat16", "fp16": "6__half"}
+MANGLED_RULES = {"sign": "4SignE", "momentum": "8MomentumE", "adam": "8AdamLikeILb0EEE", "amsgrad": "8AdamLikeILb1EEE"}
+POINTERS = {"spans": "*i64", "states": "*i64", "keys": "*i32", "rounding": "*i32"}
+INTEGERS = ("terms", "n_keys", "groups", "one")
 # Opcode -> the pipe that issues it, first match wins. A move by IMAD or HFMA2 is a move that ptxas put on the FMA pipe.
 PIPES = {
     "move": r"MOV|IMAD\.MOV|HFMA2|CS2R",
@@ -61,20 +62,28 @@ PIPES = {
 }
 
 
-def compile_triton(arch: int, dtype: str, terms: str, decay: bool):
-    """The kernel as ``add_noise_`` launches it."""
-    constants = {
-        "DTYPE": DTYPES[dtype],
-        "TERMS": 0 if terms == "n" else int(terms),
-        "DECAY": decay,
-        "MASKED": False,
-        "BLOCK": BLOCK,
-        "SLOW": accumulate.SLOW,
-    }
-    source = ASTSource(accumulate.add_noise_kernel, {**SIGNATURE, **dict.fromkeys(constants, "constexpr")}, constants)
-    options = {"num_warps": accumulate.WARPS, "enable_fp_fusion": False}
+def compile_triton(arch: int, dtype: str, terms: str, decay: bool, rule: str | None, state: str):
+    """The kernel as ``add_noise_`` or ``update_`` launches it, for tensors without masks."""
+    constants = {"DTYPE": DTYPES[dtype], "DECAY": decay, "MASKED": False}
+    if rule is None:
+        place, kernel = accumulate, accumulate.add_noise_kernel
+        constants |= {"TERMS": 0 if terms == "n" else int(terms), "BLOCK": BLOCK, "SLOW": accumulate.SLOW}
+    else:
+        place, kernel = moments, moments.update_kernel
+        constants |= {"RULE": RULES[rule].code, "STATE": DTYPES[state], "ONE_KEY": terms == "1", "ROW": moments.ROW, "SLOW": moments.SLOW}
+    kind = lambda name: "constexpr" if name in constants else "i32" if name in INTEGERS else POINTERS.get(name, "*fp32")  # noqa: E731
+    source = ASTSource(kernel, {name: kind(name) for name in kernel.arg_names}, constants)
+    options = {"num_warps": place.WARPS, "enable_fp_fusion": False}
     with redirect_stdout(StringIO()):  # Triton prints the whole PTX when ptxas refuses it
         return triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
+
+
+def mangled(dtype: str, terms: str, decay: bool, rule: str | None, state: str) -> str:
+    """What only the name of one CUDA kernel matches."""
+    if rule is None:
+        return f"add_noise_kernelI{MANGLED[dtype]}Li{0 if terms == 'n' else terms}ELb{int(decay)}ELb0E"
+    second = r"S\w?_" if state == dtype == "bf16" else MANGLED[state]  # a name is written out once
+    return rf"update_kernelI{MANGLED[dtype]}{second}NS_{MANGLED_RULES[rule]}Lb{int(terms == '1')}E"
 
 
 def run_tool(name: str, *arguments: str) -> str:
@@ -84,16 +93,16 @@ def run_tool(name: str, *arguments: str) -> str:
 
 
 @cache
-def compile_cuda(arch: int) -> tuple[bytes, str]:
-    """The cubin of all kernels of csrc/cuda, and nvcc's version."""
+def compile_cuda(arch: int, name: str) -> tuple[bytes, str]:
+    """The cubin of the kernels of one file of csrc/cuda, and nvcc's version."""
     home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH") or "/usr/local/cuda"
     nvcc = shutil.which("nvcc") or shutil.which(os.path.join(home, "bin", "nvcc"))
     if nvcc is None:
         raise RuntimeError("no nvcc in PATH, $CUDA_HOME or /usr/local/cuda: install the CUDA toolkit")
     with tempfile.TemporaryDirectory() as folder:
-        cubin = Path(folder, "add_noise.cubin")
+        cubin = Path(folder, "kernels.cubin")
         flags = ["-std=c++17", "-O3", "--fmad=false", f"-arch=sm_{arch}", "-cubin"]  # as in setup.py
-        subprocess.run([nvcc, *flags, SOURCE, "-o", cubin], check=True, capture_output=True, text=True)
+        subprocess.run([nvcc, *flags, SOURCES / f"{name}.cu", "-o", cubin], check=True, capture_output=True, text=True)
         said = subprocess.run([nvcc, "--version"], check=True, capture_output=True, text=True).stdout
         return cubin.read_bytes(), re.search(r"release ([0-9.]+)", said)[1]
 
@@ -145,23 +154,21 @@ def count(instructions: list[str]) -> dict[str, int]:
     return {pipe: pipes[pipe] for pipe in (*PIPES, "other") if pipe != "other" or pipes[pipe]}
 
 
-def measure(backend: str, arch: int, dtype: str, terms: str, decay: bool) -> dict:
+def measure(backend: str, arch: int, dtype: str, terms: str, decay: bool, rule: str | None = None, state: str = "fp32") -> dict:
     """One line of the table."""
     if backend == "triton":
-        kernel = compile_triton(arch, dtype, terms, decay)
-        instructions, labels, usage = disassemble(kernel.asm["cubin"], "add_noise_kernel")
-        elements = BLOCK // (32 * accumulate.WARPS)
+        kernel = compile_triton(arch, dtype, terms, decay, rule, state)
+        instructions, labels, usage = disassemble(kernel.asm["cubin"], "add_noise_kernel" if rule is None else "update_kernel")
+        elements = BLOCK // (32 * accumulate.WARPS) if rule is None else moments.ROW // (32 * moments.WARPS)
         about = {
             "shared_bytes": kernel.metadata.shared,
             "convert_layouts": kernel.asm["ttgir"].count("ttg.convert_layout"),
             "triton": triton.__version__,
         }
     else:
-        cubin, version = compile_cuda(arch)
-        storage = {"fp32": "f", "bf16": "13__nv_bfloat16", "fp16": "6__half"}[dtype]
-        name = f"add_noise_kernelI{storage}Li{0 if terms == 'n' else terms}ELb{int(decay)}ELb0E"
-        instructions, labels, usage = disassemble(cubin, name)
-        elements = BLOCK // CUDA_THREADS
+        cubin, version = compile_cuda(arch, "add_noise" if rule is None else "update")
+        instructions, labels, usage = disassemble(cubin, mangled(dtype, terms, decay, rule, state))
+        elements = BLOCK // CUDA_THREADS if rule is None else 4 if dtype == state == "fp32" else 8
         about = {"shared_bytes": usage["SHARED"], "convert_layouts": 0, "nvcc": version}
     every = loops(instructions, labels)
     wide = [loop for loop in every if any("STG.E.128" in instructions[n] for n in loop)]
@@ -174,7 +181,8 @@ def measure(backend: str, arch: int, dtype: str, terms: str, decay: bool) -> dic
     inner = [instructions[n] for loop in nested for n in loop]
     outer = [instructions[n] for n in steady if not any(n in loop for loop in nested)]
     return {
-        "op": "add_noise_",
+        "op": "add_noise_" if rule is None else "update_",
+        **({} if rule is None else {"rule": rule, "state": state}),
         "backend": backend,
         "arch": arch,
         "dtype": dtype,
@@ -200,7 +208,8 @@ def table(lines: list[dict]) -> str:
     head = "arch dtype terms decay count loop /element".split() + [*pipes, "other"] + "regs spills cvt smem accesses".split()
     rows = [head]
     for line in lines:
-        name = [f"sm_{line['arch']}", line["dtype"], line["terms"], "yes" if line["decay"] else "no"]
+        dtype = " ".join(filter(None, (line.get("rule"), line["dtype"], line.get("state"))))
+        name = [f"sm_{line['arch']}", dtype, line["terms"], "yes" if line["decay"] else "no"]
         tail = [str(line[key]) for key in ("registers", "spills", "convert_layouts", "shared_bytes")]
         tail += [", ".join(f"{n} {access}" for access, n in line["accesses"].items())]
         parts = [("each block", "loop", "per_element", "pipes")]
@@ -222,20 +231,26 @@ def main():
     parser.add_argument("--terms", nargs="+", choices=["1", "2", "n"], default=["1", "2", "n"], help="n: the loop for any number")
     parser.add_argument("--decay", nargs="+", choices=["no", "yes"], default=["no", "yes"])
     parser.add_argument("--json", type=Path, help="append one JSON line a kernel to this file")
+    parser.add_argument("--rule", nargs="+", choices=RULES, default=[], help="count the kernels of update_: with decay, terms 1 and n")
+    parser.add_argument("--state", nargs="+", choices=["fp32", "bf16"], default=["fp32", "bf16"], help="storage of the rule's states")
     arguments = parser.parse_args()
 
+    cases = list(product(arguments.dtype, arguments.terms, [decay == "yes" for decay in arguments.decay]))
+    if arguments.rule:
+        terms = [terms for terms in arguments.terms if terms != "2"]
+        cases = list(product(arguments.dtype, terms, [True], arguments.rule, arguments.state))
+        cases = [case for case in cases if RULES[case[3]].state or case[4] == "fp32"]
     lines, failures = [], []
-    for arch in arguments.arch:
-        for dtype, terms, decay in ((d, t, c) for d in arguments.dtype for t in arguments.terms for c in arguments.decay):
-            try:
-                lines.append(measure(arguments.backend, arch, dtype, terms, decay == "yes"))
-            except Exception as error:
-                said = str(error).strip().splitlines() or [type(error).__name__]
-                reason = next((line for line in said if "fatal" in line), said[0])
-                failures.append(f"{arguments.backend} gives no count for sm_{arch} {dtype} terms={terms} decay={decay}: {reason}")
+    for arch, case in product(arguments.arch, cases):
+        try:
+            lines.append(measure(arguments.backend, arch, *case))
+        except Exception as error:
+            said = str(error).strip().splitlines() or [type(error).__name__]
+            reason = next((line for line in said if "fatal" in line), said[0])
+            failures.append(f"{arguments.backend} gives no count for sm_{arch} {' '.join(map(str, case))}: {reason}")
     if lines:
         compiler = f"triton {triton.__version__}" if arguments.backend == "triton" else f"nvcc {lines[0]['nvcc']}"
-        print(f"{compiler}; a block is {BLOCK} elements, {lines[0]['elements_per_thread']} a thread; columns by pipe are per element")
+        print(f"{compiler}; columns by pipe are instructions an element; the first kernel takes {lines[0]['elements_per_thread']} a thread")
         print(table(lines))
     print(*failures, sep="\n", end="\n" if failures else "")
     if arguments.json:

@@ -30,7 +30,8 @@ class Piece:
     state_shift: int = 0
 
 
-MIXED = [Piece(4096 + 1029, 4096, 1), Piece(3, 3 * 4096, 0), Piece(0), Piece(2048, 4 * 4096, 2, ALL // 3), Piece(77, 5 * 4096, 1, 2**30)]
+MIXED = [Piece(2048 + 29, 4096, 1), Piece(3, 2 * 4096, 0), Piece(0), Piece(1024 + 5, 3 * 4096, 2, ALL // 3), Piece(77, 4 * 4096, 1, 2**30)]
+DENSE = MIXED[:3]
 # What each of the kernels' choices must not change, one at a time; the state is misaligned where theta is not, and the other way round.
 PLACES = {
     "misaligned": [Piece(1100, 4096, shift=1)],

@@ -83,9 +83,10 @@ struct Elements {
     }
 };
 
-/// S: the storage type of the states. kOne: one key and no mask; else any number of keys, and masks.
+/// S: the storage type of the states. kOne: one key and no mask; else any number of keys, and masks, and 128 registers, or ptxas spills
+/// one of them where it would do better.
 template <class T, class S, class R, bool kOne>
-__global__ void __launch_bounds__(kThreads) update_kernel(const __grid_constant__ UpdateLaunch p) {
+__global__ void __launch_bounds__(kThreads, kOne ? 0 : 4) update_kernel(const __grid_constant__ UpdateLaunch p) {
     constexpr int n = kVector<T> > kVector<S> ? kVector<T> : kVector<S>;  // elements that a thread takes at a time, in a row
     constexpr bool kAtRandom = kVector<S> == 8;
     const Span span = p.spans[blockIdx.x];

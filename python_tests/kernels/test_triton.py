@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from update_cases import KINDS, MIXED, PLACES, check_update, keys_of
+from update_cases import DENSE, KINDS, MIXED, PLACES, check_update, keys_of
 
 from zokern.kernels import spans
 from zokern.kernels import triton as backend
@@ -40,7 +40,7 @@ def few_steps(monkeypatch):
     """The interpreter pays for each step, whatever its size."""
     if DEVICE == "cpu":
         monkeypatch.setattr(accumulate, "SLOW", 16384)
-        monkeypatch.setattr(moments, "SLOW", 2048)
+        monkeypatch.setattr(moments, "SLOW", 1024)
 
 
 def add_noise_(tensors, firsts, keys, coefficients, decay=None, groups=None, last=ALL):
@@ -135,14 +135,16 @@ def test_masks(dtype, terms, first):
 
 @pytest.mark.parametrize("rule, dtype, state", KINDS, ids=str)
 def test_update(rule, dtype, state):
-    """Ragged counts, groups, and for two keys masks and decay, in one launch."""
-    check_update(backend.update_, rule, dtype, state, MIXED[:3], keys_of(1), device=DEVICE)
-    check_update(backend.update_, rule, dtype, state, MIXED, keys_of(2), decay=True, device=DEVICE)
+    """Ragged counts and groups in one launch."""
+    check_update(backend.update_, rule, dtype, state, DENSE, keys_of(1), device=DEVICE)
 
 
-@pytest.mark.parametrize("n", [0, 1, 3, 5])
-def test_update_of_any_number_of_keys(n):
-    check_update(backend.update_, "adam", torch.bfloat16, torch.float32, MIXED, keys_of(n), decay=True, device=DEVICE)
+KINDS_MASKED = [("sign", 0, torch.float32), ("momentum", 1, torch.bfloat16), ("adam", 3, torch.float32), ("amsgrad", 5, torch.bfloat16)]
+
+
+@pytest.mark.parametrize("rule, n, state", KINDS_MASKED, ids=str)
+def test_update_with_masks_decay_and_any_number_of_keys(rule, n, state):
+    check_update(backend.update_, rule, DTYPES[n % 3], state, MIXED, keys_of(n), decay=True, device=DEVICE)
 
 
 @pytest.mark.parametrize("place", PLACES)
@@ -245,8 +247,8 @@ COUNTS = [  # arch, dtype, terms, instructions
 ]
 
 
-@pytest.mark.parametrize("arch, dtype, terms, most", COUNTS)
-def test_compiled_loop(tmp_path, arch, dtype, terms, most):
+def count(tmp_path, arch, *arguments):
+    """A line of bench/sass.py, by Triton's own compiler."""
     tools = Path(triton.__file__).parent / "backends/nvidia/bin"
     for tool in ("ptxas", "cuobjdump", "nvdisasm"):
         if not (tools / tool).exists():
@@ -254,14 +256,39 @@ def test_compiled_loop(tmp_path, arch, dtype, terms, most):
     if arch >= 100 and triton.__version__.startswith("3.2."):
         pytest.skip("triton 3.2 does not know sm_100")
     out = tmp_path / "sass.jsonl"
-    arguments = ["--arch", str(arch), "--dtype", dtype, "--terms", str(terms), "--decay", "no", "--json", str(out)]
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    done = subprocess.run([sys.executable, ROOT / "bench/sass.py", *arguments], env=environment, capture_output=True, text=True)
+    command = [sys.executable, ROOT / "bench/sass.py", "--arch", str(arch), *arguments, "--json", str(out)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     (line,) = map(json.loads, out.read_text().splitlines())
-    assert line["per_element"] <= most
     assert line["spills"] == line["stack_bytes"] == line["convert_layouts"] == line["shared_bytes"] == 0
+    return line
+
+
+@pytest.mark.parametrize("arch, dtype, terms, most", COUNTS)
+def test_compiled_loop(tmp_path, arch, dtype, terms, most):
+    line = count(tmp_path, arch, "--dtype", dtype, "--terms", str(terms), "--decay", "no")
+    assert line["per_element"] <= most
     assert {access.rsplit(".")[-1] for access in line["accesses"]} == {"128"}
+
+
+# Measured with triton 3.9: 71.5, 100.5, 34.1; 49.0; 35.5.
+UPDATES = [  # arch, rule, dtype, state, terms, instructions
+    (90, "adam", "bf16", "fp32", "1", 76),
+    (90, "adam", "fp32", "bf16", "1", 104),
+    (90, "amsgrad", "bf16", "bf16", "n", None),
+    (90, "momentum", "fp32", "fp32", "1", 45),
+    (80, "momentum", "bf16", "bf16", "1", 55),
+    (100, "momentum", "fp16", "fp32", "1", 45),
+]
+
+
+@pytest.mark.parametrize("arch, rule, dtype, state, terms, most", UPDATES)
+def test_compiled_loop_of_an_update(tmp_path, arch, rule, dtype, state, terms, most):
+    line = count(tmp_path, arch, "--rule", rule, "--dtype", dtype, "--state", state, "--terms", terms)
+    assert most is None or line["per_element"] <= most
+    stores = {access.rsplit(".")[-1] for access in line["accesses"] if terms == "1" or access.startswith("STG")}
+    assert stores == {"128"}
 
 
 @pytest.mark.gpu

@@ -9,7 +9,7 @@
 #define __device__
 #define __global__
 #define __forceinline__ inline
-#define __launch_bounds__(threads)
+#define __launch_bounds__(...)
 #define __grid_constant__
 
 struct alignas(16) uint4 { uint32_t x, y, z, w; };  // as in CUDA: an access elsewhere crashes

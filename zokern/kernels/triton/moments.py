@@ -15,8 +15,10 @@ from .noise import INTERPRETED, fma, in_order8, normal_at, normal_blocks, words4
 # 8 elements a thread at a time: theta, g and two states in float32 are then 32 registers, and reading them hides their latency.
 WARPS = 4
 ROW = 1024
-SLOW = 512  # elements of a step of the slow path
+# Elements of a step of the slow path. No other tensor here is as long: Triton would lay them out alike, through shared memory.
+SLOW = 256
 
+ONE = tl.constexpr(spec.ONE)
 SIGN, MOMENTUM, ADAM, AMSGRAD = (tl.constexpr(code) for code in range(4))  # the codes of ops.moments.RULES
 
 
@@ -56,10 +58,11 @@ def add_keys(
     last, one, ONE_KEY: tl.constexpr, BLOCKS: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
     """-> (x + sum_k a_k z(key_k), sum_k b_k z(key_k)). Key 0 is given; without ONE_KEY all are read."""
-    g = tl.zeros_like(x)
     if ONE_KEY:
-        x, g = add_key(x, g, at, high, seed0, step0, stream0, a0, b0, last, one, BLOCKS, MASKED)
+        x, g = add_key(x, tl.zeros_like(x), at, high, seed0, step0, stream0, a0, b0, last, one, BLOCKS, MASKED)
     else:
+        # Zeros made of x, which the compiler does not know for a constant: it would lay them out otherwise than x.
+        g = (x.to(tl.int32, bitcast=True) & (one - ONE)).to(tl.float32, bitcast=True)
         for k in range(n_keys):
             seed, step, stream = load_key(keys, k, n_keys)
             here = k * groups
@@ -74,11 +77,10 @@ def load_state(address, at, DTYPE: tl.constexpr, LANES: tl.constexpr, EACH: tl.c
 
 
 @triton.jit
-def store_state(address, at, s, block, high, key, DTYPE: tl.constexpr, LANES: tl.constexpr, EACH: tl.constexpr):
+def store_state(address, at, s, block, high, seed, step, stream, DTYPE: tl.constexpr, LANES: tl.constexpr, EACH: tl.constexpr):
     """``block``: of each lane's eight elements, with whose words they are rounded to bfloat16."""
     state = tl.multiple_of(address.to(tl.pointer_type(DTYPE)), 16)
     if DTYPE == tl.bfloat16:
-        seed, step, stream = load_key(key, 0, 1)
         w0, w1, w2, w3 = words4(block, high, seed, step, stream)
         r = in_order8(w0 & 0xFFFF, w0 >> 16, w1 & 0xFFFF, w1 >> 16, w2 & 0xFFFF, w2 >> 16, w3 & 0xFFFF, w3 >> 16)
         tl.store(state + at + tl.arange(0, EACH * LANES), narrow_at_random(s, r))
@@ -87,11 +89,10 @@ def store_state(address, at, s, block, high, key, DTYPE: tl.constexpr, LANES: tl
 
 
 @triton.jit
-def store_state_at(address, offset, inside, s, i, key, DTYPE: tl.constexpr):
+def store_state_at(address, offset, inside, s, i, seed, step, stream, DTYPE: tl.constexpr):
     """Element by element: i are their indices."""
     state = address.to(tl.pointer_type(DTYPE))
     if DTYPE == tl.bfloat16:
-        seed, step, stream = load_key(key, 0, 1)
         w0, w1, w2, w3 = words4((i >> 3).to(tl.uint32), (i >> 35).to(tl.uint32), seed, step, stream)
         word = tl.where((i & 4) != 0, tl.where((i & 2) != 0, w3, w2), tl.where((i & 2) != 0, w1, w0))
         r = tl.where((i & 1) != 0, word >> 16, word & 0xFFFF)
@@ -136,6 +137,10 @@ def update_kernel(
     numbers += group
     seed0, step0, stream0 = load_key(keys, 0, n_keys)
     a0, b0 = tl.load(a, n_keys > 0), tl.load(b, n_keys > 0)
+    ROUNDED: tl.constexpr = SLOTS if STATE == tl.bfloat16 else 0
+    r0_seed, r0_step, r0_stream = load_key(rounding, 0, ROUNDED)
+    r1_seed, r1_step, r1_stream = load_key(rounding, 1, ROUNDED)
+    r2_seed, r2_step, r2_stream = load_key(rounding, 2, ROUNDED)
     scale = tl.load(decay + group, DECAY)
     n0, n1, n2 = tl.load(numbers), tl.load(numbers + groups, NUMBERS > 1), tl.load(numbers + 2 * groups, NUMBERS > 2)
     n3, n4 = tl.load(numbers + 3 * groups, NUMBERS > 3), tl.load(numbers + 4 * groups, NUMBERS > 3)
@@ -169,11 +174,11 @@ def update_kernel(
         store_lanes(theta + at, x, DTYPE, LANES, EACH)
         block = ((first + at) >> 3).to(tl.uint32) + lanes
         if SLOTS > 0:
-            store_state(p0, at, s0, block, high >> 1, rounding, STATE, LANES, EACH)
+            store_state(p0, at, s0, block, high >> 1, r0_seed, r0_step, r0_stream, STATE, LANES, EACH)
         if SLOTS > 1:
-            store_state(p1, at, s1, block, high >> 1, rounding + 4, STATE, LANES, EACH)
+            store_state(p1, at, s1, block, high >> 1, r1_seed, r1_step, r1_stream, STATE, LANES, EACH)
         if SLOTS > 2:
-            store_state(p2, at, s2, block, high >> 1, rounding + 8, STATE, LANES, EACH)
+            store_state(p2, at, s2, block, high >> 1, r2_seed, r2_step, r2_stream, STATE, LANES, EACH)
 
     # The ragged end, or all of a span that is misaligned or crosses a multiple of 2^34: element by element.
     theta = address.to(tl.pointer_type(DTYPE))
@@ -198,11 +203,11 @@ def update_kernel(
         x, s0, s1, s2 = step(x, g, s0, s1, s2, n0, n1, n2, n3, n4, n5, n6, RULE)
         tl.store(theta + offset, narrow(x, DTYPE), inside)
         if SLOTS > 0:
-            store_state_at(p0, offset, inside, s0, i, rounding, STATE)
+            store_state_at(p0, offset, inside, s0, i, r0_seed, r0_step, r0_stream, STATE)
         if SLOTS > 1:
-            store_state_at(p1, offset, inside, s1, i, rounding + 4, STATE)
+            store_state_at(p1, offset, inside, s1, i, r1_seed, r1_step, r1_stream, STATE)
         if SLOTS > 2:
-            store_state_at(p2, offset, inside, s2, i, rounding + 8, STATE)
+            store_state_at(p2, offset, inside, s2, i, r2_seed, r2_step, r2_stream, STATE)
 
 
 def update_(table, rule, keys, a, b, decay, numbers, state, rounding) -> None:

@@ -109,11 +109,22 @@ def words4(q0, q1, seed, step, stream):
 
 
 @triton.jit
-def normal4(q0, q1, seed, step, stream, one):
-    """The four normals of block q = q1 << 32 | q0; seed is uint64, step and stream are uint32."""
+def mask_stream(stream):
+    """The stream of a key's mask: the same probe, another purpose."""
+    return (stream & 0xFFFFFF) | MASK
+
+
+@triton.jit
+def normal4(q0, q1, seed, step, stream, last, one, MASKED: tl.constexpr):
+    """The four normals of block q = q1 << 32 | q0; seed is uint64, step and stream are uint32. MASKED: +0 where the mask's word is
+    above ``last``."""
     w0, w1, w2, w3 = words4(q0, q1, seed, step, stream)
     z0, z1 = box_muller(w0, w1, one)
     z2, z3 = box_muller(w2, w3, one)
+    if MASKED:
+        w0, w1, w2, w3 = words4(q0, q1, seed, step, mask_stream(stream))
+        z0, z1 = tl.where(w0 <= last, z0, 0.0), tl.where(w1 <= last, z1, 0.0)
+        z2, z3 = tl.where(w2 <= last, z2, 0.0), tl.where(w3 <= last, z3, 0.0)
     return z0, z1, z2, z3
 
 
@@ -132,31 +143,14 @@ def in_order8(a0, a1, a2, a3, a4, a5, a6, a7):
 
 
 @triton.jit
-def mask_stream(stream):
-    """The stream of a key's mask: the same probe, another purpose."""
-    return (stream & 0xFFFFFF) | MASK
-
-
-@triton.jit
 def normal_blocks(q0, q1, seed, step, stream, last, one, BLOCKS: tl.constexpr, MASKED: tl.constexpr):
-    """The normals of blocks q0 .. q0 + BLOCKS - 1 (1 or 2) of every lane, in element order: float32 [lanes * 4 * BLOCKS].
-    MASKED: +0 where the mask's word is above ``last``."""
-    a0, a1, a2, a3 = normal4(q0, q1, seed, step, stream, one)
+    """The normals of blocks q0 .. q0 + BLOCKS - 1 (1 or 2) of every lane, in element order: float32 [lanes * 4 * BLOCKS]."""
+    a0, a1, a2, a3 = normal4(q0, q1, seed, step, stream, last, one, MASKED)
     if BLOCKS == 1:
-        z = in_order4(a0, a1, a2, a3)
+        return in_order4(a0, a1, a2, a3)
     else:
-        b0, b1, b2, b3 = normal4(q0 + 1, q1, seed, step, stream, one)
-        z = in_order8(a0, a1, a2, a3, b0, b1, b2, b3)
-    if MASKED:
-        masks = mask_stream(stream)
-        v0, v1, v2, v3 = words4(q0, q1, seed, step, masks)
-        if BLOCKS == 1:
-            words = in_order4(v0, v1, v2, v3)
-        else:
-            w0, w1, w2, w3 = words4(q0 + 1, q1, seed, step, masks)
-            words = in_order8(v0, v1, v2, v3, w0, w1, w2, w3)
-        z = tl.where(words <= last, z, 0.0)
-    return z
+        b0, b1, b2, b3 = normal4(q0 + 1, q1, seed, step, stream, last, one, MASKED)
+        return in_order8(a0, a1, a2, a3, b0, b1, b2, b3)
 
 
 @triton.jit
