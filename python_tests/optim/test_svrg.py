@@ -36,23 +36,21 @@ class Regression:
 
 def textbook(problem, steps, q, lr, lr_full, weight_decay, z_of):
     params = [p.detach().double() for p in problem.params]
-    difference = lambda params, z, rows: (
-        (  # noqa: E731
-            problem.loss([p + EPS * d for p, d in zip(params, z)], rows) - problem.loss([p - EPS * d for p, d in zip(params, z)], rows)
-        )
-        / (2 * EPS)
-    )
+
+    def difference(params, z, rows):
+        plus, minus = ([p + sign * EPS * d for p, d in zip(params, z)] for sign in (1, -1))
+        return (problem.loss(plus, rows) - problem.loss(minus, rows)) / (2 * EPS)
+
     for t in range(steps):
         rows = slice(16 * (t % 16), 16 * (t % 16) + 16)
-        shrunk = lambda lr: [(1 - lr * weight_decay) * p for p in params]  # noqa: B023, E731
         if t % q == 0:
             anchor, z_full = params, z_of(NoiseKey.of(SEED, t, ANCHOR))
             g_full = difference(params, z_full, slice(None))
-            params = [p - lr_full * g_full * d for p, d in zip(shrunk(lr_full), z_full)]
+            params = [(1 - lr_full * weight_decay) * p - lr_full * g_full * d for p, d in zip(params, z_full)]
         else:
             z = z_of(NoiseKey(SEED, t))
             g = difference(params, z, rows) - difference(anchor, z, rows)
-            params = [p - lr * (g * d + g_full * e) for p, d, e in zip(shrunk(lr), z, z_full)]
+            params = [(1 - lr * weight_decay) * p - lr * (g * d + g_full * e) for p, d, e in zip(params, z, z_full)]
     return params
 
 
