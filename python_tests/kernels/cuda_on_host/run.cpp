@@ -54,9 +54,9 @@ extern "C" void add_noise(int storage, const Span* spans, uint32_t n_spans, bool
     storage == 0 ? run<float>(p, masked, n_spans) : storage == 1 ? run<__nv_bfloat16>(p, masked, n_spans) : run<__half>(p, masked, n_spans);
 }
 
-extern "C" void update(int rule, int storage, int state, const Span* spans, uint32_t n_spans, bool masked,
-                       const int64_t* states, const Key* carried, uint32_t n_keys, const Key* keys, const float* a, const float* b, uint32_t groups, const float* decay,
-                       const float* numbers, const Key* rounding, const uint32_t* clock) {
+extern "C" void update(int rule, int storage, int state, const Span* spans, uint32_t n_spans, bool masked, const int64_t* states,
+                       const Key* carried, uint32_t n_keys, const Key* keys, const float* a, const float* b, uint32_t groups,
+                       const float* decay, const float* numbers, const Key* rounding, const uint32_t* clock) {
     Update pass{spans, states, n_spans, n_keys, groups, masked, clock, a, b, decay, numbers, keys, {}, {}};
     for (uint32_t k = 0; k < kCarried; ++k) pass.carried[k] = k < n_keys ? carried[k] : Key{};
     for (int slot = 0; slot < kSlots; ++slot) pass.rounding[slot] = rounding[slot];
