@@ -40,8 +40,8 @@ void add_noise_(int storage, uintptr_t spans, uint32_t n_spans, bool masked, con
 }
 
 void update_(int rule, int storage, int state, uintptr_t spans, uint32_t n_spans, bool masked, uintptr_t states, const Keys& keys,
-             uint32_t n_keys, uintptr_t all_keys, uintptr_t a, uintptr_t b, uint32_t groups, uintptr_t decay, uintptr_t numbers, const Keys& rounding,
-             uintptr_t clock, int device, uintptr_t stream) {
+             uint32_t n_keys, uintptr_t all_keys, uintptr_t a, uintptr_t b, uint32_t groups, uintptr_t decay, uintptr_t numbers,
+             const Keys& rounding, uintptr_t clock, int device, uintptr_t stream) {
     zokern::Update pass{};
     pass.spans = reinterpret_cast<const zokern::Span*>(spans);
     pass.states = reinterpret_cast<const int64_t*>(states);

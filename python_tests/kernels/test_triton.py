@@ -272,10 +272,10 @@ def test_compiled_loop(tmp_path, arch, dtype, terms, most):
     assert {access.rsplit(".")[-1] for access in line["accesses"]} == {"128"}
 
 
-# Measured with triton 3.9: 71.5, 100.5, 34.1; 49.0; 35.5.
+# Measured with triton 3.9: 71.5, 89.8, 34.1, 45.9 and 35.5.
 UPDATES = [  # arch, rule, dtype, state, terms, instructions
     (90, "adam", "bf16", "fp32", "1", 76),
-    (90, "adam", "fp32", "bf16", "1", 104),
+    (90, "adam", "fp32", "bf16", "1", 94),
     (90, "amsgrad", "bf16", "bf16", "n", None),
     (90, "momentum", "fp32", "fp32", "1", 45),
     (80, "momentum", "bf16", "bf16", "1", 55),

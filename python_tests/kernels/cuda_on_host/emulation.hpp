@@ -30,7 +30,9 @@ inline uint32_t __float_as_uint(float x) { return bits<uint32_t>(x); }
 inline float __fmaf_rn(float a, float b, float c) { return std::fma(a, b, c); }
 inline float __fsqrt_rn(float x) { return std::sqrt(x); }
 inline float __fdiv_rn(float a, float b) { return a / b; }
-inline uint32_t __funnelshift_r(uint32_t low, uint32_t high, uint32_t n) { return static_cast<uint32_t>((uint64_t{high} << 32 | low) >> n); }
+inline uint32_t __funnelshift_r(uint32_t low, uint32_t high, uint32_t n) {
+    return static_cast<uint32_t>((uint64_t{high} << 32 | low) >> n);
+}
 inline void* __cvta_global_to_generic(uintptr_t address) { return reinterpret_cast<void*>(address); }
 
 struct __nv_bfloat16 { uint16_t x; };

@@ -55,8 +55,8 @@ extern "C" void add_noise(int storage, const Span* spans, uint32_t n_spans, bool
 }
 
 extern "C" void update(int rule, int storage, int state, const Span* spans, uint32_t n_spans, bool masked, const int64_t* states,
-                       const Key* carried, uint32_t n_keys, const Key* keys, const float* a, const float* b, uint32_t groups, const float* decay,
-                       const float* numbers, const Key* rounding, const uint32_t* clock) {
+                       const Key* carried, uint32_t n_keys, const Key* keys, const float* a, const float* b, uint32_t groups,
+                       const float* decay, const float* numbers, const Key* rounding, const uint32_t* clock) {
     Update pass{spans, states, n_spans, n_keys, groups, masked, clock, a, b, decay, numbers, keys, {}, {}};
     for (uint32_t k = 0; k < kCarried; ++k) pass.carried[k] = k < n_keys ? carried[k] : Key{};
     for (int slot = 0; slot < kSlots; ++slot) pass.rounding[slot] = rounding[slot];
