@@ -69,7 +69,7 @@ in_seven=(env -C "$seven" PYTHONPATH="$seven")
 sanitizer=$(command -v compute-sanitizer || ls /usr/local/cuda/bin/compute-sanitizer 2>/dev/null)
 if [ -n "$gpu" ]; then
     part "state before" nvidia-smi.txt 15 "${state[@]}"
-    part build build.txt 120 env ZOKERN_CUDA=1 "$python" setup.py build_ext --inplace
+    part build build.txt 150 env ZOKERN_CUDA=1 "$python" setup.py build_ext --inplace
     "${in_seven[@]}" ZOKERN_CUDA=1 "$python" setup.py build_ext --inplace >"$out/build-rounds-7.txt" 2>&1 </dev/null &
     building=$!
     part "tests: gpu" tests.txt 80 "$python" -m pytest -q -m gpu
@@ -88,6 +88,7 @@ if [ -n "$gpu" ]; then
     part "bench: 7 rounds" bench.txt 60 "${in_seven[@]}" "$python" -m bench --suite kernels --dtype fp32 bf16 --out "$out/rounds-7.jsonl"
     part "sass: triton" sass.txt 40 "$python" bench/sass.py --arch "$gpu" --json "$out/sass.jsonl"
     part "sass: cuda" sass.txt 40 "$python" bench/sass.py --backend cuda --arch "$gpu" --json "$out/sass.jsonl"
+    part "sass: updates" sass.txt 60 "$python" bench/sass.py --backend cuda --rule momentum adam --arch "$gpu" --json "$out/sass.jsonl"
     part "state after" nvidia-smi.txt 15 "${state[@]}"
 else
     echo "nvidia-smi and compute-sanitizer are not asked: no GPU" | tee "$out/nvidia-smi.txt" >"$out/sanitizer.txt"
@@ -103,6 +104,7 @@ else
     part "bench: 7 rounds" bench.txt 120 "${in_seven[@]}" "$python" -m bench --suite kernels --quick --dtype fp32 --out "$out/rounds-7.jsonl"
     part "sass: triton" sass.txt 120 "$python" bench/sass.py --arch 90 --dtype bf16 --terms 1 --decay no --json "$out/sass.jsonl"
     part "sass: cuda" sass.txt 120 "$python" bench/sass.py --backend cuda --arch 90 --json "$out/sass.jsonl"
+    part "sass: updates" sass.txt 120 "$python" bench/sass.py --backend cuda --rule momentum --arch 90 --json "$out/sass.jsonl"
 fi
 
 echo "$SECONDS s in all, $failed parts failed" | tee -a "$out/summary.txt"

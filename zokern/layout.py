@@ -84,6 +84,7 @@ class Layout:
         groups: number of groups.
         cells: [(group of params, block)], one a group.
         places: addresses of the parameters, and dtypes of two, as ``tables`` last saw them; None before.
+        state: what ``ops.update_`` last saw beside the parameters; None before.
     Raises:
         TypeError, ValueError: a parameter that cannot be perturbed, by number and name, with the cure.
     """
@@ -112,7 +113,7 @@ class Layout:
             end += -(-tensor.numel() // ALIGNMENT) * ALIGNMENT
         if not kept:
             raise ValueError("params is empty: pass at least one parameter, such as model.parameters()")
-        self.places, self._cells_of = None, {}
+        self.places, self.state, self._cells_of = None, None, {}
 
     def fingerprint(self) -> str:
         """Names the map from elements to noise (specification, shapes, order, shares), whatever the dtypes and devices."""
@@ -137,13 +138,13 @@ class Layout:
         part, mine = copy.copy(self), [i for i, b in enumerate(self.block) if b == block]
         for name in ("params", "names", "first", "group", "keep", "block"):
             setattr(part, name, [getattr(self, name)[i] for i in mine])
-        part.places = None
+        part.places = part.state = None
         return part
 
     def over(self, tensors) -> "Layout":
         """The same indices for other tensors of the same shapes, one a parameter."""
         other = copy.copy(self)
-        other.params, other.places = list(tensors), None
+        other.params, other.places, other.state = list(tensors), None, None
         return other
 
     def tables(self):

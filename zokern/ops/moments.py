@@ -76,7 +76,10 @@ def update_(layout: Layout, rule: str, terms, numbers, state=(), owed=(), decay=
     for n, value in enumerate(numbers):
         check_number(f"numbers[{n}] ({rule.numbers[n]})", value, groups)
     state = [list(slot) for slot in state]
-    dtype = _check_state(rule, state, layout)
+    places = [rule.name, *(place for slot in state for place in map(torch.Tensor.data_ptr, slot))]
+    if layout.state is None or places != layout.state.places:
+        layout.state = _Seen(places, _check_state(rule, state, layout))
+    dtype = layout.state.dtype
     rounding = _rounding_keys(rule, dtype, rounding)
 
     in_theta, in_g = _merged(owed), _merged(terms)
@@ -93,7 +96,7 @@ def update_(layout: Layout, rule: str, terms, numbers, state=(), owed=(), decay=
 
     tables, strided = layout.tables()
     for table in tables:
-        run(table, _state_of(table, state, dtype))
+        run(table, _state_of(table, state, layout.state))
     for i in strided:
         for (part, *slots), start in gathered([layout.params[i], *(slot[i] for slot in state)], layout.first[i]):
             run(table_of(part, start, groups, layout.word(i)), _addresses([slots], dtype))
@@ -108,13 +111,19 @@ def _merged(terms):
     return merged
 
 
-def _state_of(table, state, dtype):
+@dataclass(frozen=True)
+class _Seen:
+    """State that has been checked, by its addresses: the next step need not."""
+
+    places: list
+    dtype: torch.dtype
+
+
+def _state_of(table, state, seen):
     """The state of a table's tensors: the same object while nothing of it moves, so that its copy on a device lives on."""
-    tensors = [[slot[i] for slot in state] for i in table.members]
-    places = dtype, [tensor.data_ptr() for row in tensors for tensor in row]
     last = table.cached("state", dict)
-    if last.get("places") != places:
-        last.update(places=places, state=_addresses(tensors, dtype))
+    if last.get("of") is not seen:
+        last.update(of=seen, state=_addresses([[slot[i] for slot in state] for i in table.members], seen.dtype))
     return last["state"]
 
 
