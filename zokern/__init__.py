@@ -6,7 +6,7 @@ from .estimate import Estimate
 from .kernels import backends, use_backend
 from .layout import Layout
 from .noise import NoiseKey
-from .optim import MeZO
+from .optim import ForwardGradient, MeZO
 from .version import __version__
 
-__all__ = ["Estimate", "Layout", "MeZO", "NoiseKey", "__version__", "backends", "graph", "noise", "ops", "use_backend"]
+__all__ = ["Estimate", "ForwardGradient", "Layout", "MeZO", "NoiseKey", "__version__", "backends", "graph", "noise", "ops", "use_backend"]
