@@ -4,9 +4,26 @@ from . import noise, ops
 from .capture import graph
 from .estimate import Estimate
 from .kernels import backends, use_backend
+from .layers import Layers, layers
 from .layout import Layout
 from .noise import NoiseKey
-from .optim import ForwardGradient, MeZO
+from .optim import ForwardGradient, Hybrid, MeZO, splits
 from .version import __version__
 
-__all__ = ["Estimate", "ForwardGradient", "Layout", "MeZO", "NoiseKey", "__version__", "backends", "graph", "noise", "ops", "use_backend"]
+__all__ = [
+    "Estimate",
+    "ForwardGradient",
+    "Hybrid",
+    "Layers",
+    "Layout",
+    "MeZO",
+    "NoiseKey",
+    "__version__",
+    "backends",
+    "graph",
+    "layers",
+    "noise",
+    "ops",
+    "splits",
+    "use_backend",
+]
