@@ -1,6 +1,7 @@
 """Derivatives along z by forward-mode AD, with a z that exists only where it is used."""
 
-from contextlib import contextmanager
+import sys
+from contextlib import contextmanager, nullcontext
 
 import torch
 from torch.autograd import forward_ad
@@ -21,7 +22,8 @@ def tangents(layout: Layout, params, key: NoiseKey):
 
     Every torch function that is called with a parameter gets a dual tensor in its place, whose tangent is that parameter's z(key) in its
     own dtype, made then. It is freed with the dual, so at the end of the call where nothing keeps a view of it: of z, only what one
-    call takes exists at a time. The parameters and their modules are not touched. Attention takes its differentiable (math) form.
+    call takes exists at a time. The parameters and their modules are not touched. Attention takes its differentiable (math) form, and
+    torch.compile is passed over.
 
     Args:
         layout: the parameters, their element indices, and which share of their elements z reaches.
@@ -33,7 +35,7 @@ def tangents(layout: Layout, params, key: NoiseKey):
     without State".
     """
     try:
-        with torch.no_grad(), forward_ad.dual_level(), sdpa_kernel(SDPBackend.MATH), _Duals(layout, params, key):
+        with torch.no_grad(), _as_written(), forward_ad.dual_level(), sdpa_kernel(SDPBackend.MATH), _Duals(layout, params, key):
             yield
     except (NotImplementedError, RuntimeError) as error:
         reason = str(error).partition("\n")[0]
@@ -43,6 +45,11 @@ def tangents(layout: Layout, params, key: NoiseKey):
                 "checkpointing, torch.backends.mkldnn or cudnn.flags(enabled=False) for recurrent layers), or take zokern.MeZO"
             ) from error
         raise
+
+
+def _as_written():
+    """Compiled code runs as Python: what it calls could not be seen. Nothing is compiled where torch's compiler was never loaded."""
+    return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
 
 
 class _Duals(TorchFunctionMode):
@@ -74,11 +81,11 @@ class _Duals(TorchFunctionMode):
         return value
 
     def _dual(self, tensor, i, name):
-        where = "by its address" if name == "data_ptr" else "under torch.inference_mode() or in a custom autograd.Function"
         if name == "data_ptr" or not torch._C._is_fwd_grad_enabled():
+            where = "by its address" if name == "data_ptr" else "under torch.inference_mode() or in a custom autograd.Function"
             raise NotImplementedError(
-                f"theta[{i}] ({self.layout.names[i]!r}) is read {where} (by {name}), where forward mode does not reach: use torch.no_grad() "
-                "and plain torch operations there, or take zokern.MeZO"
+                f"theta[{i}] ({self.layout.names[i]!r}) is read {where} (by {name}), where forward mode does not reach: use "
+                "torch.no_grad() and plain torch operations there, or take zokern.MeZO"
             )
         owner, z = self.layout.params[i], ops.noise_like(self.layout, i, self.key)
         if tensor is not owner:

@@ -15,8 +15,9 @@ class ForwardGradient(ZerothOrder):
 
     g is exact up to rounding, and E[g z] is the gradient. z is made a call of a torch function at a time, as the forward pass comes to
     each parameter, and the update makes it again in registers: a step needs the forward pass twice (values and derivatives) and the
-    z of the largest layer, nothing of the model's size. Derivatives have the dtype of the activations, and z that of its
-    parameter: in bfloat16 and float16, g is that of a rounded z.
+    z of the largest layer, nothing of the model's size. Derivatives have the dtype of the activations, and z that of its parameter: in
+    bfloat16 g is that of a rounded z, and as exact as autograd's gradient. float16 overflows sooner than in a forward pass (in
+    layer_norm where its input's standard deviation is below 1/40): g is then not finite and the step is skipped.
 
     The closure must return the loss as a tensor, computed by torch operations that have a forward-mode derivative. torch.no_grad() does
     not disturb it; .detach() stops the derivative, as it does in autograd. Not seen, and taken for constant: parameters that are read
