@@ -79,23 +79,14 @@ class Hybrid:
         self._trainable = {p: name for p, name in self.layers.titles.items() if p.requires_grad}
         self._first = self._rows(0)
         self._check_memory()
-        self._cuts, zeroth, first = [], [], []
-        for p, name in self._trainable.items():
-            rows = self._first.get(p, 0)
-            if rows in (0, rows_of(p)):
-                (first if rows else zeroth).append((name, p))
-            else:
-                self._cuts.append(cut := Cut.of(p, rows))
-                first.append((f"{name}[:{rows}]", cut.first))
-                zeroth.append((f"{name}[{rows}:]", cut.zeroth))
+        self._cuts, zeroth, first = self._halves()
         self._check_halves(zeroth, first, frozen=zo is None)
         if split.every:  # each may come to hold any of them
-            zeroth = first = [(name, p) for p, name in self._trainable.items()]
-        self.fo = fo([p for _, p in first])
-        self.zo = None if zo is None else zo(zeroth)
-        self._check_optimizers()
+            zeroth, first = [(name, p) for p, name in self._trainable.items()], list(self._trainable)
+        self.fo, self.zo = fo(first), None if zo is None else zo(zeroth)
+        self._check_optimizers(frozen=zo is None)
         # All that zo may hold, group by group, for the draws to choose from.
-        self._groups = [list(zip(g.get("param_names", g["params"]), g["params"])) for g in self.zo.param_groups] if self.zo else []
+        self._groups = [] if zo is None else [list(zip(g.get("param_names", g["params"]), g["params"])) for g in self.zo.param_groups]
         if split.every:
             self._share_out()
 
@@ -197,6 +188,21 @@ class Hybrid:
         rows = self.split.first_order(self.layers, step)
         return {p: n for p, n in rows.items() if n and p in self._trainable}
 
+    def _halves(self):
+        """-> (cuts, [(name, zeroth-order parameter)], [first-order parameter]); a cut parameter is in both with its rows."""
+        cuts, zeroth, first = [], [], []
+        for p, name in self._trainable.items():
+            rows = self._first.get(p, 0)
+            if rows == 0:
+                zeroth.append((name, p))
+            elif rows == rows_of(p):
+                first.append(p)
+            else:
+                cuts.append(cut := Cut.of(p, rows))
+                zeroth.append((f"{name}[{rows}:]", cut.zeroth))
+                first.append(cut.first)
+        return cuts, zeroth, first
+
     def _share_out(self):
         """After a draw: give each half the parameters that are its in the step to come, and drop the state of those that left it."""
         self._first = self._rows(self.steps)
@@ -213,7 +219,7 @@ class Hybrid:
             self.zo._bind()
 
     def _check_halves(self, zeroth, first, frozen):
-        counts = {"zo": sum(p.numel() for _, p in zeroth), "fo": sum(p.numel() for _, p in first)}
+        counts = {"zo": sum(p.numel() for _, p in zeroth), "fo": sum(p.numel() for p in first)}
         for half, other in (("zo", "fo"), ("fo", "zo")):
             if not counts[half] and not (half == "zo" and frozen):
                 raise ValueError(
@@ -238,15 +244,18 @@ class Hybrid:
                         "halves: tie them as one Parameter, or pass a split that keeps them together"
                     )
 
-    def _check_optimizers(self):
-        for name, made, kind in (("zo", self.zo, ZerothOrder), ("fo", self.fo, torch.optim.Optimizer)):
-            if not (isinstance(made, kind) or name == "zo" and made is None):
-                raise TypeError(f"{name} made a {type(made).__name__}: pass what makes a {kind.__name__}, such as {CURES[name]}")
+    def _check_optimizers(self, frozen):
+        for name, made, cls, kind in (
+            ("zo", self.zo, ZerothOrder, "ZerothOrder"),
+            ("fo", self.fo, torch.optim.Optimizer, "torch Optimizer"),
+        ):
+            if not (isinstance(made, cls) or name == "zo" and frozen):
+                raise TypeError(f"{name} makes {type(made).__name__}: pass what makes a {kind}, such as {CURES[name]}")
         if self.zo is not None and self.zo.param_groups[0].get("defer"):
             raise ValueError("zo made an optimizer with defer=True: Hybrid evaluates the model at theta itself; leave defer=False")
         if self.split.every and self.fo.state:
             raise ValueError(
-                f"fo made a {type(self.fo).__name__}, which keeps state for all parameters from the start: pass one that does not"
+                f"fo makes {type(self.fo).__name__}, which keeps state for all parameters from the start: pass one that does not"
             )
 
     def state_dict(self) -> dict:
