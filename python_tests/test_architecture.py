@@ -18,8 +18,10 @@ BELOW = {
     "layout": {"noise"},
     "ops": {"kernels", "layout", "noise"},
     "perturb": {"ops", "layout", "kernels", "noise"},
+    "tangents": {"ops", "layout", "kernels", "noise"},
     "estimate": {"perturb", "ops", "layout", "kernels", "noise"},
-    "optim": {"estimate", "perturb", "ops", "layout", "kernels", "noise"},
+    "layers": set(),
+    "optim": {"estimate", "perturb", "tangents", "layers", "ops", "layout", "kernels", "noise"},
 }
 BELOW["capture"] = set(BELOW)
 EVERYTHING = set(BELOW) | {"zokern"}

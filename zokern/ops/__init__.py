@@ -1,6 +1,6 @@
 """The operations on parameters: they check once and hand over to a backend."""
 
-from .accumulate import add_noise_, make_noise
+from .accumulate import add_noise_, make_noise, noise_like
 from .moments import update_
 
-__all__ = ["add_noise_", "make_noise", "update_"]
+__all__ = ["add_noise_", "make_noise", "noise_like", "update_"]

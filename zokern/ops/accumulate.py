@@ -59,3 +59,19 @@ def make_noise(key: NoiseKey, first: int, count: int, device="cpu") -> torch.Ten
     one = torch.ones(1, 1, device=z.device)
     backend_for(z.device).add_noise_(table_of(z, first), [key], one, None)
     return z
+
+
+@torch.no_grad()
+def noise_like(layout: Layout, i: int, key: NoiseKey) -> torch.Tensor:
+    """z(key) of ``layout.params[i]`` as a tensor of its shape, strides, dtype and device: what ``add_noise_`` would add with coefficient
+    1, rounded to that dtype and 0 where the noise does not reach. For tangents, tests and plots: everything else makes z in a register.
+
+    Raises:
+        TypeError: a key that is no NoiseKey.
+    """
+    check_terms("terms", [(key, 1.0)], layout.groups)
+    theta = layout.params[i]
+    z = torch.full(theta.shape, -0.0, dtype=theta.dtype, device=theta.device)
+    one = torch.ones(1, layout.groups, device=theta.device)
+    backend_for(theta.device).add_noise_(table_of(z, layout.first[i], layout.groups, layout.word(i)), [key], one, None)
+    return z if theta.is_contiguous() else torch.empty_strided(theta.shape, theta.stride(), dtype=z.dtype, device=z.device).copy_(z)

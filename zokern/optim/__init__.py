@@ -1,8 +1,24 @@
 """The optimizers."""
 
+from . import splits
 from .base import ZerothOrder
+from .forward_gradient import ForwardGradient
+from .hybrid import Hybrid, HybridStep
 from .mezo import MeZO, ZOConservative, ZOSign
 from .moments import ZOAdam, ZOMomentum
 from .svrg import Annealing, MeZOSVRG
 
-__all__ = ["Annealing", "MeZO", "MeZOSVRG", "ZOAdam", "ZOConservative", "ZOMomentum", "ZOSign", "ZerothOrder"]
+__all__ = [
+    "Annealing",
+    "ForwardGradient",
+    "Hybrid",
+    "HybridStep",
+    "MeZO",
+    "MeZOSVRG",
+    "ZOAdam",
+    "ZOConservative",
+    "ZOMomentum",
+    "ZOSign",
+    "ZerothOrder",
+    "splits",
+]

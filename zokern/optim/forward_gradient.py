@@ -1,0 +1,75 @@
+"""Forward gradients: the directional derivative itself, without a backward pass and without z."""
+
+import torch
+from torch.autograd import forward_ad
+
+from ..estimate import Estimate, average, evaluate
+from ..tangents import tangents
+from .base import ZerothOrder
+
+
+class ForwardGradient(ZerothOrder):
+    """SGD along the forward gradient: one forward pass a query, with its derivative along z (forward-mode AD); no eps, no state.
+
+    g = <grad L(theta), z>;   theta <- (1 - lr weight_decay) theta - lr mean_q(g z)
+
+    g is exact up to rounding, and E[g z] is the gradient. z is made a call of a torch function at a time, as the forward pass comes to
+    each parameter, and the update makes it again in registers: a step needs the forward pass twice (values and derivatives) and the
+    z of the largest layer, nothing of the model's size. Derivatives have the dtype of the activations, and z that of its parameter: in
+    bfloat16 g is that of a rounded z, and as exact as autograd's gradient. float16 overflows sooner than in a forward pass (in
+    layer_norm where its input's standard deviation is below 1/40): g is then not finite and the step is skipped.
+
+    The closure must return the loss as a tensor, computed by torch operations that have a forward-mode derivative. torch.no_grad() does
+    not disturb it; .detach() stops the derivative, as it does in autograd. Not seen, and taken for constant: parameters that are read
+    inside torch.jit.script.
+
+    Args:
+        params: a model (its trainable parameters), parameters, named parameters, or groups of them with their own lr, weight_decay.
+        lr: step in theta per unit of gradient; a float or a 0-dim tensor. Default 1e-6.
+        weight_decay: decoupled decay: theta shrinks by lr * weight_decay a step. Default 0.
+        q: directions a step, averaged; a step costs q forward passes with derivatives. Default 1.
+        seed: in [0, 2**64); (seed, step) fixes every z of the run. Default 0.
+    Raises:
+        ValueError: lr < 0, weight_decay < 0, q < 1, or a parameter that cannot be perturbed. In ``step``: ValueError, TypeError, a loss
+            without a derivative; NotImplementedError, an operation that forward mode cannot differentiate.
+    Reference: Baydin et al. 2022, "Gradients without Backpropagation", Algorithm 1; Zhang et al. 2024, "Revisiting Zeroth-Order
+    Optimization for Memory-Efficient LLM Fine-Tuning", appendix A (Forward Gradient) and C.1.
+    """
+
+    def __init__(self, params, lr=1e-6, weight_decay=0.0, q=1, seed=0):
+        if isinstance(params, torch.nn.Module):
+            params = params.named_parameters()
+        super().__init__(params, dict(lr=lr, weight_decay=weight_decay, q=q, seed=seed, defer=False))
+
+    def _estimate(self, closure) -> Estimate:
+        with self.model.at([]):
+            return average([self._derivative(closure, self._key(probe)) for probe in range(self.param_groups[0]["q"])])
+
+    def _derivative(self, closure, key) -> Estimate:
+        """The loss and its derivative along z(key), g = <grad L(theta), z>."""
+        params = [p for group in self.param_groups for p in group["params"]]
+        with tangents(self.layout, params, key):
+            loss, grad = _unpacked(closure())
+            loss, grad = evaluate(lambda: loss, self.model), evaluate(lambda: grad, self.model)
+        skipped = ~(torch.isfinite(loss) & torch.isfinite(grad))
+        return Estimate([(key, torch.where(skipped, 0.0, grad))], (loss,), grad, skipped)
+
+    def _update(self, estimate: Estimate) -> None:
+        lr = self._setting("lr")
+        self.model.owe([(key, -lr * g) for key, g in estimate.terms], self._decay(estimate))
+
+
+def _unpacked(loss):
+    """-> (loss, its derivative)."""
+    if not isinstance(loss, torch.Tensor):
+        raise TypeError(
+            f"closure returned {type(loss).__name__}, which carries no derivative: return the loss as a 0-dim tensor (such as "
+            "outputs.loss), without .item() or float()"
+        )
+    value, grad = forward_ad.unpack_dual(loss)
+    if grad is None:
+        raise ValueError(
+            "closure returned a loss without a derivative: return it as computed from the parameters given, without .detach(), .data or "
+            "torch.tensor(loss)"
+        )
+    return value, grad

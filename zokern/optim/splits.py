@@ -1,0 +1,179 @@
+"""Who is trained by backpropagation: the splits of a model that ``zokern.Hybrid`` takes.
+
+A split has ``first_order(layers, step)``, {parameter: how many of its leading rows are first-order}, where a parameter without
+dimensions has one row; all else is zeroth-order, or frozen. ``every`` is the number of steps between its draws, None without.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from operator import index
+from typing import ClassVar
+
+from torch import nn
+
+from ..layers import Layers
+from ..noise import NoiseKey, reference
+
+DRAW = 255  # the purpose of a draw's key, which no noise has
+
+
+@dataclass(frozen=True)
+class Depth:
+    """Embeddings and the first k blocks zeroth-order; the other n - k and the head first-order. Backpropagation stops at block k.
+
+    Args:
+        k: in [0, n], of n blocks.
+    Raises:
+        ValueError: k out of range, said when the model is known.
+    Reference: Zhang et al. 2024, "Revisiting Zeroth-Order Optimization for Memory-Efficient LLM Fine-Tuning", section 5, table 7.
+    """
+
+    k: int
+    every: ClassVar[None] = None
+
+    def first_order(self, layers: Layers, step: int = 0) -> dict:
+        n = len(layers.params)
+        if not (_is_index(self.k) and 0 <= self.k <= n):
+            raise ValueError(f"k={self.k!r} in Depth: the model has {n} blocks; pass an integer in [0, {n}]")
+        return _whole(*layers.params[self.k :], layers.head)
+
+
+@dataclass(frozen=True)
+class Inter:
+    """LoHO inter: chosen blocks and the head first-order, embeddings and the other blocks zeroth-order.
+
+    The activations of zeroth-order blocks above a chosen one are stored all the same: backpropagation passes through them.
+
+    Args:
+        blocks: how many of the deepest blocks, in [1, n] of n blocks, or the places of the chosen ones, distinct and in [0, n).
+    Raises:
+        ValueError: ``blocks`` out of range, said when the model is known.
+    Reference: LoHO, technical appendix A ("LoHO-SGD inter", "LoHO-Adam inter").
+    """
+
+    blocks: int | tuple[int, ...]
+    every: ClassVar[None] = None
+
+    def __post_init__(self):
+        if isinstance(self.blocks, Iterable) and not isinstance(self.blocks, str):
+            object.__setattr__(self, "blocks", tuple(self.blocks))
+
+    def first_order(self, layers: Layers, step: int = 0) -> dict:
+        return _whole(*(layers.params[i] for i in _chosen(self, len(layers.params))), layers.head)
+
+
+@dataclass(frozen=True)
+class Intra(Inter):
+    """LoHO intra: inside chosen blocks, a fixed share of each parameter is first-order, the rest zeroth-order. So is the head
+    first-order, and embeddings and the other blocks zeroth-order.
+
+    The share of a parameter is its leading rows (slices along dimension 0), as many as are nearest to ``ratio`` of them: a
+    contiguous slice, so that the optimizer keeps state for it alone and no mask is needed. Where that is none or all of the rows, the
+    parameter goes whole to one side. The gradient of a whole parameter exists for a moment, of one parameter at a time.
+
+    Args:
+        blocks: as in ``Inter``.
+        ratio: in (0, 1). Default 0.5.
+    Raises:
+        ValueError: ``ratio`` or ``blocks`` out of range.
+    Reference: LoHO, technical appendix A ("LoHO-Adam intra").
+    """
+
+    ratio: float = 0.5
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not (isinstance(self.ratio, float) and 0 < self.ratio < 1):
+            raise ValueError(f"ratio={self.ratio!r} in Intra: pass a number in (0, 1); for whole blocks take Inter")
+
+    def first_order(self, layers: Layers, step: int = 0) -> dict:
+        cut = (p for i in _chosen(self, len(layers.params)) for p in layers.params[i])
+        return {p: round(self.ratio * rows_of(p)) for p in cut} | _whole(layers.head)
+
+
+@dataclass(frozen=True)
+class LISA:
+    """Embeddings, head and gamma random blocks first-order, drawn again every so many steps; the others zeroth-order, or frozen
+    as in the paper (``Hybrid(zo=None)``). The draw is fixed by the seed and the step.
+
+    Args:
+        gamma: blocks in each draw, in [1, n] of n blocks.
+        every: steps between draws, K of the paper, >= 1.
+        seed: of the draws, in [0, 2**64). Default 0.
+    Raises:
+        ValueError: ``every`` or ``seed`` out of range; gamma out of range, said when the model is known.
+    Reference: Pan et al. 2024, "LISA: Layerwise Importance Sampling for Memory-Efficient Large Language Model Fine-Tuning", Algorithm 1.
+    """
+
+    gamma: int
+    every: int
+    seed: int = 0
+
+    def __post_init__(self):
+        if not (_is_index(self.every) and self.every >= 1):
+            raise ValueError(f"every={self.every!r} in LISA: pass an integer >= 1, the steps between draws")
+        NoiseKey(self.seed)
+
+    def first_order(self, layers: Layers, step: int = 0) -> dict:
+        n = len(layers.params)
+        if not (_is_index(self.gamma) and 1 <= self.gamma <= n):
+            raise ValueError(f"gamma={self.gamma!r} in LISA: the model has {n} blocks; pass an integer in [1, {n}]")
+        # The gamma lowest of n random words.
+        words = reference.words(NoiseKey.of(self.seed, step // self.every, DRAW), 0, n)
+        live = sorted(words.argsort(kind="stable")[: self.gamma].tolist())
+        return _whole(layers.embeddings, *(layers.params[i] for i in live), layers.head)
+
+
+@dataclass(frozen=True, eq=False)
+class Cut:
+    """A parameter in two: its leading rows first-order, the others zeroth-order, both views of its memory."""
+
+    whole: nn.Parameter
+    rows: int
+    first: nn.Parameter
+    zeroth: nn.Parameter
+
+    @classmethod
+    def of(cls, whole, rows):
+        return cls(whole, rows, nn.Parameter(whole.detach()[:rows]), nn.Parameter(whole.detach()[rows:]))
+
+    def follow(self):
+        """Look where the parameter lies now: model.to() moves it."""
+        if self.first.data_ptr() != self.whole.data_ptr() or self.first.dtype != self.whole.dtype:
+            self.first.data, self.zeroth.data = self.whole.detach()[: self.rows], self.whole.detach()[self.rows :]
+
+    def keep(self, whole):
+        """Keep the gradient of the leading rows, and let go of that of the whole."""
+        grad = whole.grad[: self.rows]
+        # Checkpointed segments run backward apart, so that a parameter that two of them share comes here twice.
+        self.first.grad = grad.clone() if self.first.grad is None else self.first.grad.add_(grad)
+        whole.grad = None
+
+
+def _chosen(split, n):
+    """The places of the chosen ones of n blocks."""
+    blocks = split.blocks
+    if _is_index(blocks) and 1 <= blocks <= n:
+        return range(n - blocks, n)
+    if isinstance(blocks, tuple) and all(_is_index(i) and 0 <= i < n for i in blocks) and 0 < len(blocks) == len(set(blocks)):
+        return sorted(blocks)
+    raise ValueError(
+        f"blocks={blocks!r} in {type(split).__name__}: the model has {n} blocks; pass how many of the deepest, in [1, {n}], or distinct "
+        f"places in [0, {n})"
+    )
+
+
+def _is_index(value):
+    try:
+        return not isinstance(value, bool) and index(value) is not None
+    except TypeError:
+        return False
+
+
+def rows_of(p) -> int:
+    """Rows of a parameter: its slices along dimension 0; one where it has no dimension."""
+    return p.shape[0] if p.dim() else 1
+
+
+def _whole(*parts):
+    return {p: rows_of(p) for part in parts for p in part}

@@ -1,0 +1,107 @@
+"""Derivatives along z by forward-mode AD, with a z that exists only where it is used."""
+
+import sys
+from contextlib import contextmanager, nullcontext
+
+import torch
+from torch.autograd import forward_ad
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
+
+from . import ops
+from .layout import Layout
+from .noise import NoiseKey
+
+VIEWS = {"T", "mT", "H", "mH", "real", "imag"}  # attributes that are computed from a tensor; the others describe it
+DESCRIBE = {"size", "dim", "numel", "stride", "storage_offset", "is_contiguous", "is_floating_point", "element_size", "__len__"}
+
+
+@contextmanager
+def tangents(layout: Layout, params, key: NoiseKey):
+    """Inside, what is computed from the parameters carries its derivative along z(key): read it with forward_ad.unpack_dual.
+
+    Every torch function that is called with a parameter gets a dual tensor in its place, whose tangent is that parameter's z(key) in its
+    own dtype, made then. It is freed with the dual, so at the end of the call where nothing keeps a view of it: of z, only what one
+    call takes exists at a time. The parameters and their modules are not touched. Attention takes its differentiable (math) form, and
+    torch.compile is passed over.
+
+    Args:
+        layout: the parameters, their element indices, and which share of their elements z reaches.
+        params: all tensors that may be met for a parameter: those of the layout, and those that share memory with one of them.
+        key: the direction.
+    Raises:
+        NotImplementedError: something that forward mode cannot differentiate; the message names it, and the cure.
+    Reference: Zhang et al. 2024, "Revisiting Zeroth-Order Optimization for Memory-Efficient LLM Fine-Tuning", appendix C.1: "FG
+    without State".
+    """
+    try:
+        with torch.no_grad(), _as_written(), forward_ad.dual_level(), sdpa_kernel(SDPBackend.MATH), _Duals(layout, params, key):
+            yield
+    except (NotImplementedError, RuntimeError) as error:
+        reason = str(error).partition("\n")[0]
+        if any(mark in reason for mark in ("forward AD", "forward mode AD", "jvp")):
+            raise NotImplementedError(
+                f"forward mode stopped: {reason.rstrip('.')}. Let the model use plain operations (attn_implementation='eager', no gradient "
+                "checkpointing, torch.backends.mkldnn or cudnn.flags(enabled=False) for recurrent layers), or take zokern.MeZO"
+            ) from error
+        raise
+
+
+def _as_written():
+    """Compiled code runs as Python: what it calls could not be seen. Nothing is compiled where torch's compiler was never loaded."""
+    return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
+
+
+class _Duals(TorchFunctionMode):
+    """Hands torch functions the duals of parameters. Python calls __torch_function__ for every one of them, tensor methods included."""
+
+    def __init__(self, layout, params, key):
+        super().__init__()
+        self.layout, self.key = layout, key
+        self.places = _places(layout, params)
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        name, kwargs = getattr(func, "__name__", ""), kwargs or {}
+        if name in ("__get__", "__set__"):
+            name = getattr(getattr(func, "__self__", None), "__name__", "")
+            duals = name in VIEWS
+        else:
+            duals = name not in DESCRIBE
+        return func(*self._duals(args, name), **self._duals(kwargs, name)) if duals else func(*args, **kwargs)
+
+    def _duals(self, value, name):
+        """The value, with the dual of every parameter in it in the parameter's place. So too of views that were made outside."""
+        if isinstance(value, torch.Tensor):
+            i = self.places.get(id(value), self.places.get(id(value._base)))
+            return value if i is None or forward_ad.unpack_dual(value).tangent is not None else self._dual(value, i, name)
+        if type(value) in (list, tuple):
+            return type(value)([self._duals(v, name) for v in value])
+        if type(value) is dict:
+            return {k: self._duals(v, name) for k, v in value.items()}
+        return value
+
+    def _dual(self, tensor, i, name):
+        if name == "data_ptr" or not torch._C._is_fwd_grad_enabled():
+            where = "by its address" if name == "data_ptr" else "under torch.inference_mode() or in a custom autograd.Function"
+            raise NotImplementedError(
+                f"theta[{i}] ({self.layout.names[i]!r}) is read {where} (by {name}), where forward mode does not reach: use "
+                "torch.no_grad() and plain torch operations there, or take zokern.MeZO"
+            )
+        owner, z = self.layout.params[i], ops.noise_like(self.layout, i, self.key)
+        if tensor is not owner:
+            z = z.as_strided(tensor.shape, tensor.stride(), tensor.storage_offset() - owner.storage_offset())
+        return forward_ad.make_dual(tensor, z)
+
+
+def _places(layout, params):
+    """id of a tensor -> the place in the layout of the parameter that is it, or whose memory covers it."""
+    places = {id(p): i for i, p in enumerate(layout.params)}
+    for tensor in params:
+        if id(tensor) not in places:
+            (places[id(tensor)],) = (i for i, p in enumerate(layout.params) if _covers(p, tensor))
+    return places
+
+
+def _covers(p, tensor):
+    end = p.data_ptr() + p.numel() * p.element_size()
+    return p.device == tensor.device and p.dtype == tensor.dtype and p.data_ptr() <= tensor.data_ptr() < end
