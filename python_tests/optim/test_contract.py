@@ -4,57 +4,14 @@ import copy
 import io
 import pickle
 import warnings
-from functools import partial
 
 import pytest
 import torch
+from optimizer_cases import OPTIMIZERS
 from tolerances import RESTORED
 
-from zokern import MeZO, MeZOSVRG, NoiseKey, ZOAdam, ZOConservative, ZOMomentum, ZOSign
+from zokern import MeZO, NoiseKey
 from zokern.estimate import Estimate
-
-
-class SVRG(MeZOSVRG):
-    """Where one closure stands for the minibatch and for the full batch."""
-
-    def step(self, closure=None, full_closure=None):
-        return super().step(closure, full_closure or closure)
-
-    def estimate(self, closure, full_closure=None):
-        return super().estimate(closure, full_closure or closure)
-
-
-class Replayed(SVRG):
-    """Without weight decay, which anchor="replay" refuses."""
-
-    def __init__(self, params, **settings):
-        super().__init__(params, **{**settings, "weight_decay": 0.0, "anchor": "replay"})
-
-
-def block_by_block(params, **settings):
-    """Every trainable parameter a block."""
-    params = list(params)
-    tensors = [p for entry in params for p in (entry["params"] if isinstance(entry, dict) else [entry])]
-    tensors = [t[1] if isinstance(t, tuple) else t for t in tensors]
-    return MeZO(params, blocks=[[t] for t in tensors] or None, **settings)
-
-
-OPTIMIZERS = {
-    "MeZO": MeZO,
-    "MeZO q=2": partial(MeZO, q=2),
-    "MeZO one-sided": partial(MeZO, q=2, estimator="one-sided"),
-    "MeZO sparse": partial(MeZO, sparsity=0.3),
-    "MeZO blocks": block_by_block,
-    "ZOConservative": ZOConservative,
-    "ZOSign": ZOSign,
-    "ZOSign scalar": partial(ZOSign, form="scalar"),
-    "ZOMomentum": ZOMomentum,
-    "ZOMomentum bfloat16": partial(ZOMomentum, state_dtype=torch.bfloat16),
-    "ZOAdam": ZOAdam,
-    "ZOAdam amsgrad bfloat16": partial(ZOAdam, amsgrad=True, state_dtype=torch.bfloat16),
-    "MeZOSVRG copy": partial(SVRG, anchor="copy"),
-    "MeZOSVRG replay": Replayed,
-}
 
 
 @pytest.fixture(params=OPTIMIZERS)

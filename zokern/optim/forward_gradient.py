@@ -36,10 +36,17 @@ class ForwardGradient(ZerothOrder):
     Optimization for Memory-Efficient LLM Fine-Tuning", appendix A (Forward Gradient) and C.1.
     """
 
+    capturable = False
+
     def __init__(self, params, lr=1e-6, weight_decay=0.0, q=1, seed=0):
         if isinstance(params, torch.nn.Module):
             params = params.named_parameters()
-        super().__init__(params, dict(lr=lr, weight_decay=weight_decay, q=q, seed=seed, defer=False))
+        super().__init__(params, dict(lr=lr, weight_decay=weight_decay, q=q, seed=seed))
+
+    @property
+    def forwards(self) -> int:
+        """Forward passes of a step, each with its derivative."""
+        return self.param_groups[0]["q"]
 
     def _estimate(self, closure) -> Estimate:
         with self.model.at([]):

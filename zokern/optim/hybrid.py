@@ -86,7 +86,8 @@ class Hybrid:
         self.fo, self.zo = fo(first), None if zo is None else zo(zeroth)
         self._check_optimizers(frozen=zo is None)
         # All that zo may hold, group by group, for the draws to choose from.
-        self._groups = [] if zo is None else [list(zip(g.get("param_names", g["params"]), g["params"])) for g in self.zo.param_groups]
+        of_each = ("params", "param_names", "block", "keep")  # what a group has one of for each parameter
+        self._groups = [] if zo is None else [{name: list(g[name]) for name in of_each if name in g} for g in self.zo.param_groups]
         if split.every:
             self._share_out()
 
@@ -209,11 +210,9 @@ class Hybrid:
         for p in [p for p in self.fo.state if p not in self._first]:
             del self.fo.state[p]
         if self.zo is not None:
-            for group, named in zip(self.zo.param_groups, self._groups):
-                named = [(name, p) for name, p in named if p not in self._first]
-                group["params"] = [p for _, p in named]
-                if "param_names" in group:
-                    group["param_names"] = [name for name, _ in named]
+            for group, whole in zip(self.zo.param_groups, self._groups):
+                mine = [i for i, p in enumerate(whole["params"]) if p not in self._first]
+                group.update({name: [values[i] for i in mine] for name, values in whole.items()})
             for p in [p for p in self.zo.state if p in self._first]:
                 del self.zo.state[p]
             self.zo._bind()

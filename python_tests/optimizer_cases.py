@@ -1,0 +1,50 @@
+"""The optimizers that the contract is held to, each made by one call (params, **settings)."""
+
+from functools import partial
+
+import torch
+
+from zokern import MeZO, MeZOSVRG, ZOAdam, ZOConservative, ZOMomentum, ZOSign
+
+
+class SVRG(MeZOSVRG):
+    """Where one closure stands for the minibatch and for the full batch."""
+
+    def step(self, closure=None, full_closure=None):
+        return super().step(closure, full_closure or closure)
+
+    def estimate(self, closure, full_closure=None):
+        return super().estimate(closure, full_closure or closure)
+
+
+class Replayed(SVRG):
+    """Without weight decay, which anchor="replay" refuses."""
+
+    def __init__(self, params, **settings):
+        super().__init__(params, **{**settings, "weight_decay": 0.0, "anchor": "replay"})
+
+
+def block_by_block(params, **settings):
+    """Every trainable parameter a block."""
+    params = list(params)
+    tensors = [p for entry in params for p in (entry["params"] if isinstance(entry, dict) else [entry])]
+    tensors = [t[1] if isinstance(t, tuple) else t for t in tensors]
+    return MeZO(params, blocks=[[t] for t in tensors] or None, **settings)
+
+
+OPTIMIZERS = {
+    "MeZO": MeZO,
+    "MeZO q=2": partial(MeZO, q=2),
+    "MeZO one-sided": partial(MeZO, q=2, estimator="one-sided"),
+    "MeZO sparse": partial(MeZO, sparsity=0.3),
+    "MeZO blocks": block_by_block,
+    "ZOConservative": ZOConservative,
+    "ZOSign": ZOSign,
+    "ZOSign scalar": partial(ZOSign, form="scalar"),
+    "ZOMomentum": ZOMomentum,
+    "ZOMomentum bfloat16": partial(ZOMomentum, state_dtype=torch.bfloat16),
+    "ZOAdam": ZOAdam,
+    "ZOAdam amsgrad bfloat16": partial(ZOAdam, amsgrad=True, state_dtype=torch.bfloat16),
+    "MeZOSVRG copy": partial(SVRG, anchor="copy"),
+    "MeZOSVRG replay": Replayed,
+}
