@@ -77,6 +77,8 @@ def test_views_made_before_and_parameters_in_anothers_memory(w):
     weights = torch.randn(4, 3)
     value, (z,) = derivative(lambda: (inner * weights).sum(), w, covered=[inner])
     torch.testing.assert_close(value, (z.view(-1)[5:17].view(3, 4).t() * weights).sum(), rtol=1e-5, atol=1e-5)
+    with pytest.raises(ValueError, match=r"params\[1\] is torch.bfloat16 in the memory of theta\[0\].*pass .clone\(\)"):
+        derivative(lambda: w.sum(), w, covered=[w.detach().view(torch.bfloat16)])
 
 
 def test_parameters_of_any_strides(w):

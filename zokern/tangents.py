@@ -12,8 +12,9 @@ from . import ops
 from .layout import Layout
 from .noise import NoiseKey
 
-VIEWS = {"T", "mT", "H", "mH", "real", "imag"}  # attributes that are computed from a tensor; the others describe it
-DESCRIBE = {"size", "dim", "numel", "stride", "storage_offset", "is_contiguous", "is_floating_point", "element_size", "__len__"}
+# What describes a tensor. Attributes do, or are views of it (.T), which are known for what they are.
+DESCRIBE = {"__get__", "__set__", "__len__", "size", "dim", "numel", "stride", "storage_offset", "element_size"}
+DESCRIBE |= {"is_contiguous", "is_floating_point"}
 
 
 @contextmanager
@@ -53,7 +54,7 @@ def _as_written():
 
 
 class _Duals(TorchFunctionMode):
-    """Hands torch functions the duals of parameters. Python calls __torch_function__ for every one of them, tensor methods included."""
+    """Hands torch functions the duals of parameters. torch calls __torch_function__ for each of them, tensor methods included."""
 
     def __init__(self, layout, params, key):
         super().__init__()
@@ -62,15 +63,12 @@ class _Duals(TorchFunctionMode):
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         name, kwargs = getattr(func, "__name__", ""), kwargs or {}
-        if name in ("__get__", "__set__"):
-            name = getattr(getattr(func, "__self__", None), "__name__", "")
-            duals = name in VIEWS
-        else:
-            duals = name not in DESCRIBE
-        return func(*self._duals(args, name), **self._duals(kwargs, name)) if duals else func(*args, **kwargs)
+        if name not in DESCRIBE:
+            args, kwargs = self._duals(args, name), self._duals(kwargs, name)
+        return func(*args, **kwargs)
 
     def _duals(self, value, name):
-        """The value, with the dual of every parameter in it in the parameter's place. So too of views that were made outside."""
+        """The value, with the dual of every parameter in it in the parameter's place, and of views that have no tangent yet."""
         if isinstance(value, torch.Tensor):
             i = self.places.get(id(value), self.places.get(id(value._base)))
             return value if i is None or forward_ad.unpack_dual(value).tangent is not None else self._dual(value, i, name)
@@ -96,12 +94,17 @@ class _Duals(TorchFunctionMode):
 def _places(layout, params):
     """id of a tensor -> the place in the layout of the parameter that is it, or whose memory covers it."""
     places = {id(p): i for i, p in enumerate(layout.params)}
-    for tensor in params:
+    for n, tensor in enumerate(params):
         if id(tensor) not in places:
-            (places[id(tensor)],) = (i for i, p in enumerate(layout.params) if _covers(p, tensor))
+            i = places[id(tensor)] = next(i for i, p in enumerate(layout.params) if _covers(p, tensor))
+            if tensor.dtype != layout.params[i].dtype:
+                raise ValueError(
+                    f"params[{n}] is {tensor.dtype} in the memory of theta[{i}] ({layout.names[i]!r}), which is {layout.params[i].dtype}: "
+                    "bits have no derivative; pass .clone() of one"
+                )
     return places
 
 
 def _covers(p, tensor):
     end = p.data_ptr() + p.numel() * p.element_size()
-    return p.device == tensor.device and p.dtype == tensor.dtype and p.data_ptr() <= tensor.data_ptr() < end
+    return p.device == tensor.device and p.data_ptr() <= tensor.data_ptr() < end

@@ -169,6 +169,20 @@ def test_autocast_cannot_serve_a_cached_weight_without_its_tangent(explicit):
     torch.testing.assert_close(estimate.projected_grad, grad, rtol=0, atol=8 * 2.0**-8 * float(size))
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-4), (torch.bfloat16, 0.08)])  # float32: TF32 is off by default
+def test_the_gpu_measures_the_same_derivative(dtype, tolerance, explicit):
+    torch.manual_seed(0)
+    model, _ = MODELS["OPT"]()
+    model.eval().to(dtype)
+    z = [d.to(dtype).double() for d in explicit(NoiseKey(3), ForwardGradient(model).layout)]
+    _, grad, size = exact(model, on_text(TOKENS), z)
+    model.cuda()
+    inputs = dict(input_ids=TOKENS.cuda(), attention_mask=MASK.cuda(), labels=TOKENS.cuda())
+    estimate = ForwardGradient(model, seed=3).estimate(lambda: model(**inputs).loss)
+    torch.testing.assert_close(estimate.projected_grad.cpu(), grad, rtol=0, atol=tolerance * float(size))
+
+
 def parameter(n=50):
     torch.manual_seed(0)
     return nn.Parameter(torch.randn(n))
@@ -218,16 +232,17 @@ def test_a_closure_that_raises_leaves_all_as_it_was(error):
 
 
 SINGULAR = {
-    "an infinite loss": lambda w: w.sum() / 0,
+    "an infinite loss": lambda w: w.sum() + float("inf"),
     "no number": lambda w: w.sum() * float("nan"),
     "an infinite derivative": lambda w: (w - w.detach()).abs().sum().sqrt() + w.sum(),
 }
 
 
+@pytest.mark.parametrize("q", [1, 2])
 @pytest.mark.parametrize("what", SINGULAR)
-def test_what_is_not_finite_skips_the_step_counts_and_warns_once(what):
+def test_what_is_not_finite_skips_the_step_counts_and_warns_once(what, q):
     w = parameter()
-    optimizer, before = ForwardGradient([w], lr=1e-2, weight_decay=0.5, q=2), w.detach().clone()
+    optimizer, before = ForwardGradient([w], lr=1e-2, weight_decay=0.5, q=q), w.detach().clone()
     with pytest.warns(RuntimeWarning, match="step 0 was skipped"):
         optimizer.step(lambda: SINGULAR[what](w))
     with warnings.catch_warnings():
