@@ -12,7 +12,7 @@ from typing import ClassVar
 from torch import nn
 
 from ..layers import Layers
-from ..noise import NoiseKey, reference
+from ..noise import NoiseKey
 
 DRAW = 255  # the purpose of a draw's key, which no noise has
 
@@ -118,6 +118,8 @@ class LISA:
         n = len(layers.params)
         if not (_is_index(self.gamma) and 1 <= self.gamma <= n):
             raise ValueError(f"gamma={self.gamma!r} in LISA: the model has {n} blocks; pass an integer in [1, {n}]")
+        from ..noise import reference  # NumPy, which no other optimizer needs
+
         # The gamma lowest of n random words.
         words = reference.words(NoiseKey.of(self.seed, step // self.every, DRAW), 0, n)
         live = sorted(words.argsort(kind="stable")[: self.gamma].tolist())
