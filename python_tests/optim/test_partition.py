@@ -128,3 +128,10 @@ def test_blocks_that_are_no_partition_are_refused():
             MeZO(params, blocks=blocks)
     with pytest.raises(TypeError, match=r"blocks\[0\] holds a str"):
         MeZO(params, blocks=["layers"])
+
+
+def test_a_model_stands_for_its_layers(transformer, tokens):
+    opt = MeZO(transformer.named_parameters(), lr=1e-3, blocks=transformer)
+    assert opt.layout.blocks == [0, 1, 2] and opt.forwards == 6  # embedding (the head is tied to it), two layers
+    assert {name.split(".")[0] for name, b in zip(opt.layout.names, opt.layout.block) if b == 0} == {"embed"}
+    assert opt.step(lambda: transformer(tokens)).isfinite()

@@ -45,8 +45,9 @@ class ZerothOrder(torch.optim.Optimizer):
     Args:
         params: parameters, named parameters, or groups of them with settings of their own.
         defaults: settings; of all groups: q, estimator, seed.
-        blocks: None, or a list of lists of parameters, each trainable one in one of them: every block is perturbed by itself, the
-            others standing at theta, and has a projected gradient of its own. A step costs that many times the forward passes.
+        blocks: None; or the model, whose layers are the blocks (``zokern.layers``: embeddings, each layer, head); or a list of lists
+            of parameters, each trainable one in one of them. Every block is perturbed by itself, the others standing at theta, and has
+            a projected gradient of its own. A step costs that many times the forward passes.
         sparsity: None, or the share in [0, 1) of all elements that z leaves alone. Each tensor's own share is what magnitude pruning
             of the weights, as they are now, would take from it; which elements they are is drawn anew for each z.
     Attributes:

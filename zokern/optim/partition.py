@@ -2,6 +2,7 @@
 
 import torch
 
+from ..layers import layers
 from ..ops.handover import pieces
 
 
@@ -10,10 +11,12 @@ def numbers_of_blocks(groups, blocks) -> list[list[int]]:
 
     Args:
         groups: as in ``torch.optim``.
-        blocks: list of lists of parameters.
+        blocks: list of lists of parameters, or a model, whose layers they then are.
     Raises:
         ValueError: a block that is empty, or a parameter in none or in two of them.
     """
+    if isinstance(blocks, torch.nn.Module):
+        blocks = layers(blocks).blocks()
     number = {}
     for b, block in enumerate(blocks):
         block = list(block)
