@@ -205,3 +205,21 @@ def test_a_candidate_that_is_not_finite_is_never_taken():
 def test_settings_out_of_range_are_named(make, bad, message):
     with pytest.raises(ValueError, match=message):
         make(start(), **bad)
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_distributed_checkpointing_resumes(name):
+    """It makes the state by a step without a closure at lr = 0, and names parameters instead of numbering them."""
+    from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
+
+    make, _, settings = RULES[name]
+    models = [torch.nn.Linear(5, 3), torch.nn.Linear(5, 3)]
+    first, second = (make(model.named_parameters(), **settings) for model in models)
+    x = torch.ones(5)
+    for _ in range(3):
+        first.step(lambda: (models[0](x) ** 2).sum())
+    models[1].load_state_dict(models[0].state_dict())
+    set_optimizer_state_dict(models[1], second, get_optimizer_state_dict(models[0], first))
+    first.step(lambda: (models[0](x) ** 2).sum())
+    second.step(lambda: (models[1](x) ** 2).sum())
+    assert all(torch.equal(a, b) for a, b in zip(models[0].parameters(), models[1].parameters()))

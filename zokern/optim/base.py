@@ -72,6 +72,9 @@ class ZerothOrder(torch.optim.Optimizer):
                 group["keep"] = ratios
         self._bind()
 
+    def _make_state(self) -> None:
+        """Make what ``state`` is to hold, where it is not there yet."""
+
     @property
     def forwards(self) -> int:
         group = self.param_groups[0]
@@ -98,6 +101,7 @@ class ZerothOrder(torch.optim.Optimizer):
         """
         if closure is None:
             if all(float(group["lr"]) == 0 for group in self.param_groups):
+                self._make_state()  # which is why torch.distributed.checkpoint asks for such a step
                 return None
             raise ValueError("closure=None: zeroth-order steps evaluate the loss themselves; call step(closure) with () -> loss")
         self._check_untouched()

@@ -61,6 +61,8 @@ class ZOConservative(ZerothOrder):
     Reference: Zhang et al. 2024, "Revisiting Zeroth-Order Optimization for Memory-Efficient LLM Fine-Tuning", Appendix A.
     """
 
+    capturable = False
+
     def __init__(
         self, params, lr=1e-6, eps=1e-3, weight_decay=0.0, q=1, seed=0, estimator="two-point", blocks=None, sparsity=None
     ):  # fmt: skip

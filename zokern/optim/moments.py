@@ -21,14 +21,17 @@ class Stateful(ZerothOrder):
     def _slots(self):
         return self.slots
 
-    def _fused(self, rule, estimate: Estimate, numbers) -> None:
+    def _make_state(self) -> None:
         dtype = self.param_groups[0]["state_dtype"]
         for p in self.layout.params:
             for name in self._slots():
                 if name not in self.state[p]:
                     self.state[p][name] = torch.zeros_like(p, dtype=dtype, requires_grad=False)
+
+    def _fused(self, rule, estimate: Estimate, numbers) -> None:
+        self._make_state()
         state = [partial(self._held, name) for name in self._slots()]
-        rounding = self._key(purpose=ROUNDING) if dtype == torch.bfloat16 else None
+        rounding = self._key(purpose=ROUNDING) if self.param_groups[0]["state_dtype"] == torch.bfloat16 else None
         self.model.update(rule, estimate.terms, numbers, state, self._decay(estimate), rounding)
 
     def _held(self, name, p):
