@@ -106,9 +106,10 @@ class MeZOSVRG(ZerothOrder):
         with self._at_anchor() as anchor:
             there = two_point(anchor, closure, self._key(), eps)
         trail = self.param_groups[0]["trail"]
+        good, g_full = (trail[name].to(here.loss.device) for name in ("good", "g_full"))  # a state may have been loaded elsewhere
         ((key, g),), ((_, g_anchor),) = here.terms, there.terms
-        skipped = here.skipped | (there.skipped & trail["good"])
-        terms = [(key, g - torch.where(trail["good"], g_anchor, 0.0)), (self._full_key(), trail["g_full"])]
+        skipped = here.skipped | (there.skipped & good)
+        terms = [(key, g - torch.where(good, g_anchor, 0.0)), (self._full_key(), g_full)]
         return replace(here, terms=[(k, torch.where(skipped, 0.0, c)) for k, c in terms], skipped=skipped)
 
     def _update(self, estimate: Estimate) -> None:
