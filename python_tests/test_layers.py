@@ -13,6 +13,7 @@ LLAMA = dict(SMALL, num_key_value_heads=2, pad_token_id=0)
 OPT = dict(vocab_size=40, hidden_size=16, num_hidden_layers=3, num_attention_heads=2, ffn_dim=24, max_position_embeddings=24)
 GPT2 = dict(vocab_size=40, n_embd=16, n_layer=3, n_head=2, n_positions=24, pad_token_id=0)
 DISTIL = dict(vocab_size=40, dim=16, n_layers=3, n_heads=2, hidden_dim=24, max_position_embeddings=24)
+BART = dict(vocab_size=40, d_model=16, decoder_layers=3, decoder_attention_heads=2, decoder_ffn_dim=24, max_position_embeddings=24)
 T = transformers
 
 # name: (class, config, name of the list of blocks)
@@ -32,6 +33,7 @@ MODELS = {
     "Llama": (T.LlamaForCausalLM, T.LlamaConfig(**LLAMA), "model.layers"),
     "Llama tied": (T.LlamaForCausalLM, T.LlamaConfig(**LLAMA, tie_word_embeddings=True), "model.layers"),
     "Qwen2": (T.Qwen2ForCausalLM, T.Qwen2Config(**LLAMA, tie_word_embeddings=True), "model.layers"),
+    "BART's decoder": (T.BartForCausalLM, T.BartConfig(**BART), "model.decoder.layers"),  # a norm of embeddings after the blocks
     "Qwen2 classifier": (T.Qwen2ForSequenceClassification, T.Qwen2Config(**LLAMA), "model.layers"),
 }
 

@@ -85,8 +85,10 @@ def test_against_explicit_z_and_autograd(net, batch, explicit, split, share):
 
 @pytest.mark.parametrize("share, calls", [(False, [True, False, False]), (True, [True, False])])
 def test_how_often_the_closure_is_called_and_how(net, batch, share, calls):
+    twin = copy.deepcopy(net)
+    Hybrid(twin, ZO, SGD, splits.Depth(2), share_forward=share).step(lambda: twin(batch))
     seen, state, needs = [], torch.get_rng_state(), [p.requires_grad for p in net.parameters()]
-    hybrid = Hybrid(net, ZO, ADAMW, splits.Depth(2), share_forward=share)
+    hybrid = Hybrid(net, ZO, SGD, splits.Depth(2), share_forward=share)
     for p in net.parameters():
         p.grad = torch.ones_like(p)  # someone's left-overs, which are no part of the step
 
@@ -102,7 +104,7 @@ def test_how_often_the_closure_is_called_and_how(net, batch, share, calls):
     assert seen == calls and torch.equal(state, torch.get_rng_state())
     assert all(p.grad is None for p in net.parameters()) and [p.requires_grad for p in net.parameters()] == needs
     assert hybrid.last.estimate is hybrid.zo.last and hybrid.steps == 1 and not hybrid.last.skipped
-    assert len(hybrid.fo.state) == 6
+    assert len(hybrid.fo.state) == 6 and all(torch.equal(a, b) for a, b in zip(net.parameters(), twin.parameters()))
 
 
 def stored(model, closure):

@@ -1,11 +1,15 @@
 """The splits of Hybrid: who is first-order, in which rows, and when."""
 
+import copy
+from functools import partial
+
 import pytest
 import torch
 from hybrid_cases import ADAMW, BLOCKS, EMBED, HEAD, LISA, SGD, STATIC, ZO, a_batch, a_net, block, moved, weights
 from tolerances import RESTORED
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.checkpoint import checkpoint
 
 import zokern
 from zokern import Hybrid, MeZO, splits
@@ -135,6 +139,18 @@ def test_intra_keeps_one_whole_gradient_at_a_time(net, batch):
     with Watch():
         hybrid.step(lambda: net(batch))
     assert max(alive) == 1
+
+
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
+def test_intra_adds_up_the_gradients_of_checkpointed_segments(net, batch):
+    net.layers[3][0].weight = net.layers[2][0].weight
+    twin = copy.deepcopy(net)
+    for layer in twin.layers[1:]:  # each segment's backward is a run of its own, so the shared weight is reached twice
+        layer.forward = partial(checkpoint, layer.forward, use_reentrant=True)
+    for model in (net, twin):
+        Hybrid(model, ZO, SGD, splits.Intra(4)).step(lambda: model(batch))  # noqa: B023
+    for a, b in zip(net.parameters(), twin.parameters()):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-7)
 
 
 def test_intra_follows_a_model_that_is_converted_or_reloaded(net, batch):
