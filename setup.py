@@ -24,7 +24,9 @@ ROOT = Path(__file__).parent.resolve()
 FLAGS = "-std=c++17 -O3 -fPIC -fvisibility=hidden -ffp-contract=off -Wall -Wextra -Wno-psabi -Wno-uninitialized -Wno-maybe-uninitialized"
 # One binary for all of Ampere and Ada, one for Hopper, and PTX that later GPUs compile when they first see it.
 ARCHITECTURES = {"sm_80": "arch=compute_80,code=sm_80", "sm_90": "arch=compute_90,code=sm_90", "PTX": "arch=compute_90,code=compute_90"}
-NVCC_FLAGS = "-std=c++17 -O3 --fmad=false -Xcompiler -fPIC,-fvisibility=hidden " + " ".join(f"-gencode {a}" for a in ARCHITECTURES.values())
+NVCC_FLAGS = "-std=c++17 -O3 --fmad=false --threads 0 -Xcompiler -fPIC,-fvisibility=hidden " + " ".join(
+    f"-gencode {a}" for a in ARCHITECTURES.values()
+)
 LINK = "-bundle -undefined dynamic_lookup" if sys.platform == "darwin" else "-shared"
 
 

@@ -66,6 +66,8 @@ gpu=$("$python" -c 'import torch; print("%d%d" % torch.cuda.get_device_capabilit
 record=$out/bench.jsonl
 state=(nvidia-smi -q -d CLOCK,MEMORY,PERFORMANCE,POWER,TEMPERATURE,UTILIZATION)
 in_seven=(env -C "$seven" PYTHONPATH="$seven")
+built=()
+case $gpu in 80 | 90) built=(--built) ;; esac # what the build has made for this GPU; for others nvcc is asked
 sanitizer=$(command -v compute-sanitizer || ls /usr/local/cuda/bin/compute-sanitizer 2>/dev/null)
 if [ -n "$gpu" ]; then
     part "state before" nvidia-smi.txt 15 "${state[@]}"
@@ -87,8 +89,8 @@ if [ -n "$gpu" ]; then
     part "bench: drift" bench.txt 20 "$python" -m bench --suite drift --out "$record"
     part "bench: 7 rounds" bench.txt 60 "${in_seven[@]}" "$python" -m bench --suite kernels --dtype fp32 bf16 --out "$out/rounds-7.jsonl"
     part "sass: triton" sass.txt 40 "$python" bench/sass.py --arch "$gpu" --json "$out/sass.jsonl"
-    part "sass: cuda" sass.txt 40 "$python" bench/sass.py --backend cuda --arch "$gpu" --json "$out/sass.jsonl"
-    part "sass: updates" sass.txt 60 "$python" bench/sass.py --backend cuda --rule momentum adam --arch "$gpu" --json "$out/sass.jsonl"
+    part "sass: cuda" sass.txt 40 "$python" bench/sass.py --backend cuda "${built[@]}" --arch "$gpu" --json "$out/sass.jsonl"
+    part "sass: updates" sass.txt 60 "$python" bench/sass.py --backend cuda "${built[@]}" --rule momentum adam --arch "$gpu" --json "$out/sass.jsonl"
     part "state after" nvidia-smi.txt 15 "${state[@]}"
 else
     echo "nvidia-smi and compute-sanitizer are not asked: no GPU" | tee "$out/nvidia-smi.txt" >"$out/sanitizer.txt"

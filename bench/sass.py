@@ -108,6 +108,21 @@ def compile_cuda(arch: int, name: str) -> tuple[bytes, str]:
 
 
 @cache
+def built_cuda(arch: int, name: str) -> tuple[bytes, str]:
+    """The same out of the installed zokern._cuda: the very code that a GPU of this architecture runs."""
+    from zokern import _cuda
+
+    with tempfile.TemporaryDirectory() as folder:
+        tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+        subprocess.run([tool, _cuda.__file__, "-xelf", f"sm_{arch}"], cwd=folder, capture_output=True, check=True)
+        found = [path.read_bytes() for path in Path(folder).glob(f"*.sm_{arch}.cubin")]
+    found = [cubin for cubin in found if f"{name}_kernel".encode() in cubin]
+    if len(found) != 1:
+        raise RuntimeError(f"zokern._cuda holds no code of {name} for sm_{arch}: count without --built")
+    return found[0], _cuda.version
+
+
+@cache
 def tools_on(cubin: bytes) -> tuple[str, str]:
     """Disassembly and resource usage, as nvdisasm and cuobjdump print them."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
@@ -154,8 +169,8 @@ def count(instructions: list[str]) -> dict[str, int]:
     return {pipe: pipes[pipe] for pipe in (*PIPES, "other") if pipe != "other" or pipes[pipe]}
 
 
-def measure(backend: str, arch: int, dtype: str, terms: str, decay: bool, rule: str | None = None, state: str = "fp32") -> dict:
-    """One line of the table."""
+def measure(cuda, backend: str, arch: int, dtype: str, terms: str, decay: bool, rule: str | None = None, state: str = "fp32") -> dict:
+    """One line of the table. ``cuda``: where its code comes from, compile_cuda or built_cuda."""
     if backend == "triton":
         kernel = compile_triton(arch, dtype, terms, decay, rule, state)
         instructions, labels, usage = disassemble(kernel.asm["cubin"], "add_noise_kernel" if rule is None else "update_kernel")
@@ -166,7 +181,7 @@ def measure(backend: str, arch: int, dtype: str, terms: str, decay: bool, rule: 
             "triton": triton.__version__,
         }
     else:
-        cubin, version = compile_cuda(arch, "add_noise" if rule is None else "update")
+        cubin, version = cuda(arch, "add_noise" if rule is None else "update")
         instructions, labels, usage = disassemble(cubin, mangled(dtype, terms, decay, rule, state))
         elements = BLOCK // CUDA_THREADS if rule is None else 4 if dtype == state == "fp32" else 8
         about = {"shared_bytes": usage["SHARED"], "convert_layouts": 0, "nvcc": version}
@@ -230,6 +245,7 @@ def main():
     parser.add_argument("--dtype", nargs="+", choices=DTYPES, default=list(DTYPES))
     parser.add_argument("--terms", nargs="+", choices=["1", "2", "n"], default=["1", "2", "n"], help="n: the loop for any number")
     parser.add_argument("--decay", nargs="+", choices=["no", "yes"], default=["no", "yes"])
+    parser.add_argument("--built", action="store_true", help="count what zokern._cuda holds, instead of compiling csrc/cuda again")
     parser.add_argument("--json", type=Path, help="append one JSON line a kernel to this file")
     parser.add_argument("--rule", nargs="+", choices=RULES, default=[], help="count the kernels of update_: with decay, terms 1 and n")
     parser.add_argument("--state", nargs="+", choices=["fp32", "bf16"], default=["fp32", "bf16"], help="storage of the rule's states")
@@ -243,7 +259,7 @@ def main():
     lines, failures = [], []
     for arch, case in product(arguments.arch, cases):
         try:
-            lines.append(measure(arguments.backend, arch, *case))
+            lines.append(measure(built_cuda if arguments.built else compile_cuda, arguments.backend, arch, *case))
         except Exception as error:
             said = str(error).strip().splitlines() or [type(error).__name__]
             reason = next((line for line in said if "fatal" in line), said[0])

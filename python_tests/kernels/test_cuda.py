@@ -235,7 +235,7 @@ def sass(tmp_path_factory):
     if cuda._cuda is None:
         pytest.skip(f"zokern._cuda is {cuda.status()}")
     out = tmp_path_factory.mktemp("sass") / "sass.jsonl"
-    arguments = ["--backend", "cuda", "--arch", "80", "90", "--decay", "no", "--json", str(out)]
+    arguments = ["--backend", "cuda", "--built", "--arch", "80", "90", "--decay", "no", "--json", str(out)]
     done = subprocess.run([sys.executable, ROOT / "bench/sass.py", *arguments], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     return [json.loads(line) for line in out.read_text().splitlines()]
@@ -265,7 +265,7 @@ def sass_of_updates(tmp_path_factory):
     if cuda._cuda is None:
         pytest.skip(f"zokern._cuda is {cuda.status()}")
     out = tmp_path_factory.mktemp("sass") / "sass.jsonl"
-    arguments = ["--backend", "cuda", "--arch", "80", "90", "--rule", *RULES, "--json", str(out)]
+    arguments = ["--backend", "cuda", "--built", "--arch", "80", "90", "--rule", *RULES, "--json", str(out)]
     done = subprocess.run([sys.executable, ROOT / "bench/sass.py", *arguments], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     return [json.loads(line) for line in out.read_text().splitlines()]
