@@ -60,13 +60,13 @@ OTHERS = {"MeZO(params, q=3)": 0, "MeZO(params, sparsity=0.5)": 0, "ZOMomentum(p
     [
         ("torch.ones(n)", 1 << 24, OPTIMIZERS),
         ("torch.ones(n, dtype=torch.bfloat16)", 1 << 24, OTHERS),
-        ("torch.ones(4096, n // 4096).t()", 1 << 23, OTHERS),
+        ("torch.ones(4096, n // 4096).t()", 1 << 24, OTHERS),
     ],
 )
 def test_an_optimizer_needs_its_state_and_no_more(theta, n, optimizers):
     code = CODE.format(n=n, optimizers=list(optimizers), theta=theta)
     found = json.loads(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
     # A strided parameter is gathered 512 KiB at a time; code that is loaded late and the allocator's slack come on top.
-    slack = (13 << 20) / (4 * n)
+    slack = (20 << 20) / (4 * n)
     for (name, state), extra in zip(optimizers.items(), found):
         assert state - 0.05 < extra < state + slack, f"{name}: {extra:.2f}"
