@@ -69,6 +69,33 @@ class Replay:
     budget: float
 
 
+@dataclass(frozen=True)
+class Convergence:
+    """One problem, solved by every method with the same number of ``queries`` and every seed.
+
+    ``grid``: method -> setting -> values. Where they leave a choice, all combinations run once, with as many queries, on a seed of
+    their own, and the one with the lowest final training loss is taken.
+    """
+
+    problem: str
+    batch: int
+    queries: int
+    seeds: tuple[int, ...]
+    grid: dict
+    data: str | None = None
+
+
+@dataclass(frozen=True)
+class EffectiveRank:
+    """A quadratic with eigenvalues i^-alpha. ``rates``: learning rates to try, descending; ``limit``: steps, at most."""
+
+    alpha: float
+    rates: tuple[float, ...]
+    seeds: tuple[int, ...]
+    tolerance: float
+    limit: int
+
+
 def kernels(device, quick=False, dtypes=None, threads=None) -> list[Kernel]:
     """The cases of suite ``kernels``: on a CPU with all threads unless told otherwise."""
     dtypes = dtypes or list(DTYPES)
@@ -154,3 +181,44 @@ def replays(device, quick=False, dtypes=None, threads=None) -> list[Replay]:
 def drifts(quick=False, dtypes=None) -> list[Drift]:
     """The cases of suite ``drift``."""
     return [Drift(dtype, 1 << 10, 10) if quick else Drift(dtype, 1 << 14, 1000) for dtype in dtypes or DTYPES]
+
+
+MEZO, SVRG, SGD = "zokern.MeZO", "zokern.MeZOSVRG", "torch.optim.SGD"
+# As in table 7 of MeZO-SVRG.
+LEAST_SQUARES = {MEZO: {"lr": (1e-3,)}, SVRG: {"lr_full": (1e-3,), "lr": (1e-4,), "q": (2,)}, SGD: {"lr": (1e-3,)}}
+DIGITS = {
+    MEZO: {"lr": (3e-4, 1e-3, 3e-3, 1e-2)},
+    SVRG: {"lr_full": (1e-3, 3e-3, 1e-2), "lr": (1e-4, 1e-3, 3e-3), "q": (2, 5)},
+    SGD: {"lr": (1e-2, 3e-2, 1e-1, 3e-1)},
+}
+MINILM = {
+    MEZO: {"lr": (1e-4, 3e-4, 1e-3, 3e-3)},
+    SVRG: {"lr_full": (1e-4, 1e-3, 3e-3), "lr": (1e-5, 1e-4, 1e-3), "q": (2, 5)},
+    SGD: {"lr": (1e-2, 3e-2, 1e-1)},
+}
+
+
+def convergences(quick=False, data=None) -> list[Convergence]:
+    """The problems of suite ``convergence``."""
+    if quick:
+        few = {
+            method: {name: values[:2] if name == "lr" else values[:1] for name, values in grid.items()} for method, grid in DIGITS.items()
+        }
+        return [
+            Convergence("least squares", 32, 20_000, (0, 1), LEAST_SQUARES),
+            Convergence("digits", 64, 6_000, (0,), few),
+            Convergence("MiniLM, SST-2", 16, 3_000, (0,), few, data),
+        ]
+    return [
+        Convergence("least squares", 32, 6_000_000, tuple(range(5)), LEAST_SQUARES),
+        Convergence("digits", 64, 3_000_000, tuple(range(5)), DIGITS),
+        Convergence("MiniLM, SST-2", 64, 3_000_000, tuple(range(3)), MINILM, data),
+    ]
+
+
+def effective_ranks(quick=False) -> list[EffectiveRank]:
+    """The toy of suite ``convergence``, over a range of effective ranks."""
+    if quick:
+        return [EffectiveRank(alpha, tuple(2.0**-k for k in range(6)), (0,), 1e-2, 300) for alpha in (1.0, 2.0)]
+    rates = tuple(2 ** (1 - k / 4) for k in range(37))
+    return [EffectiveRank(alpha, rates, (0, 1, 2), 1e-6, 100_000) for alpha in (0.25, 0.5, 0.75, 1.0, 1.25, 1.5)]
