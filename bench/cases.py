@@ -187,9 +187,9 @@ MEZO, SVRG, SGD = "zokern.MeZO", "zokern.MeZOSVRG", "torch.optim.SGD"
 # As in table 7 of MeZO-SVRG.
 LEAST_SQUARES = {MEZO: {"lr": (1e-3,)}, SVRG: {"lr_full": (1e-3,), "lr": (1e-4,), "q": (2,)}, SGD: {"lr": (1e-3,)}}
 DIGITS = {
-    MEZO: {"lr": (3e-4, 1e-3, 3e-3, 1e-2)},
-    SVRG: {"lr_full": (1e-3, 3e-3, 1e-2), "lr": (1e-4, 1e-3, 3e-3), "q": (2, 5)},
-    SGD: {"lr": (1e-2, 3e-2, 1e-1, 3e-1)},
+    MEZO: {"lr": (1e-3, 3e-3, 5e-3)},
+    SVRG: {"lr_full": (1e-2, 3e-2, 1e-1), "lr": (1e-3, 3e-3), "q": (2, 5)},
+    SGD: {"lr": (3e-2, 1e-1, 3e-1)},
 }
 MINILM = {
     MEZO: {"lr": (1e-4, 3e-4, 1e-3, 3e-3)},
@@ -211,7 +211,7 @@ def convergences(quick=False, data=None) -> list[Convergence]:
         ]
     return [
         Convergence("least squares", 32, 6_000_000, tuple(range(5)), LEAST_SQUARES),
-        Convergence("digits", 64, 3_000_000, tuple(range(5)), DIGITS),
+        Convergence("digits", 64, 2_000_000, tuple(range(5)), DIGITS),
         Convergence("MiniLM, SST-2", 64, 3_000_000, tuple(range(3)), MINILM, data),
     ]
 
