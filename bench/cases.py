@@ -192,9 +192,9 @@ DIGITS = {
     SGD: {"lr": (3e-2, 1e-1, 3e-1)},
 }
 MINILM = {
-    MEZO: {"lr": (1e-4, 3e-4, 1e-3, 3e-3)},
-    SVRG: {"lr_full": (1e-4, 1e-3, 3e-3), "lr": (1e-5, 1e-4, 1e-3), "q": (2, 5)},
-    SGD: {"lr": (1e-2, 3e-2, 1e-1)},
+    MEZO: {"lr": (3e-4, 1e-3, 2e-3)},
+    SVRG: {"lr_full": (3e-3, 1e-2), "lr": (1e-4, 1e-3, 3e-3), "q": (2, 5)},
+    SGD: {"lr": (1e-2, 3e-2)},
 }
 
 
@@ -212,7 +212,7 @@ def convergences(quick=False, data=None) -> list[Convergence]:
     return [
         Convergence("least squares", 32, 6_000_000, tuple(range(5)), LEAST_SQUARES),
         Convergence("digits", 64, 2_000_000, tuple(range(5)), DIGITS),
-        Convergence("MiniLM, SST-2", 64, 3_000_000, tuple(range(3)), MINILM, data),
+        Convergence("MiniLM, SST-2", 64, 1_000_000, tuple(range(3)), MINILM, data),
     ]
 
 
