@@ -11,7 +11,7 @@ import torch
 
 import zokern
 
-from . import cases, convergence, drift, effective_rank, kernels, memory, models, problems, record, replay, step, table
+from . import cases, convergence, drift, effective_rank, kernels, memory, models, optimizers, problems, record, replay, step, table
 from .oracle import Refused
 
 
@@ -38,7 +38,12 @@ def run(arguments, device) -> int:
     work = []
     if arguments.suite in ("kernels", "all"):
         work += [(kernels, case) for case in cases.kernels(device, **chosen)]
-    with_models = {"step": (step, cases.steps), "memory": (memory, cases.memory), "replay": (replay, cases.replays)}
+    with_models = {
+        "step": (step, cases.steps),
+        "memory": (memory, cases.memory),
+        "replay": (replay, cases.replays),
+        "optimizers": (optimizers, cases.own_parts),
+    }
     for name, (suite, of) in with_models.items():
         if arguments.suite in (name, "all"):
             if reason := models.missing():
@@ -81,7 +86,7 @@ def run(arguments, device) -> int:
 
 def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
-    suites = ("kernels", "step", "memory", "replay", "drift", "convergence", "all")
+    suites = ("kernels", "step", "memory", "replay", "optimizers", "drift", "convergence", "all")
     parser.add_argument("--suite", choices=suites, default="all", help="all: those that tell what this machine does, not convergence")
     parser.add_argument("--quick", action="store_true", help="tiny sizes, to see that everything works: the times mean nothing")
     parser.add_argument("--out", type=Path, default=record.ROOT / "out" / "bench.jsonl", help="JSON lines, appended (out/bench.jsonl)")

@@ -70,6 +70,17 @@ class Replay:
 
 
 @dataclass(frozen=True)
+class OwnPart:
+    """One step of an optimizer over the weights of a model, without the model's forward passes."""
+
+    optimizer: str
+    model: str
+    dtype: str
+    threads: int
+    budget: float
+
+
+@dataclass(frozen=True)
 class Convergence:
     """One problem, solved by every method with the same number of ``queries`` and every seed.
 
@@ -181,6 +192,18 @@ def replays(device, quick=False, dtypes=None, threads=None) -> list[Replay]:
 def drifts(quick=False, dtypes=None) -> list[Drift]:
     """The cases of suite ``drift``."""
     return [Drift(dtype, 1 << 10, 10) if quick else Drift(dtype, 1 << 14, 1000) for dtype in dtypes or DTYPES]
+
+
+WITHOUT_STATE = ("MeZO", "MeZO, q=4", "MeZO, half masked", "MeZO, 3 blocks", "ZOSign", "ZOConservative")
+WITH_STATE = ("MeZOSVRG", "ZOMomentum", "ZOAdam")
+
+
+def own_parts(device, quick=False, dtypes=None, threads=None) -> list[OwnPart]:
+    """The cases of suite ``optimizers``: float32, on a CPU with one thread."""
+    if dtypes and "fp32" not in dtypes:
+        return []
+    model, budget = ("tiny", 0.02) if quick else ("OPT-12M", 10.0) if device.type == "cpu" else ("OPT-1.3B", 3.0)
+    return [OwnPart(name, model, "fp32", threads or 1, budget) for name in (*WITHOUT_STATE, *WITH_STATE)]
 
 
 MEZO, SVRG, SGD = "zokern.MeZO", "zokern.MeZOSVRG", "torch.optim.SGD"
