@@ -77,11 +77,11 @@ def measure(case: Convergence, device) -> list[dict]:
 
 def run(case, make, method, settings, seed, device) -> dict:
     """One run, its curve told at numbers of queries that grow by a constant factor. A run that has diverged ends early."""
-    problem = make(seed)
+    problem, allowed = make(seed), case.queries[method]
     step = METHODS[method](problem, seed, **settings)
     first = float(problem.loss().detach())
     curve, queries, steps, begin = [(0, first)], 0, 0, time.perf_counter()
-    marks = iter([round(case.queries ** (k / POINTS)) for k in range(POINTS + 1)])
+    marks = iter([round(allowed ** (k / POINTS)) for k in range(POINTS + 1)])
     mark = next(marks)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # of a loss that is not finite: the run ends at the next mark
@@ -91,7 +91,7 @@ def run(case, make, method, settings, seed, device) -> dict:
             if queries >= mark:
                 curve.append((queries, float(problem.loss().detach())))
                 mark = next((m for m in marks if m > queries), math.inf)
-            if queries >= case.queries or not curve[-1][1] < DIVERGED * first:
+            if queries >= allowed or not curve[-1][1] < DIVERGED * first:
                 break
     diverged = not curve[-1][1] < DIVERGED * first
     return {

@@ -19,7 +19,7 @@ from .convergence import EPS, POINTS
 
 GD = "gradient descent"
 DIMENSIONS = 100
-DIVERGED = 1e3  # times the first loss
+DIVERGED = 100  # times the first loss
 
 
 def measure(case: EffectiveRank, device) -> list[dict]:
