@@ -229,8 +229,8 @@ def convergences(quick=False, data=None) -> list[Convergence]:
             method: {name: values[:2] if name == "lr" else values[:1] for name, values in grid.items()} for method, grid in DIGITS.items()
         }
         return [
-            Convergence("least squares", 32, equal(20_000), (0, 1), LEAST_SQUARES),
-            Convergence("digits", 64, equal(6_000), (0,), few),
+            Convergence("least squares", 32, equal(8_000), (0, 1), LEAST_SQUARES),
+            Convergence("digits", 64, equal(3_000), (0,), few),
             Convergence("MiniLM, SST-2", 16, equal(3_000), (0,), few, data),
         ]
     return [
@@ -247,6 +247,6 @@ def equal(queries) -> dict[str, int]:
 def effective_ranks(quick=False) -> list[EffectiveRank]:
     """The toy of suite ``convergence``, over a range of effective ranks."""
     if quick:
-        return [EffectiveRank(alpha, tuple(2.0**-k for k in range(6)), (0,), 1e-2, 300) for alpha in (1.0, 2.0)]
+        return [EffectiveRank(alpha, tuple(2.0**-k for k in range(6)), (0,), 0.3, 200) for alpha in (1.5, 2.0)]
     rates = tuple(2 ** (1 - k / 4) for k in range(37))
     return [EffectiveRank(alpha, rates, (0, 1, 2), 1e-6, 15_000) for alpha in (0.25, 0.5, 0.75, 1.0, 1.25)]
