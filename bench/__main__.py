@@ -11,7 +11,7 @@ import torch
 
 import zokern
 
-from . import cases, drift, kernels, memory, models, record, replay, step, table
+from . import cases, convergence, drift, effective_rank, kernels, memory, models, optimizers, problems, record, replay, step, table
 from .oracle import Refused
 
 
@@ -38,7 +38,12 @@ def run(arguments, device) -> int:
     work = []
     if arguments.suite in ("kernels", "all"):
         work += [(kernels, case) for case in cases.kernels(device, **chosen)]
-    with_models = {"step": (step, cases.steps), "memory": (memory, cases.memory), "replay": (replay, cases.replays)}
+    with_models = {
+        "step": (step, cases.steps),
+        "memory": (memory, cases.memory),
+        "replay": (replay, cases.replays),
+        "optimizers": (optimizers, cases.own_parts),
+    }
     for name, (suite, of) in with_models.items():
         if arguments.suite in (name, "all"):
             if reason := models.missing():
@@ -47,6 +52,16 @@ def run(arguments, device) -> int:
                 work += [(suite, case) for case in of(device, **chosen)]
     if arguments.suite in ("drift", "all"):
         work += [(drift, case) for case in cases.drifts(arguments.quick, arguments.dtype)]
+    if arguments.suite == "convergence":
+        for case in cases.convergences(arguments.quick, arguments.data):
+            if arguments.problem not in (None, case.problem):
+                continue
+            if reason := problems.missing(case.problem, case.data):
+                print(f"bench: {case.problem} is skipped: {reason}", file=sys.stderr)
+            else:
+                work.append((convergence, case))
+        if arguments.problem in (None, "effective rank"):
+            work += [(effective_rank, case) for case in cases.effective_ranks(arguments.quick)]
     records, failed = [], 0
     for done, (suite, case) in enumerate(work, 1):
         print(f"bench: {done} of {len(work)}: {case}", file=sys.stderr)
@@ -71,12 +86,15 @@ def run(arguments, device) -> int:
 
 def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
-    parser.add_argument("--suite", choices=("kernels", "step", "memory", "replay", "drift", "all"), default="all")
+    suites = ("kernels", "step", "memory", "replay", "optimizers", "drift", "convergence", "all")
+    parser.add_argument("--suite", choices=suites, default="all", help="all: those that tell what this machine does, not convergence")
     parser.add_argument("--quick", action="store_true", help="tiny sizes, to see that everything works: the times mean nothing")
     parser.add_argument("--out", type=Path, default=record.ROOT / "out" / "bench.jsonl", help="JSON lines, appended (out/bench.jsonl)")
     parser.add_argument("--threads", type=int, help="CPU threads (kernels: all; step: one, and then all)")
     parser.add_argument("--isa", choices=("scalar", "avx2", "avx512"), help="of the C++ backend (the best one)")
     parser.add_argument("--dtype", nargs="+", choices=list(models.DTYPES), help="only these (all)")
+    parser.add_argument("--problem", choices=[*problems.PROBLEMS, "effective rank"], help="of suite convergence (all)")
+    parser.add_argument("--data", type=Path, help="of suite convergence: folder with train.tsv and test.tsv of SST-2")
     parser.add_argument("--backend", choices=zokern.kernels.NAMES, help="force one (the best one)")
     return parser
 

@@ -69,6 +69,45 @@ class Replay:
     budget: float
 
 
+@dataclass(frozen=True)
+class OwnPart:
+    """One step of an optimizer over the weights of a model, without the model's forward passes."""
+
+    optimizer: str
+    model: str
+    dtype: str
+    threads: int
+    budget: float
+
+
+@dataclass(frozen=True)
+class Convergence:
+    """One problem, solved by every method with every seed. ``queries``: those that a method may take, the same for all of them unless
+    some come to rest long before the others.
+
+    ``grid``: method -> setting -> values. Where they leave a choice, all combinations run once, with as many queries, on a seed of
+    their own, and the one with the lowest final training loss is taken.
+    """
+
+    problem: str
+    batch: int
+    queries: dict[str, int]
+    seeds: tuple[int, ...]
+    grid: dict
+    data: str | None = None
+
+
+@dataclass(frozen=True)
+class EffectiveRank:
+    """A quadratic with eigenvalues i^-alpha. ``rates``: learning rates to try, descending; ``limit``: steps, at most."""
+
+    alpha: float
+    rates: tuple[float, ...]
+    seeds: tuple[int, ...]
+    tolerance: float
+    limit: int
+
+
 def kernels(device, quick=False, dtypes=None, threads=None) -> list[Kernel]:
     """The cases of suite ``kernels``: on a CPU with all threads unless told otherwise."""
     dtypes = dtypes or list(DTYPES)
@@ -154,3 +193,61 @@ def replays(device, quick=False, dtypes=None, threads=None) -> list[Replay]:
 def drifts(quick=False, dtypes=None) -> list[Drift]:
     """The cases of suite ``drift``."""
     return [Drift(dtype, 1 << 10, 10) if quick else Drift(dtype, 1 << 14, 1000) for dtype in dtypes or DTYPES]
+
+
+WITHOUT_STATE = ("MeZO", "MeZO, q=4", "MeZO, half masked", "MeZO, 3 blocks", "ZOSign", "ZOConservative")
+WITH_STATE = ("MeZOSVRG", "ZOMomentum", "ZOAdam")
+
+
+def own_parts(device, quick=False, dtypes=None, threads=None) -> list[OwnPart]:
+    """The cases of suite ``optimizers``: float32, on a CPU with one thread."""
+    if dtypes and "fp32" not in dtypes:
+        return []
+    model, budget = ("tiny", 0.02) if quick else ("OPT-12M", 10.0) if device.type == "cpu" else ("OPT-1.3B", 3.0)
+    return [OwnPart(name, model, "fp32", threads or 1, budget) for name in (*WITHOUT_STATE, *WITH_STATE)]
+
+
+MEZO, SVRG, SGD = "zokern.MeZO", "zokern.MeZOSVRG", "torch.optim.SGD"
+# As in table 7 of MeZO-SVRG.
+LEAST_SQUARES = {MEZO: {"lr": (1e-3,)}, SVRG: {"lr_full": (1e-3,), "lr": (1e-4,), "q": (2,)}, SGD: {"lr": (1e-3,)}}
+# Around the largest learning rates that a coarser grid, with fewer queries, left without divergence; its best q was 2, of 2, 5 and 20.
+DIGITS = {
+    MEZO: {"lr": (1e-3, 2e-3)},
+    SVRG: {"lr_full": (5e-3, 1e-2), "lr": (1e-3, 3e-3), "q": (2,)},
+    SGD: {"lr": (1e-1, 3e-1)},
+}
+MINILM = {
+    MEZO: {"lr": (1e-3, 2e-3)},
+    SVRG: {"lr_full": (5e-3, 1e-2), "lr": (1e-3, 3e-3), "q": (2,)},
+    SGD: {"lr": (1e-2, 3e-2)},
+}
+
+
+def convergences(quick=False, data=None) -> list[Convergence]:
+    """The problems of suite ``convergence``."""
+    if quick:
+        few = {
+            method: {name: values[:2] if name == "lr" else values[:1] for name, values in grid.items()} for method, grid in DIGITS.items()
+        }
+        return [
+            Convergence("least squares", 32, equal(8_000), (0, 1), LEAST_SQUARES),
+            Convergence("digits", 64, equal(3_000), (0,), few),
+            Convergence("MiniLM, SST-2", 16, equal(3_000), (0,), few, data),
+        ]
+    return [
+        Convergence("least squares", 32, {MEZO: 2_000_000, SVRG: 6_000_000, SGD: 500_000}, tuple(range(5)), LEAST_SQUARES),
+        Convergence("digits", 64, equal(4_000_000) | {SGD: 1_000_000}, tuple(range(5)), DIGITS),
+        Convergence("MiniLM, SST-2", 64, equal(2_000_000) | {SGD: 300_000}, tuple(range(3)), MINILM, data),
+    ]
+
+
+def equal(queries) -> dict[str, int]:
+    return dict.fromkeys((MEZO, SVRG, SGD), queries)
+
+
+def effective_ranks(quick=False) -> list[EffectiveRank]:
+    """The toy of suite ``convergence``, over a range of effective ranks."""
+    if quick:
+        return [EffectiveRank(alpha, tuple(2.0**-k for k in range(6)), (0,), 0.3, 200) for alpha in (1.5, 2.0)]
+    rates = tuple(2 ** (1 - k / 4) for k in range(37))
+    return [EffectiveRank(alpha, rates, (0, 1, 2), 1e-6, 15_000) for alpha in (0.25, 0.5, 0.75, 1.0, 1.25)]

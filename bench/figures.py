@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from . import kernels, step
+from . import curves, kernels, runs, step
 from .table import by_case
 
 BARS = {kernels.OURS: "C0", kernels.TORCH: "C1", kernels.LITERAL: "C3"}
@@ -27,6 +27,13 @@ def draw(records, folder: Path) -> list[Path]:
         if mine := [r for r in records if r["suite"] == suite]:
             drawn.append(folder / f"{name}.png")
             picture(mine).savefig(drawn[-1], dpi=150)
+    for name, problem in {"least-squares": "least squares", "digits": "digits", "minilm": "MiniLM, SST-2"}.items():
+        if any(op == problem for op, _ in runs.by_method(records)):
+            drawn.append(folder / f"{name}.png")
+            curves.curves(records, problem).savefig(drawn[-1], dpi=150)
+    if runs.by_alpha(records):
+        drawn.append(folder / "effective-rank.png")
+        curves.effective_rank(records).savefig(drawn[-1], dpi=150)
     return drawn
 
 

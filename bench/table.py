@@ -2,7 +2,7 @@
 
 import math
 
-from . import drift, kernels, replay, step
+from . import drift, kernels, replay, runs, step
 
 NOTES = {
     "kernels": """\
@@ -22,6 +22,15 @@ Steps a second, K steps a pass; torch: torch.normal and add_ for each tensor, st
 off: rms distance of the weights, N(0, 0.02^2), from where they began, in units of eps = 1e-3, after steps with lr = 0.
 kept: the part of an update of 1e-6 z that reaches the weights.""",
 }
+NOTES_OF_RUNS = {
+    "optimizers": """\
+A step whose losses cost nothing. x: how many times cheaper than the same rule with z in memory. of floor: the time of mul_ over its.
+state: bytes of state kept between steps, over those of the weights.""",
+    "convergence": """\
+Final training loss and accuracy on held-out examples: mean (standard deviation) over the seeds. A query: the loss of one example.""",
+    "effective rank": """\
+Steps of MeZO and of gradient descent to the tolerance, each with the best learning rate of a grid; medians over the seeds.""",
+}
 
 
 def text(records) -> str:
@@ -34,6 +43,9 @@ def text(records) -> str:
             floor = next((name for case in cases for name in kernels.FLOOR.values() if name in case), "")
             parts.append(f"suite {suite}\n{aligned([row(case) for case in cases])}\n{NOTES[suite].format(floor=floor)}")
             parts[-1] += "".join(map(cycles, cases)) + (fits(records) if suite == "memory" else "")
+    for name, rows in (("optimizers", runs.of_optimizers), ("convergence", runs.of_runs), ("effective rank", runs.of_effective_rank)):
+        if found := rows(records):
+            parts.append(f"{name}\n{aligned(found)}\n{NOTES_OF_RUNS[name]}")
     return "\n\n".join(parts)
 
 

@@ -1,0 +1,58 @@
+"""Pictures of suite ``convergence``: losses against queries, and what follows the effective rank."""
+
+import statistics
+
+from .cases import MEZO, SGD, SVRG
+from .effective_rank import GD
+from .runs import by_alpha, by_method, slow_down
+
+COLORS = {MEZO: "C3", SVRG: "C0", SGD: "C1"}
+
+
+def curves(records, problem):
+    """Median over the seeds, and between the least and the most of them."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 3.5), layout="constrained")
+    axes = figure.add_subplot(xscale="log", yscale="log", xlabel="queries: losses of one example")
+    groups = {method: runs for (op, method), runs in by_method(records).items() if op == problem}
+    above = any(r["optimum"] is not None for runs in groups.values() for r in runs)
+    axes.set_ylabel("training loss, above the optimum" if above else "training loss")
+    for method, runs in groups.items():
+        along = [[(q, loss - (r["optimum"] or 0)) for q, loss in r["curve"] if q and loss] for r in runs]
+        queries = [q for q, _ in min(along, key=len)]  # the same for all seeds, but for those that have diverged
+        losses = [[loss for _, loss in points] for points in zip(*along)]
+        settings = ", ".join(f"{name} {value:g}" for name, value in runs[0]["settings"].items())
+        axes.plot(queries, [statistics.median(each) for each in losses], color=COLORS[method], label=f"{method}\n{settings}")
+        axes.fill_between(queries, [min(each) for each in losses], [max(each) for each in losses], color=COLORS[method], alpha=0.2)
+    one = next(iter(groups.values()))[0]
+    seeds = len(next(iter(groups.values())))
+    figure.suptitle(
+        f"{problem}: {one['n']:,} parameters, {one['examples']} examples, batch {one['batch']}, {seeds} seeds", fontsize="small"
+    )
+    axes.legend(fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
+    return figure
+
+
+def effective_rank(records):
+    """The toy's figure: 1 / lr and the slow-down against the effective rank, and MeZO's losses in gradient descent's time."""
+    from matplotlib.figure import Figure
+
+    cases = list(by_alpha(records).values())
+    ranks = [case[MEZO]["effective_rank"] for case in cases]
+    figure = Figure(figsize=(11, 3.3), layout="constrained")
+    left, middle, right = figure.subplots(1, 3)
+    left.plot(ranks, [1 / case[MEZO]["lr"] for case in cases], "o-", color=COLORS[MEZO], label="1 / best lr of MeZO")
+    middle.plot(ranks, [slow_down(case) for case in cases], "o-", color=COLORS[MEZO], label="MeZO's steps / descent's")
+    for axes in (left, middle):
+        axes.plot(ranks, ranks, ":", color="0.3", label="effective rank")
+        axes.set(xscale="log", yscale="log", xlabel="effective rank")
+        axes.legend(fontsize="small")
+    for case in cases:
+        steps, losses = zip(*case[MEZO]["curve"])
+        label = f"effective rank {case[MEZO]['effective_rank']:.1f}"
+        right.plot([step / case[GD]["median_steps"] for step in steps], losses, label=label)
+    right.set(xscale="symlog", yscale="log", xlabel="steps / descent's steps to the tolerance", ylabel="f")
+    right.legend(fontsize="small")
+    figure.suptitle(f"f(x) = x'Ax / 2 in {cases[0][MEZO]['n']} dimensions, to f = {cases[0][MEZO]['tolerance']:g}", fontsize="small")
+    return figure

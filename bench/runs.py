@@ -1,0 +1,98 @@
+"""Runs with several seeds, brought together: the rows of a table, and what a picture is drawn from."""
+
+import statistics
+
+from .cases import MEZO
+from .effective_rank import GD
+
+
+def reported(records) -> list[dict]:
+    """Those of suite ``convergence`` that are runs to be reported: not the search for settings, not the toy of the effective rank."""
+    return [r for r in records if r["suite"] == "convergence" and r["op"] != "effective rank" and not r["searched"]]
+
+
+def by_method(records) -> dict:
+    """(problem, method) -> its runs, one a seed."""
+    groups = {}
+    for r in reported(records):
+        groups.setdefault((r["op"], r["candidate"]), []).append(r)
+    return groups
+
+
+def by_alpha(records) -> dict:
+    """alpha -> method -> the record of its best learning rate; only where both methods have one."""
+    found = {}
+    for r in records:
+        if r["op"] == "effective rank" and r["best"]:
+            found.setdefault(r["alpha"], {})[r["candidate"]] = r
+    return {alpha: methods for alpha, methods in sorted(found.items()) if {MEZO, GD} <= set(methods)}
+
+
+def of_runs(records) -> list[dict[str, str]]:
+    rows = []
+    for (problem, method), runs in by_method(records).items():
+        one = runs[0]
+        settings = ", ".join(f"{name} {value:g}" for name, value in one["settings"].items())
+        losses = [r["final_loss"] for r in runs]
+        above = one["optimum"] is not None and None not in losses
+        if above:
+            losses = [r["final_loss"] - r["optimum"] for r in runs]
+        rows.append(
+            {
+                "problem": problem,
+                "method": method,
+                "settings": settings,
+                "seeds": str(len(runs)),
+                "queries": f"{one['queries'] / 1e6:.3g}M",
+                "steps": str(one["steps"]),
+                "loss": "" if above else spread(losses, "{:.4f}"),
+                "above optimum": spread(losses, "{:.2g}") if above else "",
+                "accuracy": spread([r["test_accuracy"] for r in runs], "{:.3f}") if "test_accuracy" in one else "",
+            }
+        )
+    return rows
+
+
+def spread(values, shown) -> str:
+    """Mean and standard deviation over the seeds."""
+    if None in values:
+        return "diverged"
+    deviation = statistics.stdev(values) if len(values) > 1 else 0.0
+    return f"{shown.format(statistics.mean(values))} ({shown.format(deviation)})"
+
+
+def of_effective_rank(records) -> list[dict[str, str]]:
+    return [
+        {
+            "alpha": f"{alpha:g}",
+            "effective rank": f"{case[MEZO]['effective_rank']:.1f}",
+            "best lr, MeZO": f"{case[MEZO]['lr']:.4f}",
+            "1/lr": f"{1 / case[MEZO]['lr']:.1f}",
+            "steps": f"{case[MEZO]['median_steps']:.0f}",
+            "best lr, descent": f"{case[GD]['lr']:.2f}",
+            "its steps": f"{case[GD]['median_steps']:.0f}",
+            "slow-down": f"{slow_down(case):.1f}",
+        }
+        for alpha, case in by_alpha(records).items()
+    ]
+
+
+def slow_down(case) -> float:
+    """MeZO's steps over gradient descent's, each with its best learning rate."""
+    return case[MEZO]["median_steps"] / case[GD]["median_steps"]
+
+
+def of_optimizers(records) -> list[dict[str, str]]:
+    own = [r for r in records if r["suite"] == "optimizers" and r["candidate"] != "mul_"]
+    return [
+        {
+            "optimizer": r["op"],
+            "how": r["candidate"],
+            "threads": str(r["threads"]),
+            "ms a step": f"{r['step_s'] * 1e3:.1f}",
+            "x": f"{r['speedup']:.1f}",
+            "of floor": f"{r['share_of_floor']:.2f}",
+            "state, of the weights": f"{r['state_bytes'] / r['weights_bytes']:.0f}",
+        }
+        for r in own
+    ]
