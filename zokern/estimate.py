@@ -111,8 +111,10 @@ def _block_by_block(model, look, key) -> Estimate:
         return look(model.parts[0], key=key)
     layout, estimates = model.layout, []
     for part in model.parts:
+        for other in model.parts:  # whose weights would be seen where they stand
+            if other is not part and other.owes:
+                other.settle()
         estimates.append(look(part, key=key))
-        part.settle()  # or the next block's losses would be those of weights that stand elsewhere
     skipped = torch.stack([e.skipped for e in estimates]).any()
     grad = torch.zeros(layout.groups, dtype=torch.float64, device=skipped.device)
     for block, estimate in zip(layout.blocks, estimates):

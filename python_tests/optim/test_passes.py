@@ -13,7 +13,7 @@ PASSES = {
     "MeZO, defer": (lambda p: MeZO(p, defer=True), 2),
     "MeZO, one-sided": (lambda p: MeZO(p, estimator="one-sided"), 2),
     "MeZO, sparse": (lambda p: MeZO(p, sparsity=0.5), 3),
-    "MeZO, 2 blocks": (lambda p: MeZO(p, blocks=[[p[0]], [p[1]]]), 2 * 4),  # each of half the weights
+    "MeZO, 2 blocks": (lambda p: MeZO(p, blocks=[[p[0]], [p[1]]]), 2 * 4 - 1),  # each of half the weights
     "ZOSign": (lambda p: ZOSign(p), 3),
     "ZOSign, scalar": (lambda p: ZOSign(p, form="scalar"), 3),
     "ZOMomentum": (lambda p: ZOMomentum(p), 3),
