@@ -45,8 +45,7 @@ def of_runs(records) -> list[dict[str, str]]:
                 "seeds": str(len(runs)),
                 "queries": f"{one['queries'] / 1e6:.3g}M",
                 "steps": str(one["steps"]),
-                "loss": "" if above else spread(losses, "{:.4f}"),
-                "above optimum": spread(losses, "{:.2g}") if above else "",
+                "loss": spread(losses, "+{:.2g}" if above else "{:.4f}"),
                 "accuracy": spread([r["test_accuracy"] for r in runs], "{:.3f}") if "test_accuracy" in one else "",
             }
         )
@@ -58,7 +57,7 @@ def spread(values, shown) -> str:
     if None in values:
         return "diverged"
     deviation = statistics.stdev(values) if len(values) > 1 else 0.0
-    return f"{shown.format(statistics.mean(values))} ({shown.format(deviation)})"
+    return f"{shown.format(statistics.mean(values))} ({shown.removeprefix('+').format(deviation)})"
 
 
 def of_effective_rank(records) -> list[dict[str, str]]:
