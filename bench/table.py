@@ -30,7 +30,7 @@ of floor: the time of mul_ over its. state: bytes of state kept between steps, o
 Final training loss, + above the optimum where it is known, and accuracy on held-out examples: mean (standard deviation)
 over the seeds. A query: the loss of one example.""",
     "effective rank": """\
-Steps of MeZO and of gradient descent to the tolerance, each with the best learning rate of a grid; medians over the seeds.""",
+Steps of MeZO and of gradient descent to the tolerance, each at the best learning rate of a grid; medians.""",
 }
 
 
