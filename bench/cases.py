@@ -210,7 +210,7 @@ def own_parts(device, quick=False, dtypes=None, threads=None) -> list[OwnPart]:
 MEZO, SVRG, SGD = "zokern.MeZO", "zokern.MeZOSVRG", "torch.optim.SGD"
 # As in table 7 of MeZO-SVRG.
 LEAST_SQUARES = {MEZO: {"lr": (1e-3,)}, SVRG: {"lr_full": (1e-3,), "lr": (1e-4,), "q": (2,)}, SGD: {"lr": (1e-3,)}}
-# Around the largest learning rates that a coarser grid, with fewer queries, left without divergence; its best q was 2, of 2, 5 and 20.
+# Around the largest learning rates that a coarser grid, with fewer queries, left without divergence; its best q was 2, of 2 and 5.
 DIGITS = {
     MEZO: {"lr": (1e-3, 2e-3)},
     SVRG: {"lr_full": (5e-3, 1e-2), "lr": (1e-3, 3e-3), "q": (2,)},

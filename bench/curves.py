@@ -47,6 +47,8 @@ def effective_rank(records):
     for axes in (left, middle):
         axes.plot(ranks, ranks, ":", color="0.3", label="effective rank")
         axes.set(xscale="log", yscale="log", xlabel="effective rank")
+        axes.xaxis.set_minor_formatter(lambda value, place: "")
+        axes.yaxis.set_minor_formatter(lambda value, place: "")
         axes.legend(fontsize="small")
     for case in cases:
         steps, losses = zip(*case[MEZO]["curve"])

@@ -42,11 +42,10 @@ def of_runs(records) -> list[dict[str, str]]:
                 "problem": problem,
                 "method": method,
                 "settings": settings,
-                "seeds": str(len(runs)),
-                "queries": f"{one['queries'] / 1e6:.3g}M",
+                "runs": str(len(runs)),
+                "queries": f"{one['queries'] / 1e6:.2g}M",
                 "steps": str(one["steps"]),
-                "loss": "" if above else spread(losses, "{:.4f}"),
-                "above optimum": spread(losses, "{:.2g}") if above else "",
+                "loss": spread(losses, "+{:.2g}" if above else "{:.4f}"),
                 "accuracy": spread([r["test_accuracy"] for r in runs], "{:.3f}") if "test_accuracy" in one else "",
             }
         )
@@ -58,7 +57,7 @@ def spread(values, shown) -> str:
     if None in values:
         return "diverged"
     deviation = statistics.stdev(values) if len(values) > 1 else 0.0
-    return f"{shown.format(statistics.mean(values))} ({shown.format(deviation)})"
+    return f"{shown.format(statistics.mean(values))} ({shown.removeprefix('+').format(deviation)})"
 
 
 def of_effective_rank(records) -> list[dict[str, str]]:
@@ -66,10 +65,10 @@ def of_effective_rank(records) -> list[dict[str, str]]:
         {
             "alpha": f"{alpha:g}",
             "effective rank": f"{case[MEZO]['effective_rank']:.1f}",
-            "best lr, MeZO": f"{case[MEZO]['lr']:.4f}",
+            "lr, MeZO": f"{case[MEZO]['lr']:.4f}",
             "1/lr": f"{1 / case[MEZO]['lr']:.1f}",
             "steps": f"{case[MEZO]['median_steps']:.0f}",
-            "best lr, descent": f"{case[GD]['lr']:.2f}",
+            "lr, descent": f"{case[GD]['lr']:.2f}",
             "its steps": f"{case[GD]['median_steps']:.0f}",
             "slow-down": f"{slow_down(case):.1f}",
         }
@@ -92,7 +91,7 @@ def of_optimizers(records) -> list[dict[str, str]]:
             "ms a step": f"{r['step_s'] * 1e3:.1f}",
             "x": f"{r['speedup']:.1f}",
             "of floor": f"{r['share_of_floor']:.2f}",
-            "state, of the weights": f"{r['state_bytes'] / r['weights_bytes']:.0f}",
+            "state": f"{r['state_bytes'] / r['weights_bytes']:.0f}",
         }
         for r in own
     ]

@@ -24,12 +24,13 @@ kept: the part of an update of 1e-6 z that reaches the weights.""",
 }
 NOTES_OF_RUNS = {
     "optimizers": """\
-A step whose losses cost nothing. x: how many times cheaper than the same rule with z in memory. of floor: the time of mul_ over its.
-state: bytes of state kept between steps, over those of the weights.""",
+A step whose losses cost nothing. x: how many times cheaper than the same rule with z in memory.
+of floor: the time of mul_ over its. state: bytes of state kept between steps, over those of the weights.""",
     "convergence": """\
-Final training loss and accuracy on held-out examples: mean (standard deviation) over the seeds. A query: the loss of one example.""",
+Final training loss, + above the optimum where it is known, and accuracy on held-out examples: mean (standard deviation)
+over the seeds. A query: the loss of one example.""",
     "effective rank": """\
-Steps of MeZO and of gradient descent to the tolerance, each with the best learning rate of a grid; medians over the seeds.""",
+Steps of MeZO and of gradient descent to the tolerance, each at the best learning rate of a grid; medians.""",
 }
 
 

@@ -54,7 +54,7 @@ def test_every_run_is_recorded(quick):
     for (problem, method), same in runs.by_method(records).items():
         assert len({r["seed"] for r in same}) == len(same) == (2 if problem == "least squares" else 1)
         assert method in printed and convergence.SEARCH_SEED not in [r["seed"] for r in same]
-    assert not [line for line in printed.splitlines() if len(line) > 140]
+    assert not [line for line in printed.splitlines() if len(line) > 120]
 
 
 def test_a_record_tells_its_run(quick):
