@@ -108,7 +108,7 @@ def test_records_have_every_field(quick):
         if r["suite"] in ("drift", "memory"):
             continue
         assert 0 < r["min_s"] <= r["q1_s"] <= r["median_s"] <= r["q3_s"]
-        assert r["rounds"] >= 5 and r["threads"] == 1
+        assert r["rounds"] >= (3 if r["suite"] == "replay" else 5) and r["threads"] == 1
     for r in quick[0]:
         assert r["backend"] == ("cpu" if r["candidate"].startswith("zokern") else "torch")
         assert r["versions"]["zokern"] == zokern.__version__ and r["machine"]["cpu"] and r["commit"] and r["date"].endswith("+00:00")

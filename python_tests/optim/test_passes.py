@@ -22,6 +22,12 @@ PASSES = {
     "MeZOSVRG, replay": (lambda p: MeZOSVRG(p, q=100, anchor="replay"), 5),
     "MeZOSVRG, copy": (lambda p: MeZOSVRG(p, q=100, anchor="copy"), 6),
 }
+# At an anchor the copy is one more.
+AT_ANCHORS = {
+    "MeZOSVRG, replay": (lambda p: MeZOSVRG(p, q=1, anchor="replay"), 3),
+    "MeZOSVRG, copy": (lambda p: MeZOSVRG(p, q=1, anchor="copy"), 4),
+}
+PASSES |= {f"{name}, anchor": case for name, case in AT_ANCHORS.items()}
 
 
 @pytest.mark.parametrize("name", PASSES)
@@ -39,5 +45,5 @@ def test_passes_of_a_step(name, monkeypatch):
         monkeypatch.setattr(backend, kernel, lambda *a, right=right: done.append(1) or right(*a))
     for _ in range(3):
         done.clear()
-        optimizer.step(closure)
+        optimizer.step(closure, *full)
         assert len(done) == wanted

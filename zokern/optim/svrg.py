@@ -117,8 +117,8 @@ class MeZOSVRG(ZerothOrder):
         lr = self._setting(rate)
         moves = [(key, -lr * g) for key, g in estimate.terms]
         if self.at_anchor:
-            self.model.settle()
             if self._copies:
+                self.model.settle()
                 for p in self.layout.params:
                     self.state[p].setdefault("anchor", torch.empty_like(p, requires_grad=False)).copy_(p)
             ((_, g_full),) = estimate.terms
