@@ -1,5 +1,6 @@
 """The optimizers that the contract is held to, each made by one call (params, **settings)."""
 
+import inspect
 from functools import partial
 
 import torch
@@ -11,7 +12,8 @@ class SVRG(MeZOSVRG):
     """Where one closure stands for the minibatch and for the full batch."""
 
     def step(self, closure=None, full_closure=None):
-        return super().step(closure, full_closure or closure)
+        # Where a MeZOSVRG has been made, torch has put its hooks around that step too.
+        return inspect.unwrap(MeZOSVRG.step)(self, closure, full_closure or closure)
 
     def estimate(self, closure, full_closure=None):
         return super().estimate(closure, full_closure or closure)

@@ -20,7 +20,7 @@ PASSES = {
     "ZOAdam": (lambda p: ZOAdam(p, weight_decay=0.1), 3),
     "ZOConservative": (lambda p: ZOConservative(p), 6),
     "MeZOSVRG, replay": (lambda p: MeZOSVRG(p, q=100, anchor="replay"), 5),
-    "MeZOSVRG, copy": (lambda p: MeZOSVRG(p, q=100, anchor="copy"), 6),
+    "MeZOSVRG, copy": (lambda p: MeZOSVRG(p, q=100, anchor="copy"), 5),
 }
 # At an anchor the copy is one more.
 AT_ANCHORS = {

@@ -32,7 +32,8 @@ class MeZOSVRG(ZerothOrder):
             all parameters are float32, else "copy".
         seed: in [0, 2**64). Default 0.
         sparsity: sparse estimates, see ``ZerothOrder``; both sides of a control variate have the same mask. Default None.
-    State: with anchor="copy", "anchor" of each parameter. ``param_groups`` hold "trail": the anchor's step, g_full, whether its loss was
+    State: with anchor="copy", "anchor" of each parameter, which between steps stands eps z beside it: ``state_dict``, pickle and
+        deepcopy bring it back first, and so does ``flush()``. ``param_groups`` hold "trail": the anchor's step, g_full, whether its loss was
         finite, and with anchor="replay" the coefficients of every step since.
     Raises:
         ValueError: q < 1, anchor="replay" with weight_decay, a setting out of range.
@@ -40,6 +41,7 @@ class MeZOSVRG(ZerothOrder):
     """
 
     capturable = False
+    _copy = None
 
     def __init__(self, params, lr=1e-6, lr_full=1e-5, q=2, eps=1e-3, weight_decay=0.0, anchor=None, seed=0, sparsity=None):
         settings = dict(lr=lr, lr_full=lr_full, q=q, eps=eps, weight_decay=weight_decay, anchor=anchor, seed=seed, trail=None)
@@ -119,8 +121,9 @@ class MeZOSVRG(ZerothOrder):
         if self.at_anchor:
             if self._copies:
                 self.model.settle()
-                for p in self.layout.params:
-                    self.state[p].setdefault("anchor", torch.empty_like(p, requires_grad=False)).copy_(p)
+                self._anchor.owed = [], 1.0  # what it stood at is written over
+                for p, copied in zip(self.layout.params, self._anchor.layout.params):
+                    copied.copy_(p)
             ((_, g_full),) = estimate.terms
             trail = dict(anchor=self.param_groups[0]["step"], g_full=torch.as_tensor(g_full), good=~estimate.skipped, moves=())
         else:
@@ -147,18 +150,34 @@ class MeZOSVRG(ZerothOrder):
                 raise
             self.model.owe(since)
             return
-        anchor = InPlace(self.layout.over([self.state[p]["anchor"] for p in self.layout.params]))
         weights = [p.data for p in self.layout.params]
         try:
-            for p, copied in zip(self.layout.params, anchor.layout.params):
+            for p, copied in zip(self.layout.params, self._anchor.layout.params):
                 p.data = copied
-            yield anchor
-            anchor.settle()
+            yield self._anchor  # which owes its way back until the next step, or ``flush``
         except BaseException:
             self._put_back(weights)
             self.model.settle()
             raise
         self._put_back(weights)
+
+    @property
+    def _anchor(self) -> InPlace:
+        """The copy, under the indices of the parameters that it is of."""
+        if self._copy is None:
+            for p in self.layout.params:
+                self.state[p].setdefault("anchor", torch.empty_like(p, requires_grad=False))
+            self._copy = InPlace(self.layout.over([self.state[p]["anchor"] for p in self.layout.params]))
+        return self._copy
+
+    def flush(self) -> None:
+        super().flush()
+        if self._copy is not None:
+            self._copy.settle()
+
+    def _bind(self):
+        super()._bind()
+        self._copy = None
 
     def _put_back(self, weights):
         for p, data in zip(self.layout.params, weights):
