@@ -32,9 +32,9 @@ class MeZOSVRG(ZerothOrder):
             all parameters are float32, else "copy".
         seed: in [0, 2**64). Default 0.
         sparsity: sparse estimates, see ``ZerothOrder``; both sides of a control variate have the same mask. Default None.
-    State: with anchor="copy", "anchor" of each parameter, which between steps stands eps z beside it: ``state_dict``, pickle and
-        deepcopy bring it back first, and so does ``flush()``. ``param_groups`` hold "trail": the anchor's step, g_full, whether its loss was
-        finite, and with anchor="replay" the coefficients of every step since.
+    State: with anchor="copy", "anchor" of each parameter, which between steps stands eps z beside it: ``state_dict``, pickle, deepcopy
+        and ``flush`` bring it back. ``param_groups`` hold "trail": the anchor's step, g_full, whether its loss was finite, and with
+        anchor="replay" the coefficients of every step since.
     Raises:
         ValueError: q < 1, anchor="replay" with weight_decay, a setting out of range.
     Reference: Gautam et al. 2024, "Variance-Reduced Zeroth-Order Methods for Fine-Tuning Language Models", Algorithm 1 and remark 3.2.
