@@ -112,7 +112,7 @@ def bars(axes, cases, colors, value, point=False):
 
 def label(case) -> str:
     one = next(iter(case.values()))
-    how = f", {one['op']}" if one["suite"] == "memory" else f", {one['threads']} threads"
+    how = f", {one['op']}" if one["suite"] == "memory" else "" if "gpu" in one["machine"] else f", threads: {one['threads']}"
     return f"{one['model']}, {one['dtype']}\n{one['batch']}x{one['tokens']}{how}"
 
 
@@ -132,5 +132,5 @@ def titled(figure, axes, title, records):
 def where(records) -> str:
     ours = next((r for r in records if r["candidate"] in (kernels.OURS, step.OURS)), records[0])
     machine = ours["machine"]
-    threads = f"{ours['threads']} threads" if ours["threads"] else ""
+    threads = f"threads: {ours['threads']}" if ours["threads"] and len({r["threads"] for r in records}) == 1 else ""
     return ", ".join(filter(None, (machine.get("gpu", machine["cpu"]), threads, f"{ours['backend']} {ours['isa'] or ''}".strip())))

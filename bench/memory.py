@@ -61,7 +61,7 @@ def measure(case: Memory, device) -> list[dict]:
                 p.grad = None
             gc.collect()
     n = sum(p.numel() for p in model.parameters())
-    papers = dict(zip((OURS, SGD, ADAM), REPORTED.get((case.model, case.dtype, case.batch, case.tokens), (None,) * 3)))
+    papers = dict(zip((PUBLISHED, SGD, ADAM), REPORTED.get((case.model, case.dtype, case.batch, case.tokens), (None,) * 3)))
     here = record.where(device)
     return [
         dict.fromkeys(record.FIELDS)
