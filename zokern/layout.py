@@ -107,6 +107,7 @@ class Layout:
         self.group = [self.cells.index(listed[i]) for i in kept]
         self.block = [block[i] for i in kept]
         self.keep = [keep[i] for i in kept]
+        self.sizes = [tensor.numel() for tensor in self.params]
         self.first, end = [], 0
         for tensor in self.params:
             self.first.append(end)
@@ -136,7 +137,7 @@ class Layout:
     def part(self, block: int) -> "Layout":
         """The layout of one block alone: the same indices, and so the same noise."""
         part, mine = copy.copy(self), [i for i, b in enumerate(self.block) if b == block]
-        for name in ("params", "names", "first", "group", "keep", "block"):
+        for name in ("params", "names", "sizes", "first", "group", "keep", "block"):
             setattr(part, name, [getattr(self, name)[i] for i in mine])
         part.places = part.state = None
         return part
@@ -154,13 +155,17 @@ class Layout:
         places = [*map(torch.Tensor.data_ptr, self.params), self.params[0].dtype, self.params[-1].dtype]
         if places != self.places:
             self._tables, self._strided = self._lay_out()
-            self.places = places
+            self.places, self.state = places, None
         return self._tables, self._strided
 
     def _lay_out(self):
         rows, strided = defaultdict(list), []
         for i, tensor in enumerate(self.params):
             _check(tensor, _title(i, self.names[i]))
+            if tensor.numel() != self.sizes[i]:
+                raise ValueError(
+                    f"{_title(i, self.names[i])} has {tensor.numel()} elements now, it had {self.sizes[i]}: make a new optimizer for it"
+                )
             if tensor.is_contiguous():
                 rows[tensor.dtype, tensor.device].append(i)
             else:

@@ -36,9 +36,8 @@ class InPlace:
         """Inside, the weights are theta + sum_k c_k z(key_k). An exception inside restores them before it goes on."""
         terms = list(terms)
         owed, decay = self.owed
-        self._move(owed + terms, decay)
-        self.owed = [(key, -c) for key, c in terms], 1.0
         try:
+            self._move(owed + terms, decay, ([(key, -c) for key, c in terms], 1.0))
             # Autocast keeps 16-bit copies of weights; it cannot see that they have changed.
             torch.clear_autocast_cache()
             yield
@@ -65,20 +64,33 @@ class InPlace:
         """
         owed, before = self.owed
         slots = [[of(p) for p in self.layout.params] for of in state]
-        ops.update_(self.layout, rule, terms, numbers, slots, [(key, decay * c) for key, c in owed], decay * before, rounding)
-        self.owed = [], 1.0
+        owed = [(key, decay * c) for key, c in owed]
+        with self._owing(([], 1.0)):
+            ops.update_(self.layout, rule, terms, numbers, slots, owed, decay * before, rounding)
         torch.clear_autocast_cache()
 
     def settle(self):
         """Pay what is owed: the weights are theta, up to one rounding for each move since they last were."""
-        self._move(*self.owed)
-        self.owed = [], 1.0
+        self._move(*self.owed, ([], 1.0))
         torch.clear_autocast_cache()
 
-    def _move(self, terms, decay):
+    def _move(self, terms, decay, owed):
+        """One pass, after which this is owed."""
         terms = _merged(terms)
-        if terms or isinstance(decay, torch.Tensor) or decay != 1:
-            ops.add_noise_(self.layout, terms, decay)
+        with self._owing(owed):
+            if terms or isinstance(decay, torch.Tensor) or decay != 1:
+                ops.add_noise_(self.layout, terms, decay)
+
+    @contextmanager
+    def _owing(self, owed):
+        """What is owed after the pass inside. A signal that comes during a pass is raised when the pass is through; an error is raised
+        before anything has moved."""
+        before, self.owed = self.owed, owed
+        try:
+            yield
+        except Exception:
+            self.owed = before
+            raise
 
 
 class BlockByBlock:

@@ -21,9 +21,20 @@ def test_shares_are_those_of_magnitude_pruning(dtype, sparsity):
     params = [*parameters(300_000, 77, dtype=dtype), strided, zeros]
     found = kept_by_magnitude([{"params": params[:2]}, {"params": params[2:]}], sparsity)
     every = torch.cat([p.detach().double().abs().reshape(-1) for p in params])
-    least = every.sort().values[int(sparsity * len(every))]
-    wanted = [max(int((p.detach().double().abs() >= least).sum()), 1) / p.numel() for p in params]
-    assert [ratio for group in found for ratio in group] == wanted
+    rank = int(sparsity * len(every))
+    least = every.sort().values[rank]
+    part = (len(every) - rank - int((every > least).sum())) / int((every == least).sum())  # of those of just this size
+    sizes = [p.detach().double().abs() for p in params]
+    wanted = [max(float((x > least).sum() + part * (x == least).sum()), 1) / x.numel() for x in sizes]
+    assert [ratio for group in found for ratio in group] == pytest.approx(wanted, rel=1e-9)
+
+
+def test_many_elements_of_one_size_are_left_in_part():
+    """As in LoRA, whose B is 0 at first."""
+    params = [*parameters(1000, 1000), torch.nn.Parameter(torch.zeros(2000))]
+    for sparsity, zeros in ((0.25, 0.5), (0.45, 0.1), (0.5, 1 / 2000)):
+        ((a, b, c),) = kept_by_magnitude([{"params": params}], sparsity)
+        assert a == b == 1 and c == pytest.approx(zeros)
 
 
 @pytest.mark.parametrize("bad", [1.0, -0.1, "0.5", True, float("nan")])

@@ -76,6 +76,7 @@ def update_(layout: Layout, rule: str, terms, numbers, state=(), owed=(), decay=
     for n, value in enumerate(numbers):
         check_number(f"numbers[{n}] ({rule.numbers[n]})", value, groups)
     state = [list(slot) for slot in state]
+    tables, strided = layout.tables()
     places = [rule.name, *(place for slot in state for place in map(torch.Tensor.data_ptr, slot))]
     if layout.state is None or places != layout.state.places:
         layout.state = _Seen(places, _check_state(rule, state, layout))
@@ -94,7 +95,6 @@ def update_(layout: Layout, rule: str, terms, numbers, state=(), owed=(), decay=
             placed[table.device] = v[:k], v[k : 2 * k], None if decay is None else v[-1], v[2 * k : 2 * k + len(numbers)]
         backend_for(table.device).update_(table, rule, keys, *placed[table.device], held, rounding)
 
-    tables, strided = layout.tables()
     for table in tables:
         run(table, _state_of(table, state, layout.state))
     for i in strided:

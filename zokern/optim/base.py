@@ -2,6 +2,7 @@
 
 import math
 import warnings
+from contextlib import contextmanager
 from operator import index
 
 import torch
@@ -105,25 +106,38 @@ class ZerothOrder(torch.optim.Optimizer):
                 return None
             raise ValueError("closure=None: zeroth-order steps evaluate the loss themselves; call step(closure) with () -> loss")
         self._check_untouched()
-        estimate = self._estimate(closure)
-        self.apply(estimate)
+        self._make_state()  # where memory runs out, before anything has moved
+        with self._restored():
+            estimate = self._estimate(closure)
+            self.apply(estimate)
         return estimate.loss
 
     def estimate(self, closure) -> Estimate:
         """Measure a gradient estimate and restore the weights; ``apply`` moves along it. Arguments and errors as in ``step``."""
         self._check_untouched()
-        estimate = self._estimate(closure)
-        self.model.settle()
+        with self._restored():
+            estimate = self._estimate(closure)
+            self.model.settle()
         return estimate
+
+    @contextmanager
+    def _restored(self):
+        """Whatever is raised inside, the weights are brought back first."""
+        try:
+            yield
+        except BaseException:
+            self.model.settle()
+            raise
 
     @torch.no_grad()
     def apply(self, estimate: Estimate) -> None:
         """Move along an estimate and count one step. An Estimate of logged terms replays a step without evaluating anything."""
-        self._update(estimate)
-        if self.param_groups[0].get("defer"):
-            self._versions = [p._version for p in self.layout.params]
-        else:
-            self.model.settle()
+        with self._restored():
+            self._update(estimate)
+            if self.param_groups[0].get("defer"):
+                self._versions = [p._version for p in self.layout.params]
+            else:
+                self.model.settle()
         self.last = estimate
         for group in self.param_groups:
             group["step"] += 1
@@ -194,7 +208,7 @@ class ZerothOrder(torch.optim.Optimizer):
                     group[name] = [group[name][i] for i in live]
             if hasattr(self, "model"):
                 if "block" in first:  # of its own, after all others
-                    group.setdefault("block", [1 + max(max(g["block"]) for g in self.param_groups[:-1])] * len(live))
+                    group.setdefault("block", [1 + max(max(g["block"], default=-1) for g in self.param_groups[:-1])] * len(live))
                 if "keep" in first:
                     group.setdefault("keep", [1.0] * len(live))
                 self._bind()
@@ -208,6 +222,7 @@ class ZerothOrder(torch.optim.Optimizer):
         Raises:
             ValueError: the state was saved by another noise specification, or for other groups.
         """
+        self.flush()
         for i, group in enumerate(state_dict["param_groups"]):
             if group.get("noise_spec") != SPEC_VERSION:
                 raise ValueError(

@@ -57,10 +57,18 @@ def kept_by_magnitude(groups, sparsity) -> list[list[float]]:
     before = sum(int((u >> 16 < high).sum()) for p in params for u in _magnitudes(p))
     low = _bin(params, lambda u: (u & 0xFFFF)[u >> 16 == high], 1 << 16, rank - before)
     least = high << 16 | low
-    return [
-        [max(sum(int((u >= least).sum()) for u in _magnitudes(p)), 1) / p.numel() if p.numel() else 1.0 for p in group["params"]]
-        for group in groups
-    ]
+    # Of the elements of exactly this size, zeros for one, as many are left as the sparsity asks for: every tensor the same part of its own.
+    counts = {id(p): _counts(p, least) for p in params}
+    above, ties = (sum(count[i] for count in counts.values()) for i in (0, 1))
+    part = (sum(p.numel() for p in params) - rank - above) / ties
+    share = lambda p: max(counts[id(p)][0] + part * counts[id(p)][1], 1) / p.numel() if p.numel() else 1.0  # noqa: E731
+    return [[share(p) for p in group["params"]] for group in groups]
+
+
+def _counts(p, least) -> tuple[int, int]:
+    """How many elements are larger, and how many of just this size."""
+    pairs = [(int((u > least).sum()), int((u == least).sum())) for u in _magnitudes(p)]
+    return tuple(map(sum, zip(*pairs)))
 
 
 def _bin(params, digit, digits, rank) -> int:

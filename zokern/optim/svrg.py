@@ -51,10 +51,7 @@ class MeZOSVRG(ZerothOrder):
             exact = all(p.dtype == torch.float32 for p in self.layout.params) and not any(g["weight_decay"] for g in self.param_groups)
             for group in self.param_groups:
                 group["anchor"] = "replay" if exact else "copy"
-        if self._copies:
-            self._check_unshared()
-        elif any(group["weight_decay"] for group in self.param_groups):
-            raise ValueError('anchor="replay" with weight_decay: what has decayed is not made again from noise: pass anchor="copy"')
+        self._check_anchor()
 
     @property
     def forwards(self) -> int:
@@ -99,6 +96,13 @@ class MeZOSVRG(ZerothOrder):
         if hasattr(self, "model") and not self.at_anchor:
             raise ValueError(f"step {self.param_groups[0]['step']} is between two anchors: add parameters where `at_anchor` is True")
         super().add_param_group(param_group)
+        if hasattr(self, "model"):
+            try:
+                self._check_anchor()
+            except BaseException:
+                del self.param_groups[-1]
+                self._bind()
+                raise
 
     def _estimate(self, closure) -> Estimate:
         eps = self._setting("eps")
@@ -155,6 +159,8 @@ class MeZOSVRG(ZerothOrder):
             for p, copied in zip(self.layout.params, self._anchor.layout.params):
                 p.data = copied
             yield self._anchor  # which owes its way back until the next step, or ``flush``
+            if any(p.dtype != torch.float32 for p in self.layout.params):
+                self._anchor.settle()  # a flush would round 16-bit weights once more, and a run that was saved would be another
         except BaseException:
             self._put_back(weights)
             self.model.settle()
@@ -165,8 +171,14 @@ class MeZOSVRG(ZerothOrder):
     def _anchor(self) -> InPlace:
         """The copy, under the indices of the parameters that it is of."""
         if self._copy is None:
-            for p in self.layout.params:
-                self.state[p].setdefault("anchor", torch.empty_like(p, requires_grad=False))
+            missing = [p for p in self.layout.params if "anchor" not in self.state[p]]
+            if missing and not self.at_anchor:
+                step = self.param_groups[0]["step"]
+                raise ValueError(
+                    f"step {step} is between two anchors, and the state holds none for {len(missing)} parameters: load one that does"
+                )
+            for p in missing:
+                self.state[p]["anchor"] = p.detach().clone()
             self._copy = InPlace(self.layout.over([self.state[p]["anchor"] for p in self.layout.params]))
         return self._copy
 
@@ -178,6 +190,10 @@ class MeZOSVRG(ZerothOrder):
     def _bind(self):
         super()._bind()
         self._copy = None
+
+    def _make_state(self):
+        if self._copies:
+            self._anchor  # noqa: B018
 
     def _put_back(self, weights):
         for p, data in zip(self.layout.params, weights):
@@ -197,7 +213,11 @@ class MeZOSVRG(ZerothOrder):
     def _copies(self) -> bool:
         return self.param_groups[0]["anchor"] == "copy"
 
-    def _check_unshared(self):
+    def _check_anchor(self):
+        if not self._copies:
+            if any(group["weight_decay"] for group in self.param_groups):
+                raise ValueError('anchor="replay" with weight_decay: what has decayed is not made again from noise: pass anchor="copy"')
+            return
         kept = {id(p) for p in self.layout.params}
         for g, group in enumerate(self.param_groups):
             for i, p in enumerate(group["params"]):
@@ -230,10 +250,11 @@ class Annealing:
         self.losses, self.before = [], None
 
     def step(self, loss) -> None:
-        self.losses.append(torch.as_tensor(loss).detach())
+        self.losses.append(torch.as_tensor(loss).detach().double())
         if len(self.losses) < self.window:
             return
-        mean, self.losses = float(torch.stack(self.losses).double().mean()), []
+        device = self.losses[-1].device  # the first of them may come from a state that was loaded
+        mean, self.losses = float(torch.stack([loss.to(device) for loss in self.losses]).mean()), []
         if self.before is not None and mean > self.kappa * self.before:
             for group in self.optimizer.param_groups:
                 for name in ("lr", "lr_full"):
@@ -245,4 +266,4 @@ class Annealing:
         return dict(losses=[float(loss) for loss in self.losses], before=self.before)
 
     def load_state_dict(self, state) -> None:
-        self.losses, self.before = [torch.tensor(loss) for loss in state["losses"]], state["before"]
+        self.losses, self.before = [torch.tensor(loss, dtype=torch.float64) for loss in state["losses"]], state["before"]
