@@ -46,6 +46,7 @@ def test_a_signal_during_a_pass(make, at, monkeypatch):
         opt.step(lambda: loss_of(theta))
     except KeyboardInterrupt:
         pass
+    monkeypatch.undo()
     # In the last pass the update is among what is through. eps z, which an error would leave, is about 0.1 and up to 0.3.
     opt.flush()
     assert (theta.detach() - before).abs().max() < 0.03
