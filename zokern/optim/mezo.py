@@ -22,7 +22,8 @@ class MeZO(ZerothOrder):
         seed: in [0, 2**64); (seed, step) fixes every z of the run. Default 0.
         defer: leave the update of a step to the first pass of the next one: two passes a step instead of three, one of them with two
             terms. Between steps the weights then stand beside theta: call ``flush()`` before anything else sees them. With 16-bit weights
-            each flush, and so each ``state_dict``, rounds them once more: what it resumes is the run that was saved. Default False.
+            each flush, and so each ``state_dict``, rounds them once more: what it resumes is the run that was saved. With
+            estimator="one-sided" it saves nothing. Default False.
         estimator: "two-point", or "one-sided", g = (L(theta + eps z) - L(theta)) / eps: 1 + q forward passes. Default "two-point".
         blocks, sparsity: block-wise and sparse estimates, see ``ZerothOrder``. Default None.
     Raises:
