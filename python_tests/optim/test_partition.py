@@ -25,7 +25,7 @@ def test_shares_are_those_of_magnitude_pruning(dtype, sparsity):
     least = every.sort().values[rank]
     part = (len(every) - rank - int((every > least).sum())) / int((every == least).sum())  # of those of just this size
     sizes = [p.detach().double().abs() for p in params]
-    wanted = [max(float((x > least).sum() + part * (x == least).sum()), 1) / x.numel() for x in sizes]
+    wanted = [max(int((x > least).sum()) + part * int((x == least).sum()), 1) / x.numel() for x in sizes]
     assert [ratio for group in found for ratio in group] == pytest.approx(wanted, rel=1e-9)
 
 
