@@ -15,6 +15,9 @@ class SVRG(MeZOSVRG):
         # Where a MeZOSVRG has been made, torch has put its hooks around that step too.
         return inspect.unwrap(MeZOSVRG.step)(self, closure, full_closure or closure)
 
+    def begin(self, closure, full_closure=None):
+        return super().begin(closure, full_closure or closure)
+
     def estimate(self, closure, full_closure=None):
         return super().estimate(closure, full_closure or closure)
 

@@ -24,8 +24,17 @@ BELOW = {
     "optim": {"estimate", "perturb", "tangents", "layers", "ops", "layout", "kernels", "noise"},
 }
 BELOW["capture"] = set(BELOW)
-EVERYTHING = set(BELOW) | {"zokern"}
-ABOVE = {"finetune": EVERYTHING, "cli": EVERYTHING | {"finetune"}, "__main__": {"cli"}, "__init__": EVERYTHING}
+EVERYTHING = set(BELOW) | {"zokern", "errors"}
+ABOVE = {
+    "errors": set(),
+    "tasks": {"errors"},
+    "trajectory": EVERYTHING,
+    "hf": EVERYTHING | {"tasks", "trajectory"},
+    "finetune": EVERYTHING | {"tasks", "trajectory", "hf"},
+    "cli": EVERYTHING | {"finetune", "tasks", "trajectory", "hf"},
+    "__main__": {"cli"},
+    "__init__": EVERYTHING | {"trajectory"},
+}
 
 
 def imports(path):

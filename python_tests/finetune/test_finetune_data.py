@@ -9,7 +9,7 @@ import pytest
 from zokern.finetune import BadInput, Settings
 from zokern.finetune.data import Example, columns, hold_out, load
 from zokern.finetune.docstrings import docstring_sentences
-from zokern.finetune.rows import Table, read
+from zokern.tasks.rows import Table, read
 
 ROWS = [
     {"text": 'He said "no", twice', "label": 1},

@@ -4,9 +4,9 @@ import random
 from collections import defaultdict
 from dataclasses import dataclass
 
+from ..errors import BadInput
+from ..tasks.rows import Table, read
 from .docstrings import docstring_sentences
-from .errors import BadInput
-from .rows import Table, read
 from .settings import Settings
 
 TEXTS = ("text", "sentence", "content", "review", "document", "comment", "question", "title", "message", "tweet")

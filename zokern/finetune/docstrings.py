@@ -6,7 +6,7 @@ import re
 from importlib.util import find_spec
 from pathlib import Path
 
-from .errors import BadInput
+from ..errors import BadInput
 
 PACKAGES = ("networkx", "sympy")  # torch requires both, so that whoever can run zokern has them
 SENTENCE = re.compile(r"(.+?[.!?])(?=\s|$)")

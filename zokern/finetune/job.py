@@ -7,9 +7,9 @@ import torch
 from tqdm import tqdm
 
 from .. import __version__, backends
+from ..errors import need, require
 from . import output
 from .data import load as load_data
-from .errors import need, require
 from .model import load as load_model
 from .model import settle_network
 from .report import Result, draw, peak_mib

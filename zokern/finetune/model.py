@@ -9,8 +9,8 @@ from pathlib import Path
 
 import torch
 
-from .errors import BadInput, first_line, need
-from .rows import is_local
+from ..errors import BadInput, first_line, need
+from ..tasks.rows import is_local
 from .settings import Settings
 
 PIECE = 64  # rows that go through the model at once

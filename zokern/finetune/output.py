@@ -6,7 +6,7 @@ import shutil
 from contextlib import contextmanager
 from pathlib import Path
 
-from .errors import BadInput
+from ..errors import BadInput
 
 LOG = "log.jsonl"
 

@@ -4,7 +4,7 @@ from collections import defaultdict
 
 import torch
 
-from .errors import BadInput
+from ..errors import BadInput
 from .model import Classifier, loader
 
 SAMPLE = 4096  # rows, at most, in equal parts from the classes

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from .errors import need
+from ..errors import need
 from .train import History
 
 try:

@@ -4,7 +4,7 @@ import math
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from .errors import BadInput
+from ..errors import BadInput
 
 # lr and eps where none is given. LoRA: for a new head, measured on MiniLM. After a probe the loss is steeper, and there is less to
 # gain: a step that helps a new head would undo the probe. Every parameter: those of MeZO.

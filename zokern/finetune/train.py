@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 
 import torch
 
+from ..errors import BadInput
 from ..optim import MeZO
-from .errors import BadInput
 from .model import Classifier, loader
 from .probe import probe
 from .settings import Settings

@@ -7,7 +7,7 @@ from operator import index
 
 import torch
 
-from ..estimate import Estimate, measure
+from ..estimate import Estimate, evaluate, measure
 from ..layout import Layout
 from ..noise import SPEC_VERSION, NoiseKey
 from ..perturb import BlockByBlock, InPlace
@@ -53,6 +53,7 @@ class ZerothOrder(torch.optim.Optimizer):
             of the weights, as they are now, would take from it; which elements they are is drawn anew for each z.
     Attributes:
         last: the Estimate of the newest step; None before the first.
+        readings: what the newest step, or the one begun, was decided by, in the order of evaluation: its losses, 0-dim float64 tensors.
         layout: the Layout of the parameters.
         forwards: forward passes of a step.
     """
@@ -93,7 +94,7 @@ class ZerothOrder(torch.optim.Optimizer):
 
         Args:
             closure: () -> loss, a 0-dim tensor or a number, without backward(). It is called under no_grad, as many times as
-                the estimator says, and must see the same batch each time. It may be None only where every lr is 0.
+                the estimator says, and must see the same batch each time. None after ``begin``, or where every lr is 0.
         Returns:
             Mean of the losses, a 0-dim float64 tensor on the parameters' device; ``last`` holds the rest.
         Raises:
@@ -101,24 +102,77 @@ class ZerothOrder(torch.optim.Optimizer):
             restored first.
         """
         if closure is None:
+            if self._begun is not None:
+                estimate = self._begun
+                self._check_untouched()
+                self.apply(estimate)
+                return estimate.loss
             if all(float(group["lr"]) == 0 for group in self.param_groups):
                 self._make_state()  # which is why torch.distributed.checkpoint asks for such a step
                 return None
             raise ValueError("closure=None: zeroth-order steps evaluate the loss themselves; call step(closure) with () -> loss")
-        self._check_untouched()
-        self._make_state()  # where memory runs out, before anything has moved
         with self._restored():
-            estimate = self._estimate(closure)
+            estimate = self._measured(closure)
             self.apply(estimate)
         return estimate.loss
 
+    def begin(self, closure) -> Estimate:
+        """The first half of ``step``: measure, and leave the rest to ``step()`` without a closure, for loops that call that themselves.
+
+        Between the halves the weights stand beside theta, and so the whole is as many passes as one step; ``flush`` brings them to
+        theta. An estimate that is not followed by ``step()`` moves nothing. Arguments and errors as in ``step``.
+        """
+        with self._restored():
+            self._begun = self._measured(closure)
+        self._versions = [p._version for p in self.layout.params]
+        return self._begun
+
     def estimate(self, closure) -> Estimate:
         """Measure a gradient estimate and restore the weights; ``apply`` moves along it. Arguments and errors as in ``step``."""
-        self._check_untouched()
         with self._restored():
-            estimate = self._estimate(closure)
+            estimate = self._measured(closure)
             self.model.settle()
         return estimate
+
+    def repeat(self, readings) -> torch.Tensor:
+        """A step again from its ``readings``, without a forward pass: the same passes over the weights, and so the same bits.
+
+        Args:
+            readings: numbers or 0-dim tensors, as many as such a step has.
+        Returns:
+            As ``step``.
+        Raises:
+            ValueError: more readings or fewer.
+        """
+        due, step = self._due(), self.param_groups[0]["step"]
+        if len(readings) != due:
+            raise ValueError(
+                f"readings of step {step}: {len(readings)}, but a step of {type(self).__name__} has {due}: pass all of one step"
+            )
+        left = iter(readings)
+        return self._again(lambda: next(left))
+
+    def _due(self) -> int:
+        """How many readings the next step has."""
+        return self.forwards
+
+    def _again(self, reading):
+        return self.step(reading)
+
+    def _measured(self, closure) -> Estimate:
+        self._check_untouched()
+        self._make_state()  # where memory runs out, before anything has moved
+        self._begun, self.readings = None, []
+        return self._estimate(self._heard(closure))
+
+    def _heard(self, closure):
+        """The closure, whose losses are kept in ``readings``."""
+
+        def loss():
+            self.readings.append(evaluate(closure, self.model))
+            return self.readings[-1]
+
+        return loss
 
     @contextmanager
     def _restored(self):
@@ -138,7 +192,7 @@ class ZerothOrder(torch.optim.Optimizer):
                 self._versions = [p._version for p in self.layout.params]
             else:
                 self.model.settle()
-        self.last = estimate
+        self.last, self._begun = estimate, None
         for group in self.param_groups:
             group["step"] += 1
             group["skipped"] = group["skipped"] + estimate.skipped
@@ -244,7 +298,8 @@ class ZerothOrder(torch.optim.Optimizer):
 
     def _start(self, skipped=0):
         """What a run does not need to be resumed."""
-        self.last, self._warned, self._count, self._skipped_before, self._versions = None, False, None, skipped, None
+        self.last, self._begun, self.readings = None, None, []
+        self._warned, self._count, self._skipped_before, self._versions = False, None, skipped, None
 
     def _bind(self):
         if hasattr(self, "model"):

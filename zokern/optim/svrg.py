@@ -73,22 +73,35 @@ class MeZOSVRG(ZerothOrder):
         Raises:
             ValueError: no full_closure at an anchor.
         """
-        if closure is not None and self.at_anchor and full_closure is None:
-            step, q = self.param_groups[0]["step"], self.param_groups[0]["q"]
-            raise ValueError(f"full_closure=None at step {step}, an anchor (q={q}): call step(closure, full_closure)")
-        self._full_closure = full_closure
-        try:
+        if closure is None:  # after ``begin``
+            return super().step()
+        with self._at_hand(full_closure):
             return super().step(closure)
-        finally:
-            self._full_closure = None
+
+    def begin(self, closure, full_closure=None) -> Estimate:
+        """The first half of ``step``, see ``ZerothOrder.begin``. Arguments as in ``step``."""
+        with self._at_hand(full_closure):
+            return super().begin(closure)
 
     def estimate(self, closure, full_closure=None) -> Estimate:
         """Measure and restore; ``apply`` moves along it. Arguments as in ``step``."""
+        with self._at_hand(full_closure):
+            return super().estimate(closure)
+
+    def _due(self):
+        return 2 if self.at_anchor else 4
+
+    def _again(self, reading):
+        return self.step(reading, reading)
+
+    @contextmanager
+    def _at_hand(self, full_closure):
         if self.at_anchor and full_closure is None:
-            raise ValueError("full_closure=None at an anchor: call estimate(closure, full_closure)")
+            step, q = self.param_groups[0]["step"], self.param_groups[0]["q"]
+            raise ValueError(f"full_closure=None at step {step}, an anchor (q={q}): pass closure and full_closure")
         self._full_closure = full_closure
         try:
-            return super().estimate(closure)
+            yield
         finally:
             self._full_closure = None
 
@@ -107,7 +120,7 @@ class MeZOSVRG(ZerothOrder):
     def _estimate(self, closure) -> Estimate:
         eps = self._setting("eps")
         if self.at_anchor:
-            return two_point(self.model, self._full_closure, self._key(purpose=ANCHOR), eps)
+            return two_point(self.model, self._heard(self._full_closure), self._key(purpose=ANCHOR), eps)
         here = two_point(self.model, closure, self._key(), eps)
         with self._at_anchor() as anchor:
             there = two_point(anchor, closure, self._key(), eps)

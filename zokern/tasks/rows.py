@@ -9,7 +9,7 @@ import io
 import json
 from pathlib import Path
 
-from .errors import BadInput, first_line, need
+from ..errors import BadInput, first_line, need
 
 SUFFIXES = (".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".parquet")
 

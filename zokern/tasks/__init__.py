@@ -1,0 +1,1 @@
+"""Data sets, and how a language model is asked about them."""
