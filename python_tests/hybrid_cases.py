@@ -29,15 +29,6 @@ class Net(nn.Module):
         return nn.functional.cross_entropy(self.head(hidden).flatten(0, 1), tokens.flatten().roll(1))
 
 
-def a_net():
-    torch.manual_seed(0)
-    return Net().eval()
-
-
-def a_batch():
-    return torch.randint(0, 11, (5, 3), generator=torch.Generator().manual_seed(1))
-
-
 def weights(model):
     return [p.detach().clone() for p in model.parameters()]
 

@@ -9,23 +9,13 @@ import peft
 import pytest
 import torch
 import transformers
-from hybrid_cases import ADAMW, EMBED, HEAD, LISA, SGD, STATIC, ZO, Net, a_batch, a_net, block, moved, weights
+from hybrid_cases import ADAMW, EMBED, HEAD, LISA, SGD, STATIC, ZO, Net, block, moved, weights
 from tolerances import RESTORED
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import zokern
 from zokern import Hybrid, splits
-
-
-@pytest.fixture
-def net():
-    return a_net()
-
-
-@pytest.fixture
-def batch():
-    return a_batch()
 
 
 def oracle(net, batch, first_order, z_of, steps, share):

@@ -4,21 +4,11 @@ from functools import partial
 
 import pytest
 import torch
-from hybrid_cases import ADAMW, EMBED, HEAD, LISA, SGD, ZO, Net, a_batch, a_net, weights
+from hybrid_cases import ADAMW, EMBED, HEAD, LISA, SGD, ZO, Net, weights
 from tolerances import RESTORED
 from torch import nn
 
 from zokern import Hybrid, MeZO, splits
-
-
-@pytest.fixture
-def net():
-    return a_net()
-
-
-@pytest.fixture
-def batch():
-    return a_batch()
 
 
 def alias():

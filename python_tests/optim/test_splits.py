@@ -5,7 +5,7 @@ from functools import partial
 
 import pytest
 import torch
-from hybrid_cases import ADAMW, BLOCKS, EMBED, HEAD, LISA, SGD, STATIC, ZO, a_batch, a_net, block, moved, weights
+from hybrid_cases import ADAMW, BLOCKS, EMBED, HEAD, LISA, SGD, STATIC, ZO, block, moved, weights
 from tolerances import RESTORED
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -13,16 +13,6 @@ from torch.utils.checkpoint import checkpoint
 
 import zokern
 from zokern import Hybrid, MeZO, splits
-
-
-@pytest.fixture
-def net():
-    return a_net()
-
-
-@pytest.fixture
-def batch():
-    return a_batch()
 
 
 @pytest.mark.parametrize("split", STATIC, ids=str)
