@@ -1,8 +1,8 @@
-"""Fine-tune a sequence classifier of transformers with MeZO: the job behind ``python -m zokern finetune``."""
+"""Fine-tune a language model of transformers by forward passes: the job behind ``zokern finetune``."""
 
 from ..errors import BadInput
-from .job import finetune
+from .job import finetune, resume
 from .report import Result
 from .settings import Settings
 
-__all__ = ["BadInput", "Result", "Settings", "finetune"]
+__all__ = ["BadInput", "Result", "Settings", "finetune", "resume"]

@@ -1,10 +1,13 @@
-"""From tables to examples: which column is the text, which the label, what the classes are, which rows are held out."""
+"""From a task or a table to examples: which column is the text, which the label, what the classes are, which rows are held out."""
 
 import random
 from collections import defaultdict
 from dataclasses import dataclass
+from pathlib import Path
 
+from .. import tasks
 from ..errors import BadInput
+from ..tasks import Example, Task
 from ..tasks.rows import Table, read
 from .docstrings import docstring_sentences
 from .settings import Settings
@@ -22,9 +25,12 @@ PAIRS = (
 LABELS = ("label", "labels", "class", "category", "target", "sentiment", "gold_label", "coarse_label")
 
 
+FIELDS = ("first", "second")  # of the rows that are made of a plain table
+
+
 @dataclass(frozen=True)
-class Example:
-    """One row: one text or two, and the name of its class."""
+class Row:
+    """One row of a plain table: one text or two, and the name of its class."""
 
     texts: tuple[str, ...]
     label: str
@@ -37,14 +43,15 @@ class Data:
 
     Attributes:
         name: for the summary.
-        labels: names of the classes, in the order of their ids.
-        train, held_out: lists of Example.
+        task: how a model is asked, and what is right.
+        train, held_out, test: lists of ``tasks.Example``; test may be empty.
     """
 
     name: str
-    labels: list[str]
+    task: Task
     train: list[Example]
     held_out: list[Example]
+    test: list[Example]
 
 
 def load(settings: Settings) -> Data:
@@ -53,6 +60,35 @@ def load(settings: Settings) -> Data:
     Raises:
         BadInput: whatever makes them unusable, by line and column.
     """
+    data = _of_table(settings) if settings.task is None else _of_task(settings)
+    if settings.batch_size > len(data.train):
+        raise BadInput(
+            f"--batch-size {settings.batch_size} is more than the {len(data.train)} training rows: pass at most {len(data.train)}"
+        )
+    if settings.full_batch and settings.full_batch > len(data.train):
+        raise BadInput(
+            f"--full-batch {settings.full_batch} is more than the {len(data.train)} training rows: leave it out to take them all"
+        )
+    return data
+
+
+def _of_task(settings):
+    task, source = tasks.get(settings.task), settings.data
+    rows, (train, held_out, test) = task.load(source, "train"), settings.rows
+    name = task.name if source is None else f"{task.name} ({source})"
+    if source is not None and Path(source).expanduser().is_file():  # which holds one split, whatever its name
+        if settings.shots:
+            raise BadInput(f"--shots needs splits of its own for the test, and --data {source!r} is one file: pass a folder, or --rows")
+        return Data(name, task, *tasks.split(rows, settings.seed, train, held_out, test))
+    judged = task.load(source, "validation") if test else []  # the hub's test splits have no labels
+    test = tasks.split(judged, settings.seed, 0, 0, min(test, len(judged))).test
+    if settings.shots:
+        return Data(name, task, *tasks.few_shot(rows, settings.shots, settings.seed), test)
+    train, held_out, _ = tasks.split(rows, settings.seed, train, held_out, 0)
+    return Data(name, task, train, held_out, test)
+
+
+def _of_table(settings):
     if settings.data is None:
         rows = docstring_sentences()
         table = Table("docstrings of networkx and sympy", ("text", "label"), rows, [f"row {i}" for i in range(1, len(rows) + 1)])
@@ -65,9 +101,15 @@ def load(settings: Settings) -> Data:
         held_out = _known(settings, text, label, labels)
     else:
         train, held_out = hold_out(table.name, train, settings.seed)
-    if settings.batch_size > len(train):
-        raise BadInput(f"--batch-size {settings.batch_size} is more than the {len(train)} training rows: pass at most {len(train)}")
-    return Data(table.name, labels, train, held_out)
+    fields = dict.fromkeys(FIELDS[: len(text)], "string")
+    prompt = tuple("{%s}" % field for field in fields)
+    task = Task(table.name, "", "", fields, tuple(labels), "accuracy", causal=None, head=prompt)
+    ids = {name: i for i, name in enumerate(labels)}
+    return Data(table.name, task, *([_example(row, ids) for row in rows] for rows in (train, held_out)), [])
+
+
+def _example(row, ids):
+    return Example(dict(zip(FIELDS, row.texts)), ids[row.label], row.place)
 
 
 def columns(table: Table, text=(), label=None):
@@ -101,7 +143,7 @@ def _only(table, what, candidates):
     raise BadInput(f"{table.name!r} has {found}: pass --{what} with one of its columns: {', '.join(table.columns)}")
 
 
-def examples(table: Table, text, label) -> list[Example]:
+def examples(table: Table, text, label) -> list[Row]:
     """Every row, checked.
 
     Raises:
@@ -116,7 +158,7 @@ def examples(table: Table, text, label) -> list[Example]:
                 raise BadInput(f"{where}, column {column!r}: {value!r} is no text: pass --text with another column, or correct the row")
             if not (value or "").strip():
                 raise BadInput(f"{where}, column {column!r}: the text is empty: fill it in or remove the row")
-        result.append(Example(texts, _label(row.get(label), f"{where}, column {label!r}"), place))
+        result.append(Row(texts, _label(row.get(label), f"{where}, column {label!r}"), place))
     return result
 
 

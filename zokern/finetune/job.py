@@ -2,83 +2,143 @@
 
 import platform
 import time
+from dataclasses import replace
+from pathlib import Path
 
 import torch
-from tqdm import tqdm
 
 from .. import __version__, backends
-from ..errors import need, require
+from ..errors import BadInput, need, require
 from . import output
 from .data import load as load_data
+from .judge import judge
 from .model import load as load_model
 from .model import settle_network
+from .optimizers import make, with_rates
+from .probe import probe
 from .report import Result, draw, peak_mib
 from .settings import Settings
-from .train import evaluate, train
+from .train import Training, interruptible, newest
 
 
 def finetune(settings: Settings, say=print) -> Result:
-    """Fine-tune as the settings say and write model, curve and log into ``settings.out``.
+    """Fine-tune as the settings say and write model, curve and logs into ``settings.out``.
 
     Args:
         say: called with each line that the user should read. Default print.
     Raises:
         BadInput: anything about the settings, the data or the model that prevents it. Nothing is written then.
     """
-    begin = time.perf_counter()
     settings = settings.checked()
-    output.check(settings.out, settings.overwrite)
+    path = output.check(settings.out, settings.overwrite)
+    return _run(settings, path, say)
+
+
+def resume(folder: str, say=print) -> Result:
+    """Go on with a run that was stopped, from its newest checkpoint, as if it had not been: bit for bit.
+
+    Args:
+        folder: the ``out`` of the run.
+    Raises:
+        BadInput: there is no such run, it is done, or the data or the model are not what they were. Nothing is written then.
+    """
+    path = Path(folder).expanduser().absolute()
+    record = output.run_of(folder)
+    if (path / output.METRICS).is_file():
+        raise BadInput(f"--resume {folder!r}: that run is done ({output.METRICS} is there): begin another with --out")
+    settings = replace(settings_of(folder, record), out=str(path))
+    return _run(settings, path, say, record)
+
+
+def settings_of(folder: str, record: dict) -> Settings:
+    """The settings in a run's record.
+
+    Raises:
+        BadInput: another zokern wrote them.
+    """
+    try:
+        return Settings.of(record["settings"])
+    except TypeError as error:
+        raise BadInput(f"{folder!r} was made with settings that this zokern does not have ({error}): use the zokern that made it") from None
+
+
+def _run(settings, path, say, resumed=None):
+    begin = time.perf_counter()
     settle_network(settings)
-    require("transformers", "matplotlib", *["peft"] * settings.lora)  # before any work, not after it
+    require("transformers", "accelerate", "peft", "sklearn", "safetensors", "matplotlib")  # before any work, not after it
+    settings = with_rates(settings)
     data = load_data(settings)
-    classifier = load_model(settings, data.labels)
-    method = "LoRA + head" if settings.lora else "full"
-    trained = sum(p.numel() for _, p in classifier.trained())
-    new = ", new classification head" if classifier.fresh_head else ""
-    say(f"{classifier.name} on {data.name}: {method}, {trained:,} parameters, lr {settings.lr:g}, eps {settings.eps:g}{new}")
-    train_rows, held_out_rows = classifier.tokenize(data.train), classifier.tokenize(data.held_out)
-    with output.folder(settings.out, settings.overwrite) as draft:
-        with output.log(draft) as log, tqdm(total=settings.steps, unit="step", dynamic_ncols=True) as bar:
-            log({"settings": settings.record(), "labels": data.labels, **_versions()})
-            history = train(classifier, train_rows, held_out_rows, settings, log, bar)
-            bar.close()
-            if history.interrupted:
-                say(f"stopped after step {len(history.losses)} of {settings.steps}: saving what there is")
-            parameters = sum(p.numel() for p in classifier.model.parameters())
-            classifier.save(draft)
-            loss, accuracy = evaluate(classifier, held_out_rows)
-            draw(history, f"{classifier.name}, {method}", draft / "curve.png")
-            probed = settings.head == "probe"
-            result = Result(
-                model=classifier.name,
-                method=method,
-                data=data.name,
-                labels=tuple(data.labels),
-                train_rows=len(data.train),
-                held_out_rows=len(data.held_out),
-                trained_parameters=trained,
-                parameters=parameters,
-                accuracy_before=history.evaluations[0][2],
-                accuracy_probe=history.evaluations[1][2] if probed else None,
-                accuracy_after=accuracy,
-                loss_before=history.evaluations[0][1],
-                loss_probe=history.evaluations[1][1] if probed else None,
-                loss_after=loss,
-                steps=len(history.losses),
-                forwards=history.forwards,
-                skipped=history.skipped,
-                interrupted=history.interrupted,
-                train_seconds=history.seconds,
-                seconds=time.perf_counter() - begin,
-                steps_per_second=len(history.losses) / history.seconds,
-                peak_mib=peak_mib(classifier.device),
-                out=settings.out,
-            )
-            log({"result": result.record()})
+    asked = load_model(settings, data)
+    make(settings, asked.model)  # what it refuses, it refuses before anything is written
+    method = " + ".join(settings.adapter)
+    trained = asked.trained()
+    count = sum(p.numel() for _, p in trained)
+    eps = f", eps {settings.eps:g}" if settings.eps else ""
+    new = ", new classification head" if settings.ask == "head" and asked.new else ""
+    say(f"{asked.name} on {data.name}: {settings.optimizer}, {method}, {count:,} parameters, lr {settings.lr:g}{eps}{new}")
+    features = [[asked.reader.encode(example) for example in examples] for examples in (data.train, data.held_out)]
+    checkpoint = newest(path) if resumed else None
+    record = {"settings": settings.record(), "labels": list(data.task.labels), **versions()}
+    if resumed is None:
+        before = probed = judge(asked, data.held_out, features[1])
+    else:
+        before, probed = resumed["before"], resumed["probed"]
+    if settings.head == "probe" and resumed is None:
+        probe(asked, features[0])
+        probed = judge(asked, data.held_out, features[1])
+    if resumed is None:
+        output.begin(path, record | {"before": before, "probed": probed})
+        output.save_parameters(path / output.INITIAL, {name: p for name, p in trained if name in asked.new})
+    elif checkpoint is None:
+        output.load_parameters(path / output.INITIAL, asked.model)
+        (path / output.TRAJECTORY).unlink(missing_ok=True)
+    training = Training(asked, settings, data, features, path)
+    with interruptible(training.stopped):
+        training.run(checkpoint)
+    if training.interrupted:
+        say(f"stopped after step {training.steps} of {settings.steps}: zokern finetune --resume {path}")
+    after = training.judge()
+    parameters = sum(p.numel() for p in asked.model.parameters())
+    with output.whole(path) as draft:
+        asked.save(draft)
+        final = judge(asked, data.held_out, features[1])
+        test = judge(asked, data.test, [asked.reader.encode(example) for example in data.test]) if data.test else None
+        draw(training.history, data.task.metric, f"{asked.name}, {settings.optimizer}, {method}", draft / output.CURVE)
+    result = Result(
+        model=asked.name,
+        method=method,
+        optimizer=settings.optimizer,
+        data=data.name,
+        labels=tuple(data.task.labels),
+        metric=data.task.metric,
+        train_rows=len(data.train),
+        held_out_rows=len(data.held_out),
+        test_rows=len(data.test),
+        trained_parameters=count,
+        parameters=parameters,
+        before=before,
+        probed=probed if settings.head == "probe" else None,
+        trained=after,
+        after=final,
+        test=test,
+        steps=training.steps,
+        forwards=training.forwards,
+        skipped=training.skipped,
+        interrupted=training.interrupted,
+        train_seconds=training.seconds,
+        seconds=time.perf_counter() - begin,
+        steps_per_second=training.here / training.seconds if training.seconds else 0.0,
+        peak_mib=peak_mib(next(asked.model.parameters()).device),
+        out=str(settings.out),
+        kind=asked.kind,
+    )
+    if not training.interrupted:
+        output.write(path / output.METRICS, result.json())
     return result
 
 
-def _versions():
+def versions() -> dict:
+    """What made a run."""
     return {
         "zokern": __version__,
         "torch": torch.__version__,

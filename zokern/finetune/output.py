@@ -1,4 +1,12 @@
-"""The folder of a run: it appears whole, under its name, or not at all."""
+"""The folder of a run: what it holds, and what may be replaced.
+
+run.json            settings, classes, versions: what makes the run again
+initial.safetensors the parameters that the base model lacks (adapters, a new head), as training began
+trajectory.jsonl    every step (zokern.record)
+checkpoints/        the newest checkpoints, from which --resume goes on
+log.jsonl           losses and metrics as logged
+metrics.json        the result, once the run is done; with the model, its tokenizer, adapter/ and curve.png
+"""
 
 import json
 import os
@@ -6,9 +14,10 @@ import shutil
 from contextlib import contextmanager
 from pathlib import Path
 
-from ..errors import BadInput
+from ..errors import BadInput, need
 
-LOG = "log.jsonl"
+RUN, INITIAL, TRAJECTORY, CHECKPOINTS = "run.json", "initial.safetensors", "trajectory.jsonl", "checkpoints"
+LOG, METRICS, CURVE = "log.jsonl", "metrics.json", "curve.png"
 
 
 def check(out: str, overwrite: bool) -> Path:
@@ -22,40 +31,88 @@ def check(out: str, overwrite: bool) -> Path:
         raise BadInput(f"--out {out!r} is a file: pass a folder")
     if path.is_dir() and any(path.iterdir()):
         if not overwrite:
-            raise BadInput(f"--out {out!r} exists and is not empty: pass another folder, or --overwrite")
-        if not (path / LOG).is_file():
-            raise BadInput(f"--out {out!r} holds no earlier run ({LOG} is missing), which is all that --overwrite replaces: pass another")
+            unfinished = (path / RUN).is_file() and not (path / METRICS).is_file()
+            resume = f", or --resume {out} to go on with the run in it" if unfinished else ""
+            raise BadInput(f"--out {out!r} exists and is not empty: pass another folder, or --overwrite{resume}")
+        if not (path / RUN).is_file():
+            raise BadInput(f"--out {out!r} holds no earlier run ({RUN} is missing), which is all that --overwrite replaces: pass another")
     return path
 
 
-@contextmanager
-def folder(out: str, overwrite: bool):
-    """Yields a temporary folder beside ``out`` that takes its name when all went well and vanishes when anything did not.
+def begin(path: Path, record: dict) -> None:
+    """Make the folder of a new run, in place of an earlier one.
 
-    Args:
-        out: where the outputs are to be.
-        overwrite: whether they may replace those of an earlier run, and nothing else.
     Raises:
-        BadInput: as ``check``, or the folder cannot be made.
+        BadInput: it cannot be written.
     """
-    path = check(out, overwrite)
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        draft.mkdir(parents=True)
-    except OSError as error:
-        raise BadInput(f"--out {out!r} cannot be written ({error.strerror}): pass another folder") from None
-    try:
-        yield draft
-        check(out, overwrite)
         if path.exists():
             shutil.rmtree(path)
-        draft.rename(path)
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
+        path.mkdir(parents=True)
+        write(path / RUN, json.dumps(record, indent=1))
+    except OSError as error:
+        raise BadInput(f"--out {str(path)!r} cannot be written ({error.strerror}): pass another folder") from None
+
+
+def run_of(folder: str) -> dict:
+    """What run.json of a folder says.
+
+    Raises:
+        BadInput: there is none, or it is no such record.
+    """
+    path = Path(folder).expanduser() / RUN
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(record["settings"], dict):
+            raise TypeError
+        return record
+    except OSError:
+        raise BadInput(f"{folder!r} holds no run of zokern finetune ({RUN} is missing): pass the --out of one") from None
+    except (ValueError, KeyError, TypeError):
+        raise BadInput(f"{str(path)!r} is damaged: it holds no settings; start the run again") from None
+
+
+def write(path: Path, text: str) -> None:
+    """A text file, whole or not at all."""
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    draft.write_text(text, encoding="utf-8")
+    draft.replace(path)
+
+
+def save_parameters(path: Path, named: dict) -> None:
+    """Parameters by name, as safetensors."""
+    need("safetensors.torch").save_file({name: p.detach().cpu().contiguous() for name, p in named.items()}, path)
+
+
+def load_parameters(path: Path, model) -> None:
+    """What ``save_parameters`` wrote, into a model.
+
+    Raises:
+        BadInput: the file is not there or damaged, or holds what the model has not.
+    """
+    safetensors = need("safetensors")
+    own = dict(model.named_parameters())
+    try:
+        with safetensors.safe_open(str(path), "pt") as file, need("torch").no_grad():
+            for name in file.keys():
+                own[name].copy_(file.get_tensor(name))
+    except (OSError, safetensors.SafetensorError) as error:
+        raise BadInput(f"{str(path)!r} cannot be read ({error}): it belongs beside {RUN}; start the run again") from None
+    except (KeyError, RuntimeError) as error:
+        raise BadInput(f"{str(path)!r} does not fit the model ({error}): pass the model that the run began with") from None
 
 
 @contextmanager
-def log(draft: Path):
-    """Yields a function that writes a dict as one line of the run's log."""
-    with (draft / LOG).open("w", encoding="utf-8") as file:
-        yield lambda record: file.write(json.dumps(record, allow_nan=False) + "\n")
+def whole(path: Path):
+    """Yields a temporary folder, whose contents move into ``path`` when all went well and vanish when anything did not."""
+    draft = path / f".draft.{os.getpid()}"
+    draft.mkdir()
+    try:
+        yield draft
+        for made in draft.iterdir():
+            place = path / made.name
+            if place.is_dir():
+                shutil.rmtree(place)
+            made.replace(place)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)

@@ -5,13 +5,14 @@ from collections import defaultdict
 import torch
 
 from ..errors import BadInput
-from .model import Classifier, loader
+from .features import head_of, seen_by
+from .model import Asked
 
 SAMPLE = 4096  # rows, at most, in equal parts from the classes
 
 
 @torch.no_grad()
-def probe(classifier: Classifier, rows: list[dict]) -> None:
+def probe(asked: Asked, features: list[dict]) -> None:
     """Make the head the linear discriminant of the vectors that it sees, one a row.
 
     Where the head is random, two losses a step tell what lies below it little about its task; where it is fitted first, the loss of
@@ -19,45 +20,32 @@ def probe(classifier: Classifier, rows: list[dict]) -> None:
     multiple of the identity.
 
     Args:
-        rows: tokenized training rows.
+        features: of training rows.
     Raises:
         BadInput: the head sees one vector a token, or there are too few rows to tell how they vary within a class.
     Reference: Kumar et al. 2022, "Fine-Tuning can Distort Pretrained Features and Underperform Out-of-Distribution" (LP-FT); Ledoit
         and Wolf 2004, "A well-conditioned estimator for large-dimensional covariance matrices", equation 14.
     """
-    classes = classifier.model.config.num_labels
+    model, classes = asked.model, len(asked.reader.task.labels)
     by_class = defaultdict(list)
-    for row in rows:
-        by_class[row["labels"]].append(row)
+    for row in features:
+        by_class[row["label"]].append(row)
     rows = [row for c in range(classes) for row in by_class[c][: max(2, SAMPLE // classes)]]
-    linear = [m for m in classifier.model.modules() if isinstance(m, torch.nn.Linear) and m.weight.requires_grad]
-    head = [m for m in linear if m.out_features == classes][-1]
-    x, labels = _inputs(classifier, head, rows)
+    head = head_of(model, classes)
+    x = None if head is None else seen_by(head, asked, rows)
+    if x is None:
+        raise BadInput("--head probe needs a trained head that sees one vector a row, not one a token: pass --head loaded")
+    x, labels = x.double(), torch.tensor([row["label"] for row in rows], device=x.device)
     means = torch.stack([x[labels == c].mean(0) for c in range(classes)])
     inverse = torch.linalg.inv(_covariance(x - means[labels], classes))
     weight = means @ inverse
     prior = torch.tensor([len(by_class[c]) for c in range(classes)], device=x.device).double().log()
-    shared = weight.mean(0)  # changes no difference of logits; without it they are small
-    head.weight.copy_(weight - shared)
+    bias = prior - (weight * means).sum(1) / 2
+    mine = asked.reader.order(model, torch.arange(classes)[None])[0]  # of the model's own order, which class is the c-th of the task
+    own = mine.argsort()
+    head.weight.copy_((weight - weight.mean(0))[own])  # the shared part changes no difference of logits; without it they are small
     if head.bias is not None:
-        bias = prior - (weight * means).sum(1) / 2
-        head.bias.copy_(bias - bias.mean())
-
-
-def _inputs(classifier, head, rows):
-    """What the head sees, one vector a row, and the rows' classes: float64 [rows, features], int64 [rows]."""
-    (batch,) = loader(classifier, rows, len(rows))
-    seen = []
-    hook = head.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0].flatten(0, -2).double()))
-    try:
-        for piece in batch:
-            classifier.logits(piece)
-    finally:
-        hook.remove()
-    x = torch.cat(seen)
-    if len(x) != len(rows):
-        raise BadInput("--head probe needs a model whose head sees one vector a row, not one a token: pass --head loaded")
-    return x, torch.cat([piece["labels"] for piece in batch]).to(x.device)
+        head.bias.copy_((bias - bias.mean())[own])
 
 
 def _covariance(x, classes):

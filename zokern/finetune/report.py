@@ -1,5 +1,7 @@
 """What a run tells: a picture of its curve and a summary."""
 
+import json
+import math
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -7,35 +9,36 @@ from pathlib import Path
 import torch
 
 from ..errors import need
-from .train import History
 
 try:
     import resource
 except ImportError:  # Windows has none
     resource = None
 
-WINDOW = 20  # steps that the drawn loss is averaged over: one batch's loss says little
+WINDOW = 5  # logged losses that the drawn one is averaged over: one says little
 
 
 @dataclass(frozen=True)
 class Result:
-    """A run in numbers; accuracies and losses are on the held-out rows, those after of the model as saved;
-    those of the probe None where none was fitted."""
+    """A run in numbers. ``before``, ``probed`` (None where no probe was fitted), ``trained`` and ``after`` (of the model as saved) are
+    the loss and the task's metrics on the held-out rows; ``test`` those on the test rows, None where there are none."""
 
     model: str
     method: str
+    optimizer: str
     data: str
     labels: tuple[str, ...]
+    metric: str
     train_rows: int
     held_out_rows: int
+    test_rows: int
     trained_parameters: int
     parameters: int
-    accuracy_before: float
-    accuracy_probe: float | None
-    accuracy_after: float
-    loss_before: float
-    loss_probe: float | None
-    loss_after: float
+    before: dict
+    probed: dict | None
+    trained: dict
+    after: dict
+    test: dict | None
     steps: int
     forwards: int
     skipped: int
@@ -45,31 +48,34 @@ class Result:
     steps_per_second: float
     peak_mib: float | None
     out: str
+    kind: str
 
-    def record(self) -> dict:
-        """For the log."""
-        return asdict(self)
+    def json(self) -> str:
+        return json.dumps(asdict(self), indent=1)
 
     def lines(self) -> list[str]:
         """The summary, to be read."""
         classes = ", ".join(self.labels[:6]) + (f" and {len(self.labels) - 6} more" if len(self.labels) > 6 else "")
         skipped = f", {self.skipped} skipped for want of a finite loss" if self.skipped else ""
+        test = [f"test       {self.metric} {self.test[self.metric]:.3f} on {self.test_rows} rows"] if self.test else []
         return [
             *(["stopped early: what follows is of the steps done"] if self.interrupted else []),
             f"model      {self.model}, {self.method}: {self.trained_parameters:,} of {self.parameters:,} parameters trained",
-            f"data       {self.data}: {self.train_rows} training rows, {self.held_out_rows} held out, classes {classes}",
-            f"accuracy   {_path(self.accuracy_before, self.accuracy_probe, self.accuracy_after)} on held-out rows",
-            f"loss       {_path(self.loss_before, self.loss_probe, self.loss_after)} on held-out rows",
+            f"data       {self.data}: {self.train_rows} training rows, {self.held_out_rows} held out"
+            + (f", classes {classes}" * bool(classes)),
+            f"{self.metric:<10} {self._path(self.metric)} on held-out rows",
+            *([f"loss       {self._path('loss')} on held-out rows"] if "loss" in self.after else []),
+            *test,
             f"time       {self.seconds:.0f} s in all; {self.steps} steps, {self.forwards} forward passes, "
             f"{self.steps_per_second:.2f} steps/s{skipped}",
             *([f"memory     {self.peak_mib:,.0f} MiB at most"] if self.peak_mib else []),
-            f"saved      {self.out} (model and tokenizer{', adapter/' if self.method != 'full' else ''}, curve.png, log.jsonl)",
-            f"load with  AutoModelForSequenceClassification.from_pretrained({self.out!r})",
+            f"saved      {self.out} (model, tokenizer, curve.png, metrics.json, log.jsonl, trajectory.jsonl)",
+            f"load with  {self.kind}.from_pretrained({self.out!r})",
         ]
 
-
-def _path(before, probe, after):
-    return f"{before:.3f} -> {after:.3f}" if probe is None else f"{before:.3f} -> {probe:.3f} (linear probe) -> {after:.3f}"
+    def _path(self, name):
+        probed = f"{self.probed[name]:.3f} (linear probe) -> " if self.probed else ""
+        return f"{self.before[name]:.3f} -> {probed}{self.after[name]:.3f}"
 
 
 def peak_mib(device: torch.device) -> float | None:
@@ -82,21 +88,31 @@ def peak_mib(device: torch.device) -> float | None:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
 
 
-def draw(history: History, title: str, path: Path) -> None:
-    """Loss and held-out accuracy over the steps, as a PNG."""
+def draw(history: list[dict], metric: str, title: str, path: Path) -> None:
+    """Loss and held-out metric over the steps, as a PNG.
+
+    Args:
+        history: what Trainer logged: dicts with "step", and "loss" or "eval_...".
+    """
     figure = need("matplotlib.figure").Figure(figsize=(7, 4), layout="constrained")
     left = figure.add_subplot(title=title, xlabel="step", ylabel="loss")
-    steps = range(1, len(history.losses) + 1)
-    left.plot(steps, history.losses, color="C0", alpha=0.2, linewidth=0.8)
-    left.plot(steps, _smooth(history.losses), color="C0", label=f"training loss, mean of {WINDOW} steps")
-    at, losses, accuracies = zip(*history.evaluations, strict=True)
-    left.plot(at, losses, "C2.--", label="held-out loss")
+    steps, losses = _series(history, "loss")
+    left.plot(steps, losses, color="C0", alpha=0.2, linewidth=0.8)
+    left.plot(steps, _smooth(losses), color="C0", label="training loss")
+    if _series(history, "eval_loss")[0]:
+        left.plot(*_series(history, "eval_loss"), "C2.--", label="held-out loss")
     right = left.twinx()
-    right.plot(at, accuracies, "C1o-", label="held-out accuracy")
-    right.set(ylabel="accuracy", ylim=(0, 1))
+    right.plot(*_series(history, f"eval_{metric}"), "C1o-", label=f"held-out {metric}")
+    right.set(ylabel=metric, ylim=(min(0, right.get_ylim()[0]), 1))
     handles, names = zip(*(axis.get_legend_handles_labels() for axis in (left, right)), strict=True)
     left.legend(sum(handles, []), sum(names, []), loc="lower left", fontsize="small")
     figure.savefig(path, dpi=150)
+
+
+def _series(history, name):
+    """-> (steps, values) of what was logged under a name and is finite."""
+    found = [(entry["step"], entry[name]) for entry in history if isinstance(entry.get(name), int | float) and math.isfinite(entry[name])]
+    return [step for step, _ in found], [value for _, value in found]
 
 
 def _smooth(values):

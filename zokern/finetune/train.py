@@ -1,146 +1,196 @@
-"""The loop: a MeZO step on each batch, an evaluation on the held-out rows now and then."""
+"""The training: ZOTrainer's loop, held-out rows judged now and then, a run that can be stopped and gone on with."""
 
-import math
+import json
 import signal
 import threading
 import time
 import warnings
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from pathlib import Path
 
-import torch
-
-from ..errors import BadInput
-from ..optim import MeZO
-from .model import Classifier, loader
-from .probe import probe
+from ..errors import BadInput, need
+from . import optimizers, output
+from .features import FrozenBody, head_of, seen_by
+from .judge import judge
+from .model import Asked
 from .settings import Settings
 
 PATIENCE = 10  # steps on end without a finite loss after which a run is given up
+KEPT = 2  # checkpoints: should the machine stop while one is written, there is the one before
 
 
-@dataclass
-class History:
-    """What a run went through.
+class Training:
+    """A run of ``settings.steps`` steps in the folder ``path``.
 
     Attributes:
-        losses: of every step: the mean over its two perturbed models.
-        evaluations: [(step, held-out loss, held-out accuracy)], the first before anything; with --head probe a second one at step 0, of
-            the probe.
-        skipped: steps that moved nothing for want of a finite loss.
-        forwards: batches evaluated by the optimizer.
-        seconds: in training steps, without the evaluations.
+        seconds, here: in training steps of this process, without the judging; how many these were.
+        history: what was logged, in the order of steps, as Trainer keeps it: dicts with "step".
         interrupted: whether the user stopped the run before its last step.
     """
 
-    losses: list[float] = field(default_factory=list)
-    evaluations: list[tuple[int, float, float]] = field(default_factory=list)
-    skipped: int = 0
-    forwards: int = 0
-    seconds: float = 0.0
-    interrupted: bool = False
+    def __init__(self, asked: Asked, settings: Settings, data, features, path: Path):
+        self.asked, self.settings, self.data, self.path = asked, settings, data, path
+        self.seconds, self.here, self.interrupted = 0.0, 0, False
+        self.reader, (train, self.held_out) = self._reader(features)
+        self.trainer = self._trainer(train)
+
+    @property
+    def history(self) -> list[dict]:
+        return self.trainer.state.log_history
+
+    @property
+    def steps(self) -> int:
+        return self.trainer.state.global_step
+
+    @property
+    def forwards(self) -> int:
+        """Batches evaluated by the optimizer, an anchor's full batch counted once a loss."""
+        optimizer = self.trainer.zeroth_order
+        anchors = -(-self.steps // optimizer.param_groups[0]["q"]) if self.settings.optimizer == "mezo-svrg" else 0
+        return optimizer.forwards * (self.steps - anchors) + 2 * anchors
+
+    @property
+    def skipped(self) -> int:
+        return self.trainer.zeroth_order.skipped
+
+    def judge(self) -> dict:
+        """The model on the held-out rows."""
+        self.trainer.flush()
+        return judge(self.asked, self.data.held_out, self.held_out, self.reader)
+
+    def run(self, resume=None):
+        """Train to the end, from the checkpoint ``resume`` if there is one.
+
+        Raises:
+            BadInput: the losses of many steps on end were not finite, or the state of a checkpoint does not fit.
+        """
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "step .* was skipped", RuntimeWarning)  # they are counted in the summary
+            warnings.filterwarnings("ignore", category=UserWarning, module="torch.utils.data")  # pinned memory without a GPU
+            try:
+                self.trainer.train(resume_from_checkpoint=resume and str(resume))
+            except ValueError as error:
+                if resume is None or isinstance(error, BadInput):
+                    raise
+                raise BadInput(f"--resume {str(self.path)!r}: {error}") from None
+
+    def _reader(self, features):
+        """Who is asked in training: the head alone, where nothing else is trained and it sees one vector a row."""
+        train, held_out = features
+        asked, names = self.asked, [name for name, _ in self.asked.trained()]
+        head = head_of(asked.model, len(asked.reader.task.labels)) if self.settings.ask == "head" else None
+        if head is None or {id(p) for _, p in asked.trained()} != {id(p) for p in head.parameters()} or not names:
+            return asked.reader, features
+        vectors = [seen_by(head, asked, rows) for rows in features]
+        if any(v is None for v in vectors):
+            return asked.reader, features
+        frozen = FrozenBody(asked.reader, head)
+        return frozen, [frozen.features(v, rows) for v, rows in zip(vectors, (train, held_out))]
+
+    def _trainer(self, rows):
+        transformers, hf, settings = need("transformers"), need("zokern.hf"), self.settings
+        cls, options = optimizers.make(settings, self.asked.model)
+        arguments = transformers.TrainingArguments(
+            output_dir=str(self.path / output.CHECKPOINTS),
+            max_steps=settings.steps,
+            per_device_train_batch_size=settings.batch_size,
+            gradient_accumulation_steps=settings.accumulate,
+            dataloader_drop_last=True,
+            lr_scheduler_type=settings.schedule,
+            learning_rate=settings.lr,
+            seed=settings.seed,
+            use_cpu=settings.device == "cpu",
+            logging_steps=min(10, settings.eval_every),
+            logging_nan_inf_filter=False,
+            save_strategy="steps",
+            save_steps=settings.save_every,
+            save_total_limit=KEPT,
+            report_to=[],
+            remove_unused_columns=False,
+        )
+        chosen = {"optimizer_cls_and_kwargs": (cls, options)}
+        if settings.lr_ratio is not None:
+            lr = options.pop("lr")
+            chosen = {"optimizers": (hf.lora_plus(self.asked.model, cls, lr, settings.lr_ratio, **options), None)}
+        return hf.ZOTrainer(
+            self.asked.model,
+            arguments,
+            train_dataset=rows,
+            data_collator=self.reader.collate,
+            objective=self.reader,
+            full_batch=settings.full_batch or "train",
+            trajectory=str(self.path / output.TRAJECTORY),
+            callbacks=[_watch(self)],
+            **chosen,
+        )
 
 
-def train(classifier: Classifier, train_rows: list[dict], held_out_rows: list[dict], settings: Settings, log, bar) -> History:
-    """Fine-tune in place.
+def _watch(training):
+    """The callback that judges, writes the log, and stops."""
+    transformers = need("transformers")
 
-    Args:
-        train_rows, held_out_rows: tokenized rows.
-        log: called with a dict for every step and every evaluation.
-        bar: a tqdm bar of ``settings.steps``.
-    Raises:
-        BadInput: the held-out loss is not finite, or the loss of many steps on end.
-    """
-    optimizer = MeZO(
-        classifier.trained(), lr=settings.lr, eps=settings.eps, weight_decay=settings.weight_decay, q=settings.q, seed=settings.seed
-    )
-    schedule = _schedule(optimizer, settings)
-    history = History()
-    in_a_row = 0
+    class Watch(transformers.TrainerCallback):
+        def __init__(self):
+            self.stopped, self.begin, self.seen = [], 0.0, (0, 0)
 
-    def judge(step):
-        loss, accuracy = evaluate(classifier, held_out_rows)
-        history.evaluations.append((step, loss, accuracy))
-        log({"step": step, "held_out_loss": loss, "held_out_accuracy": accuracy})
+        def on_train_begin(self, args, state, control, **kwargs):
+            if state.global_step == 0:
+                self._judge(state)
+            self.begin = time.perf_counter()
 
-    judge(0)
-    if settings.head == "probe":
-        probe(classifier, train_rows)
-        judge(0)
-    with interruptible() as stopped, warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "step .* was skipped", RuntimeWarning)  # they are counted in the summary
-        for step, batch in enumerate(batches(classifier, train_rows, settings), 1):
-            begin = time.perf_counter()
-            lr = schedule.get_last_lr()[0]
-            loss = float(optimizer.step(lambda: classifier.losses_and_hits(batch)[0].mean()))  # noqa: B023
-            schedule.step()
-            history.seconds += time.perf_counter() - begin
-            history.forwards += len(optimizer.last.losses)
-            history.losses.append(loss)
-            skipped = bool(optimizer.last.skipped)
-            # JSON has no NaN: a step that was skipped has no figures.
-            measured = {} if skipped else {"loss": loss, "projected_grad": optimizer.last.projected_grad.tolist()}
-            log({"step": step, **measured, "lr": lr, "skipped": skipped})
-            in_a_row = in_a_row + 1 if skipped else 0
-            if in_a_row == PATIENCE:
-                raise BadInput(f"the loss was not finite in {PATIENCE} steps up to step {step}, --lr {settings.lr:g}: pass a smaller --lr")
-            if step % settings.eval_every == 0 or step == settings.steps or stopped:
-                judge(step)
-            bar.set_postfix_str(f"loss {loss:.3f}, held-out accuracy {history.evaluations[-1][2]:.3f}", refresh=False)
-            bar.update()
-            if stopped:
-                history.interrupted = step < settings.steps
-                break
-    history.skipped = optimizer.skipped
-    return history
+        def on_step_end(self, args, state, control, **kwargs):
+            training.here += 1
+            if state.global_step % training.settings.eval_every == 0 or state.global_step == state.max_steps or self.stopped:
+                training.seconds += time.perf_counter() - self.begin
+                self._judge(state)
+                self.begin = time.perf_counter()
+            if self.stopped and state.global_step < state.max_steps:
+                training.interrupted = True
+                control.should_training_stop = control.should_save = True
+
+        def on_train_end(self, args, state, control, **kwargs):
+            training.seconds += time.perf_counter() - self.begin
+
+        def on_log(self, args, state, control, logs=None, **kwargs):
+            skipped = (logs or {}).get("skipped_steps")
+            if skipped is not None:
+                steps, before = self.seen
+                if skipped - before == state.global_step - steps >= PATIENCE:
+                    last = f"{state.global_step - steps} steps up to step {state.global_step}"
+                    raise BadInput(f"the loss was not finite in {last}, --lr {training.settings.lr:g}: pass a smaller --lr")
+                if skipped - before < state.global_step - steps:
+                    self.seen = state.global_step, skipped
+            lines = (json.dumps({name: _json(value) for name, value in entry.items()}) for entry in state.log_history)
+            output.write(training.path / output.LOG, "".join(f"{line}\n" for line in lines))
+
+        def _judge(self, state):
+            found = training.judge()
+            training.trainer.log({f"eval_{name}": value for name, value in found.items()})
+
+    watch = Watch()
+    watch.stopped = training.stopped = []
+    return watch
 
 
-@torch.no_grad()
-def evaluate(classifier: Classifier, rows: list[dict]) -> tuple[float, float]:
-    """-> (mean loss, accuracy) over tokenized rows.
-
-    Raises:
-        BadInput: the loss is not finite: the weights are broken, or too large for their dtype.
-    """
-    (batch,) = loader(classifier, rows, len(rows))
-    losses, right = classifier.losses_and_hits(batch)
-    loss = float(losses.double().mean())
-    if not math.isfinite(loss):
-        raise BadInput(f"the model's loss on held-out rows is {loss}: pass a smaller --lr, or --dtype float32")
-    return loss, int(right.sum()) / len(rows)
+def _json(value):
+    """JSON has no NaN: what is not finite has no figure."""
+    return None if isinstance(value, float) and not -float("inf") < value < float("inf") else value
 
 
-def batches(classifier: Classifier, rows: list[dict], settings: Settings):
-    """``settings.steps`` batches, epoch after epoch, each in an order of its own that the seed fixes."""
-    generator = torch.Generator().manual_seed(settings.seed)
-    epoch = loader(classifier, rows, settings.batch_size, shuffle=True, drop_last=True, generator=generator)
-    step = 0
-    while True:
-        for batch in epoch:
-            if step == settings.steps:
-                return
-            yield batch
-            step += 1
-
-
-def _schedule(optimizer, settings):
-    schedulers = torch.optim.lr_scheduler
-    if settings.schedule == "linear":
-        return schedulers.LinearLR(optimizer, 1.0, 0.0, settings.steps)
-    if settings.schedule == "cosine":
-        return schedulers.CosineAnnealingLR(optimizer, settings.steps)
-    return schedulers.ConstantLR(optimizer, 1.0)
+def newest(path: Path) -> Path | None:
+    """The newest checkpoint that is whole: what is written last is there."""
+    found = [p for p in (path / output.CHECKPOINTS).glob("checkpoint-*") if (p / "trainer_state.json").is_file()]
+    return max(found, key=lambda p: int(p.name.rpartition("-")[2]), default=None)
 
 
 @contextmanager
-def interruptible():
-    """Ctrl-C fills the list that this yields, to be looked at between steps; a second one interrupts as ever.
+def interruptible(stopped):
+    """Ctrl-C fills the list, to be looked at between steps; a second one interrupts as ever.
 
     A step is never left half done, so that the weights are always those of a whole number of steps.
     """
-    stopped = []
     if threading.current_thread() is not threading.main_thread():  # only the main thread hears of signals
-        yield stopped
+        yield
         return
     before = signal.getsignal(signal.SIGINT)
 
@@ -150,6 +200,6 @@ def interruptible():
 
     signal.signal(signal.SIGINT, stop)
     try:
-        yield stopped
+        yield
     finally:
         signal.signal(signal.SIGINT, before)

@@ -1,0 +1,5 @@
+"""zokern finetune | evaluate | replay | info | bench."""
+
+from .commands import app
+
+__all__ = ["app"]

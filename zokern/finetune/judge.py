@@ -1,0 +1,51 @@
+"""How good a model is at its task."""
+
+import math
+
+import torch
+from torch.nn.functional import cross_entropy
+
+from ..errors import BadInput
+from .model import Asked
+
+TOGETHER = 64  # rows that go through the model at once
+
+
+@torch.no_grad()
+def judge(asked: Asked, examples, features, reader=None) -> dict[str, float]:
+    """-> {"loss": mean cross-entropy over the candidates, and the task's metrics}; of written answers the metrics alone.
+
+    Args:
+        examples: of ``tasks``, with labels.
+        features: theirs.
+        reader: who asks the model; ``asked.reader`` where it is None.
+    Raises:
+        BadInput: the loss is not finite: the weights are broken, or too large for their dtype.
+    """
+    reader, task = reader or asked.reader, asked.reader.task
+    order = sorted(range(len(features)), key=lambda i: _length(features[i]))  # so that little is padded
+    found, total = [None] * len(order), 0.0
+    for i in range(0, len(order), TOGETHER):
+        places = order[i : i + TOGETHER]
+        batch = reader.collate([features[j] for j in places])
+        with asked.computing():
+            if task.writes:
+                answers = reader.predictions(asked.model, batch)
+            else:
+                scores = reader.scores(asked.model, batch)
+                answers = scores.argmax(-1).tolist()
+                labels = reader.answers(batch).to(scores.device)
+                total += float(cross_entropy(scores.double(), labels, reduction="sum"))
+        for j, answer in zip(places, answers, strict=True):
+            found[j] = answer
+    metrics = task.metrics(found, examples)
+    if task.writes:
+        return metrics
+    loss = total / len(order)
+    if not math.isfinite(loss):
+        raise BadInput(f"the model's loss on held-out rows is {loss}: pass a smaller --lr, or --dtype float32")
+    return {"loss": loss, **metrics}
+
+
+def _length(feature):
+    return len(feature["tokens"]["input_ids"]) if "tokens" in feature else 0

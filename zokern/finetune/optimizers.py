@@ -1,0 +1,57 @@
+"""From settings to an optimizer: its class, its options, and where the search for lr and eps begins."""
+
+import inspect
+from dataclasses import replace
+
+import torch
+
+from ..errors import BadInput, need
+from ..optim import ForwardGradient, MeZO, MeZOSVRG, ZOAdam, ZOConservative, ZOMomentum, ZOSign
+from .settings import OPTIMIZER, Settings, title
+
+CLASSES = {
+    "mezo": MeZO,
+    "mezo-svrg": MeZOSVRG,
+    "zo-adam": ZOAdam,
+    "zo-momentum": ZOMomentum,
+    "zo-sign": ZOSign,
+    "zo-conservative": ZOConservative,
+    "forward-gradient": ForwardGradient,
+}
+# For a new head on a model as small as MiniLM: lr is 1e3 times that of a language model. After a probe the loss is steeper, and there
+# is less to gain: a step that helps a new head would undo the probe.
+NEW_HEAD, PROBED = 3e-2, 2e-3
+STEP = {"zo-adam": 0.1, "zo-sign": 0.01, "zo-momentum": 0.1}  # lr in MeZO's, for rules whose steps are of another size
+
+
+def with_rates(settings: Settings) -> Settings:
+    """The settings with lr, eps and lr_full, where none were given."""
+    points = need("zokern.hf").STARTING_POINTS
+    method = settings.adapter[0] if settings.adapter[0] in points else "full"
+    point = points[method]
+    small = settings.ask == "head" and method in ("lora", "dora", "head")
+    lr = (PROBED if settings.head == "probe" else NEW_HEAD) if small else point.lr[1]
+    lr = settings.lr or lr * STEP.get(settings.optimizer, 1)
+    full = settings.lr_full or (10 * lr if settings.optimizer == "mezo-svrg" else None)
+    return replace(settings, lr=lr, eps=settings.eps or (None if settings.optimizer == "forward-gradient" else point.eps), lr_full=full)
+
+
+def make(settings: Settings, model):
+    """-> (class, its settings), of settings that have their rates.
+
+    Raises:
+        BadInput: an option that the optimizer does not have.
+    """
+    cls = CLASSES[settings.optimizer]
+    takes = inspect.signature(cls).parameters
+    given = {name: getattr(settings, name) for name in (*OPTIMIZER, "eps")}
+    given = {name: value for name, value in given.items() if value not in (None, (), False)}
+    for name in given:
+        if name not in takes:
+            having = [other for other, c in CLASSES.items() if name in inspect.signature(c).parameters]
+            raise BadInput(f"{title(name)} is no option of --optimizer {settings.optimizer}: leave it out, or pass {' or '.join(having)}")
+    if "blocks" in given:
+        given["blocks"] = model
+    if "state_dtype" in given:
+        given["state_dtype"] = getattr(torch, given["state_dtype"])
+    return cls, dict(given, lr=settings.lr, seed=settings.seed)

@@ -1,0 +1,157 @@
+"""What can be done with the folder of a run: judge its model, and make the model of any step again."""
+
+import json
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from .. import tasks
+from ..errors import BadInput, need
+from ..trajectory import Trajectory
+from . import output
+from .data import Data
+from .data import load as load_data
+from .job import settings_of
+from .judge import judge
+from .model import Asked, settle_network
+from .model import load as load_model
+from .settings import Settings
+
+VIRTUAL = ("prefix", "prompt")  # adapters that are not merged into the weights
+
+
+def _option(text, default=None):
+    return field(default=default, metadata={"help": text})
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What to judge, on what; ``help`` in each field's metadata says what it is."""
+
+    model: str | None = _option("A run's folder (--out of finetune), a model's folder, or a hub id.")
+    task: str | None = _option("A task that zokern knows (docs/tasks.md). Without it, of a run: what the run was judged by.")
+    data: str | None = _option("With --task: a local copy of it. Else as of finetune.")
+    text: tuple[str, ...] = _option("Text column of --data; 'a,b' for pairs of texts. Without it: by name.", ())
+    label: str | None = _option("Label column of --data. Without it: by name.")
+    split: str = _option("Of a task: train, validation or test.", "validation")
+    rows: int | None = _option("Of a task: so many rows, drawn by --seed. Without it: all.")
+    seed: int = _option("Draws the rows.", 0)
+    ask: str | None = _option("How the model is asked: head, masked or causal. Without it: as the run did, or head.")
+    max_length: int = _option("Tokens a row; longer texts are cut.", 128)
+    dtype: str = _option("float32, bfloat16 or float16.", "float32")
+    device: str | None = _option("cpu, cuda, cuda:1, ... Without it: a GPU where there is one.")
+    metrics: str | None = _option("Write the metrics into this file, as JSON.")
+
+
+def evaluate(what: Evaluation) -> dict:
+    """Judge a model. -> {"model", "data", and for each set of rows {"rows", "loss", metrics}}.
+
+    Raises:
+        BadInput: the model or the data cannot be used.
+    """
+    if what.model is None:
+        raise BadInput("--model is missing: pass a run's folder, a model's folder or a hub id")
+    run = (Path(what.model).expanduser() / output.RUN).is_file()
+    if run:
+        ran = settings_of(what.model, output.run_of(what.model))
+    elif what.task is None and what.data is None:
+        raise BadInput(f"--task and --data are missing, and {what.model!r} is no run's folder, which knows its own: pass one of them")
+    given = {name: getattr(what, name) for name in ("task", "data", "text", "label", "max_length", "dtype", "device", "ask", "seed")}
+    if run and what.task is None and what.data is None:
+        settings = replace(ran, device=what.device or ran.device)
+        data = load_data(settings)
+        sets = {"held_out": data.held_out, "test": data.test}
+    else:
+        settings = Settings(**given | ({"ask": what.ask or ran.ask} if run else {})).checked()
+        settle_network(settings)
+        data, sets = _rows(settings, what)
+    asked = load_model(replace(settings, model=what.model, adapter=("full",), rank=None, lr_ratio=None, virtual_tokens=None), data)
+    if settings.ask == "head" and asked.new:
+        raise BadInput(
+            f"--model {what.model!r} has no head for the classes {', '.join(data.task.labels)}: pass a model that was trained on them"
+        )
+    if run and ran.adapter[0] in VIRTUAL:
+        asked.model = need("peft").PeftModel.from_pretrained(asked.model, str(Path(what.model).expanduser() / "adapter")).eval()
+    found = {"model": what.model, "data": data.name}
+    for name, examples in sets.items():
+        if examples:
+            features = [asked.reader.encode(example) for example in examples]
+            found[name] = {"rows": len(examples), **judge(asked, examples, features)}
+    if what.metrics:
+        output.write(Path(what.metrics).expanduser(), json.dumps(found, indent=1) + "\n")
+    return found
+
+
+def _rows(settings, what):
+    if settings.task is None:
+        data = load_data(replace(settings, eval_data=settings.data))  # all rows are judged
+        return data, {"rows": data.held_out}
+    task = tasks.get(settings.task)
+    examples = [example for example in task.load(settings.data, what.split) if example.label is not None or example.answers]
+    if not examples:
+        raise BadInput(f"--split {what.split} of {task.name} has no labels: pass --split validation")
+    if what.rows is not None:
+        examples = tasks.split(examples, what.seed, 0, 0, what.rows).test
+    return Data(f"{task.name} ({what.split})", task, [], [], examples), {what.split: examples}
+
+
+def replay(run: str, out: str, step: int | None = None, model: str | None = None, together: int = 48, progress=None) -> Asked:
+    """The model as it was after a step of a run, made again from the base model and the run's trajectory without a forward pass.
+
+    Args:
+        run: the run's folder, or the trajectory in it.
+        out: a new folder, for model and tokenizer.
+        step: steps to make. Default None: all.
+        model: the base model, where it is no longer found under the run's --model.
+        together: passes over the weights that are made in one read and write. Default 48.
+        progress: called with the number of steps made.
+    Raises:
+        BadInput: the run, its trajectory or the base model cannot be used; with what differs.
+    """
+    path = Path(run).expanduser()
+    path, log = (path, path / output.TRAJECTORY) if path.is_dir() else (path.parent, path)
+    target = output.check(out, overwrite=False)
+    record = output.run_of(str(path))
+    settings = settings_of(str(path), record)
+    trajectory = read(str(log))
+    if step is not None and not 0 <= step <= len(trajectory):
+        raise BadInput(f"--step {step}: the trajectory has {len(trajectory)} steps: pass 0 to {len(trajectory)}")
+    if model is not None:
+        settings = replace(settings, model=model)
+    settle_network(replace(settings, data=None, eval_data=None, task=None))
+    task = tasks.get(settings.task) if settings.task else _task_of(record)
+    asked = load_model(replace(settings, device="cpu" if settings.device is None else settings.device), Data("", task, [], [], []))
+    output.load_parameters(path / output.INITIAL, asked.model)
+    try:
+        trajectory.replay(asked.model, step=step, together=together, progress=progress)
+    except ValueError as error:
+        raise BadInput(f"{str(log)!r} does not fit the base model: {error}") from None
+    target.mkdir(parents=True, exist_ok=True)
+    with output.whole(target) as draft:
+        asked.save(draft)
+    return asked
+
+
+def read(log: str) -> Trajectory:
+    """A trajectory.
+
+    Raises:
+        BadInput: it cannot be read, with the line.
+    """
+    try:
+        return Trajectory.read(log)
+    except (OSError, ValueError) as error:
+        raise BadInput(str(error) if not isinstance(error, OSError) else f"{log!r} cannot be read ({error.strerror})") from None
+
+
+def _task_of(record):
+    """The task of a plain table, as far as a model needs it."""
+    return tasks.Task("", "", "", {"first": "string"}, tuple(record["labels"]), "accuracy", causal=None, head=("{first}",))
+
+
+def as_lines(found: dict) -> list[str]:
+    """Metrics, to be read."""
+    sets = [(name, numbers) for name, numbers in found.items() if isinstance(numbers, dict)]
+    shown = [
+        f"{n}: " + ", ".join(f"{k} {v:.4f}" if isinstance(v, float) else f"{v} {k}" for k, v in numbers.items()) for n, numbers in sets
+    ]
+    return [f"model      {found['model']}", f"data       {found['data']}", *shown]
