@@ -159,12 +159,12 @@ class CausalReader(Reader):
                 predicted += [(sequence, first + i, token) for i, token in enumerate(option)]
             candidates.append(of_row)
         input_ids, attention_mask = self._padded(sequences)
-        sequence, position, targets = torch.tensor(predicted).T
+        predicted = torch.tensor(predicted).T
         return dict(
             input_ids=input_ids,
             attention_mask=attention_mask,
-            where=sequence * input_ids.shape[1] + position,
-            targets=targets,
+            where=predicted[:2],
+            targets=predicted[2],
             tokens=padded(tokens, -1),  # of each candidate, as they stand in targets
             candidates=padded(candidates, -1),  # of each row
         )

@@ -39,8 +39,10 @@ def lean_loss(model, input_ids, attention_mask, labels, chunk=256) -> torch.Tens
     if labels.shape != input_ids.shape or input_ids.dim() != 2:
         raise BadInput(f"labels {tuple(labels.shape)} and input_ids {tuple(input_ids.shape)}: pass two of [rows, tokens]")
     rows, tokens = input_ids.shape
-    where = torch.arange(rows * tokens, device=input_ids.device).view(rows, tokens)[:, :-1].flatten()
-    targets = labels[:, 1:].flatten().to(input_ids.device)
+    first = -1 if _predicts_the_first_token(model) else 0
+    device = input_ids.device
+    where = torch.cartesian_prod(torch.arange(rows, device=device), torch.arange(first, tokens - 1, device=device)).T
+    targets = labels[:, first + 1 :].flatten().to(device)
     inputs = dict(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
     return token_losses(model, inputs, where, targets, chunk).sum() / targets.ne(IGNORED).sum()
 
@@ -50,7 +52,7 @@ def token_losses(model, inputs, where, targets, chunk=256) -> torch.Tensor:
 
     Args:
         inputs: keyword arguments of the model, among them input_ids, [rows, tokens].
-        where: int64 tensor [n]: the positions that predict, counted through all rows (row * tokens + position).
+        where: int64 tensor [2, n]: rows, and the positions in them that predict. Position -1 is the last virtual token of peft.
         targets: int64 tensor [n]: the tokens that should follow; at -100 the loss is 0.
     Returns:
         float32 tensor [n].
@@ -59,7 +61,7 @@ def token_losses(model, inputs, where, targets, chunk=256) -> torch.Tensor:
     """
     if chunk < 1:
         raise BadInput(f"chunk={chunk} positions cannot be kept: pass 1 or more")
-    head, n = output_embedding(model), len(where)
+    head, n = output_embedding(model), where.shape[1]
     first = n if head in _treats_its_logits else min(n, chunk)
     logits, hidden, untouched = _forward(model, head, inputs, where, first)
     if hidden is not None and first < n and not untouched:
@@ -76,7 +78,7 @@ def token_losses(model, inputs, where, targets, chunk=256) -> torch.Tensor:
 
 def kept_logits(model, inputs, where) -> torch.Tensor:
     """The logits of some positions only: [n, vocabulary] in the model's dtype. Arguments as of ``token_losses``."""
-    return _forward(model, output_embedding(model), inputs, where, len(where))[0]
+    return _forward(model, output_embedding(model), inputs, where, where.shape[1])[0]
 
 
 def output_embedding(model):
@@ -103,10 +105,20 @@ def _forward(model, head, inputs, where, first):
         logits = model(**inputs).logits
     if kept.hidden is None or logits.shape[:2] != (1, first):
         _tell(head, f"{type(model).__name__} does not lead its hidden states through its output embedding: its full logits are made")
-        tokens = inputs["input_ids"].shape[1]
-        return logits[:, logits.shape[1] - tokens :].flatten(0, 1)[where], None, True
-    untouched = first == len(where) or logits is kept.logits or torch.equal(logits, kept.logits.to(logits.dtype))
+        return _at(logits, where, inputs["input_ids"].shape[1]), None, True
+    untouched = first == where.shape[1] or logits is kept.logits or torch.equal(logits, kept.logits.to(logits.dtype))
     return logits[0], kept.hidden, untouched
+
+
+def _at(values, where, tokens):
+    """[rows, positions, width] -> [n, width]. Virtual tokens of peft stand before the ``tokens`` others."""
+    return values[where[0], where[1] + (values.shape[1] - tokens)]
+
+
+def _predicts_the_first_token(model):
+    """Whether virtual tokens in place of embeddings stand before the first: peft then counts its label."""
+    config = getattr(model, "active_peft_config", None)
+    return getattr(getattr(config, "peft_type", None), "value", None) in ("PROMPT_TUNING", "P_TUNING", "MULTITASK_PROMPT_TUNING")
 
 
 class _Kept:
@@ -120,10 +132,10 @@ def _keeping(head, shape, where, first):
 
     def before(_, args):
         hidden = args[0] if args else None
-        # Some models call what they call their output embedding on token ids, too. Virtual tokens of peft stand before the others.
+        # Some models call what they call their output embedding on token ids, too.
         if isinstance(hidden, torch.Tensor) and hidden.is_floating_point() and hidden.dim() == 3:
             if len(hidden) == rows and hidden.shape[1] >= tokens:
-                kept.hidden = hidden[:, hidden.shape[1] - tokens :].reshape(-1, hidden.shape[2])[where]
+                kept.hidden = _at(hidden, where, tokens)
                 return (kept.hidden[None, :first], *args[1:])
 
     def after(_, args, output):

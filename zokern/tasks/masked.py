@@ -54,8 +54,7 @@ class MaskedReader(Reader):
     def collate(self, features) -> dict[str, torch.Tensor]:
         fill_with = {"input_ids": self.tokenizer.pad_token_id or 0}
         batch = {name: padded([f["tokens"][name] for f in features], fill_with.get(name, 0)) for name in features[0]["tokens"]}
-        tokens = batch["input_ids"].shape[1]
-        batch["where"] = torch.tensor([row * tokens + feature["mask"] for row, feature in enumerate(features)])
+        batch["where"] = torch.tensor([(row, feature["mask"]) for row, feature in enumerate(features)]).T
         batch["words"] = torch.tensor([feature["words"] for feature in features])
         return with_labels(batch, features)
 
