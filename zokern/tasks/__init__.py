@@ -1,1 +1,50 @@
-"""Data sets, and how a language model is asked about them."""
+"""Data sets, and how a language model is asked about them.
+
+``get("sst2")`` is a Task: it loads examples and judges predictions. ``reader(task, "masked", tokenizer)`` asks a model: rows become
+batches, batches losses and scores. ``lean_loss`` is a causal model's loss without its full logits.
+"""
+
+from ..errors import BadInput
+from .catalogue import TASKS, get
+from .causal import CausalReader
+from .head import HeadReader
+from .lean import lean_loss
+from .masked import MaskedReader
+from .prompts import Prompt
+from .reader import Reader
+from .splits import Split, few_shot, split
+from .task import Example, Task
+
+READERS = {reader.kind: reader for reader in (MaskedReader, CausalReader, HeadReader)}
+
+
+def reader(task: Task, kind: str, tokenizer, **options) -> Reader:
+    """How to ask a model about a task.
+
+    Args:
+        kind: "masked", "causal" or "head".
+        options: of that reader, as max_length, objective, prompt.
+    Raises:
+        BadInput: there is no such kind, or the task, the tokenizer or the options do not fit it.
+    """
+    if kind not in READERS:
+        raise BadInput(f"reader {kind!r} is not known: pass one of {', '.join(READERS)}")
+    return READERS[kind](task, tokenizer, **options)
+
+
+__all__ = [
+    "TASKS",
+    "CausalReader",
+    "Example",
+    "HeadReader",
+    "MaskedReader",
+    "Prompt",
+    "Reader",
+    "Split",
+    "Task",
+    "few_shot",
+    "get",
+    "lean_loss",
+    "reader",
+    "split",
+]

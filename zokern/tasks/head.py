@@ -1,0 +1,39 @@
+"""Asking a model with a classification head: no prompt, the texts as they are."""
+
+import torch
+
+from ..errors import BadInput
+from .prompts import fill
+from .reader import Reader, device_of, padded, with_labels
+
+
+class HeadReader(Reader):
+    """One text or two, joined and cut as the tokenizer does; a candidate's score is the head's logit.
+
+    For ``AutoModelForSequenceClassification`` with as many labels as the task. Where the model knows the task's labels by name, its own
+    order counts. Reference: Gautam et al. 2024, "Variance-Reduced Zeroth-Order Methods for Fine-Tuning Language Models", Appendix D.
+    """
+
+    kind = "head"
+
+    def encode(self, example) -> dict:
+        texts = [fill(template, example) for template in self.prompt]
+        return dict(tokens=dict(self.tokenizer(*texts, truncation=True, max_length=self.max_length)), label=example.label)
+
+    def collate(self, features) -> dict[str, torch.Tensor]:
+        fill_with = {"input_ids": self.tokenizer.pad_token_id or 0}
+        batch = {name: padded([f["tokens"][name] for f in features], fill_with.get(name, 0)) for name in features[0]["tokens"]}
+        return with_labels(batch, features)
+
+    def scores(self, model, batch) -> torch.Tensor:
+        device = device_of(model)
+        logits = model(**{name: tensor.to(device) for name, tensor in batch.items() if name != "labels"}).logits.float()
+        labels = self.task.labels
+        if logits.shape != (len(batch["input_ids"]), len(labels)):
+            raise BadInput(
+                f"model {type(model).__name__} gives {tuple(logits.shape)} logits for {len(batch['input_ids'])} rows: pass a "
+                f"sequence-classification model with num_labels={len(labels)} for {self.task.name!r}"
+            )
+        own = {str(name).casefold(): i for i, name in (getattr(model.config, "id2label", None) or {}).items()}
+        order = [own.get(label.casefold()) for label in labels]
+        return logits if None in order or order == list(range(len(labels))) else logits[:, order]

@@ -1,0 +1,155 @@
+"""Losses and scores of a language model without its full logits, which for a vocabulary of 50 000 outweigh all else in a forward pass.
+
+A hook before the model's output embedding keeps the hidden states of the positions that are wanted; the model goes on with these
+alone, so whatever it does to its logits (scaling, capping) it does to them as ever. Where more than ``chunk`` are wanted, the
+output embedding is applied to the rest chunk by chunk.
+"""
+
+import logging
+from contextlib import contextmanager
+from weakref import WeakSet
+
+import torch
+from torch.nn.functional import cross_entropy
+
+from ..errors import BadInput
+
+log = logging.getLogger("zokern")
+IGNORED = -100  # a label that is none, as in transformers
+_treats_its_logits = WeakSet()  # output embeddings whose models do something to the logits afterwards
+_told = WeakSet()
+
+
+def lean_loss(model, input_ids, attention_mask, labels, chunk=256) -> torch.Tensor:
+    """What ``model(input_ids, attention_mask=attention_mask, labels=labels).loss`` is, without the logits of all positions.
+
+    Position t predicts label t + 1; the mean goes over the labels that are not -100. Nothing waits for the device. Meant for
+    ``torch.no_grad()``; with gradients it is right, but keeps the logits of every chunk.
+
+    Args:
+        model: a causal language model of transformers, with or without a peft wrapper.
+        input_ids, attention_mask: integer tensors [rows, tokens], padded on either side.
+        labels: integer tensor [rows, tokens]; -100 where there is none.
+        chunk: positions whose logits are in memory at once. Default 256.
+    Returns:
+        0-dim float32 tensor; nan without labels, as in transformers.
+    Raises:
+        BadInput: chunk < 1, shapes that differ, or a model without an output embedding.
+    """
+    if labels.shape != input_ids.shape or input_ids.dim() != 2:
+        raise BadInput(f"labels {tuple(labels.shape)} and input_ids {tuple(input_ids.shape)}: pass two of [rows, tokens]")
+    rows, tokens = input_ids.shape
+    first = -1 if _predicts_the_first_token(model) else 0
+    device = input_ids.device
+    where = torch.cartesian_prod(torch.arange(rows, device=device), torch.arange(first, tokens - 1, device=device)).T
+    targets = labels[:, first + 1 :].flatten().to(device)
+    inputs = dict(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
+    return token_losses(model, inputs, where, targets, chunk).sum() / targets.ne(IGNORED).sum()
+
+
+def token_losses(model, inputs, where, targets, chunk=256) -> torch.Tensor:
+    """The cross-entropy of single tokens.
+
+    Args:
+        inputs: keyword arguments of the model, among them input_ids, [rows, tokens].
+        where: int64 tensor [2, n]: rows, and the positions in them that predict. Position -1 is the last virtual token of peft.
+        targets: int64 tensor [n]: the tokens that should follow; at -100 the loss is 0.
+    Returns:
+        float32 tensor [n].
+    Raises:
+        BadInput: as of ``lean_loss``.
+    """
+    if chunk < 1:
+        raise BadInput(f"chunk={chunk} positions cannot be kept: pass 1 or more")
+    head, n = output_embedding(model), where.shape[1]
+    first = n if head in _treats_its_logits else min(n, chunk)
+    logits, hidden, untouched = _forward(model, head, inputs, where, first)
+    if hidden is not None and first < n and not untouched:
+        _treats_its_logits.add(head)
+        _tell(head, f"{type(model).__name__} changes its logits after its output embedding: those of all {n} positions are made at once")
+        logits, hidden, _ = _forward(model, head, inputs, where, n)
+    losses = [cross_entropy(part.float(), target, reduction="none") for part, target in zip(logits.split(chunk), targets.split(chunk))]
+    done = len(logits)
+    del logits
+    for part, target in zip(hidden[done:].split(chunk) if done < n else (), targets[done:].split(chunk)):
+        losses.append(cross_entropy(head(part[None])[0].float(), target, reduction="none"))
+    return torch.cat(losses)
+
+
+def kept_logits(model, inputs, where) -> torch.Tensor:
+    """The logits of some positions only: [n, vocabulary] in the model's dtype. Arguments as of ``token_losses``."""
+    return _forward(model, output_embedding(model), inputs, where, where.shape[1])[0]
+
+
+def output_embedding(model):
+    """The module that makes logits of hidden states.
+
+    Raises:
+        BadInput: the model has none.
+    """
+    config = getattr(model, "config", None)
+    if getattr(config, "is_encoder_decoder", False):
+        raise BadInput(f"model {type(model).__name__} has an encoder and a decoder: pass a causal or a masked language model")
+    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    if head is None:
+        raise BadInput(f"model {type(model).__name__} has no output embedding, so no logits of words: pass a language model")
+    return head
+
+
+def _forward(model, head, inputs, where, first):
+    """-> logits [first, vocabulary], the hidden states [n, width] that lead to all, whether the model returns what its head returned.
+
+    Where the head is not reached as expected, the full logits are made, all n are returned, and the hidden states are None.
+    """
+    with _keeping(head, inputs["input_ids"].shape, where, first) as kept:
+        logits = model(**inputs).logits
+    if kept.hidden is None or logits.shape[:2] != (1, first):
+        _tell(head, f"{type(model).__name__} does not lead its hidden states through its output embedding: its full logits are made")
+        return _at(logits, where, inputs["input_ids"].shape[1]), None, True
+    untouched = first == where.shape[1] or logits is kept.logits or torch.equal(logits, kept.logits.to(logits.dtype))
+    return logits[0], kept.hidden, untouched
+
+
+def _at(values, where, tokens):
+    """[rows, positions, width] -> [n, width]. Virtual tokens of peft stand before the ``tokens`` others."""
+    return values[where[0], where[1] + (values.shape[1] - tokens)]
+
+
+def _predicts_the_first_token(model):
+    """Whether virtual tokens in place of embeddings stand before the first: peft then counts its label."""
+    config = getattr(model, "active_peft_config", None)
+    return getattr(getattr(config, "peft_type", None), "value", None) in ("PROMPT_TUNING", "P_TUNING", "MULTITASK_PROMPT_TUNING")
+
+
+class _Kept:
+    hidden = logits = None
+
+
+@contextmanager
+def _keeping(head, shape, where, first):
+    kept = _Kept()
+    rows, tokens = shape
+
+    def before(_, args):
+        hidden = args[0] if args else None
+        # Some models call what they call their output embedding on token ids, too.
+        if isinstance(hidden, torch.Tensor) and hidden.is_floating_point() and hidden.dim() == 3:
+            if len(hidden) == rows and hidden.shape[1] >= tokens:
+                kept.hidden = _at(hidden, where, tokens)
+                return (kept.hidden[None, :first], *args[1:])
+
+    def after(_, args, output):
+        kept.logits = output
+
+    handles = head.register_forward_pre_hook(before), head.register_forward_hook(after)
+    try:
+        yield kept
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _tell(head, what):
+    if head not in _told:
+        _told.add(head)
+        log.warning(what)

@@ -1,0 +1,61 @@
+"""How right predictions are: scikit-learn's metrics for classes, SQuAD's for texts. All are fractions of 1."""
+
+import re
+import string
+from collections import Counter, defaultdict
+
+from ..errors import need
+
+POSITIVE = {"multirc": 1}  # tasks whose F1 is that of one class; others average over the classes
+
+
+def of(task, predictions, examples) -> dict[str, float]:
+    """-> name -> value; see ``Task.metrics``."""
+    if task.writes:
+        pairs = [(prediction, example.answers) for prediction, example in zip(predictions, examples, strict=True)]
+        return {"f1": _mean(token_f1(*pair) for pair in pairs), "em": _mean(exact_match(*pair) for pair in pairs)}
+    sklearn = need("sklearn.metrics")
+    right = [example.label for example in examples]
+    found = {"accuracy": float(sklearn.accuracy_score(right, predictions))}
+    if task.metric == "f1":
+        average = dict(pos_label=POSITIVE[task.name]) if task.name in POSITIVE else dict(average="macro")
+        found["f1"] = float(sklearn.f1_score(right, predictions, zero_division=0, **average))
+    if task.metric == "matthews":
+        found["matthews"] = float(sklearn.matthews_corrcoef(right, predictions))
+    if "idx" in task.needed:
+        found["em"] = _whole_questions(predictions, examples)
+    return found
+
+
+def _whole_questions(predictions, examples):
+    """MultiRC's exact match: the share of questions of which every answer is judged rightly."""
+    right = defaultdict(lambda: True)
+    for prediction, example in zip(predictions, examples, strict=True):
+        right[example["idx"]["paragraph"], example["idx"]["question"]] &= prediction == example.label
+    return _mean(right.values())
+
+
+def normalized(text: str) -> str:
+    """A text as SQuAD's official script compares it: lower case, no punctuation, no articles, single spaces."""
+    text = "".join(c for c in text.lower() if c not in string.punctuation)
+    return " ".join(re.sub(r"\b(a|an|the)\b", " ", text).split())
+
+
+def token_f1(prediction: str, answers) -> float:
+    """Harmonic mean of the precision and recall of words, against the answer that fits best."""
+    return max(_f1(normalized(prediction).split(), normalized(answer).split()) for answer in answers)
+
+
+def _f1(found, right):
+    if not found or not right:
+        return float(found == right)
+    return 2 * sum((Counter(found) & Counter(right)).values()) / (len(found) + len(right))
+
+
+def exact_match(prediction: str, answers) -> bool:
+    return any(normalized(prediction) == normalized(answer) for answer in answers)
+
+
+def _mean(values):
+    values = list(values)
+    return float(sum(values) / len(values))

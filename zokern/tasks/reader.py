@@ -1,0 +1,135 @@
+"""One interface for the ways of asking a model: rows become features, features a batch, a batch scores, a loss, or predictions."""
+
+import torch
+from torch.nn.functional import cross_entropy
+
+from ..errors import BadInput
+from . import metrics
+
+LONGEST = 2048  # tokens, where the tokenizer knows no limit of its own
+OBJECTIVES = ("cross-entropy", "option", "accuracy", "f1")
+
+
+class Reader:
+    """How a task is put to one kind of model.
+
+    Args:
+        task: a Task.
+        tokenizer: the model's.
+        max_length: tokens of a row at most. Default: the tokenizer's limit, at most 2048.
+        objective: what ``loss`` is. "cross-entropy": over the candidates; of the answer's tokens where the task writes. "option": that of
+            the right candidate's tokens alone, for causal models. "accuracy", "f1": 1 minus that of the batch, which has no gradient; F1
+            as the task's metric has it. Default "cross-entropy".
+        prompt: a Prompt, or templates for a classification head, in place of the task's.
+    Raises:
+        BadInput: the task cannot be asked so, or the objective does not fit.
+    """
+
+    kind = None
+
+    def __init__(self, task, tokenizer, max_length=None, objective="cross-entropy", prompt=None):
+        prompt = prompt or getattr(task, self.kind)
+        if not prompt:
+            raise BadInput(f"task {task.name!r} cannot be asked as {self.kind!r}: pass 'causal', or a prompt")
+        if objective not in OBJECTIVES:
+            raise BadInput(f"objective {objective!r} is not known: pass one of {', '.join(OBJECTIVES)}")
+        if objective == "option" and self.kind != "causal":
+            raise BadInput(f"objective 'option' needs options of several tokens, but {self.kind!r} has none: pass 'cross-entropy'")
+        if objective == "accuracy" and task.writes:
+            raise BadInput(f"objective 'accuracy' does not fit {task.name!r}, whose answers are written: pass 'f1' or 'cross-entropy'")
+        if objective == "f1" and task.metric != "f1":
+            raise BadInput(f"objective 'f1' does not fit {task.name!r}, which is judged by {task.metric}: pass 'accuracy'")
+        if max_length is not None and max_length < 1:
+            raise BadInput(f"max_length={max_length} tokens hold nothing: pass 1 or more")
+        self.task, self.tokenizer, self.objective, self.prompt = task, tokenizer, objective, prompt
+        self.max_length = max_length or min(tokenizer.model_max_length, LONGEST)
+
+    def encode(self, example) -> dict:
+        """Features of a row: what ``collate`` takes. Needs no model, and may run in a loader's workers."""
+        raise NotImplementedError
+
+    def collate(self, features) -> dict[str, torch.Tensor]:
+        """A batch. Its "labels", int64 [rows], are missing where a row has none."""
+        raise NotImplementedError
+
+    def scores(self, model, batch) -> torch.Tensor:
+        """-> float32 [rows, candidates]: log-probabilities or logits, higher is likelier; -inf where a row has fewer candidates."""
+        raise NotImplementedError
+
+    def answers(self, batch) -> torch.Tensor:
+        """What is right: int64 [rows].
+
+        Raises:
+            BadInput: a row of the batch has no label.
+        """
+        if "labels" not in batch:
+            raise BadInput("a row of this batch has no label, as in test splits: it has predictions, but no loss")
+        return batch["labels"]
+
+    def loss(self, model, batch) -> torch.Tensor:
+        """-> 0-dim float32 on the model's device: the objective, to be minimised."""
+        return self._objective(self.scores(model, batch), self.answers(batch))
+
+    def predictions(self, model, batch) -> list:
+        """-> the id of the likeliest candidate of each row; the text where the task writes."""
+        return self.scores(model, batch).argmax(-1).tolist()
+
+    @torch.no_grad()
+    def evaluate(self, model, examples, batch_size=32) -> dict[str, float]:
+        """The task's metrics on examples, with the model in the mode that it is in."""
+        found = []
+        for i in range(0, len(examples), batch_size):
+            batch = self.collate([self.encode(example) for example in examples[i : i + batch_size]])
+            found += self.predictions(model, batch)
+        return self.task.metrics(found, examples)
+
+    def _objective(self, scores, labels):
+        labels = labels.to(scores.device)
+        if self.objective == "cross-entropy":
+            return cross_entropy(scores, labels)
+        found = scores.argmax(-1)
+        if self.objective == "accuracy":
+            return 1 - found.eq(labels).float().mean()
+        return 1 - f1(found, labels, scores.shape[-1], metrics.POSITIVE.get(self.task.name))
+
+
+def f1(found, right, classes, positive=None) -> torch.Tensor:
+    """F1 of one class, or the mean over those that occur, as scikit-learn has it; nothing waits for the device.
+
+    Args:
+        found, right: int64 tensors [rows].
+    """
+    ids = torch.arange(classes, device=right.device)
+    found, right = found[:, None] == ids, right[:, None] == ids
+    hits, all_found, all_right = (found & right).sum(0), found.sum(0), right.sum(0)
+    each = 2 * hits / (all_found + all_right).clamp(min=1)
+    if positive is not None:
+        return each[positive]
+    return each.sum() / (all_found + all_right).gt(0).sum()
+
+
+def fitting(texts, tokens_of, most) -> list[str]:
+    """Texts cut at their ends, all to the same number of characters at most, as many as ``tokens_of`` lets fit into ``most`` tokens."""
+    if tokens_of(texts) <= most:
+        return texts
+    low, high = 0, max(map(len, texts), default=0)  # low fits if anything does
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if tokens_of([text[:middle] for text in texts]) <= most else (low, middle)
+    return [text[:low] for text in texts]
+
+
+def padded(lists, value, left=False) -> torch.Tensor:
+    """int64 [len(lists), longest]."""
+    longest = max(map(len, lists))
+    return torch.tensor([[value] * (longest - len(x)) + x if left else x + [value] * (longest - len(x)) for x in lists])
+
+
+def with_labels(batch, features) -> dict:
+    """The batch with its labels, if all rows have one."""
+    labels = [feature["label"] for feature in features]
+    return batch if None in labels else {**batch, "labels": torch.tensor(labels)}
+
+
+def device_of(model) -> torch.device:
+    return next(model.parameters()).device

@@ -1,0 +1,91 @@
+"""Where a task's rows come from: the hub, or a local copy in any of the forms that copies take."""
+
+from pathlib import Path
+
+from ..errors import BadInput, first_line, need
+from . import rows
+
+
+def read(task, source, split, hub_split) -> rows.Table:
+    """Rows of a split, as they stand; see ``Task.load``.
+
+    Args:
+        split, hub_split: its name here and on the hub; a copy may use either.
+    Raises:
+        BadInput: it cannot be had.
+    """
+    if source is None:
+        return _hub(task, hub_split)
+    path = Path(source).expanduser()
+    if path.is_file():
+        return rows.read(str(path))
+    if not path.is_dir():
+        raise BadInput(f"source {str(source)!r} of {task.name} does not exist: pass a file, a folder, or None for the hub")
+    names = list(dict.fromkeys((hub_split, split)))
+    if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
+        return _saved(path, names)
+    return _files(task, path, names)
+
+
+def _hub(task, split):
+    datasets = need("datasets")
+    try:
+        data = datasets.load_dataset(task.repository, task.config, split=split)
+    except Exception as error:  # any of a dozen libraries' own
+        raise BadInput(
+            f"{task.name} could not be had from the hub as {task.repository} {task.config} ({first_line(error)}): check the network, or "
+            f"pass source= with a local copy in the columns {', '.join(task.columns)} (a file, a folder of files, one of save_to_disk)"
+        ) from None
+    return _table(f"{task.repository} {task.config} {split}", data)
+
+
+def _saved(path, names):
+    datasets = need("datasets")
+    try:
+        data = datasets.load_from_disk(str(path))
+    except Exception as error:  # its own, pyarrow's and json's
+        raise BadInput(f"source {str(path)!r} cannot be read ({first_line(error)}): write it again with save_to_disk") from None
+    if isinstance(data, dict):
+        found = [name for name in names if name in data]
+        if not found:
+            raise BadInput(f"source {str(path)!r} has no split {' or '.join(names)}: it has {', '.join(data)}")
+        return _table(f"{path} {found[0]}", data[found[0]])
+    if data.split is not None and str(data.split) not in names:
+        raise BadInput(f"source {str(path)!r} is the split {str(data.split)!r} alone, not {names[-1]!r}: pass a copy that has it")
+    return _table(str(path), data)
+
+
+def _table(name, data):
+    found = data.to_list()
+    return rows.Table(name, data.column_names, found, [f"row {i}" for i in range(1, len(found) + 1)])
+
+
+def _files(task, path, names):
+    """One file a split, or the parquet files of a snapshot: config/split-00000-of-00001.parquet, config/split/0000.parquet."""
+    for name in names:
+        one = [path / f"{name}{suffix}" for suffix in rows.SUFFIXES if (path / f"{name}{suffix}").is_file()]
+        if len(one) > 1:
+            raise BadInput(f"source {str(path)!r} has {' and '.join(p.name for p in one)}: keep one, or pass the file")
+        if one:
+            return rows.read(str(one[0]))
+        for folder in (path / task.config, path / "data", path):
+            pieces = sorted([*folder.glob(f"{name}-*.parquet"), *folder.glob(f"{name}/*.parquet")])
+            if pieces:
+                return _joined(pieces)
+    raise BadInput(
+        f"source {str(path)!r} holds no split {' or '.join(names)} of {task.name}: it holds {_listing(path)}; put "
+        f"{names[-1]}.csv (tsv, json, jsonl, parquet) there, or pass a copy of save_to_disk or of the hub's repository"
+    )
+
+
+def _joined(pieces):
+    tables = [rows.read(str(piece)) for piece in pieces]
+    if len(tables) == 1:
+        return tables[0]
+    places = [f"{piece.name}, {place}" for piece, table in zip(pieces, tables, strict=True) for place in table.places]
+    return rows.Table(str(pieces[0].parent), tables[0].columns, [row for table in tables for row in table.rows], places)
+
+
+def _listing(path):
+    names = sorted(p.name for p in path.iterdir())
+    return ", ".join(names[:10]) + (", ..." if len(names) > 10 else "") or "nothing"

@@ -1,0 +1,57 @@
+"""The few rows that zeroth-order papers train on, drawn by a seed."""
+
+from collections import defaultdict
+from hashlib import sha256
+from typing import NamedTuple
+
+from ..errors import BadInput
+
+
+class Split(NamedTuple):
+    """Lists of examples that share none."""
+
+    train: list
+    validation: list
+    test: list
+
+
+def shuffled(count: int, seed: int) -> list[int]:
+    """0 .. count - 1 in the order of SHA-256 of "<seed> <i>": the same on every machine and in every version of Python."""
+    return sorted(range(count), key=lambda i: sha256(f"{seed} {i}".encode()).digest())
+
+
+def split(examples, seed: int, train=512, validation=256, test=256) -> Split:
+    """Rows drawn at random without repetition; by default as many as MeZO-SVRG and ZO-Bench use.
+
+    Raises:
+        BadInput: there are fewer, or a number is negative.
+    """
+    sizes = dict(train=train, validation=validation, test=test)
+    for name, size in sizes.items():
+        if size < 0:
+            raise BadInput(f"{name}={size} rows cannot be drawn: pass 0 or more")
+    if sum(sizes.values()) > len(examples):
+        asked = " + ".join(f"{size} for {name}" for name, size in sizes.items())
+        raise BadInput(f"{asked} are more than the {len(examples)} rows there are: pass smaller numbers, or more rows")
+    order = iter(shuffled(len(examples), seed))
+    return Split(*([examples[next(order)] for _ in range(size)] for size in sizes.values()))
+
+
+def few_shot(examples, k: int, seed: int) -> tuple[list, list]:
+    """-> (training, validation): k rows of every class each, as LM-BFF and MeZO draw them for masked models.
+
+    Raises:
+        BadInput: k < 1, a row has no label, or a class has fewer than 2 k rows.
+    """
+    if k < 1:
+        raise BadInput(f"k={k} rows of a class cannot be drawn: pass 1 or more")
+    classes = defaultdict(list)
+    for i in shuffled(len(examples), seed):
+        if examples[i].label is None:
+            raise BadInput(f"{examples[i].place} has no label, so that k rows of each class cannot be drawn: pass labelled rows")
+        classes[examples[i].label].append(examples[i])
+    for label, rows in sorted(classes.items()):
+        if len(rows) < 2 * k:
+            raise BadInput(f"class {label} has {len(rows)} rows, but k={k} for training and {k} for validation need {2 * k}: pass less")
+    order = sorted(classes)
+    return [row for label in order for row in classes[label][:k]], [row for label in order for row in classes[label][k : 2 * k]]

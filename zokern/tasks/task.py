@@ -1,0 +1,155 @@
+"""A task: a data set of the hub or a local copy of it, how models are asked, and how their answers are judged."""
+
+import json
+from dataclasses import dataclass, field
+
+from ..errors import BadInput
+from . import metrics, sources
+from .prompts import Prompt, columns
+
+
+@dataclass(frozen=True)
+class Example:
+    """One row.
+
+    Attributes:
+        row: its columns; also ``example["sentence"]``.
+        label: id of its class; None where it has none, as in test splits.
+        place: where it stands, for messages.
+        answers: of a task whose answers are written: the texts that are right, () where they are not known.
+    """
+
+    row: dict
+    label: int | None
+    place: str
+    answers: tuple[str, ...] = ()
+
+    def __getitem__(self, column):
+        return self.row[column]
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is known of a task. The prompts' sources are in docs/tasks.md.
+
+    Attributes:
+        name: as ``get`` knows it.
+        repository, config: of the hub.
+        columns: name -> type, as on the hub: "string", "int32", "label" or "struct".
+        label: the column with the label, or with the answers.
+        labels: names of the classes in the order of their ids; () where answers are written.
+        metric: the one to report, a key of what ``metrics`` returns.
+        masked, causal: Prompt for a masked and for a causal model; None where it cannot be asked so.
+        head: templates of the one or two texts that a classification head reads; () where it cannot.
+        splits: "train", "validation", "test" -> their names on the hub; further ones of the hub under their own names.
+        needed: columns that the metrics need.
+    """
+
+    name: str
+    repository: str
+    config: str
+    columns: dict[str, str]
+    labels: tuple[str, ...]
+    metric: str
+    causal: Prompt
+    masked: Prompt | None = None
+    head: tuple[str, ...] = ()
+    label: str = "label"
+    splits: dict[str, str] = field(default_factory=lambda: {"train": "train", "validation": "validation", "test": "test"})
+    needed: tuple[str, ...] = ()
+
+    @property
+    def writes(self) -> bool:
+        """Whether the answer is text, not one of several options."""
+        return not self.labels
+
+    @property
+    def texts(self) -> list[str]:
+        """The columns that prompts read."""
+        prompts = [prompt for prompt in (self.masked, self.causal) if prompt]
+        return columns(*self.head, *(template for prompt in prompts for template in (prompt.template, *prompt.options)))
+
+    def load(self, source=None, split="train") -> list[Example]:
+        """The examples of a split.
+
+        Args:
+            source: None: the hub. Else a local copy in the hub's columns: a csv, tsv, json, jsonl or parquet file (of this split); a
+                folder with a file a split ("train.csv"); one written by ``datasets``' ``save_to_disk``; or a snapshot of the hub's
+                repository. Columns that nothing reads may lack.
+            split: "train", "validation", "test", or a name of the hub's. Default "train".
+        Raises:
+            BadInput: there is no such split or source, a column lacks, or the first row that is wrong, by its place.
+        """
+        if split not in self.splits and split not in self.splits.values():
+            raise BadInput(f"split {split!r} is none of {self.name}: pass one of {', '.join(self.splits)}")
+        table = sources.read(self, source, split, self.splits.get(split, split))
+        for column in dict.fromkeys([*self.texts, self.label, *self.needed]):
+            if column not in table.columns:
+                raise BadInput(
+                    f"data {table.name!r} lacks the column {column!r} of {self.name}: its columns are {', '.join(table.columns)}; "
+                    f"the hub's are {', '.join(self.columns)}"
+                )
+        return [self._example(row, f"{table.name!r}, {place}") for row, place in zip(table.rows, table.places, strict=True)]
+
+    def metrics(self, predictions, examples) -> dict[str, float]:
+        """How right predictions are, in fractions of 1; ``metric`` is the one to report.
+
+        Args:
+            predictions: ids of classes, or texts where the task writes; one an example.
+        Raises:
+            BadInput: as many predictions as examples are due, and every example needs its label.
+        """
+        predictions, examples = list(predictions), list(examples)
+        if len(predictions) != len(examples) or not examples:
+            raise BadInput(f"{len(predictions)} predictions for {len(examples)} examples: pass one for each, and at least one")
+        for example in examples:
+            if example.label is None and not example.answers:
+                raise BadInput(f"{example.place} has no label to be judged by: leave out unlabelled rows, as test splits have them")
+        return metrics.of(self, predictions, examples)
+
+    def _example(self, row, place):
+        row = {column: _value(row.get(column), self.columns.get(column), place, column, self.texts) for column in row}
+        if self.writes:
+            return Example(row, None, place, _answers(row[self.label], f"{place}, column {self.label!r}"))
+        return Example(row, self._id(row[self.label], f"{place}, column {self.label!r}"), place)
+
+    def _id(self, value, where):
+        if value is None or str(value).strip() in ("", "-1"):
+            return None
+        if isinstance(value, float) and value.is_integer():
+            value = int(value)
+        name = str(value).strip()
+        names = {label.casefold(): i for i, label in enumerate(self.labels)}
+        if name.casefold() in names:
+            return names[name.casefold()]
+        numbered = any(label.isdigit() for label in self.labels)  # then a number is a name, not an id
+        if not numbered and name.isdigit() and int(name) < len(self.labels):
+            return int(name)
+        known = ", ".join(self.labels if numbered else [f"{i} or {label}" for i, label in enumerate(self.labels)])
+        raise BadInput(f"{where}: the label is {value!r}: {self.name} has {known}; -1 or nothing where it is not known")
+
+
+def _value(value, kind, place, column, texts):
+    """A cell as the hub has it: text files hold numbers and structures as text."""
+    if column in texts and not isinstance(value, str):
+        raise BadInput(f"{place}, column {column!r}: {value!r} is no text: correct the row")
+    if kind == "int32" and isinstance(value, str):
+        try:
+            return int(value)
+        except ValueError:
+            raise BadInput(f"{place}, column {column!r}: {value!r} is no whole number: correct the row") from None
+    if kind == "struct" and isinstance(value, str) and value.strip():
+        try:
+            return json.loads(value)
+        except json.JSONDecodeError as error:
+            raise BadInput(f"{place}, column {column!r}: not JSON ({error.msg}): write it as JSON, or use jsonl or parquet") from None
+    return value
+
+
+def _answers(value, where):
+    if value in (None, ""):
+        return ()
+    texts = value.get("text") if isinstance(value, dict) else None
+    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+        raise BadInput(f"{where}: {value!r} holds no answers: they look like {{'text': ['Denver'], 'answer_start': [17]}}")
+    return tuple(texts)
