@@ -1,6 +1,6 @@
 """Zeroth-order fine-tuning of language models, on noise that is never stored."""
 
-from . import noise, ops
+from . import noise, ops, trajectory
 from .capture import graph
 from .estimate import Estimate
 from .kernels import backends, use_backend
@@ -8,6 +8,7 @@ from .layers import Layers, layers
 from .layout import Layout
 from .noise import NoiseKey
 from .optim import Annealing, ForwardGradient, Hybrid, MeZO, MeZOSVRG, ZOAdam, ZOConservative, ZOMomentum, ZOSign, splits
+from .trajectory import Trajectory, record
 from .version import __version__
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "MeZO",
     "MeZOSVRG",
     "NoiseKey",
+    "Trajectory",
     "ZOAdam",
     "ZOConservative",
     "ZOMomentum",
@@ -30,6 +32,8 @@ __all__ = [
     "layers",
     "noise",
     "ops",
+    "record",
     "splits",
+    "trajectory",
     "use_backend",
 ]

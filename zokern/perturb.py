@@ -20,12 +20,14 @@ class InPlace:
     Attributes:
         owed: (terms, decay): theta is decay * (the weights as they stand) + sum_k c_k z(key_k).
         parts: what can move by itself: here, all at once.
+        passes: passes over the weights so far.
     """
 
     def __init__(self, layout: Layout):
         self.layout = layout
         self.parts = [self]
         self.owed = [], 1.0
+        self.passes = 0
 
     @property
     def owes(self) -> bool:
@@ -67,6 +69,7 @@ class InPlace:
         owed = [(key, decay * c) for key, c in owed]
         with self._owing(([], 1.0)):
             ops.update_(self.layout, rule, terms, numbers, slots, owed, decay * before, rounding)
+            self.passes += 1
         torch.clear_autocast_cache()
 
     def settle(self):
@@ -79,7 +82,11 @@ class InPlace:
         terms = _merged(terms)
         with self._owing(owed):
             if terms or isinstance(decay, torch.Tensor) or decay != 1:
-                ops.add_noise_(self.layout, terms, decay)
+                self._pass(terms, decay)
+                self.passes += 1
+
+    def _pass(self, terms, decay):
+        ops.add_noise_(self.layout, terms, decay)
 
     @contextmanager
     def _owing(self, owed):
@@ -93,22 +100,57 @@ class InPlace:
             raise
 
 
+class Retracing(InPlace):
+    """As ``InPlace``, for a way that is known: passes wait until there are ``together`` of them, and are made in one.
+
+    Each rounds as it would by itself, so that the bits are the same. ``drain`` before anything looks at the weights.
+
+    Args:
+        layout: the parameters.
+        together: passes, >= 1.
+    """
+
+    def __init__(self, layout: Layout, together: int):
+        super().__init__(layout)
+        self.together, self.waiting = together, []
+
+    def update(self, *arguments, **named):
+        self.drain()
+        super().update(*arguments, **named)
+
+    def drain(self):
+        """Make the passes that wait."""
+        passes, self.waiting = self.waiting, []
+        for terms, decay in passes:
+            ops.add_noise_(self.layout, terms, decay)
+
+    def _pass(self, terms, decay):
+        self.waiting.append((terms, decay))
+        if len(self.waiting) >= self.together:
+            self.drain()
+
+
 class BlockByBlock:
     """As ``InPlace``, but made of blocks that can move one at a time, each owing its own way back.
 
     Args:
         layout: the parameters, in blocks.
+        part: layout of a block -> what moves it. Default: an InPlace.
     Attributes:
-        parts: one InPlace a block, in the order of ``layout.blocks``.
+        parts: one a block, in the order of ``layout.blocks``.
     """
 
-    def __init__(self, layout: Layout):
+    def __init__(self, layout: Layout, part=InPlace):
         self.layout = layout
-        self.parts = [InPlace(layout.part(block)) for block in layout.blocks]
+        self.parts = [part(layout.part(block)) for block in layout.blocks]
 
     @property
     def owes(self) -> bool:
         return any(part.owes for part in self.parts)
+
+    @property
+    def passes(self) -> int:
+        return sum(part.passes for part in self.parts)
 
     @contextmanager
     def at(self, terms):
@@ -133,6 +175,11 @@ class BlockByBlock:
     def settle(self):
         for part in self.parts:
             part.settle()
+
+
+def over(layout: Layout, part=InPlace):
+    """-> what moves all parameters of a layout: one ``part``, or one a block where there are several."""
+    return part(layout) if len(layout.blocks) == 1 else BlockByBlock(layout, part)
 
 
 def _merged(terms):

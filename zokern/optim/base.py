@@ -10,7 +10,7 @@ import torch
 from ..estimate import Estimate, evaluate, measure
 from ..layout import Layout
 from ..noise import SPEC_VERSION, NoiseKey
-from ..perturb import BlockByBlock, InPlace
+from ..perturb import over
 from .partition import kept_by_magnitude, numbers_of_blocks
 
 # What a setting must be: (test, what to pass instead).
@@ -56,6 +56,9 @@ class ZerothOrder(torch.optim.Optimizer):
         readings: what the newest step, or the one begun, was decided by, in the order of evaluation: its losses, 0-dim float64 tensors.
         layout: the Layout of the parameters.
         forwards: forward passes of a step.
+        flushes: how often, between steps, what was owed has been paid by a pass of its own.
+        detours: how often the weights have moved for nothing, and come back up to rounding: measurements that no step followed, and
+            flushes between the halves of a step. Counted when the next step measures.
     """
 
     capturable = True  # by zokern.graph: the update is made of terms alone
@@ -162,7 +165,8 @@ class ZerothOrder(torch.optim.Optimizer):
     def _measured(self, closure) -> Estimate:
         self._check_untouched()
         self._make_state()  # where memory runs out, before anything has moved
-        self._begun, self.readings = None, []
+        self.detours += self._measuring
+        self._begun, self.readings, self._measuring = None, [], True
         return self._estimate(self._heard(closure))
 
     def _heard(self, closure):
@@ -192,7 +196,7 @@ class ZerothOrder(torch.optim.Optimizer):
                 self._versions = [p._version for p in self.layout.params]
             else:
                 self.model.settle()
-        self.last, self._begun = estimate, None
+        self.last, self._begun, self._measuring = estimate, None, False
         for group in self.param_groups:
             group["step"] += 1
             group["skipped"] = group["skipped"] + estimate.skipped
@@ -207,7 +211,15 @@ class ZerothOrder(torch.optim.Optimizer):
             RuntimeError: the weights were changed since the last step, so that what is owed no longer fits them.
         """
         self._check_untouched()
+        if self._begun is None:
+            self.flushes += self._owes
+        else:
+            self.detours += self._owes
         self.model.settle()
+
+    @property
+    def _owes(self) -> bool:
+        return self.model.owes
 
     def _check_untouched(self):
         """What is owed was reckoned from the weights as the last step left them."""
@@ -299,6 +311,7 @@ class ZerothOrder(torch.optim.Optimizer):
     def _start(self, skipped=0):
         """What a run does not need to be resumed."""
         self.last, self._begun, self.readings = None, None, []
+        self.flushes, self.detours, self._measuring = 0, 0, False
         self._warned, self._count, self._skipped_before, self._versions = False, None, skipped, None
 
     def _bind(self):
@@ -306,7 +319,7 @@ class ZerothOrder(torch.optim.Optimizer):
             self.flush()
         listed = {name: [x for g in self.param_groups for x in g[name]] for name in ("keep", "block") if name in self.param_groups[0]}
         self.layout = Layout(self.param_groups, listed.get("keep"), listed.get("block"))
-        self.model = InPlace(self.layout) if len(self.layout.blocks) == 1 else BlockByBlock(self.layout)
+        self.model = over(self.layout)
 
     def _check(self, group):
         for name, (holds, cure) in RULES.items():

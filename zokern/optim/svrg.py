@@ -195,6 +195,10 @@ class MeZOSVRG(ZerothOrder):
             self._copy = InPlace(self.layout.over([self.state[p]["anchor"] for p in self.layout.params]))
         return self._copy
 
+    @property
+    def _owes(self):
+        return super()._owes or (self._copy is not None and self._copy.owes)
+
     def flush(self) -> None:
         super().flush()
         if self._copy is not None:

@@ -1,0 +1,208 @@
+"""What a run is before its first step: optimizer, settings, parameters and their values."""
+
+import hashlib
+import inspect
+from functools import cache
+from numbers import Integral, Real
+
+import torch
+
+from ..errors import BadInput
+from ..noise import SPEC_VERSION
+from ..ops.handover import pieces
+from ..optim import ForwardGradient, MeZO, MeZOSVRG, ZerothOrder, ZOAdam, ZOConservative, ZOMomentum, ZOSign
+from ..version import __version__
+from .text import FORMAT
+
+CLASSES = {c.__name__: c for c in (MeZO, ZOConservative, ZOSign, ZOMomentum, ZOAdam, MeZOSVRG, ForwardGradient)}
+# What decides which passes a step makes: a subclass that has its own is another optimizer.
+DECIDING = ("repeat", "apply", "_estimate", "_update", "_due", "_again", "_heard", "_measured", "_key", "_setting", "_decay")
+COUNTED = ("step", "skipped", "noise_spec", "trail")  # in the groups, but no settings
+FIXED = ("seed", "q", "estimator", "defer", "anchor", "form", "amsgrad", "bias_correction", "state_dtype")
+OF_EACH = ("block", "keep")  # one for each parameter of a group
+
+
+def header_of(optimizer: ZerothOrder, notes) -> dict:
+    """The header of a run that begins now. Reads every parameter once, piece by piece."""
+    return {
+        "zokern": "trajectory",
+        "format": FORMAT,
+        "noise_spec": SPEC_VERSION,
+        "version": __version__,
+        "optimizer": class_of(optimizer).__name__,
+        "groups": groups_of(optimizer),
+        "parameters": [[*row, digest(p)] for row, (_, p) in zip(table(listed(optimizer)), listed(optimizer))],
+        "fingerprint": optimizer.layout.fingerprint(),
+        "notes": notes,
+    }
+
+
+def class_of(optimizer) -> type:
+    """The optimizer's class, or that of ours which it is but for its looks.
+
+    Raises:
+        TypeError: no such class.
+    """
+    cls = type(optimizer)
+    known = next((c for c in cls.__mro__ if CLASSES.get(c.__name__) is c), None)
+    if known is None:
+        why = "the first-order part of its steps is not in its readings" if cls.__name__ == "Hybrid" else "no replay knows it"
+        raise TypeError(f"optimizer is a {cls.__name__}, and {why}: pass one of {', '.join(CLASSES)}")
+    own = [name for name in DECIDING if getattr(cls, name) is not getattr(known, name)]
+    if own:
+        raise TypeError(
+            f"optimizer is a {cls.__name__}, a {known.__name__} with a {own[0]} of its own, which no replay knows: pass a {known.__name__}"
+        )
+    return known
+
+
+def listed(optimizer) -> list[tuple[str, torch.Tensor]]:
+    """[(name or "", parameter)] of all groups."""
+    return [
+        (name, p)
+        for group in optimizer.param_groups
+        for name, p in zip(group.get("param_names") or [""] * len(group["params"]), group["params"])
+    ]
+
+
+def table(named) -> list[list]:
+    """[name, shape, dtype] of (name, tensor) pairs, as a header has them."""
+    return [[name, list(p.shape), str(p.dtype).removeprefix("torch.")] for name, p in named]
+
+
+@torch.no_grad()
+def digest(tensor: torch.Tensor) -> str:
+    """16 hex digits of the SHA-256 of a tensor's elements in row-major order, little-endian; a copy of a piece at a time."""
+    sha = hashlib.sha256()
+    for (part,), _ in pieces([tensor.detach()], 0):
+        sha.update(part.contiguous().view(-1).view(torch.uint8).cpu().numpy().data)
+    return sha.hexdigest()[:16]
+
+
+def groups_of(optimizer) -> list[dict]:
+    """The settings of each group, as a header has them: "params" is how many parameters there are."""
+    settings = [{name: plain(name, group[name]) for name in names(optimizer)} for group in optimizer.param_groups]
+    each = [{name: list(group[name]) for name in OF_EACH if name in group} for group in optimizer.param_groups]
+    return [{"params": len(group["params"]), **s, **e} for group, s, e in zip(optimizer.param_groups, settings, each)]
+
+
+def names(optimizer) -> list[str]:
+    """Of the settings."""
+    return [name for name in optimizer.defaults if name not in COUNTED]
+
+
+def plain(name, value):
+    """A setting as JSON has it."""
+    if value is None or isinstance(value, bool | str):
+        return value
+    if isinstance(value, torch.Tensor) and not value.dim():
+        return {"tensor": value.item(), "dtype": str(value.dtype).removeprefix("torch.")}
+    if isinstance(value, torch.dtype):
+        return str(value).removeprefix("torch.")
+    if isinstance(value, Integral):
+        return int(value)
+    if isinstance(value, Real):
+        return float(value)
+    if isinstance(value, list | tuple):
+        return [plain(name, item) for item in value]
+    raise TypeError(f"{name}={value!r} cannot be logged: pass a number, a string or a 0-dim tensor")
+
+
+def restored(cls, name, value):
+    """A setting as the optimizer had it, from JSON."""
+    default = _default(cls, name)
+    if isinstance(default, torch.dtype):
+        return getattr(torch, value)
+    if isinstance(default, tuple):
+        return tuple(_number(item) for item in value)
+    return _number(value)
+
+
+@cache
+def _default(cls, name):
+    return inspect.signature(cls).parameters[name].default
+
+
+def _number(value):
+    return torch.tensor(value["tensor"], dtype=getattr(torch, value["dtype"])) if isinstance(value, dict) else value
+
+
+def settings_of(header: dict) -> dict:
+    """name -> value at step 0, as step lines have it."""
+    first, *_ = groups = header["groups"]
+    return {name: together([group[name] for group in groups]) for name in first if name not in ("params", *OF_EACH)}
+
+
+def together(values: list):
+    """One value where all groups agree, else a list of one a group."""
+    return values[0] if all(value == values[0] for value in values[1:]) else values
+
+
+def apart(value, like, groups: int) -> list:
+    """What ``together`` was given. ``like``: the same setting of one group."""
+    many = isinstance(value, list) and (not isinstance(like, list) or isinstance(value[0], list))
+    return value if many else [value] * groups
+
+
+def same_run(header: dict, optimizer, now: dict, path) -> None:
+    """Refuse an optimizer that is not the one of the log.
+
+    Args:
+        now: the settings as the log's last line leaves them, by name.
+    Raises:
+        BadInput: what differs.
+    """
+
+    def differ(what, theirs, ours):
+        raise BadInput(f"{path} is the log of another run: {what} is {theirs!r} there and {ours!r} here: pass the optimizer of that run")
+
+    mine = class_of(optimizer).__name__
+    if mine != header["optimizer"]:
+        differ("the optimizer", header["optimizer"], mine)
+    check_table([row[:3] for row in header["parameters"]], table(listed(optimizer)), path)
+    groups = groups_of(optimizer)
+    if (theirs := [g["params"] for g in header["groups"]]) != (ours := [g["params"] for g in groups]):
+        differ("the number of parameters a group", theirs, ours)
+    for name in FIXED:
+        if name in names(optimizer) and now[name] != (ours := together([g[name] for g in groups])):
+            differ(name, now[name], ours)
+    for name in OF_EACH:
+        if [g.get(name) for g in header["groups"]] != [g.get(name) for g in groups]:
+            raise BadInput(f"{path} is the log of another run: {name!r} of the parameters differs: pass the optimizer of that run")
+    if header["fingerprint"] != (ours := optimizer.layout.fingerprint()):
+        differ("the layout's fingerprint", header["fingerprint"], ours)
+
+
+def check_table(theirs, ours, path) -> None:
+    """Refuse parameters of another number, name, shape or dtype than the log's.
+
+    Raises:
+        BadInput: the first few that differ.
+    """
+    if len(theirs) != len(ours):
+        raise BadInput(f"{path} has {len(theirs)} parameters, given are {len(ours)}: pass those that the run had")
+    wrong = [
+        f"{what} of parameter {i} ({mine[0] or log[0]!r}) is {log[k]!r} in the log and {mine[k]!r} here"
+        for i, (log, mine) in enumerate(zip(theirs, ours))
+        for k, what in enumerate(("the name", "the shape", "the dtype"))
+        if log[k] != mine[k]
+    ]
+    if wrong:
+        raise BadInput(f"{path}: {few(wrong)}: pass the parameters that the run had")
+
+
+def check_base(header, named, path) -> None:
+    """Refuse parameters whose values are not those that the run began with. ``named``: in the header's order.
+
+    Raises:
+        BadInput: the first few that differ, and how many.
+    """
+    other = [name or f"number {i}" for i, ((name, p), row) in enumerate(zip(named, header["parameters"])) if digest(p) != row[3]]
+    if other:
+        which = f"parameter {other[0]!r} has" if len(other) == 1 else f"{len(other)} parameters ({few(list(map(repr, other)))}) have"
+        raise BadInput(f"{which} other values than the run of {path} began with: pass its base weights")
+
+
+def few(items: list[str]) -> str:
+    """The first three, and how many more."""
+    return "; ".join(items[:3]) + (f"; and {len(items) - 3} more" if len(items) > 3 else "")

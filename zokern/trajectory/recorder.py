@@ -1,0 +1,259 @@
+"""The log of a run, written as it goes: the header at once, then one line a step."""
+
+import json
+import os
+import warnings
+import weakref
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from ..errors import BadInput
+from ..optim import ZerothOrder
+from ..perturb import BlockByBlock, InPlace
+from .header import check_base, class_of, header_of, listed, names, plain, same_run, settings_of, table, together
+from .text import header_line, parse_header, parse_step, step_line
+
+
+class Log:
+    """The file, and the steps that are not in it yet. Whole lines are in the file, or none of them.
+
+    Args:
+        path: of the file, of which the first ``size`` bytes are kept.
+        crc: of its last line.
+        step: the next one.
+        now: settings as its last line leaves them.
+    """
+
+    def __init__(self, path: Path, size: int, crc: int, step: int, now: dict):
+        self.path, self.size, self.crc, self.step, self.now = path, size, crc, step, now
+        self.written, self.waiting = step, []
+        self.owner, self.file = os.getpid(), os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+        os.ftruncate(self.file, size)
+
+    def append(self, text: str) -> None:
+        """Write whole lines.
+
+        Raises:
+            OSError: there is no room, or another fault, with the path. Of these lines, none is left in the file.
+        """
+        data = memoryview(text.encode())
+        try:
+            left = data
+            while left:
+                left = left[os.write(self.file, left) :]
+        except BaseException as error:
+            os.ftruncate(self.file, self.size)
+            if isinstance(error, OSError):
+                raise OSError(error.errno, error.strerror, str(self.path)) from None
+            raise
+        self.size += len(data)
+
+    def take(self, readings, settings: dict, marks: dict) -> None:
+        """A step, for the next ``flush``. settings: name -> [one value a group]."""
+        self.waiting.append((readings, settings, marks))
+        self.step += 1
+
+    def flush(self) -> None:
+        """Write what waits. Reading it waits for the device, once. Errors as in ``append``: then it goes on waiting."""
+        if not self.waiting:
+            return
+        read = _fetched(self.waiting)
+        text, crc, now = [], self.crc, dict(self.now)
+        for step, (readings, settings, marks) in enumerate(self.waiting, self.written):
+            settings = {name: together([plain(name, read(v)) for v in values]) for name, values in settings.items()}
+            changes = {name: value for name, value in settings.items() if now[name] != value}
+            now.update(changes)
+            line, crc = step_line(step, [read(reading) for reading in readings], changes | marks, crc)
+            text.append(line)
+        self.append("".join(text))
+        self.crc, self.now, self.written, self.waiting = crc, now, self.step, []
+
+    def close(self) -> None:
+        if self.file is None or self.owner != os.getpid():  # a fork that ends, for one
+            return
+        try:
+            self.flush()
+        finally:
+            os.close(self.file)
+            self.file = None
+
+
+class Recorder:
+    """Writes a line to the log after each step of an optimizer, until it is closed. A context manager. Made by ``record``."""
+
+    def __init__(self, optimizer: ZerothOrder, log: Log, every: int, flushed: bool):
+        self.log, self.every, self._flushed, self._warned = log, every, flushed, False
+        self._optimizer, self._table, self._layout = weakref.ref(optimizer), table(listed(optimizer)), optimizer.layout
+        self._names, self._seen = names(optimizer), _Seen.of(optimizer)
+        self._hook = optimizer.register_step_post_hook(self._after)
+        self._end = weakref.finalize(self, log.close)  # also when Python exits
+
+    @property
+    def path(self) -> Path:
+        return self.log.path
+
+    def flush(self) -> None:
+        """Write the steps that wait for ``every``. Waits for the device.
+
+        Raises:
+            OSError: there is no room, or another fault, with the path. What was to be written waits for the next time.
+        """
+        self.log.flush()
+
+    def close(self) -> None:
+        """Flush, and record no more. Errors as in ``flush``."""
+        self._hook.remove()
+        self._end.detach()
+        self.log.close()
+        optimizer = self._optimizer()
+        if optimizer is not None and optimizer.param_groups[0]["step"] != self.log.step:
+            warnings.warn(
+                f"{self.path} has {self.log.step} steps, the optimizer is at step {optimizer.param_groups[0]['step']}: only step() is "
+                "recorded; apply(), zokern.graph and Hybrid's steps are not",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        self.close()
+
+    def _after(self, optimizer, *_):
+        step = optimizer.param_groups[0]["step"] - 1
+        if step == self.log.step - 1:
+            return  # a step that moved nothing, or the second of two hooked steps of a class and its base
+        if step != self.log.step:
+            raise RuntimeError(
+                f"the optimizer made step {step} where {self.path} expects step {self.log.step}: steps by apply() or zokern.graph are not "
+                "recorded; after load_state_dict, close this recorder and pass zokern.record(..., resume=True)"
+            )
+        if optimizer.layout is not self._layout:
+            if self._table != table(listed(optimizer)):
+                raise RuntimeError(f"parameters were added at step {step}, for which a log has no place: close {self.path} before")
+            self._layout = optimizer.layout
+        readings, settings = optimizer.readings, {name: [_kept(group[name]) for group in optimizer.param_groups] for name in self._names}
+        self.log.take(readings, settings, self._marks(optimizer, step))
+        if len(self.log.waiting) >= self.every:
+            self.log.flush()
+
+    def _marks(self, optimizer, step) -> dict:
+        """What else there is to say of a step."""
+        before, self._seen = self._seen, _Seen.of(optimizer)
+        same = self._seen.model is before.model  # load_state_dict makes another, and flushes
+        flushed, self._flushed = self._flushed or self._seen.flushes > before.flushes or (step and not same), False
+        reason = None
+        if same and self._seen.beside != before.beside:
+            reason = "something other than the optimizer wrote to the weights"
+        elif self._seen.detours > before.detours:
+            reason = "the weights moved for a measurement that was not stepped along, or were flushed between the halves of a step,"
+        if reason and not self._warned:
+            self._warned = True
+            warnings.warn(
+                f"{reason} between steps {step - 1} and {step}: from {self.path} they can be made again up to step {step}, not later",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+        return {name: True for name, is_so in (("flushed", flushed), ("disturbed", reason)) if is_so}
+
+
+class _Seen(NamedTuple):
+    """What tells whether the weights were moved by steps alone."""
+
+    model: InPlace | BlockByBlock
+    flushes: int
+    detours: int
+    beside: list[int]
+
+    @classmethod
+    def of(cls, optimizer):
+        # A pass counts once in the model, and once on each contiguous parameter.
+        parts = optimizer.model.parts
+        beside = [p._version - part.passes for part in parts for p in part.layout.params if p.is_contiguous()]
+        return cls(optimizer.model, optimizer.flushes, optimizer.detours, beside)
+
+
+def record(optimizer: ZerothOrder, path, notes: dict | None = None, every: int = 1, resume: bool = False) -> Recorder:
+    """Write a log of a run, from which ``zokern.Trajectory`` makes its weights again at any step, bit for bit.
+
+    Registers a step hook: ``step(closure)`` and ``begin`` with ``step()`` are recorded. Of several processes that train together, let one
+    record: their optimizers take the same steps. A line reaches the operating system at once, so that it survives the process.
+
+    Args:
+        optimizer: any of zokern's but Hybrid, or a wrapper that has it as ``.optimizer``; at step 0, without state.
+        path: of the log, which is new or empty; JSON lines (docs/trajectories.md).
+        notes: anything for the header that JSON can hold. Default None: {}.
+        every: steps between writes. Each waits for the device once, and what was not written is lost with the process; ``flush``,
+            ``close`` and Python's exit write it. Default 1.
+        resume: go on with the log at the optimizer's step, after ``load_state_dict``: lines of that step and later ones are dropped. At
+            step 0 the log may also be missing. Default False.
+    Returns:
+        The Recorder. ``close`` it, or leave its ``with`` block, when the run is done.
+    Raises:
+        BadInput (a ValueError): the path holds something, or cannot be resumed, with what differs. Nothing is changed then.
+        TypeError: an optimizer that cannot be replayed; notes that JSON cannot hold. OSError: the file cannot be written.
+    """
+    while not isinstance(optimizer, ZerothOrder) and hasattr(optimizer, "optimizer"):
+        optimizer = optimizer.optimizer
+    class_of(optimizer)
+    if isinstance(every, bool) or not isinstance(every, int) or every < 1:
+        raise BadInput(f"every={every!r}: pass an integer >= 1")
+    try:
+        notes = json.loads(json.dumps({} if notes is None else notes, allow_nan=False))
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"notes cannot be written as JSON ({error}): pass numbers, strings, lists and dicts") from None
+    path = Path(path)
+    if path.suffix == ".safetensors":
+        raise BadInput(f"path={str(path)!r}: a log is written as text; pass a name in .jsonl, and Trajectory.save for safetensors")
+    held = path.read_bytes() if path.exists() else b""
+    if held and not resume:
+        raise BadInput(f"{path} exists and is not empty: pass another path, or resume=True to go on with it")
+    step = optimizer.param_groups[0]["step"]
+    if resume and (step or b"\n" in held):
+        return _resumed(optimizer, path, held, step, every)
+    if step or any(optimizer.state.values()):
+        state = f"at step {step}" if step else "at step 0 and has state"
+        raise BadInput(f"the optimizer is {state}: record from a new optimizer on, or pass resume=True with the log of its run")
+    line = header_line(header := header_of(optimizer, notes))
+    log = Log(path, 0, parse_header(path, line[:-1].encode())[1], 0, settings_of(header))
+    try:
+        log.append(line)
+    except BaseException:
+        log.close()
+        raise
+    return Recorder(optimizer, log, every, flushed=False)
+
+
+def _resumed(optimizer, path, held, step, every):
+    lines = held.split(b"\n")[:-1]  # behind the last one is nothing, or a torn line
+    if not lines:
+        raise BadInput(f"{path} holds no run, the optimizer is at step {step}: pass the log of its run")
+    header, crc = parse_header(path, lines[0])
+    size, now = len(lines[0]) + 1, settings_of(header)
+    for done, line in enumerate(lines[1 : step + 1]):
+        _, changes, crc = parse_step(path, done + 2, line, done, crc)
+        size += len(line) + 1
+        now.update(changes)
+    if len(lines) - 1 < step:
+        raise BadInput(f"{path} ends after {len(lines) - 1} steps, the optimizer is at step {step}: resume from an earlier state")
+    same_run(header, optimizer, now, path)
+    if not step:
+        check_base(header, listed(optimizer), path)
+    # A state was saved, for which what was owed had been paid.
+    owing = optimizer.param_groups[0].get("defer") or optimizer.param_groups[0].get("anchor") == "copy"
+    return Recorder(optimizer, Log(path, size, crc, step, now), every, flushed=bool(step and owing))
+
+
+def _kept(value):
+    """A setting as it is now, whatever becomes of it."""
+    return value.clone() if isinstance(value, torch.Tensor) else value
+
+
+def _fetched(waiting):
+    """-> function that gives a tensor's value as a number: those of readings at once, where they are on a device."""
+    readings = [reading for given, *_ in waiting for reading in given]
+    known = dict(zip(map(id, readings), torch.stack(readings).tolist())) if readings else {}
+    return lambda value: known.get(id(value), value)

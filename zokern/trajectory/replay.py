@@ -1,0 +1,140 @@
+"""From base weights and a log to the weights of any step: the same passes again, many of them in one read and write."""
+
+import warnings
+from collections.abc import Mapping
+from contextlib import contextmanager
+from functools import partial
+
+import torch
+
+from ..errors import BadInput
+from ..optim import ZerothOrder
+from ..perturb import Retracing, over
+from .header import CLASSES, OF_EACH, apart, check_base, check_table, few, restored, table
+
+MARKS = ("flushed", "disturbed")  # of a step, beside its settings
+
+
+def replay(trajectory, params, step, together, progress) -> ZerothOrder:
+    """See ``Trajectory.replay``."""
+    header, path = trajectory.header, trajectory.path or "the trajectory"
+    if step is None:
+        step = len(trajectory)
+    if isinstance(step, bool) or not isinstance(step, int) or not 0 <= step <= len(trajectory):
+        raise BadInput(f"step={step!r}: the log has {len(trajectory)} steps; pass an integer in [0, {len(trajectory)}]")
+    if isinstance(together, bool) or not isinstance(together, int) or together < 1:
+        raise BadInput(f"together={together!r}: pass an integer >= 1")
+    named = _matched(header, params, path)
+    check_table([row[:3] for row in header["parameters"]], table(named), path)
+    optimizer = _made(header, named)
+    if optimizer.layout.fingerprint() != header["fingerprint"]:
+        raise BadInput(
+            f"{path}: the layout's fingerprint is {header['fingerprint']!r} in the log and {optimizer.layout.fingerprint()!r} here: the "
+            "parameters share other memory than the run's did; tie those that were tied"
+        )
+    check_base(header, named, path)
+    model = over(optimizer.layout, partial(Retracing, together=_queue(optimizer, together)))
+    optimizer.model = model
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", ".* was skipped: a loss was not finite", RuntimeWarning)
+            _repeat(trajectory, optimizer, step, progress, path)
+    finally:
+        optimizer.flush()
+        for part in model.parts:
+            part.drain()
+        optimizer.model = over(optimizer.layout)
+    return optimizer
+
+
+def _repeat(trajectory, optimizer, end, progress, path):
+    cls, groups = CLASSES[trajectory.header["optimizer"]], optimizer.param_groups
+    for i in range(end):
+        readings, changes = trajectory.steps[i]
+        if changes.get("disturbed"):
+            raise BadInput(
+                f"{path}: between steps {i - 1} and {i} of the run something beside the steps moved the weights: they can be made again up "
+                f"to step {i}, where they are now, not later"
+            )
+        if changes.get("flushed"):
+            optimizer.flush()
+        for name, value in changes.items():
+            if name not in MARKS:
+                for group, own in zip(groups, apart(value, trajectory.header["groups"][0][name], len(groups))):
+                    group[name] = restored(cls, name, own)
+        optimizer.repeat(readings)
+        if progress is not None:
+            progress(i + 1)
+
+
+def _queue(optimizer, together):
+    """How many passes may wait. The anchor's copy is taken of the weights in the middle of a step."""
+    return 1 if optimizer.param_groups[0].get("anchor") == "copy" else together
+
+
+def _made(header, named) -> ZerothOrder:
+    """The optimizer of the log over these parameters, as it was at step 0."""
+    if header["optimizer"] not in CLASSES:
+        raise BadInput(f"optimizer {header['optimizer']!r} is none that can be replayed: {', '.join(CLASSES)}")
+    cls, left, groups = CLASSES[header["optimizer"]], iter(named), []
+    for group in header["groups"]:
+        params = [next(left) for _ in range(group["params"])]
+        settings = {name: restored(cls, name, value) for name, value in group.items() if name not in ("params", *OF_EACH)}
+        groups.append({"params": params if params and params[0][0] else [p for _, p in params], **settings})
+        groups[-1] |= {name: group[name] for name in OF_EACH if name in group}
+    shared = {name: value for name, value in groups[0].items() if name not in ("params", *OF_EACH)}
+    with _trainable(named):
+        return cls(groups, **shared)
+
+
+@contextmanager
+def _trainable(named):
+    """Optimizers leave frozen parameters alone; those of a model that was loaded may be frozen."""
+    frozen = [p for _, p in named if not p.requires_grad]
+    try:
+        for p in frozen:
+            p.requires_grad_(True)
+        yield
+    finally:
+        for p in frozen:
+            p.requires_grad_(False)
+
+
+def _matched(header, params, path) -> list[tuple[str, torch.Tensor]]:
+    """[(name in the log, tensor)] in the log's order."""
+    rows, given = header["parameters"], _named(params)
+    if rows and rows[0][0] and given and all(name for name, _ in given):
+        by_name = dict(given)
+        missing = [repr(name) for name, *_ in rows if name not in by_name]
+        if missing:
+            raise BadInput(f"{path} has parameters that are not given: {few(missing)}: pass the model that the run had")
+        return [(name, by_name[name]) for name, *_ in rows]
+    if isinstance(params, torch.nn.Module):
+        given = list(params.named_parameters())
+    if len(given) != len(rows):  # a frozen one is not in the log
+        given = [(name, p) for name, p in given if p.requires_grad]
+    if len(given) != len(rows):
+        raise BadInput(f"{path} has {len(rows)} parameters without names, given are {len(given)}: pass the run's, in its order")
+    return [(row[0], p) for row, (_, p) in zip(rows, given)]
+
+
+def _named(params) -> list[tuple[str, torch.Tensor]]:
+    """Any accepted form of params -> [(name or "", tensor)]."""
+    if isinstance(params, torch.nn.Module):
+        return list(params.named_parameters(remove_duplicate=False))
+    if isinstance(params, torch.Tensor):
+        raise TypeError("params is one tensor: pass a list of tensors, such as [theta]")
+    if isinstance(params, Mapping):
+        params = params.items()
+    given = []
+    for entry in params:
+        if isinstance(entry, dict):
+            inside = [entry["params"]] if isinstance(entry["params"], torch.Tensor) else list(entry["params"])
+            titles = entry.get("param_names") or [""] * len(inside)
+            given += [pair if isinstance(pair, tuple) else (title, pair) for title, pair in zip(titles, inside)]
+        else:
+            given.append(entry if isinstance(entry, tuple) else ("", entry))
+    for name, tensor in given:
+        if not isinstance(tensor, torch.Tensor):
+            raise TypeError(f"params holds a {type(tensor).__name__} ({name!r}): pass a model, tensors, named tensors or groups of them")
+    return given

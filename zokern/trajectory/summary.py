@@ -1,0 +1,110 @@
+"""What a log says of its run, for people."""
+
+import hashlib
+import math
+
+import numpy as np
+
+from .header import OF_EACH, settings_of
+from .text import header_line
+
+
+def describe(trajectory) -> dict:
+    """What a log says of its run, as JSON can hold it.
+
+    Returns:
+        steps; skipped: steps that a loss that was not finite turned into nothing; followed: steps that can be made again;
+        first_loss, last_loss: None where there is none, or it was not finite;
+        optimizer; settings: at step 0, a list where groups differ; changed: names of the settings that did;
+        groups, tensors, parameters: how many; dtypes: name -> parameters; sparse_or_in_blocks: which of "keep" and "block" there are;
+        noise_spec, version, format, fingerprint; base: 16 hex digits for all base weights; torn; notes;
+        bytes: of the file that was read; bytes_a_step: of its lines. None where there is no such file.
+    """
+    header, losses = trajectory.header, trajectory.losses()
+    dtypes = {}
+    for _, shape, dtype, _ in header["parameters"]:
+        dtypes[dtype] = dtypes.get(dtype, 0) + math.prod(shape)
+    text = trajectory.path is not None and trajectory.path.suffix != ".safetensors"
+    disturbed = sorted(step for step, changes in trajectory.steps.others.items() if changes.get("disturbed"))
+    settings = settings_of(header)
+    changed = {name for name, *_ in trajectory.steps.columns} | {name for c in trajectory.steps.others.values() for name in c}
+    return {
+        "steps": len(trajectory),
+        "skipped": _skipped(trajectory),
+        "followed": disturbed[0] if disturbed else len(trajectory),
+        "first_loss": _finite(losses[:1]),
+        "last_loss": _finite(losses[-1:]),
+        "optimizer": header["optimizer"],
+        "settings": settings,
+        "changed": [name for name in settings if name in changed],
+        "groups": len(header["groups"]),
+        "tensors": len(header["parameters"]),
+        "parameters": sum(dtypes.values()),
+        "dtypes": dtypes,
+        "sparse_or_in_blocks": [name for name in OF_EACH if name in header["groups"][0]],
+        "noise_spec": header["noise_spec"],
+        "version": header["version"],
+        "format": header["format"],
+        "fingerprint": header["fingerprint"],
+        "base": hashlib.sha256("".join(row[3] for row in header["parameters"]).encode()).hexdigest()[:16],
+        "bytes": trajectory.size,
+        "bytes_a_step": round((trajectory.size - len(header_line(header))) / len(trajectory), 1) if text and len(trajectory) else None,
+        "torn": trajectory.torn,
+        "notes": header["notes"],
+    }
+
+
+def lines(described: dict) -> list[str]:
+    """What ``describe`` gave, as lines to print."""
+    d = described
+    losses = "" if d["first_loss"] is None and d["last_loss"] is None else f", loss {_shown(d['first_loss'])} to {_shown(d['last_loss'])}"
+    skipped = f", {d['skipped']} skipped" if d["skipped"] else ""
+    text = [f"{d['optimizer']}: {_many(d['steps'], 'step')}{losses}{skipped}"]
+    text.append("settings: " + ", ".join(f"{name}={_shown(value)}" for name, value in d["settings"].items()))
+    if d["changed"]:
+        text.append("changed in the run: " + ", ".join(d["changed"]))
+    kinds = ", ".join(f"{count:,} {dtype}" for dtype, count in d["dtypes"].items())
+    each = f", with {' and '.join(d['sparse_or_in_blocks'])} of their own" if d["sparse_or_in_blocks"] else ""
+    text.append(f"parameters: {kinds} in {_many(d['tensors'], 'tensor')} and {_many(d['groups'], 'group')}{each}")
+    text.append(f"base weights {d['base']}, layout {d['fingerprint']}, noise specification {d['noise_spec']}, zokern {d['version']}")
+    if d["bytes"] is not None:
+        text.append(f"{d['bytes']:,} bytes" + (f", {d['bytes_a_step']} a step" if d["bytes_a_step"] else ""))
+    text += [f"{name}: {value}" for name, value in d["notes"].items()] if isinstance(d["notes"], dict) else [f"notes: {d['notes']}"]
+    if d["torn"]:
+        text.append(f"the last line was cut off and is left out: the log is good up to step {d['steps']}")
+    if d["followed"] < d["steps"]:
+        text.append(f"the weights can be made again up to step {d['followed']}: there something beside the steps moved them")
+    return text
+
+
+def _skipped(trajectory) -> int:
+    """How many steps moved nothing, as the optimizer decides it."""
+    name, losses = trajectory.header["optimizer"], trajectory.losses()
+    if name not in ("ForwardGradient", "MeZOSVRG") or not np.isnan(trajectory.steps.readings).any():
+        return int(np.isnan(losses).sum())
+    skipped, good = 0, True
+    for readings, _ in trajectory.steps:
+        finite = [math.isfinite(reading) for reading in readings]
+        if name == "MeZOSVRG" and len(readings) == 2:
+            good = all(finite)
+        # Without an anchor, what is read at it counts for nothing.
+        skipped += not all(finite[:2] if name == "MeZOSVRG" and not good else finite)
+    return skipped
+
+
+def _finite(values):
+    return float(values[0]) if len(values) and math.isfinite(values[0]) else None
+
+
+def _shown(value) -> str:
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    if value is None:
+        return "not finite"
+    if isinstance(value, dict):
+        return _shown(value["tensor"])
+    return f"[{', '.join(map(_shown, value))}]" if isinstance(value, list) else str(value)
+
+
+def _many(n, what) -> str:
+    return f"{n:,} {what}" + ("s" if n != 1 else "")
