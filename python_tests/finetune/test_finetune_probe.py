@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from zokern.finetune import BadInput, finetune
+from zokern.errors import BadInput
+from zokern.finetune import finetune
 from zokern.finetune.data import load as load_data
 from zokern.finetune.model import load as load_model
 from zokern.finetune.probe import _covariance, probe
@@ -26,23 +27,24 @@ def test_the_covariance_is_ledoit_and_wolfs(n, d, scale):
     np.testing.assert_allclose(_covariance(torch.from_numpy(x), 2).numpy(), expected, rtol=1e-10, atol=1e-10 * np.abs(expected).max())
 
 
-@pytest.mark.parametrize("lora", [False, True])
-def test_logits_of_a_probe_are_log_posteriors(settings, csv_of, lora):
+@pytest.mark.parametrize("adapter", ["full", "lora", "head"])
+def test_logits_of_a_probe_are_log_posteriors(settings, csv_of, adapter):
     """Of Gaussians, by torch.distributions, at the very vectors that the model's pooler gives; unequal classes."""
     data = csv_of(60)
     lines = data.read_text().splitlines()
     data.write_text("\n".join([lines[0], *(line for i, line in enumerate(lines[1:]) if i % 2 or i % 3 == 0)]) + "\n")
-    settings = replace(settings, data=str(data), lora=lora).checked()
+    settings = replace(settings, data=str(data), adapter=(adapter,)).checked()
     rows = load_data(settings)
-    classifier = load_model(settings, rows.labels)
-    tokens = classifier.tokenize(rows.train)
-    probe(classifier, tokens)
-    bert = (classifier.model.get_base_model() if lora else classifier.model).bert
-    batch = classifier.tokenizer.pad({k: [row[k] for row in tokens] for k in ("input_ids", "attention_mask")}, return_tensors="pt")
-    labels = torch.tensor([row["labels"] for row in tokens])
+    asked = load_model(settings, rows)
+    features = [asked.reader.encode(row) for row in rows.train]
+    probe(asked, features)
+    bert = (asked.model.get_base_model() if adapter == "lora" else asked.model).bert
+    tokens = [row["tokens"] for row in features]
+    batch = asked.tokenizer.pad({k: [row[k] for row in tokens] for k in ("input_ids", "attention_mask")}, return_tensors="pt")
+    labels = torch.tensor([row["label"] for row in features])
     with torch.no_grad():
         x = bert(**batch).pooler_output.double()
-        logits = classifier.model(**batch).logits
+        logits = asked.model(**batch).logits
     means = torch.stack([x[labels == c].mean(0) for c in (0, 1)])
     covariance = _covariance(x - means[labels], 2)
     joint = [
@@ -62,9 +64,10 @@ def test_a_probe_needs_rows_that_vary(settings, tmp_path):
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_lora_trains_b_and_the_head_in_float32(settings, dtype):
-    classifier = load_model(replace(settings, lora=True, dtype=dtype).checked(), ["bad", "good"])
-    trained = dict(classifier.trained())
+    settings = replace(settings, adapter=("lora",), dtype=dtype).checked()
+    asked = load_model(settings, load_data(settings))
+    trained = dict(asked.trained())
     assert trained and all("lora_B" in name or "classifier" in name for name in trained)
     assert {p.dtype for p in trained.values()} == {torch.float32}
-    assert any("lora_A" in name for name, _ in classifier.model.named_parameters())
-    assert classifier.model.get_base_model().bert.embeddings.word_embeddings.weight.dtype == getattr(torch, dtype)
+    assert any("lora_A" in name for name, _ in asked.model.named_parameters())
+    assert asked.model.get_base_model().bert.embeddings.word_embeddings.weight.dtype == getattr(torch, dtype)

@@ -1,5 +1,7 @@
 """The commands."""
 
+import inspect
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -8,7 +10,8 @@ from typing import Annotated
 import typer
 
 from ..errors import BadInput
-from ..finetune.settings import Settings
+from ..finetune.restore import Evaluation
+from ..finetune.settings import Settings, title
 from .options import command_of
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
@@ -27,18 +30,24 @@ def failing(run):
     try:
         return run()
     except BadInput as error:
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(2) from None
+        message = str(error)
     except ModuleNotFoundError as missing:
-        typer.echo(f"error: {missing.name} is not installed: pip install 'zokern[demo]'", err=True)
-        raise typer.Exit(2) from None
+        message = f"{missing.name} is not installed: pip install 'zokern[demo]'"
+    typer.echo(f"error: {message}", err=True)
+    raise typer.Exit(2)
 
 
-def _finetune(settings, given):
+def _finetune(settings, given, resume):
     def run():
         from ..finetune import finetune
+        from ..finetune import resume as go_on
 
-        return finetune(settings, say=typer.echo, given=given)
+        if resume is None:
+            return finetune(settings(), say=typer.echo)
+        if given:
+            options = ", ".join(map(title, sorted(given)))
+            raise BadInput(f"--resume {resume} goes on with that run's own settings: leave out {options}")
+        return go_on(resume, say=typer.echo)
 
     result = failing(run)
     typer.echo("\n".join(result.lines()))
@@ -46,16 +55,76 @@ def _finetune(settings, given):
         raise typer.Exit(130)
 
 
+RESUME = Annotated[str | None, typer.Option(help="Go on with the run in this folder from its newest checkpoint; no other options.")]
 app.command("finetune", help="Fine-tune a language model by forward passes. With no options: a demonstration that needs no network.")(
-    command_of(Settings, _finetune)
+    command_of(Settings, _finetune, resume=inspect.Parameter("resume", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=RESUME))
+)
+
+
+def _evaluate(what, given):
+    def run():
+        from ..finetune.restore import as_lines, evaluate
+
+        return as_lines(evaluate(what()))
+
+    typer.echo("\n".join(failing(run)))
+
+
+app.command("evaluate", help="Judge a model: of a run on its own held-out and test rows, or any on a task or a table.")(
+    command_of(Evaluation, _evaluate)
 )
 
 
 @app.command()
-def bench(arguments: Annotated[list[str] | None, typer.Argument(help="What python -m bench takes.")] = None):
-    """Measure this machine: python -m bench, in a checkout of the repository."""
+def replay(
+    run: Annotated[str, typer.Argument(help="A run's folder (--out of finetune), or the trajectory in it.")],
+    out: Annotated[str, typer.Option(help="A new folder for model and tokenizer.")],
+    step: Annotated[int | None, typer.Option(help="Steps to make. Without it: all.", show_default=False)] = None,
+    model: Annotated[str | None, typer.Option(help="The base model, where it has moved.", show_default=False)] = None,
+    together: Annotated[int, typer.Option(help="Passes over the weights that are made in one read and write.")] = 48,
+):
+    """Make a fine-tuned model again from the base model and a trajectory, without a forward pass, bit for bit."""
+
+    def made():
+        from ..errors import need
+        from ..finetune.restore import read
+        from ..finetune.restore import replay as make
+
+        log = Path(run).expanduser()
+        steps = step if step is not None else len(read(str(log / "trajectory.jsonl" if log.is_dir() else log)))
+        with need("tqdm").tqdm(total=steps, unit="step", dynamic_ncols=True) as bar:
+            make(run, out, step, model, together, progress=lambda done: bar.update(done - bar.n))
+        return steps
+
+    typer.echo(f"saved      {out}: the model after step {failing(made)} of {run}")
+
+
+@app.command()
+def info(
+    log: Annotated[str, typer.Argument(help="A trajectory (.jsonl or .safetensors), or a run's folder.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    save: Annotated[str | None, typer.Option(help="Write it again as this file: .jsonl or .safetensors.", show_default=False)] = None,
+):
+    """Print what a trajectory holds."""
+
+    def read():
+        from ..finetune.restore import read
+        from ..trajectory import describe, lines
+
+        path = Path(log).expanduser()
+        trajectory = read(str(path / "trajectory.jsonl" if path.is_dir() else path))
+        if save is not None:
+            trajectory.save(save)
+        return json.dumps(describe(trajectory), indent=1) if as_json else "\n".join(lines(trajectory))
+
+    typer.echo(failing(read))
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def bench(context: typer.Context):
+    """Measure this machine, in a checkout of the repository; takes what python -m bench takes."""
     root = Path(__file__).resolve().parents[2]
     if not (root / "bench" / "__main__.py").is_file():
         typer.echo("error: the benchmarks are in zokern's repository, not in the package: clone it, pip install -e '.[bench]'", err=True)
         raise typer.Exit(2)
-    raise typer.Exit(subprocess.run([sys.executable, "-m", "bench", *(arguments or [])], cwd=root).returncode)
+    raise typer.Exit(subprocess.run([sys.executable, "-m", "bench", *context.args], cwd=root).returncode)

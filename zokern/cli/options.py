@@ -15,17 +15,20 @@ from ..finetune.settings import nearest
 LIST = "a,b"  # how a tuple is written
 
 
-def command_of(settings, run):
-    """A function that typer makes a command of: one option a field of the dataclass ``settings``, and --config. It calls
-    run(settings, given), with the names of the options that the user gave."""
+def command_of(settings, run, **others):
+    """A function that typer makes a command of: one option a field of the dataclass ``settings``, --config, and ``others``, parameters.
+
+    It calls run(make, given, ...) with a function that makes the settings, the names of those that the user gave, and the others.
+    """
     hints = get_type_hints(settings)
-    parameters = [_parameter(f, hints[f.name]) for f in fields(settings)]
+    parameters = [_parameter(f, hints[f.name]) for f in fields(settings)] + list(others.values())
     parameters.append(inspect.Parameter("config", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=CONFIG))
     parameters.append(inspect.Parameter("context", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context))
 
     def command(context, config=None, **values):
+        more = {name: values.pop(name) for name in others}
         given = {name for name in values if context.get_parameter_source(name).name != "DEFAULT"}
-        return run(settings(**{name: _value(name, value, hints[name]) for name, value in values.items()}), given)
+        return run(lambda: settings(**{name: _value(name, value, hints[name]) for name, value in values.items()}), given, **more)
 
     command.__signature__ = inspect.Signature(parameters)
     command.__annotations__ = {p.name: p.annotation for p in parameters}
@@ -35,7 +38,7 @@ def command_of(settings, run):
 def _parameter(f, hint):
     kind = _plain(hint)
     flags = [f"--{f.name.replace('_', '-')}"]  # a flag has no --no-...: what is not asked for is off
-    text = typer.Option(*flags, help=f.metadata["help"], show_default=f.default not in (None, (), False) and _shown(f.default))
+    text = typer.Option(*flags, help=f.metadata["help"], show_default=f.default not in (None, (), False))
     optional = hint if kind is bool else kind | None
     default = _shown(f.default) if isinstance(f.default, tuple) else f.default
     return inspect.Parameter(f.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[optional, text])

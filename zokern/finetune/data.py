@@ -102,7 +102,7 @@ def _of_table(settings):
     else:
         train, held_out = hold_out(table.name, train, settings.seed)
     fields = dict.fromkeys(FIELDS[: len(text)], "string")
-    prompt = tuple("{%s}" % field for field in fields)
+    prompt = tuple("{" + field + "}" for field in fields)
     task = Task(table.name, "", "", fields, tuple(labels), "accuracy", causal=None, head=prompt)
     ids = {name: i for i, name in enumerate(labels)}
     return Data(table.name, task, *([_example(row, ids) for row in rows] for rows in (train, held_out)), [])

@@ -65,7 +65,7 @@ def settings_of(folder: str, record: dict) -> Settings:
 def _run(settings, path, say, resumed=None):
     begin = time.perf_counter()
     settle_network(settings)
-    require("transformers", "accelerate", "peft", "sklearn", "safetensors", "matplotlib")  # before any work, not after it
+    require("transformers", "accelerate", "peft", "sklearn", "safetensors", "matplotlib", "tqdm")  # before any work, not after it
     settings = with_rates(settings)
     data = load_data(settings)
     asked = load_model(settings, data)
@@ -97,11 +97,10 @@ def _run(settings, path, say, resumed=None):
         training.run(checkpoint)
     if training.interrupted:
         say(f"stopped after step {training.steps} of {settings.steps}: zokern finetune --resume {path}")
-    after = training.judge()
     parameters = sum(p.numel() for p in asked.model.parameters())
     with output.whole(path) as draft:
         asked.save(draft)
-        final = judge(asked, data.held_out, features[1])
+        after = judge(asked, data.held_out, features[1])
         test = judge(asked, data.test, [asked.reader.encode(example) for example in data.test]) if data.test else None
         draw(training.history, data.task.metric, f"{asked.name}, {settings.optimizer}, {method}", draft / output.CURVE)
     result = Result(
@@ -118,8 +117,7 @@ def _run(settings, path, say, resumed=None):
         parameters=parameters,
         before=before,
         probed=probed if settings.head == "probe" else None,
-        trained=after,
-        after=final,
+        after=after,
         test=test,
         steps=training.steps,
         forwards=training.forwards,

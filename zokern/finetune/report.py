@@ -20,8 +20,8 @@ WINDOW = 5  # logged losses that the drawn one is averaged over: one says little
 
 @dataclass(frozen=True)
 class Result:
-    """A run in numbers. ``before``, ``probed`` (None where no probe was fitted), ``trained`` and ``after`` (of the model as saved) are
-    the loss and the task's metrics on the held-out rows; ``test`` those on the test rows, None where there are none."""
+    """A run in numbers. ``before``, ``probed`` (None where no probe was fitted) and ``after`` (of the model as saved) are the loss and the
+    task's metrics on the held-out rows; ``test`` those on the test rows, None where there are none."""
 
     model: str
     method: str
@@ -36,7 +36,6 @@ class Result:
     parameters: int
     before: dict
     probed: dict | None
-    trained: dict
     after: dict
     test: dict | None
     steps: int
@@ -57,6 +56,7 @@ class Result:
         """The summary, to be read."""
         classes = ", ".join(self.labels[:6]) + (f" and {len(self.labels) - 6} more" if len(self.labels) > 6 else "")
         skipped = f", {self.skipped} skipped for want of a finite loss" if self.skipped else ""
+        classes = f", classes {classes}" if classes else ""
         test = [f"test       {self.metric} {self.test[self.metric]:.3f} on {self.test_rows} rows"] if self.test else []
         return [
             *(["stopped early: what follows is of the steps done"] if self.interrupted else []),

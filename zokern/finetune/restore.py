@@ -150,8 +150,9 @@ def _task_of(record):
 
 def as_lines(found: dict) -> list[str]:
     """Metrics, to be read."""
-    sets = [(name, numbers) for name, numbers in found.items() if isinstance(numbers, dict)]
-    shown = [
-        f"{n}: " + ", ".join(f"{k} {v:.4f}" if isinstance(v, float) else f"{v} {k}" for k, v in numbers.items()) for n, numbers in sets
-    ]
-    return [f"model      {found['model']}", f"data       {found['data']}", *shown]
+    lines = [f"model      {found['model']}", f"data       {found['data']}"]
+    for name, numbers in found.items():
+        if isinstance(numbers, dict):
+            shown = ", ".join(f"{key} {value:.4f}" for key, value in numbers.items() if key != "rows")
+            lines.append(f"{name:<10} {shown} on {numbers['rows']} rows")
+    return lines

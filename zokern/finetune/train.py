@@ -15,6 +15,7 @@ from .judge import judge
 from .model import Asked
 from .settings import Settings
 
+SHOWN = ("loss", "eval_loss", "eval_accuracy", "eval_f1", "eval_matthews")  # beside the bar
 PATIENCE = 10  # steps on end without a finite loss after which a run is given up
 KEPT = 2  # checkpoints: should the machine stop while one is written, there is the one before
 
@@ -106,13 +107,14 @@ class Training:
             save_steps=settings.save_every,
             save_total_limit=KEPT,
             report_to=[],
+            disable_tqdm=True,
             remove_unused_columns=False,
         )
         chosen = {"optimizer_cls_and_kwargs": (cls, options)}
         if settings.lr_ratio is not None:
             lr = options.pop("lr")
             chosen = {"optimizers": (hf.lora_plus(self.asked.model, cls, lr, settings.lr_ratio, **options), None)}
-        return hf.ZOTrainer(
+        trainer = hf.ZOTrainer(
             self.asked.model,
             arguments,
             train_dataset=rows,
@@ -123,23 +125,27 @@ class Training:
             callbacks=[_watch(self)],
             **chosen,
         )
+        trainer.remove_callback(transformers.PrinterCallback)  # it prints what is logged
+        return trainer
 
 
 def _watch(training):
     """The callback that judges, writes the log, and stops."""
-    transformers = need("transformers")
+    transformers, tqdm = need("transformers"), need("tqdm").tqdm
 
     class Watch(transformers.TrainerCallback):
         def __init__(self):
-            self.stopped, self.begin, self.seen = [], 0.0, (0, 0)
+            self.stopped, self.begin, self.seen, self.shown = [], 0.0, (0, 0), {}
 
         def on_train_begin(self, args, state, control, **kwargs):
+            self.bar = tqdm(total=state.max_steps, initial=state.global_step, unit="step", dynamic_ncols=True)
             if state.global_step == 0:
                 self._judge(state)
             self.begin = time.perf_counter()
 
         def on_step_end(self, args, state, control, **kwargs):
             training.here += 1
+            self.bar.update()
             if state.global_step % training.settings.eval_every == 0 or state.global_step == state.max_steps or self.stopped:
                 training.seconds += time.perf_counter() - self.begin
                 self._judge(state)
@@ -149,9 +155,12 @@ def _watch(training):
                 control.should_training_stop = control.should_save = True
 
         def on_train_end(self, args, state, control, **kwargs):
+            self.bar.close()
             training.seconds += time.perf_counter() - self.begin
 
         def on_log(self, args, state, control, logs=None, **kwargs):
+            self.shown |= {name: logs[name] for name in SHOWN if logs and name in logs}
+            self.bar.set_postfix_str(", ".join(f"{name} {value:.3f}" for name, value in self.shown.items()), refresh=False)
             skipped = (logs or {}).get("skipped_steps")
             if skipped is not None:
                 steps, before = self.seen

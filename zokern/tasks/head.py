@@ -34,6 +34,15 @@ class HeadReader(Reader):
                 f"model {type(model).__name__} gives {tuple(logits.shape)} logits for {len(batch['input_ids'])} rows: pass a "
                 f"sequence-classification model with num_labels={len(labels)} for {self.task.name!r}"
             )
-        own = {str(name).casefold(): i for i, name in (getattr(model.config, "id2label", None) or {}).items()}
-        order = [own.get(label.casefold()) for label in labels]
-        return logits if None in order or order == list(range(len(labels))) else logits[:, order]
+        return self.order(model, logits)
+
+    def order(self, model, logits) -> torch.Tensor:
+        """Logits [rows, classes] in the model's order of the classes -> in the task's."""
+        labels = self.task.labels
+        names = {int(i): str(name) for i, name in (getattr(model.config, "id2label", None) or {}).items()}
+        for same in (str, str.casefold):
+            own = {same(name): i for i, name in names.items()}
+            order = [own.get(same(label)) for label in labels]
+            if sorted(order, key=str) == sorted(range(len(labels)), key=str):
+                return logits if order == list(range(len(labels))) else logits[:, order]
+        return logits

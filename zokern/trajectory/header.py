@@ -88,7 +88,8 @@ def groups_of(optimizer) -> list[dict]:
 
 def names(optimizer) -> list[str]:
     """Of the settings."""
-    return [name for name in optimizer.defaults if name not in COUNTED]
+    first = optimizer.param_groups[0]  # torch has defaults of its own, which groups need not have
+    return [name for name in optimizer.defaults if name in first and name not in COUNTED]
 
 
 def plain(name, value):
