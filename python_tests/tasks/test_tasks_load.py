@@ -82,7 +82,9 @@ def test_saved_to_disk_with_the_hubs_features(tmp_path, name):
         task.load(tmp_path / "dict")
 
 
-@pytest.mark.parametrize("layout", ["{config}/{split}-{i:05}-of-00002.parquet", "{config}/{split}/{i:04}.parquet", "data/{split}-{i}.parquet"])
+@pytest.mark.parametrize(
+    "layout", ["{config}/{split}-{i:05}-of-00002.parquet", "{config}/{split}/{i:04}.parquet", "data/{split}-{i}.parquet"]
+)
 @pytest.mark.parametrize("name", CASES)
 def test_a_snapshot_of_the_hubs_repository(tmp_path, name, layout):
     task, case = tasks.get(name), CASES[name]
@@ -157,7 +159,9 @@ def test_columns_that_lack(tmp_path):
     def without(name, *columns):
         return write(tmp_path / f"{name}.jsonl", [{k: v for k, v in CASES[name].row.items() if k not in columns}])
 
-    with pytest.raises(BadInput, match="lacks the column 'hypothesis' of mnli: its columns are premise, label, idx; the hub's are premise, h"):
+    with pytest.raises(
+        BadInput, match="lacks the column 'hypothesis' of mnli: its columns are premise, label, idx; the hub's are premise, h"
+    ):
         tasks.get("mnli").load(without("mnli", "hypothesis"))
     with pytest.raises(BadInput, match="lacks the column 'label' of wic"):
         tasks.get("wic").load(without("wic", "label"))

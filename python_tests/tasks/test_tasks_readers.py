@@ -188,7 +188,9 @@ def test_a_classification_head(bert):
     batch = asked.collate([asked.encode(row) for row in rows])
     expected = torch.cat([model(**bert(row["premise"], row["hypothesis"], return_tensors="pt")).logits for row in rows])
     torch.testing.assert_close(asked.scores(model, batch), expected[:, [2, 1, 0]], rtol=1e-5, atol=1e-6)  # in the task's order
-    assert asked.loss(model, batch).item() == pytest.approx(torch.nn.functional.cross_entropy(expected[:, [2, 1, 0]], torch.tensor([0, 2])).item())
+    assert asked.loss(model, batch).item() == pytest.approx(
+        torch.nn.functional.cross_entropy(expected[:, [2, 1, 0]], torch.tensor([0, 2])).item()
+    )
     model.config.id2label = {i: f"LABEL_{i}" for i in range(3)}
     torch.testing.assert_close(asked.scores(model, batch), expected, rtol=1e-5, atol=1e-6)
     with pytest.raises(BadInput, match=r"gives \(1, 3\) logits for 1 rows: pass .* num_labels=2 for 'sst2'"):
@@ -231,9 +233,17 @@ def test_what_cannot_be_asked_is_named(bert, bpe, bare_bpe):
 
     refused("reader 'seq2seq' is not known: pass one of masked, causal, head", sst2, "seq2seq", bert)
     words = Prompt("{sentence} {option}", ("terrible", "zokernish"))
-    refused(r"option 'zokernish' of 'sst2' is not one token, but \['z', '##oke', '##rn', '##ish'\]: pass a prompt", sst2, "masked", bert, prompt=words)
+    refused(
+        r"option 'zokernish' of 'sst2' is not one token, but \['z', '##oke', '##rn', '##ish'\]: pass a prompt",
+        sst2,
+        "masked",
+        bert,
+        prompt=words,
+    )
     refused("option 'ᚠ' of 'sst2' is not one token", sst2, "masked", bert, prompt=Prompt("{sentence} {option}", ("ᚠ", "a")))
-    refused("'Great' of 'sst2' is the same token as another", sst2, "masked", bert, prompt=Prompt("{sentence} {option}", ("great", "Great")))
+    refused(
+        "'Great' of 'sst2' is the same token as another", sst2, "masked", bert, prompt=Prompt("{sentence} {option}", ("great", "Great"))
+    )
     refused("task 'squad' cannot be asked as 'masked'", squad, "masked", bert)
     refused("task 'squad' cannot be asked as 'head'", squad, "head", bert)
     refused("has to end with {option}", sst2, "causal", bpe, prompt=Prompt("{option} {sentence}", ("a", "b")))
