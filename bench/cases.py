@@ -36,6 +36,9 @@ class Step:
     trained: bool = True
 
 
+FULL, LEAN = "forward, full logits", "forward, lean"
+
+
 @dataclass(frozen=True)
 class Memory:
     """Peak memory of one step. ``only``: these methods (all). ``counted``: not run, reckoned from the sizes of its tensors."""
@@ -166,11 +169,13 @@ def memory(device, quick=False, dtypes=None, threads=None) -> list[Memory]:
     """The cases of suite ``memory``: those of the papers' tables, measured on a GPU, elsewhere reckoned; and which OPT fits where."""
     if quick:
         cases = [Memory("tiny", "fp32", 2, 8), Memory("tiny", "fp32", 2, 8, counted=True)]
+        cases.append(Memory("tiny", "fp32", 2, 16, counted=True, only=(FULL, LEAN)))
     else:
         on_gpu = device.type == "cuda"
         cases = [] if on_gpu else [Memory("OPT-12M", d, 4, 64) for d in ("fp32", "bf16")]
         cases += [Memory("RoBERTa-large", d, *size, counted=not on_gpu) for d in ("fp32", "bf16") for size in ROBERTA]
         cases += [Memory("OPT-13B", d, 4, 400, counted=not on_gpu) for d in ("fp32", "bf16")]
+        cases += [Memory("OPT-125M", d, 8, 256, counted=not on_gpu, only=(FULL, LEAN)) for d in ("fp32", "bf16")]
         if on_gpu:
             cases.append(Memory("OPT-66B", "bf16", 1, 400, only=("two forwards", "zokern.MeZO")))
         else:

@@ -11,14 +11,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import zokern
+from zokern.tasks import lean_loss
 
 from . import record
-from .cases import Memory
-from .models import build, loss_of
+from .cases import FULL, LEAN, Memory
+from .models import build, loss_of, rows_of
 from .oracle import EPS, check_step
 from .step import ADAM, FORWARDS, LR, OURS, PUBLISHED, SGD, PublishedMeZO, peak, trained
 
-METHODS = (FORWARDS, OURS, PUBLISHED, SGD, ADAM)
+METHODS = (FORWARDS, OURS, PUBLISHED, SGD, ADAM)  # FULL and LEAN are for causal models alone
 # Peak GB. MeZO-SVRG (Gautam et al. 2024), tables 3 and 25: (dtype, batch, tokens) -> MeZO, FO-SGD, FO-Adam of RoBERTa-large on MNLI.
 ROBERTA = {
     ("fp32", 16, 128): (2.07, 6.74, 10.44),
@@ -56,7 +57,7 @@ def measure(case: Memory, device) -> list[dict]:
                 continue  # its kernels take addresses, and here are none
             with contextlib.suppress(torch.cuda.OutOfMemoryError):
                 steps = 2 if name == ADAM else 1  # its first step makes states that stay
-                found[name] = peak_of(method(name, model, closure, case.counted), steps, model, case, device)
+                found[name] = peak_of(method(name, model, closure, case), steps, model, case, device)
             for p in model.parameters():
                 p.grad = None
             gc.collect()
@@ -77,7 +78,7 @@ def measure(case: Memory, device) -> list[dict]:
             "tokens": case.tokens,
             "weights_bytes": weights,
             "peak_bytes": most,
-            "peak_over_forwards_bytes": most - found[FORWARDS],
+            "peak_over_forwards_bytes": most - found[FORWARDS] if FORWARDS in found else None,
             "reported_gb": papers.get(name),
         }
         | here
@@ -85,8 +86,12 @@ def measure(case: Memory, device) -> list[dict]:
     ]
 
 
-def method(name, model, closure, counted):
+def method(name, model, closure, case):
     """One step of the method."""
+    if name in (FULL, LEAN):
+        ids, labels = rows_of(model, case.batch, case.tokens)
+        loss = lean_loss if name == LEAN else lambda model, *rows: model(input_ids=rows[0], attention_mask=rows[1], labels=rows[2]).loss
+        return torch.no_grad()(lambda: loss(model, ids, torch.ones_like(ids), labels))
     if name == FORWARDS:
 
         @torch.no_grad()
@@ -101,7 +106,7 @@ def method(name, model, closure, counted):
         optimizer = PublishedMeZO(model, LR, EPS)
         return lambda: optimizer.step(closure)
     if name == SGD:  # neither needs memory of its own, and only one can be counted
-        return trained(model, torch.optim.SGD, closure, **(dict(foreach=False) if counted else dict(fused=True)))
+        return trained(model, torch.optim.SGD, closure, **(dict(foreach=False) if case.counted else dict(fused=True)))
     return trained(model, torch.optim.Adam, closure, fused=True)
 
 

@@ -76,13 +76,18 @@ def build(name, dtype, device):
 
 def loss_of(model, batch, tokens):
     """A closure: the loss of random tokens, the same ones each time; of random labels where the model classifies."""
+    ids, labels = rows_of(model, batch, tokens)
+    return lambda: model(input_ids=ids, labels=labels).loss
+
+
+def rows_of(model, batch, tokens):
+    """-> random token ids [batch, tokens] and their labels, the same ones each time."""
     generator = torch.Generator().manual_seed(0)
     size = (batch, tokens)
     classes = model.config.num_labels if "Classification" in type(model).__name__ else None
     ids = torch.randint(4, model.config.vocab_size, size, generator=generator)
     labels = torch.randint(classes, (batch,), generator=generator) if classes else ids
-    ids, labels = ids.to(model.device), labels.to(model.device)
-    return lambda: model(input_ids=ids, labels=labels).loss
+    return ids.to(model.device), labels.to(model.device)
 
 
 def shapes(name) -> list[torch.Size]:

@@ -3,6 +3,7 @@
 import math
 
 from . import drift, kernels, replay, runs, step
+from .cases import FULL, LEAN
 
 NOTES = {
     "kernels": """\
@@ -15,7 +16,7 @@ fwds: the step in units of one forward; graph: both in CUDA graphs; SGD, Adam: b
 +MB: peak memory over that of the two forwards. launches: kernels and copies of one pass over the weights, z / p.""",
     "memory": """\
 Peak GB of a step, weights included: measured by the GPU's allocator, or counted: the sizes of the tensors alive.
-In brackets: the papers' figures. z+MB: zokern's peak over that of two forwards.""",
+In brackets: the papers' figures. z+MB: zokern's peak over that of two forwards. lean: one with tasks.lean_loss.""",
     "replay": """\
 Steps a second, K steps a pass; torch: torch.normal and add_ for each tensor, step by step.""",
     "drift": """\
@@ -153,6 +154,8 @@ def of_memory(case) -> dict[str, str]:
         "published": gigabytes(step.PUBLISHED),
         "SGD": gigabytes(step.SGD),
         "Adam": gigabytes(step.ADAM),
+        "1 fwd": gigabytes(FULL),
+        "lean": gigabytes(LEAN),
     }
 
 

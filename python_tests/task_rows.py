@@ -16,13 +16,13 @@ class Case(NamedTuple):
     head: tuple | None
 
 
-S, I = "string", "int32"
+S, N = "string", "int32"
 BOOL = ["False", "True"]
 PARAGRAPH = "Sam left home. He took a bus."
 CASES = {
     "sst2": Case(
         (GLUE, "sst2"),
-        dict(sentence=S, label=["negative", "positive"], idx=I),
+        dict(sentence=S, label=["negative", "positive"], idx=N),
         dict(sentence="a warm , funny film ", label=1, idx=7),
         "a warm , funny film It was [M].",
         ("terrible", "great"),
@@ -32,7 +32,7 @@ CASES = {
     ),
     "mnli": Case(
         (GLUE, "mnli"),
-        dict(premise=S, hypothesis=S, label=["entailment", "neutral", "contradiction"], idx=I),
+        dict(premise=S, hypothesis=S, label=["entailment", "neutral", "contradiction"], idx=N),
         dict(premise="The cat slept.", hypothesis="An animal rested.", label=0, idx=0),
         "The cat slept? [M], an animal rested.",
         ("Yes", "Maybe", "No"),
@@ -42,7 +42,7 @@ CASES = {
     ),
     "qnli": Case(
         (GLUE, "qnli"),
-        dict(question=S, sentence=S, label=["entailment", "not_entailment"], idx=I),
+        dict(question=S, sentence=S, label=["entailment", "not_entailment"], idx=N),
         dict(question="Who slept?", sentence="The cat slept.", label=0, idx=3),
         "Who slept? [M], the cat slept.",
         ("Yes", "No"),
@@ -52,7 +52,7 @@ CASES = {
     ),
     "cola": Case(
         (GLUE, "cola"),
-        dict(sentence=S, label=["unacceptable", "acceptable"], idx=I),
+        dict(sentence=S, label=["unacceptable", "acceptable"], idx=N),
         dict(sentence="They drank the pub dry.", label=1, idx=1),
         "They drank the pub dry. This is [M].",
         ("incorrect", "correct"),
@@ -62,7 +62,7 @@ CASES = {
     ),
     "rte": Case(
         (GLUE, "rte"),
-        dict(sentence1=S, sentence2=S, label=["entailment", "not_entailment"], idx=I),
+        dict(sentence1=S, sentence2=S, label=["entailment", "not_entailment"], idx=N),
         dict(sentence1="No weapons were found", sentence2="Weapons were found.", label=1, idx=0),
         "No weapons were found? [M], weapons were found.",
         ("Yes", "No"),
@@ -72,7 +72,7 @@ CASES = {
     ),
     "boolq": Case(
         (SUPER, "boolq"),
-        dict(question=S, passage=S, idx=I, label=BOOL),
+        dict(question=S, passage=S, idx=N, label=BOOL),
         dict(question="is iron a metal", passage="Iron is a metal.", idx=5, label=1),
         "Iron is a metal. Is iron a metal? [M].",
         ("No", "Yes"),
@@ -82,7 +82,7 @@ CASES = {
     ),
     "cb": Case(
         (SUPER, "cb"),
-        dict(premise=S, hypothesis=S, idx=I, label=["entailment", "contradiction", "neutral"]),
+        dict(premise=S, hypothesis=S, idx=N, label=["entailment", "contradiction", "neutral"]),
         dict(premise="It rained!", hypothesis="It was dry.", idx=2, label=1),
         "It rained? [M], it was dry.",
         ("Yes", "No", "Maybe"),
@@ -92,7 +92,7 @@ CASES = {
     ),
     "wic": Case(
         (SUPER, "wic"),
-        dict(word=S, sentence1=S, sentence2=S, start1=I, start2=I, end1=I, end2=I, idx=I, label=BOOL),
+        dict(word=S, sentence1=S, sentence2=S, start1=N, start2=N, end1=N, end2=N, idx=N, label=BOOL),
         dict(word="bank", sentence1="A bank lends.", sentence2="The bank of a river.", start1=2, start2=4, end1=6, end2=8, idx=9, label=0),
         '"A bank lends." / "The bank of a river." Similar sense of "bank"? [M].',
         ("No", "Yes"),
@@ -102,7 +102,7 @@ CASES = {
     ),
     "copa": Case(
         (SUPER, "copa"),
-        dict(premise=S, choice1=S, choice2=S, question=S, idx=I, label=["choice1", "choice2"]),
+        dict(premise=S, choice1=S, choice2=S, question=S, idx=N, label=["choice1", "choice2"]),
         dict(premise="The man fell.", choice1="The ice was thin.", choice2="I sang.", question="cause", idx=0, label=0),
         "The man fell because?\nChoice 1: The ice was thin.\nChoice 2: I sang.\nWhich choice makes more sense? 1 or 2: [M]",
         ("1", "2"),
@@ -112,7 +112,7 @@ CASES = {
     ),
     "multirc": Case(
         (SUPER, "multirc"),
-        dict(paragraph=S, question=S, answer=S, idx=dict(paragraph=I, question=I, answer=I), label=BOOL),
+        dict(paragraph=S, question=S, answer=S, idx=dict(paragraph=N, question=N, answer=N), label=BOOL),
         dict(paragraph=PARAGRAPH, question="How did he go?", answer="By bus", idx=dict(paragraph=4, question=1, answer=2), label=1),
         'Sam left home. He took a bus. Question: How did he go? Is it "By bus"? [M].',
         ("No", "Yes"),
@@ -132,7 +132,7 @@ CASES = {
     ),
     "squad": Case(
         ("rajpurkar/squad", "plain_text"),
-        dict(id=S, title=S, context=S, question=S, answers=dict(text=[S], answer_start=[I])),
+        dict(id=S, title=S, context=S, question=S, answers=dict(text=[S], answer_start=[N])),
         dict(
             id="56be",
             title="Super_Bowl",
@@ -156,7 +156,7 @@ def features(datasets, name):
         if isinstance(kind, dict):
             return {column: of(inner) for column, inner in kind.items()}
         if isinstance(kind, list):
-            return datasets.Sequence(of(kind[0])) if kind[0] in (S, I) and len(kind) == 1 else datasets.ClassLabel(names=kind)
+            return datasets.Sequence(of(kind[0])) if kind[0] in (S, N) and len(kind) == 1 else datasets.ClassLabel(names=kind)
         return datasets.Value(kind)
 
     return datasets.Features(of(CASES[name].features))

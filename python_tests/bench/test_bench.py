@@ -17,7 +17,7 @@ CPU = torch.device("cpu")
 
 sys.path.insert(0, str(ROOT))  # bench is no part of the installed package
 
-from bench import memory, models, oracle, plot, record, step, table, timing  # noqa: E402
+from bench import cases, memory, models, oracle, plot, record, step, table, timing  # noqa: E402
 from bench.__main__ import main  # noqa: E402
 
 
@@ -54,7 +54,7 @@ def test_peak_memory_is_what_the_tensors_say(quick):
     """Running and reckoning agree to the byte; the methods differ by what they are known to hold."""
     if reason := models.missing():
         pytest.skip(reason)
-    run, counted = by_case(quick[0], "memory")
+    run, counted, forward = by_case(quick[0], "memory")
     assert set(run) == {"two forwards", "zokern.MeZO", "MeZO as published", "SGD, backpropagation", "Adam, backpropagation"}
     assert set(counted) == set(run) - {"zokern.MeZO"}
     for name, r in counted.items():
@@ -64,7 +64,18 @@ def test_peak_memory_is_what_the_tensors_say(quick):
     assert {r["weights_bytes"] for r in run.values()} == {weights} and weights < peaks["two forwards"]
     assert peaks["zokern.MeZO"] - peaks["two forwards"] < 1000  # the losses, and a few more numbers
     assert peaks["MeZO as published"] > peaks["two forwards"]
+    assert set(forward) == {"forward, full logits", "forward, lean"}
     assert peaks["Adam, backpropagation"] - peaks["SGD, backpropagation"] == pytest.approx(2 * weights, rel=0.05)
+
+
+def test_a_lean_forward_holds_the_logits_of_a_chunk():
+    if reason := models.missing():
+        pytest.skip(reason)
+    case = cases.Memory("OPT-125M", "fp32", 8, 256, counted=True, only=("forward, full logits", "forward, lean"))
+    full, lean = (r["peak_bytes"] - r["weights_bytes"] for r in memory.measure(case, CPU))
+    logits = 8 * 256 * 50272 * 4
+    assert full > 2 * logits * 255 / 256  # with their log-probabilities, of which the last position of a row has none
+    assert 2 * logits / 8 < lean < 2 * logits / 8 + (20 << 20)  # of 256 positions of 2048, and the layers' activations
 
 
 def test_what_is_freed_is_no_longer_counted():

