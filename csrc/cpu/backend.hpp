@@ -36,7 +36,7 @@ using AddNoise = void (*)(T* theta, uint64_t first, size_t count, const Term* te
 struct Trace {
     const uint8_t* uses;  // each is bits of Use
     size_t n_uses;
-    const float* values;  // one a use, `stride` apart
+    const float* values;  // one a use, `stride` apart; a NaN among them has nothing in its lower half
     size_t stride;
     const Schedule* schedules;  // of the keys, in the order in which they are used
     const Mask* mask;

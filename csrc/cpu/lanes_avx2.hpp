@@ -113,12 +113,14 @@ ZK_HD void load(const bfloat16* p, Pair& x, int i) {
     x.lo.r[i] = _mm256_castsi256_ps(_mm256_slli_epi32(both, 16));
     x.hi.r[i] = _mm256_castsi256_ps(_mm256_and_si256(both, all(0xFFFF0000)));
 }
-// To the upper half of each lane, the lower being anything. Nearest even, in integers. A NaN stays one.
-ZK_HD __m256i rounded_to_bfloat16(const __m256& x) {
-    const __m256i u = _mm256_castps_si256(x), odd = _mm256_and_si256(_mm256_srli_epi32(u, 16), all(1));
-    const __m256i rounded = _mm256_add_epi32(_mm256_add_epi32(u, all(0x7FFF)), odd);
-    const __m256i nan = _mm256_castps_si256(_mm256_cmp_ps(x, x, _CMP_UNORD_Q));
-    return _mm256_blendv_epi8(rounded, _mm256_or_si256(u, all(0x00400000)), nan);
+// To the upper half of each lane, the lower being anything. Nearest even, in integers.
+ZK_HD __m256i nearest_bfloat16(const __m256i& u) {
+    const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(u, 16), all(1));
+    return _mm256_add_epi32(_mm256_add_epi32(u, all(0x7FFF)), odd);
+}
+ZK_HD __m256i rounded_to_bfloat16(const __m256& x) {  // a NaN stays one
+    const __m256i u = _mm256_castps_si256(x), nan = _mm256_castps_si256(_mm256_cmp_ps(x, x, _CMP_UNORD_Q));
+    return _mm256_blendv_epi8(nearest_bfloat16(u), _mm256_or_si256(u, all(0x00400000)), nan);
 }
 ZK_HD void store(bfloat16* p, const Pair& x, int i) {
     const __m256i lo = _mm256_srli_epi32(rounded_to_bfloat16(x.lo.r[i]), 16);
@@ -161,7 +163,7 @@ ZK_HD void put(uint16_t* p, const Words<Word>& w) {
 
 ZK_HD Float rounded(const Float& x, float) { return x; }
 ZK_HD Float rounded(const Float& x, bfloat16) {
-    return each<Float>([&](int i) { return _mm256_castsi256_ps(_mm256_and_si256(rounded_to_bfloat16(x.r[i]), all(0xFFFF0000))); });
+    return each<Float>([&](int i) { return _mm256_castsi256_ps(_mm256_and_si256(nearest_bfloat16(_mm256_castps_si256(x.r[i])), all(0xFFFF0000))); });
 }
 ZK_HD Float rounded(const Float& x, float16) {
     return each<Float>([&](int i) { return _mm256_cvtph_ps(_mm256_cvtps_ph(x.r[i], _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)); });

@@ -9,7 +9,7 @@
 //   first_products<T>(low), arrange<T>(even, odd) -> Pair: kMultiplier0 times the low counter words of a tile's blocks, in such an
 //     order that arrange() puts the normals made of them where load() has put the elements; apart<T>(Pair) -> Pair{even, odd}
 //     undoes it
-//   rounded(Float, T()): to the storage type and back
+//   rounded(Float, T()): to the storage type and back; a NaN has nothing in its lower half, and stays one
 //   kept(Float, Bits, last): the float where the word is at most `last`, else +0.
 #pragma once
 
