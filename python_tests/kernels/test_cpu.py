@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from retrace_cases import A, B, RUNS, check_retrace
+from retrace_cases import RUNS, A, B, check_retrace
 from update_cases import MIXED, PLACES, Piece
 
 import zokern

@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from update_cases import DENSE, KINDS, MIXED, PLACES, check_update, keys_of
+from retrace_cases import RUNS, check_retrace
+from update_cases import DENSE, KINDS, MIXED, PLACES, Piece, check_update, keys_of
 
 import zokern
 from zokern import Layout, NoiseKey, ops, use_backend
@@ -52,6 +53,9 @@ class OnHost:
 
     def add_noise_(self, *arguments):
         call(self.library.add_noise, arguments[:-2])
+
+    def retrace_(self, *arguments):
+        call(self.library.retrace, arguments[:-2])
 
     def update_(self, *arguments):
         call(self.library.update, arguments[:-2])
@@ -179,6 +183,26 @@ def test_masks(backend, dtype, terms, decay, clock, first):
     wanted = expected(theta, first, later, [0.5] * terms, decay, last=2**30)
     add_noise_(backend, [theta], [first], keys, [[0.5]] * terms, None if decay is None else [decay], clock, last=2**30)
     assert_same_bits(theta, wanted)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("passes", RUNS.values(), ids=RUNS)
+def test_a_run_of_passes(backend, dtype, passes):
+    """Ragged counts, groups and masks in one launch; whole tiles without a mask."""
+    check_retrace(backend.retrace_, dtype, MIXED, passes)
+    check_retrace(backend.retrace_, dtype, [Piece(2 * 4096 + 3, 4096, 1), *DENSE], passes)
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_a_run_of_passes_anywhere(backend, dtype, place):
+    check_retrace(backend.retrace_, dtype, PLACES[place], RUNS["steps"])
+
+
+@pytest.mark.parametrize("pieces", [DENSE, MIXED], ids=["dense", "masked"])
+def test_a_clock_advances_a_run_of_passes(backend, pieces):
+    with backend.clock(torch.tensor(90, dtype=torch.int32)):
+        check_retrace(backend.retrace_, torch.bfloat16, pieces, RUNS["steps"], later=90)
 
 
 @pytest.mark.parametrize("rule, dtype, state", KINDS, ids=str)
@@ -311,6 +335,12 @@ class TestOnGPU:
     def test_update(self, rule, dtype, state, n):
         for pieces in (DENSE, MIXED, *PLACES.values()):
             check_update(cuda.update_, rule, dtype, state, pieces, keys_of(n), decay=True, device="cuda:0")
+
+    @pytest.mark.parametrize("dtype", DTYPES, ids=str)
+    @pytest.mark.parametrize("passes", RUNS.values(), ids=RUNS)
+    def test_a_run_of_passes(self, dtype, passes):
+        for pieces in (DENSE, MIXED, [Piece(1_000_003, 4096, 1)], *PLACES.values()):
+            check_retrace(cuda.retrace_, dtype, pieces, passes, device="cuda:0")
 
     def test_runs_on_the_current_stream(self):
         theta = torch.zeros(1_000_000, device="cuda")
