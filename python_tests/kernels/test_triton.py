@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from update_cases import DENSE, KINDS, MIXED, PLACES, check_update, keys_of
+from retrace_cases import RUNS, check_retrace
+from update_cases import DENSE, KINDS, MIXED, PLACES, Piece, check_update, keys_of
 
 from zokern.kernels import spans
 from zokern.kernels import triton as backend
@@ -19,7 +20,7 @@ from zokern.noise import NoiseKey, reference
 
 triton = pytest.importorskip("triton", reason="pip install triton")
 tl = triton.language
-from zokern.kernels.triton import accumulate, moments, noise  # noqa: E402  (needs triton)
+from zokern.kernels.triton import accumulate, moments, noise, retrace  # noqa: E402  (needs triton)
 
 pytestmark = [
     pytest.mark.skipif(not backend.status().startswith("available"), reason=f"triton: {backend.status()}"),
@@ -41,6 +42,7 @@ def few_steps(monkeypatch):
     if DEVICE == "cpu":
         monkeypatch.setattr(accumulate, "SLOW", 16384)
         monkeypatch.setattr(moments, "SLOW", 1024)
+        monkeypatch.setattr(retrace, "SLOW", 2048)
 
 
 def add_noise_(tensors, firsts, keys, coefficients, decay=None, groups=None, last=ALL):
@@ -131,6 +133,19 @@ def test_masks(dtype, terms, first):
     wanted = expected(theta, first, keys, coefficients, last=2**30)
     add_noise_([theta], [first], keys, [[c] for c in coefficients], last=2**30)
     assert_same_bits(theta, wanted)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("name", RUNS)
+def test_a_run_of_passes(dtype, name):
+    """A whole block and ragged counts, groups and, with the longer runs, masks in one launch."""
+    masked = name in ("steps", "without terms")
+    check_retrace(backend.retrace_, dtype, MIXED if masked else [Piece(4096 + 5, 4096, 1), *DENSE], RUNS[name], device=DEVICE)
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_a_run_of_passes_anywhere(place):
+    check_retrace(backend.retrace_, torch.bfloat16, PLACES[place], RUNS["a step"], device=DEVICE)
 
 
 @pytest.mark.parametrize("rule, dtype, state", KINDS, ids=str)
