@@ -1,4 +1,4 @@
-"""The Triton backend. Triton itself is imported by the first call of ``add_noise_``, ``retrace_``, ``update_`` or ``status``, not with this package."""
+"""The Triton backend. Triton itself is imported by the first call of ``status`` or of a pass, not with this package."""
 
 import warnings
 
