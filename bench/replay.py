@@ -1,4 +1,5 @@
-"""Suite ``replay``: a logged run applied again, K steps a pass: no forward passes, and weights read and written once for K steps."""
+"""Suite ``replay``: a logged run applied again, weights read and written once for K steps: as K terms of one pass, which skips the
+roundings on the way, and as the three passes in place that each step of MeZO made, by ``retrace_``, to the very bits of training."""
 
 import time
 
@@ -9,10 +10,10 @@ import zokern
 from . import record
 from .cases import Replay
 from .models import DTYPES, shapes
-from .oracle import SLICE, Refused, expected
+from .oracle import EPS, SLICE, Refused, expected
 from .timing import Wall, interleave
 
-TORCH = "torch.normal + add_, step by step"
+RETRACE, TORCH = "zokern.retrace", "torch.normal + add_, step by step"
 SPREAD = 1e-6  # of the logged coefficients, about lr times the projected gradient of a real run
 TOO_LONG = 10.0  # seconds a round of the torch way, above which it applies a sixteenth of the steps and its time is scaled
 
@@ -37,9 +38,21 @@ def measure(case: Replay, device) -> list[dict]:
 
         return call
 
+    def retraced(width):
+        passes = [three(key, c) for key, c in run]
+
+        def call():
+            for step in range(0, case.steps, width):
+                zokern.ops.retrace_(layout, [entry for entries in passes[step : step + width] for entry in entries])
+
+        return call
+
     candidates = {f"zokern, {width} a pass": in_passes(width) for width in case.widths}
     for width, call in zip(case.widths, candidates.values()):
-        check(layout, run, width, call)
+        check(layout, [run[step : step + width] for step in range(0, case.steps, width)], call)
+    for width in case.retraced:
+        candidates[f"{RETRACE}, {width} steps a call"] = retraced(width)
+        check(layout, [terms for key, c in run for terms, _ in three(key, c)], candidates[f"{RETRACE}, {width} steps a call"])
     few = max(1, case.steps // 16) if torch_seconds(params, coefficients[0]) * case.steps > TOO_LONG else case.steps
     candidates[TORCH] = lambda: [torch_step(params, c) for c in coefficients[:few]]
     samples = interleave(candidates, timer := Wall(device, most=1), case.budget, least=3)
@@ -53,7 +66,7 @@ def measure(case: Replay, device) -> list[dict]:
             **record.backend(device, name != TORCH),
             "dtype": case.dtype,
             "n": n,
-            "terms": 1 if name == TORCH else int(name.split()[1]),
+            "terms": 1 if name == TORCH else int(next(word for word in name.split() if word.isdigit())),  # steps in one read and write
             "threads": case.threads,
             "timer": timer.name,
             "model": case.model,
@@ -67,17 +80,22 @@ def measure(case: Replay, device) -> list[dict]:
     return record.lines(device, samples, next(iter(candidates)), TORCH, describe)
 
 
-def check(layout, run, width, call):
-    """The last of the last parameter's elements, from zero, against the oracle in passes of the same width, bit for bit."""
+def three(key, c):
+    """The passes of a two-point step: to +eps, to -eps, and back with the update."""
+    return ([(key, EPS)], 1.0), ([(key, -2 * EPS)], 1.0), ([(key, EPS + c)], 1.0)
+
+
+def check(layout, passes, call):
+    """The last of the last parameter's elements, from zero, against the oracle in the same passes, bit for bit."""
     theta, first = layout.params[-1].view(-1), layout.first[-1]
     theta.zero_()
     call()
     start = max(0, len(theta) - SLICE)
     right = torch.zeros(len(theta) - start, dtype=theta.dtype)
-    for step in range(0, len(run), width):
-        right = expected(right, first + start, run[step : step + width])
+    for terms in passes:
+        right = expected(right, first + start, terms)
     if not torch.equal(theta[start:].cpu(), right):
-        raise Refused(f"replaying {width} steps a pass gives other weights than the oracle's")
+        raise Refused(f"replaying in {len(passes)} passes gives other weights than the oracle's")
 
 
 def torch_step(params, c):

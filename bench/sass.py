@@ -4,12 +4,14 @@ disassembles them, and counts every instruction of the steady-state loop (whole 
     python bench/sass.py --arch 90 --dtype bf16 --terms 1 2
     python bench/sass.py --backend cuda
     python bench/sass.py --rule adam --state bf16
+    python bench/sass.py --passes
     python bench/sass.py --json sass.jsonl
 
 A count is the whole body of the loop over blocks divided by the elements that a thread handles in one turn, addressing,
 uniform datapath and branch included. With terms = n the loop over terms is nested in it: `each term` is its body, `each block` the rest.
 --rule counts the kernels of an update instead. Where a root or a quotient needs more than the usual path, it is not counted; the CUDA
 kernels for n terms hold the code of the mask too.
+--passes counts the kernels of retrace_: `each term` is then a value whose z is made, all that any value may ask for included.
 """
 
 import argparse
@@ -36,7 +38,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from zokern.kernels.spans import BLOCK
-from zokern.kernels.triton import accumulate, moments
+from zokern.kernels.triton import accumulate, moments, retrace
 from zokern.ops.moments import RULES
 
 SOURCES = Path(__file__).resolve().parent.parent / "csrc/cuda"
@@ -46,8 +48,9 @@ DTYPES = {"fp32": tl.float32, "bf16": tl.bfloat16, "fp16": tl.float16}
 # As C++ compilers write them in the names of functions.
 MANGLED = {"fp32": "f", "bf16": "13__nv_bfloat16", "fp16": "6__half"}
 MANGLED_RULES = {"sign": "4SignE", "momentum": "8MomentumE", "adam": "8AdamLikeILb0EEE", "amsgrad": "8AdamLikeILb1EEE"}
-POINTERS = {"spans": "*i64", "states": "*i64", "keys": "*i32", "rounding": "*i32"}
-INTEGERS = ("terms", "n_keys", "groups", "one")
+POINTERS = {"spans": "*i64", "states": "*i64", "keys": "*i32", "rounding": "*i32", "uses": "*u8"}
+INTEGERS = ("terms", "n_keys", "n_uses", "groups", "one")
+PLACES = {"add_noise": accumulate, "retrace": retrace, "update": moments}
 # Opcode -> the pipe that issues it, first match wins. A move by IMAD or HFMA2 is a move that ptxas put on the FMA pipe.
 PIPES = {
     "move": r"MOV|IMAD\.MOV|HFMA2|CS2R",
@@ -62,15 +65,15 @@ PIPES = {
 }
 
 
-def compile_triton(arch: int, dtype: str, terms: str, decay: bool, rule: str | None, state: str):
-    """The kernel as ``add_noise_`` or ``update_`` launches it, for tensors without masks."""
-    constants = {"DTYPE": DTYPES[dtype], "DECAY": decay, "MASKED": False}
-    if rule is None:
-        place, kernel = accumulate, accumulate.add_noise_kernel
-        constants |= {"TERMS": 0 if terms == "n" else int(terms), "BLOCK": BLOCK, "SLOW": accumulate.SLOW}
-    else:
-        place, kernel = moments, moments.update_kernel
-        constants |= {"RULE": RULES[rule].code, "STATE": DTYPES[state], "ONE_KEY": terms == "1", "ROW": moments.ROW, "SLOW": moments.SLOW}
+def compile_triton(arch: int, name: str, dtype: str, terms: str, decay: bool, rule: str | None, state: str):
+    """The kernel as ``add_noise_``, ``retrace_`` or ``update_`` launches it, for tensors without masks."""
+    place = PLACES[name]
+    kernel, constants = getattr(place, f"{name}_kernel"), {"DTYPE": DTYPES[dtype], "MASKED": False, "SLOW": place.SLOW}
+    constants |= {
+        "add_noise": {"TERMS": 0 if terms == "n" else int(terms), "DECAY": decay, "BLOCK": BLOCK},
+        "retrace": {"BLOCK": BLOCK},
+        "update": {"RULE": rule and RULES[rule].code, "STATE": DTYPES[state], "ONE_KEY": terms == "1", "DECAY": decay, "ROW": moments.ROW},
+    }[name]
     kind = lambda name: "constexpr" if name in constants else "i32" if name in INTEGERS else POINTERS.get(name, "*fp32")  # noqa: E731
     source = ASTSource(kernel, {name: kind(name) for name in kernel.arg_names}, constants)
     options = {"num_warps": place.WARPS, "enable_fp_fusion": False}
@@ -78,9 +81,11 @@ def compile_triton(arch: int, dtype: str, terms: str, decay: bool, rule: str | N
         return triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
 
 
-def mangled(dtype: str, terms: str, decay: bool, rule: str | None, state: str) -> str:
+def mangled(name: str, dtype: str, terms: str, decay: bool, rule: str | None, state: str) -> str:
     """What only the name of one CUDA kernel matches."""
-    if rule is None:
+    if name == "retrace":
+        return f"retrace_kernelI{MANGLED[dtype]}Lb0E"
+    if name == "add_noise":
         return f"add_noise_kernelI{MANGLED[dtype]}Li{0 if terms == 'n' else terms}ELb{int(decay)}ELb0E"
     second = r"S\w?_" if state == dtype == "bf16" else MANGLED[state]  # a name is written out once
     return rf"update_kernelI{MANGLED[dtype]}{second}NS_{MANGLED_RULES[rule]}Lb{int(terms == '1')}E"
@@ -169,20 +174,20 @@ def count(instructions: list[str]) -> dict[str, int]:
     return {pipe: pipes[pipe] for pipe in (*PIPES, "other") if pipe != "other" or pipes[pipe]}
 
 
-def measure(cuda, backend: str, arch: int, dtype: str, terms: str, decay: bool, rule: str | None = None, state: str = "fp32") -> dict:
+def measure(cuda, backend: str, arch: int, name: str, dtype: str, terms: str, decay: bool, rule=None, state: str = "fp32") -> dict:
     """One line of the table. ``cuda``: where its code comes from, compile_cuda or built_cuda."""
     if backend == "triton":
-        kernel = compile_triton(arch, dtype, terms, decay, rule, state)
-        instructions, labels, usage = disassemble(kernel.asm["cubin"], "add_noise_kernel" if rule is None else "update_kernel")
-        elements = BLOCK // (32 * accumulate.WARPS) if rule is None else moments.ROW // (32 * moments.WARPS)
+        kernel = compile_triton(arch, name, dtype, terms, decay, rule, state)
+        instructions, labels, usage = disassemble(kernel.asm["cubin"], f"{name}_kernel")
+        elements = (BLOCK if rule is None else moments.ROW) // (32 * PLACES[name].WARPS)
         about = {
             "shared_bytes": kernel.metadata.shared,
             "convert_layouts": kernel.asm["ttgir"].count("ttg.convert_layout"),
             "triton": triton.__version__,
         }
     else:
-        cubin, version = cuda(arch, "add_noise" if rule is None else "update")
-        instructions, labels, usage = disassemble(cubin, mangled(dtype, terms, decay, rule, state))
+        cubin, version = cuda(arch, name)
+        instructions, labels, usage = disassemble(cubin, mangled(name, dtype, terms, decay, rule, state))
         elements = BLOCK // CUDA_THREADS if rule is None else 4 if dtype == state == "fp32" else 8
         about = {"shared_bytes": usage["SHARED"], "convert_layouts": 0, "nvcc": version}
     every = loops(instructions, labels)
@@ -196,7 +201,7 @@ def measure(cuda, backend: str, arch: int, dtype: str, terms: str, decay: bool, 
     inner = [instructions[n] for loop in nested for n in loop]
     outer = [instructions[n] for n in steady if not any(n in loop for loop in nested)]
     return {
-        "op": "add_noise_" if rule is None else "update_",
+        "op": f"{name}_",
         **({} if rule is None else {"rule": rule, "state": state}),
         "backend": backend,
         "arch": arch,
@@ -248,14 +253,17 @@ def main():
     parser.add_argument("--built", action="store_true", help="count what zokern._cuda holds, instead of compiling csrc/cuda again")
     parser.add_argument("--json", type=Path, help="append one JSON line a kernel to this file")
     parser.add_argument("--rule", nargs="+", choices=RULES, default=[], help="count the kernels of update_: with decay, terms 1 and n")
+    parser.add_argument("--passes", action="store_true", help="count the kernels of retrace_")
     parser.add_argument("--state", nargs="+", choices=["fp32", "bf16"], default=["fp32", "bf16"], help="storage of the rule's states")
     arguments = parser.parse_args()
 
-    cases = list(product(arguments.dtype, arguments.terms, [decay == "yes" for decay in arguments.decay]))
+    cases = list(product(["add_noise"], arguments.dtype, arguments.terms, [decay == "yes" for decay in arguments.decay]))
     if arguments.rule:
         terms = [terms for terms in arguments.terms if terms != "2"]
-        cases = list(product(arguments.dtype, terms, [True], arguments.rule, arguments.state))
-        cases = [case for case in cases if RULES[case[3]].state or case[4] == "fp32"]
+        cases = list(product(["update"], arguments.dtype, terms, [True], arguments.rule, arguments.state))
+        cases = [case for case in cases if RULES[case[4]].state or case[5] == "fp32"]
+    if arguments.passes:
+        cases = list(product(["retrace"], arguments.dtype, ["n"], [True]))
     lines, failures = [], []
     for arch, case in product(arguments.arch, cases):
         try:

@@ -18,7 +18,8 @@ fwds: the step in units of one forward; graph: both in CUDA graphs; SGD, Adam: b
 Peak GB of a step, weights included: measured by the GPU's allocator, or counted: the sizes of the tensors alive.
 In brackets: the papers' figures. z+MB: zokern's peak over that of two forwards. lean: one with tasks.lean_loss.""",
     "replay": """\
-Steps a second, K steps a pass; torch: torch.normal and add_ for each tensor, step by step.""",
+Steps a second, K steps a pass; R=K: K steps of three passes in place, by one retrace_, to the bits of training;
+torch: torch.normal and add_ for each tensor, step by step.""",
     "drift": """\
 off: rms distance of the weights, N(0, 0.02^2), from where they began, in units of eps = 1e-3, after steps with lr = 0.
 kept: the part of an update of 1e-6 z that reaches the weights.""",
@@ -178,13 +179,14 @@ ROOMS = (40, 80, 141)
 
 
 def of_replay(case) -> dict[str, str]:
-    ours = [record for name, record in case.items() if name != replay.TORCH]
+    ours = {name: record for name, record in case.items() if name != replay.TORCH}
+    first = next(iter(ours.values()))
     return {
-        "model": ours[0]["model"],
-        "dtype": ours[0]["dtype"],
-        "steps": str(ours[0]["steps"]),
-        "threads": str(ours[0]["threads"]),
-        **{f"K={record['terms']}": f"{record['steps_per_second']:.1f}" for record in ours},
+        "model": first["model"],
+        "dtype": first["dtype"],
+        "steps": str(first["steps"]),
+        "threads": str(first["threads"]),
+        **{f"{'R' if name.startswith(replay.RETRACE) else 'K'}={r['terms']}": f"{r['steps_per_second']:.1f}" for name, r in ours.items()},
         "torch": f"{case[replay.TORCH]['steps_per_second']:.2f}",
     }
 

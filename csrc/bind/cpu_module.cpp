@@ -37,6 +37,14 @@ void add_noise_(int storage, uintptr_t rows, size_t n_rows, const Keys& keys, ui
     zokern::add_noise(best, all, reinterpret_cast<const float*>(coefficients), threads);
 }
 
+void retrace_(int storage, uintptr_t rows, size_t n_rows, const Keys& keys, uintptr_t uses, size_t n_uses, uintptr_t values,
+              size_t groups, int threads, const std::string& isa) {
+    const zokern::Isa& best = chosen(isa);
+    const zokern::Pass all = pass(storage, rows, n_rows, keys, groups, 0);
+    pybind11::gil_scoped_release release;
+    zokern::retrace(best, all, reinterpret_cast<const uint8_t*>(uses), n_uses, reinterpret_cast<const float*>(values), threads);
+}
+
 void update_(int storage, uintptr_t rows, size_t n_rows, const Keys& keys, uintptr_t in_theta, uintptr_t in_g, size_t groups,
              uintptr_t decay, int code, uintptr_t numbers, size_t n_numbers, uintptr_t state, size_t n_slots, bool at_random,
              const Keys& rounding, int threads, const std::string& isa) {
@@ -61,6 +69,7 @@ PYBIND11_MODULE(_cpu, m) {
     m.doc() = "zokern's CPU kernels";
     m.def("isa", [](const std::string& name) { return std::string(chosen(name).name); });
     m.def("add_noise_", &add_noise_);
+    m.def("retrace_", &retrace_);
     m.def("update_", &update_);
 #ifdef _OPENMP
     m.attr("openmp") = true;

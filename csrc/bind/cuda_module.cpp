@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "../cuda/add_noise.hpp"
+#include "../cuda/retrace.hpp"
 #include "../cuda/update.hpp"
 
 namespace {
@@ -23,38 +24,39 @@ void check(const char* message) {
     if (message) throw std::runtime_error(std::string("zokern's CUDA kernel could not be launched: ") + message);
 }
 
+zokern::Pass common(uintptr_t spans, uint32_t n_spans, uint32_t groups, bool masked, uintptr_t clock, uintptr_t keys) {
+    return {reinterpret_cast<const zokern::Span*>(spans), n_spans, groups, masked, reinterpret_cast<const uint32_t*>(clock),
+            reinterpret_cast<const zokern::Key*>(keys)};
+}
+
+const float* floats(uintptr_t address) { return reinterpret_cast<const float*>(address); }
+
 void add_noise_(int storage, uintptr_t spans, uint32_t n_spans, bool masked, const Keys& keys, uint32_t n_terms, uintptr_t all_keys,
                 uintptr_t coefficients, uint32_t groups, uintptr_t decay, uintptr_t clock, int device, uintptr_t stream) {
-    zokern::Pass pass{};
-    pass.spans = reinterpret_cast<const zokern::Span*>(spans);
-    pass.n_spans = n_spans;
-    pass.n_terms = n_terms;
-    pass.groups = groups;
-    pass.masked = masked;
-    pass.clock = reinterpret_cast<const uint32_t*>(clock);
-    pass.coefficients = reinterpret_cast<const float*>(coefficients);
-    pass.decay = reinterpret_cast<const float*>(decay);
-    pass.keys = reinterpret_cast<const zokern::Key*>(all_keys);
+    zokern::AddNoise pass{common(spans, n_spans, groups, masked, clock, all_keys), n_terms, floats(coefficients), floats(decay), {}};
     copy(keys, pass.first_keys, zokern::kUnrolled);
     check(zokern::add_noise(pass, static_cast<zokern::Storage>(storage), device, reinterpret_cast<void*>(stream)));
+}
+
+void retrace_(int storage, uintptr_t spans, uint32_t n_spans, bool masked, uintptr_t all_keys, uintptr_t uses, uint32_t n_uses,
+              uintptr_t values, uint32_t groups, uintptr_t clock, int device, uintptr_t stream) {
+    const zokern::Retrace pass{common(spans, n_spans, groups, masked, clock, all_keys), reinterpret_cast<const uint8_t*>(uses),
+                               floats(values), n_uses};
+    check(zokern::retrace(pass, static_cast<zokern::Storage>(storage), device, reinterpret_cast<void*>(stream)));
 }
 
 void update_(int rule, int storage, int state, uintptr_t spans, uint32_t n_spans, bool masked, uintptr_t states, const Keys& keys,
              uint32_t n_keys, uintptr_t all_keys, uintptr_t a, uintptr_t b, uint32_t groups, uintptr_t decay, uintptr_t numbers,
              const Keys& rounding, uintptr_t clock, int device, uintptr_t stream) {
-    zokern::Update pass{};
-    pass.spans = reinterpret_cast<const zokern::Span*>(spans);
-    pass.states = reinterpret_cast<const int64_t*>(states);
-    pass.n_spans = n_spans;
-    pass.n_keys = n_keys;
-    pass.masked = masked;
-    pass.groups = groups;
-    pass.clock = reinterpret_cast<const uint32_t*>(clock);
-    pass.a = reinterpret_cast<const float*>(a);
-    pass.b = reinterpret_cast<const float*>(b);
-    pass.decay = reinterpret_cast<const float*>(decay);
-    pass.numbers = reinterpret_cast<const float*>(numbers);
-    pass.keys = reinterpret_cast<const zokern::Key*>(all_keys);
+    zokern::Update pass{common(spans, n_spans, groups, masked, clock, all_keys),
+                        reinterpret_cast<const int64_t*>(states),
+                        n_keys,
+                        floats(a),
+                        floats(b),
+                        floats(decay),
+                        floats(numbers),
+                        {},
+                        {}};
     copy(keys, pass.carried, zokern::kCarried);
     copy(rounding, pass.rounding, zokern::kSlots);
     check(zokern::update(pass, static_cast<zokern::Rule>(rule), static_cast<zokern::Storage>(storage), static_cast<zokern::Storage>(state),
@@ -66,6 +68,7 @@ void update_(int rule, int storage, int state, uintptr_t spans, uint32_t n_spans
 PYBIND11_MODULE(_cuda, m) {
     m.doc() = "zokern's CUDA kernels";
     m.def("add_noise_", &add_noise_);
+    m.def("retrace_", &retrace_);
     m.def("update_", &update_);
     m.attr("tile") = zokern::kTile;
     m.attr("unrolled") = zokern::kUnrolled;

@@ -5,6 +5,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "../noise/passes.hpp"
 #include "../noise/philox.hpp"
 
 namespace zokern {
@@ -31,6 +32,19 @@ struct Mask {
 template <class T>
 using AddNoise = void (*)(T* theta, uint64_t first, size_t count, const Term* terms, size_t n_terms, const float* decay, const Mask* mask);
 
+/// A run of passes for one run of elements.
+struct Trace {
+    const uint8_t* uses;  // each is bits of Use
+    size_t n_uses;
+    const float* values;  // one a use, `stride` apart; a NaN among them has nothing in its lower half
+    size_t stride;
+    const Schedule* schedules;  // of the keys, in the order in which they are used
+    const Mask* mask;
+};
+
+template <class T>
+using Retrace = void (*)(T* theta, uint64_t first, size_t count, const Trace& trace);
+
 /// What the elements of one run of an update share.
 struct Step {
     const Term* terms;  // with their coefficients in theta
@@ -51,6 +65,7 @@ constexpr int kRules = 4, kSlots = 3, kNumbers = 7;  // at most so many slots an
 template <class T>
 struct Kernels {
     AddNoise<T> add_noise[2];     // all kept, masked
+    Retrace<T> retrace[2];        // likewise
     Update<T> update[kRules][2];  // state in float32, in bfloat16
 };
 

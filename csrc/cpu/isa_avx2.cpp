@@ -12,7 +12,7 @@
 #endif
 
 #include "lanes_avx2.hpp"
-#include "update.hpp"
+#include "kernels.hpp"
 
 namespace zokern {
 const Isa& avx2() {

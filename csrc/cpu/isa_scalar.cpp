@@ -1,6 +1,6 @@
 // The CPU backend for any processor.
 #include "lanes_scalar.hpp"
-#include "update.hpp"
+#include "kernels.hpp"
 
 namespace zokern {
 const Isa& scalar() {

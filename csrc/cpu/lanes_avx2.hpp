@@ -50,6 +50,12 @@ ZK_HD Pair arrange(const Float& even, const Float& odd) {
     return {each<Float>([&](int i) { return _mm256_unpacklo_ps(even.r[i], odd.r[i]); }),
             each<Float>([&](int i) { return _mm256_unpackhi_ps(even.r[i], odd.r[i]); })};
 }
+template <class T>
+ZK_HD Pair apart(const Pair& x) {
+    if (is_bfloat16<T>) return x;
+    return {each<Float>([&](int i) { return _mm256_shuffle_ps(x.lo.r[i], x.hi.r[i], 0x88); }),
+            each<Float>([&](int i) { return _mm256_shuffle_ps(x.lo.r[i], x.hi.r[i], 0xDD); })};
+}
 ZK_HD Product next_products(const Product& p) {
     return each<Product>([&](int i) { return _mm256_add_epi64(p.r[i], _mm256_set1_epi64x(uint64_t{kMultiplier0} * 4 * kRegisters)); });
 }
@@ -107,12 +113,14 @@ ZK_HD void load(const bfloat16* p, Pair& x, int i) {
     x.lo.r[i] = _mm256_castsi256_ps(_mm256_slli_epi32(both, 16));
     x.hi.r[i] = _mm256_castsi256_ps(_mm256_and_si256(both, all(0xFFFF0000)));
 }
-// To the upper half of each lane, the lower being anything. Nearest even, in integers. A NaN stays one.
-ZK_HD __m256i rounded_to_bfloat16(const __m256& x) {
-    const __m256i u = _mm256_castps_si256(x), odd = _mm256_and_si256(_mm256_srli_epi32(u, 16), all(1));
-    const __m256i rounded = _mm256_add_epi32(_mm256_add_epi32(u, all(0x7FFF)), odd);
-    const __m256i nan = _mm256_castps_si256(_mm256_cmp_ps(x, x, _CMP_UNORD_Q));
-    return _mm256_blendv_epi8(rounded, _mm256_or_si256(u, all(0x00400000)), nan);
+// To the upper half of each lane, the lower being anything. Nearest even, in integers.
+ZK_HD __m256i nearest_bfloat16(const __m256i& u) {
+    const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(u, 16), all(1));
+    return _mm256_add_epi32(_mm256_add_epi32(u, all(0x7FFF)), odd);
+}
+ZK_HD __m256i rounded_to_bfloat16(const __m256& x) {  // a NaN stays one
+    const __m256i u = _mm256_castps_si256(x), nan = _mm256_castps_si256(_mm256_cmp_ps(x, x, _CMP_UNORD_Q));
+    return _mm256_blendv_epi8(nearest_bfloat16(u), _mm256_or_si256(u, all(0x00400000)), nan);
 }
 ZK_HD void store(bfloat16* p, const Pair& x, int i) {
     const __m256i lo = _mm256_srli_epi32(rounded_to_bfloat16(x.lo.r[i]), 16);
@@ -143,15 +151,6 @@ ZK_HD void store(bfloat16* p, const __m256& x, const uint16_t* random) {
     store_upper(p, _mm256_blendv_epi8(up, _mm256_or_si256(u, all(0x00400000)), nan));
 }
 
-template <class T>
-ZK_HD Float take(const T* p) {
-    return each<Float>([&](int i) { return load(p + 2 * kLanes * i); });
-}
-template <class T, class... Random>
-ZK_HD void put(T* p, const Float& x, const Random*... random) {
-#pragma GCC unroll 8
-    for (int i = 0; i < kRegisters; ++i) store(p + 2 * kLanes * i, x.r[i], random + 2 * kLanes * i...);
-}
 ZK_HD void put(uint16_t* p, const Words<Word>& w) {
     const Bits front = pack(w.w0, w.w1), back = pack(w.w2, w.w3);
     const auto to = [&](int i) { return reinterpret_cast<__m256i*>(p + 2 * kLanes * i); };
@@ -162,5 +161,15 @@ ZK_HD void put(uint16_t* p, const Words<Word>& w) {
     }
 }
 
+ZK_HD Float rounded(const Float& x, float) { return x; }
+ZK_HD Float rounded(const Float& x, bfloat16) {
+    return each<Float>([&](int i) { return _mm256_castsi256_ps(_mm256_and_si256(nearest_bfloat16(_mm256_castps_si256(x.r[i])), all(0xFFFF0000))); });
+}
+ZK_HD Float rounded(const Float& x, float16) {
+    return each<Float>([&](int i) { return _mm256_cvtph_ps(_mm256_cvtps_ph(x.r[i], _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)); });
+}
+
 }  // namespace
 }  // namespace zokern
+
+#include "registers.hpp"

@@ -50,6 +50,12 @@ ZK_HD Pair arrange(const Float& even, const Float& odd) {
     return {each<Float>([&](int i) { return _mm512_unpacklo_ps(even.r[i], odd.r[i]); }),
             each<Float>([&](int i) { return _mm512_unpackhi_ps(even.r[i], odd.r[i]); })};
 }
+template <class T>
+ZK_HD Pair apart(const Pair& x) {
+    if (is_bfloat16<T>) return x;
+    return {each<Float>([&](int i) { return _mm512_shuffle_ps(x.lo.r[i], x.hi.r[i], 0x88); }),
+            each<Float>([&](int i) { return _mm512_shuffle_ps(x.lo.r[i], x.hi.r[i], 0xDD); })};
+}
 ZK_HD Product next_products(const Product& p) {
     return each<Product>([&](int i) { return _mm512_add_epi64(p.r[i], _mm512_set1_epi64(uint64_t{kMultiplier0} * 8 * kRegisters)); });
 }
@@ -106,11 +112,14 @@ ZK_HD void load(const bfloat16* p, Pair& x, int i) {
     x.lo.r[i] = _mm512_castsi512_ps(_mm512_slli_epi32(both, 16));
     x.hi.r[i] = _mm512_castsi512_ps(_mm512_and_si512(both, all(0xFFFF0000)));
 }
-// To the upper half of each lane, the lower being anything. In integers: vcvtneps2bf16 flushes denormals. A NaN stays one.
-ZK_HD __m512i rounded_to_bfloat16(const __m512& x) {
-    const __m512i u = _mm512_castps_si512(x), up = _mm512_add_epi32(u, all(0x7FFF));
-    const __m512i even = _mm512_mask_add_epi32(up, _mm512_test_epi32_mask(u, all(0x10000)), up, all(1));
-    return _mm512_mask_or_epi32(even, _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q), u, all(0x00400000));
+// To the upper half of each lane, the lower being anything. In integers: vcvtneps2bf16 flushes denormals.
+ZK_HD __m512i nearest_bfloat16(const __m512i& u) {
+    const __m512i up = _mm512_add_epi32(u, all(0x7FFF));
+    return _mm512_mask_add_epi32(up, _mm512_test_epi32_mask(u, all(0x10000)), up, all(1));
+}
+ZK_HD __m512i rounded_to_bfloat16(const __m512& x) {  // a NaN stays one
+    const __m512i u = _mm512_castps_si512(x);
+    return _mm512_mask_or_epi32(nearest_bfloat16(u), _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q), u, all(0x00400000));
 }
 ZK_HD void store(bfloat16* p, const Pair& x, int i) {
     const __m512i lo = _mm512_srli_epi32(rounded_to_bfloat16(x.lo.r[i]), 16);
@@ -138,15 +147,6 @@ ZK_HD void store(bfloat16* p, const __m512& x, const uint16_t* random) {
     store_upper(p, _mm512_mask_or_epi32(up, _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q), u, all(0x00400000)));
 }
 
-template <class T>
-ZK_HD Float take(const T* p) {
-    return each<Float>([&](int i) { return load(p + 2 * kLanes * i); });
-}
-template <class T, class... Random>
-ZK_HD void put(T* p, const Float& x, const Random*... random) {
-#pragma GCC unroll 8
-    for (int i = 0; i < kRegisters; ++i) store(p + 2 * kLanes * i, x.r[i], random + 2 * kLanes * i...);
-}
 ZK_HD void put(uint16_t* p, const Words<Word>& w) {
     const Bits front = pack(w.w0, w.w1), back = pack(w.w2, w.w3);
     const auto to = [&](int i) { return p + 2 * kLanes * i; };
@@ -157,5 +157,15 @@ ZK_HD void put(uint16_t* p, const Words<Word>& w) {
     }
 }
 
+ZK_HD Float rounded(const Float& x, float) { return x; }
+ZK_HD Float rounded(const Float& x, bfloat16) {
+    return each<Float>([&](int i) { return _mm512_castsi512_ps(_mm512_and_si512(nearest_bfloat16(_mm512_castps_si512(x.r[i])), all(0xFFFF0000))); });
+}
+ZK_HD Float rounded(const Float& x, float16) {
+    return each<Float>([&](int i) { return _mm512_cvtph_ps(_mm512_cvtps_ph(x.r[i], _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)); });
+}
+
 }  // namespace
 }  // namespace zokern
+
+#include "registers.hpp"

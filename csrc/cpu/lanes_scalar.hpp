@@ -42,6 +42,11 @@ ZK_HD Pair arrange(Float even, Float odd) {
     return {{even.r[0], odd.r[0]}, {even.r[1], odd.r[1]}};
 }
 
+template <class>
+ZK_HD Pair apart(Pair x) {
+    return {{x.lo.r[0], x.hi.r[0]}, {x.lo.r[1], x.hi.r[1]}};
+}
+
 ZK_HD Bits operator>>(Bits a, int n) { return {a.r[0] >> n, a.r[1] >> n}; }
 ZK_HD Bits operator+(Bits a, uint32_t b) { return {a.r[0] + b, a.r[1] + b}; }
 ZK_HD uint32_t rsqrt_guess(uint32_t y, uint32_t sign) { return (0x5F200000 - (y >> 1)) ^ (sign << 31); }
@@ -99,6 +104,12 @@ ZK_HD void narrow(float x, float16& y) {
         rest = rounded < 0x7C00 ? rounded : 0x7C00;
     }
     y.bits = static_cast<uint16_t>(sign | rest);
+}
+
+template <class T>
+ZK_HD Float rounded(Float x, T narrowed) {
+    for (float& value : x.r) narrow(value, narrowed), value = widen(narrowed);
+    return x;
 }
 
 template <class T>

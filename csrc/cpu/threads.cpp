@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <limits>
 
 #ifdef _OPENMP
 #include <omp.h>
@@ -145,6 +146,27 @@ void add_noise(const Isa& isa, const Pass& pass, const float* coefficients, int 
                     const uint32_t high = static_cast<uint32_t>(first >> 34);
                     const Mask mask{dense ? nullptr : masks.at(high), row.last};
                     kernels.add_noise[!dense](theta + begin, first, count, terms.at(high, row.group), pass.keys.size(), decay, &mask);
+                });
+            });
+        };
+    });
+}
+
+void retrace(const Isa& isa, const Pass& pass, const uint8_t* uses, size_t n_uses, const float* values, int max_threads) {
+    const std::vector<Key> masked = mask_keys(pass.keys);
+    std::vector<float> quiet(values, values + n_uses * pass.groups);
+    for (float& value : quiet)
+        if (value != value) value = std::numeric_limits<float>::quiet_NaN();
+    in_parallel(pass.rows, pass.n_rows, pass.keys.size(), max_threads, [&] {
+        return [&, schedules = Schedules(pass.keys), masks = Schedules(masked)](size_t i, int64_t from, int64_t to) mutable {
+            const Row& row = pass.rows[i];
+            const bool dense = row.last == kAll;
+            with_storage(isa, pass.storage, row, [&](const auto& kernels, auto* theta) {
+                in_runs(row, from, to, [&](int64_t begin, uint64_t first, int64_t count) {
+                    const uint32_t high = static_cast<uint32_t>(first >> 34);
+                    const Mask mask{dense ? nullptr : masks.at(high), row.last};
+                    const Trace trace{uses, n_uses, quiet.data() + row.group, pass.groups, schedules.at(high), &mask};
+                    kernels.retrace[!dense](theta + begin, first, count, trace);
                 });
             });
         };

@@ -1,5 +1,5 @@
 // x = decay * theta + sum_k a_k z(key_k);  g = sum_k b_k z(key_k);  a rule of x, g and the state: over the lanes of one instruction
-// set, as add_noise.hpp is. The lanes bring, beside what it asks for and what csrc/noise/rules.hpp does,
+// set. The lanes bring, beside what tiles.hpp asks for and what csrc/noise/rules.hpp does,
 //   take(const T*) -> Float, put(T*, Float): kRegisters registers, each kLanes elements in a row, from and to every other kLanes
 //     elements of a storage type: where arrange<float>() puts the normals of a Pair's half
 //   put(bfloat16*, Float, const uint16_t* random): the same, rounded stochastically with 16 random bits an element
@@ -9,7 +9,7 @@
 #include <cstring>
 
 #include "../noise/rules.hpp"
-#include "add_noise.hpp"
+#include "tiles.hpp"
 
 namespace zokern {
 namespace {
@@ -100,15 +100,6 @@ void update(T* theta, void* const* slots, uint64_t first, size_t count, const St
         for (int slot = 0; slot < Rule::slots; ++slot) state[slot] += part;
         blocks = {next_products(next_products(blocks.noise)), next_products(blocks.rounding)};
     }
-}
-
-template <class T>
-constexpr Kernels<T> kernels() {
-    return {{add_noise<T, false>, add_noise<T, true>},
-            {{update<T, float, Sign>, nullptr},
-             {update<T, float, Momentum>, update<T, bfloat16, Momentum>},
-             {update<T, float, Adam>, update<T, bfloat16, Adam>},
-             {update<T, float, Amsgrad>, update<T, bfloat16, Amsgrad>}}};
 }
 
 }  // namespace

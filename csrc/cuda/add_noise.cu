@@ -17,7 +17,7 @@ void launch(const Launch& p, bool masked, uint32_t n_spans, cudaStream_t stream)
 }
 
 template <class T>
-void launch(const Pass& pass, cudaStream_t stream) {
+void launch(const AddNoise& pass, cudaStream_t stream) {
     const Launch p = launch_of(pass);
     switch (p.n_terms) {
         case 1: return launch<T, 1>(p, pass.masked, pass.n_spans, stream);
@@ -28,13 +28,9 @@ void launch(const Pass& pass, cudaStream_t stream) {
 
 }  // namespace
 
-const char* add_noise(const Pass& pass, Storage storage, int device, void* stream) {
+const char* add_noise(const AddNoise& pass, Storage storage, int device, void* stream) {
     return on_device(device, [&] {
-        switch (storage) {
-            case Storage::float32: return launch<float>(pass, static_cast<cudaStream_t>(stream));
-            case Storage::bfloat16: return launch<__nv_bfloat16>(pass, static_cast<cudaStream_t>(stream));
-            case Storage::float16: return launch<__half>(pass, static_cast<cudaStream_t>(stream));
-        }
+        with_storage(storage, [&](auto element) { launch<decltype(element)>(pass, static_cast<cudaStream_t>(stream)); });
     });
 }
 

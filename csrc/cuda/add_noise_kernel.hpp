@@ -2,8 +2,7 @@
 #pragma once
 
 #include "add_noise.hpp"
-#include "normals.hpp"
-#include "vector.hpp"
+#include "elements.hpp"
 
 namespace zokern {
 namespace {
@@ -18,7 +17,7 @@ struct Launch {
     ConstantKeys<kUnrolled> first_keys;
 };
 
-inline Launch launch_of(const Pass& pass) {
+inline Launch launch_of(const AddNoise& pass) {
     Launch p{pass.spans, pass.keys, pass.clock, pass.coefficients, pass.decay, pass.n_terms, pass.groups, {}};
     for (uint32_t k = 0; k < pass.n_terms && k < kUnrolled; ++k) p.first_keys.set(k, pass.first_keys[k]);
     return p;
@@ -37,11 +36,7 @@ __device__ __forceinline__ void add_block(float* x, uint32_t q, const Schedule& 
 /// kTerms = 0: n_terms of them, from memory.
 template <class T, int kTerms, bool kDecay, bool kMask>
 __global__ void __launch_bounds__(kThreads) add_noise_kernel(const __grid_constant__ Launch p) {
-    constexpr int kVectors = kTile / (kThreads * kVector<T>);  // of a thread in a tile
-    constexpr int kBlocks = kVector<T> / 4;                    // Philox blocks in a vector
     const Span span = p.spans[blockIdx.x];
-    T* const theta = static_cast<T*>(__cvta_global_to_generic(span.address));  // or every access would first look where it points
-    const uint64_t first = span.first;
     const uint32_t now = p.clock ? *p.clock : 0, n_terms = kTerms ? kTerms : p.n_terms;
     const float* const coefficients = p.coefficients + span.group;
     const float decay = kDecay && p.decay ? p.decay[span.group] : 1.0f;
@@ -60,54 +55,18 @@ __global__ void __launch_bounds__(kThreads) add_noise_kernel(const __grid_consta
         }
     };
 
-    // Whole tiles, where 16-byte accesses and Philox blocks fall together and one high counter word serves all.
-    const bool whole = (span.address & 15) == 0 && (first & 3) == 0 && first >> 34 == (first + span.numel - 1) >> 34;
-    const int64_t tiles = whole ? span.numel / kTile : 0;
-    const uint32_t high = static_cast<uint32_t>(first >> 34);
-    uint32_t q = static_cast<uint32_t>(first >> 2) + threadIdx.x * kBlocks;
-    uint4* vectors = reinterpret_cast<uint4*>(theta) + threadIdx.x;
-    for (int64_t tile = 0; tile < tiles; ++tile, q += kTile / 4, vectors += kVectors * kThreads) {
-        float x[kVectors][kVector<T>];
-#pragma unroll
-        for (int v = 0; v < kVectors; ++v) unpack(vectors[v * kThreads], x[v], T());
-        if (kDecay) {
-#pragma unroll
-            for (int v = 0; v < kVectors; ++v)
-#pragma unroll
-                for (int i = 0; i < kVector<T>; ++i) x[v][i] *= decay;
-        }
+    over_span<T, kDecay>(span, decay, [&](auto& x, uint32_t q, uint32_t high) {
+        constexpr int rows = sizeof x / sizeof x[0], n = sizeof x[0] / sizeof(float);
 #pragma unroll(kTerms ? kTerms : 1)
         for (uint32_t k = 0; k < n_terms; ++k) {
             const Schedule s = schedule_of(k, high);
             const float c = coefficient(k);
 #pragma unroll
-            for (int v = 0; v < kVectors; ++v)
+            for (int v = 0; v < rows; ++v)
 #pragma unroll
-                for (int b = 0; b < kBlocks; ++b) add_block<kMask>(x[v] + 4 * b, q + v * kThreads * kBlocks + b, s, c, span.last);
+                for (int b = 0; b < n / 4; ++b) add_block<kMask>(x[v] + 4 * b, block_of<n>(q, v, b), s, c, span.last);
         }
-#pragma unroll
-        for (int v = 0; v < kVectors; ++v) vectors[v * kThreads] = pack(x[v], T());
-    }
-
-    // The ragged end, or all of a span that is misaligned or crosses a multiple of 2^34: block by block, element by element.
-    const uint64_t end = first + span.numel;
-    for (uint64_t block = (first + tiles * kTile >> 2) + threadIdx.x; block << 2 < end; block += kThreads) {
-        float x[4];
-#pragma unroll
-        for (int j = 0; j < 4; ++j) {
-            const uint64_t i = (block << 2) + j;
-            x[j] = first <= i && i < end ? widen(theta[i - first]) * decay : 0;
-        }
-#pragma unroll(kTerms ? kTerms : 1)
-        for (uint32_t k = 0; k < n_terms; ++k)
-            add_block<kMask>(x, static_cast<uint32_t>(block), schedule_of(k, static_cast<uint32_t>(block >> 32)), coefficient(k),
-                             span.last);
-#pragma unroll
-        for (int j = 0; j < 4; ++j) {
-            const uint64_t i = (block << 2) + j;
-            if (first <= i && i < end) narrow(x[j], theta[i - first]);
-        }
-    }
+    });
 }
 
 }  // namespace

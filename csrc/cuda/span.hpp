@@ -4,11 +4,10 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "../noise/passes.hpp"
 #include "../noise/philox.hpp"
 
 namespace zokern {
-
-enum class Storage { float32, bfloat16, float16 };
 
 constexpr int kTile = 4096;  // every span but a tensor's last is a multiple of so many elements
 
@@ -20,5 +19,14 @@ struct Span {
 };
 
 constexpr uint32_t kKeepAll = 0xFFFFFFFF;
+
+/// What every pass is given.
+struct Pass {
+    const Span* spans;
+    uint32_t n_spans, groups;
+    bool masked;            // whether some span has a last below kKeepAll
+    const uint32_t* clock;  // nullptr, or what is added to the step of every key
+    const Key* keys;        // of all terms, in device memory, or nullptr where few enough go along with the launch
+};
 
 }  // namespace zokern

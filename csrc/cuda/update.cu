@@ -36,11 +36,7 @@ void launch(const Update& pass, Rule rule, Storage state, cudaStream_t stream) {
 
 const char* update(const Update& pass, Rule rule, Storage storage, Storage state, int device, void* stream) {
     return on_device(device, [&] {
-        switch (storage) {
-            case Storage::float32: return launch<float>(pass, rule, state, static_cast<cudaStream_t>(stream));
-            case Storage::bfloat16: return launch<__nv_bfloat16>(pass, rule, state, static_cast<cudaStream_t>(stream));
-            case Storage::float16: return launch<__half>(pass, rule, state, static_cast<cudaStream_t>(stream));
-        }
+        with_storage(storage, [&](auto element) { launch<decltype(element)>(pass, rule, state, static_cast<cudaStream_t>(stream)); });
     });
 }
 

@@ -10,19 +10,15 @@ enum class Rule { sign, momentum, adam, amsgrad };
 constexpr int kSlots = 3;    // the most states that a rule has
 constexpr int kCarried = 8;  // up to so many keys go along with the launch: no memory of theirs need outlive it
 
-struct Update {
-    const Span* spans;
+struct Update : Pass {
     const int64_t* states;  // [n_spans][the rule's slots]: addresses of what belongs to the first element of the span
-    uint32_t n_spans, n_keys, groups;
-    bool masked;            // whether some span has a last below kKeepAll
-    const uint32_t* clock;  // nullptr, or what is added to the step of every key
-    const float* a;         // [n_keys][groups], what each z' is multiplied by on its way to theta
-    const float* b;         // [n_keys][groups], and to g
-    const float* decay;     // [groups] or nullptr
-    const float* numbers;   // [the rule's][groups]
-    const Key* keys;        // [n_keys], read where n_keys > kCarried
-    Key carried[kCarried];
-    Key rounding[kSlots];  // one a slot, where states are bfloat16
+    uint32_t n_keys;
+    const float* a;        // [n_keys][groups], what each z' is multiplied by on its way to theta
+    const float* b;        // [n_keys][groups], and to g
+    const float* decay;    // [groups] or nullptr
+    const float* numbers;  // [the rule's][groups]
+    Key carried[kCarried];  // keys is read where n_keys > kCarried
+    Key rounding[kSlots];   // one a slot, where states are bfloat16
 };
 
 /// theta and the states after one step of the rule (docs/noise_spec.md), one launch on `stream` of `device`. States are float32 or

@@ -3,6 +3,8 @@
 import numpy as np
 import pytest
 import torch
+from retrace_cases import RUNS, A, B, check_retrace
+from update_cases import MIXED, PLACES, Piece
 
 import zokern
 from zokern import Layout, NoiseKey, ops, use_backend
@@ -162,6 +164,42 @@ def test_state_of_every_kind_of_value(isa, rule):
         for ours, theirs in zip(*results):
             assert torch.equal(ours.isnan(), theirs.isnan()) and ours.isnan().any()
             assert torch.equal(bits(ours)[~ours.isnan()], bits(theirs)[~ours.isnan()])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("passes", RUNS.values(), ids=RUNS)
+def test_a_run_of_passes(isa, dtype, passes):
+    check_retrace(cpu.retrace_, dtype, MIXED, passes)
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_run_of_passes_anywhere(isa, dtype, place):
+    check_retrace(cpu.retrace_, dtype, PLACES[place], RUNS["steps"])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_not_finite_on_the_way(isa, dtype):
+    """Every bit pattern of a NaN among the numbers: rounding must not carry it into a number. Overflow on the way stays what it is."""
+    nan = torch.tensor(0x7FFFFFFF, dtype=torch.int32).view(torch.float32)
+    for passes in (
+        [([(A, nan)], 1.0), ([(B, 1.0)], 1.0)],
+        [([], nan), ([(B, 1.0)], 1.0)],
+        [([(A, 3e38)], 1.0), ([(A, -3e38)], 1.0), ([(A, 3e38)], 0.5), ([(B, 1.0)], 1.0)],
+    ):
+        check_retrace(cpu.retrace_, dtype, [Piece(1000, 4096)], passes)
+
+
+def test_threads_change_no_run_of_passes(isa):
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 2, 5):
+            torch.set_num_threads(threads)
+            check_retrace(
+                cpu.retrace_, torch.bfloat16, [Piece(150_001, 5), Piece(7, 2**33, 1), Piece(90_000, WRAP - 40_001, 2)], RUNS["steps"]
+            )
+    finally:
+        torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("state_dtype", [torch.float32, torch.bfloat16])

@@ -4,12 +4,12 @@ import os
 
 import torch
 
+from .passes import STORAGE
+
 try:
     from .. import _cpu
 except ImportError as error:
     _cpu, _why = None, str(error)
-
-STORAGE = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 
 
 def status() -> str:
@@ -31,6 +31,21 @@ def add_noise_(table, keys, coefficients, decay):
         coefficients.data_ptr(),
         table.groups,
         0 if decay is None else decay.data_ptr(),
+        torch.get_num_threads(),
+        _forced_isa(),
+    )
+
+
+def retrace_(table, keys, uses, values):
+    _cpu.retrace_(
+        STORAGE[table.dtype],
+        table.rows.data_ptr(),
+        len(table.rows),
+        _words(keys),
+        uses.data_ptr(),
+        len(uses),
+        values.data_ptr(),
+        table.groups,
         torch.get_num_threads(),
         _forced_isa(),
     )

@@ -4,6 +4,7 @@ from contextlib import contextmanager
 
 import torch
 
+from .passes import STORAGE
 from .spans import BLOCK, pack, spans, state_spans, to_device
 
 try:
@@ -11,7 +12,6 @@ try:
 except ImportError as error:
     _cuda, _why = None, str(error)
 
-STORAGE = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 OLDEST = (8, 0)  # compute capability
 
 _clock = None
@@ -65,6 +65,26 @@ def add_noise_(table, keys, coefficients, decay):
         coefficients.data_ptr(),
         table.groups,
         _address(decay),
+        _address(_clock),
+        *_place(rows.device),
+    )
+
+
+def retrace_(table, keys, uses, values):
+    rows = spans(table)
+    if not len(rows):
+        return
+    all_keys, uses, values = to_device(pack(keys), table.device), to_device(uses, table.device), values.contiguous()
+    _cuda.retrace_(
+        STORAGE[table.dtype],
+        rows.data_ptr(),
+        len(rows),
+        table.masked,
+        all_keys.data_ptr(),
+        uses.data_ptr(),
+        len(uses),
+        values.data_ptr(),
+        table.groups,
         _address(_clock),
         *_place(rows.device),
     )

@@ -1,4 +1,4 @@
-"""Both primitives in NumPy, for CPU memory: slow, and what the other backends are held to."""
+"""The primitives in NumPy, for CPU memory: slow, and what the other backends are held to."""
 
 import ctypes
 
@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from ..noise.reference import U32, bits, f32, fma, masked_normal, round_stochastic
+from .passes import DECAY, FRESH, ROUND
 
 CHUNK = 1 << 16  # elements held at a time: a few hundred KiB of temporaries
 
@@ -31,6 +32,23 @@ def add_noise_(table, keys, coefficients, decay):
             for key, c in zip(keys, coefficients[:, group]):
                 acc = fma(c, masked_normal(key, last, first + start, len(part)), acc)
             part[:] = store(acc)
+
+
+def retrace_(table, keys, uses, values):
+    uses, values = uses.tolist(), values.numpy()
+    load, store, bits_type = STORAGE[table.dtype]
+    for address, count, first, group, last in table.each():
+        theta = _array(address, count, bits_type)
+        for start in range(0, count, CHUNK):
+            part = theta[start : start + CHUNK]
+            x, next_key = load(part), iter(keys)
+            for use, v in zip(uses, values[:, group]):
+                if use & FRESH:
+                    z = masked_normal(next(next_key), last, first + start, len(part))
+                x = v * x if use & DECAY else fma(v, z, x)
+                if use & ROUND:
+                    x = load(store(x))
+            part[:] = store(x)
 
 
 def update_(table, rule, keys, a, b, decay, numbers, state, rounding):

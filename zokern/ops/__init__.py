@@ -2,5 +2,6 @@
 
 from .accumulate import add_noise_, make_noise, noise_like
 from .moments import update_
+from .retrace import retrace_
 
-__all__ = ["add_noise_", "make_noise", "noise_like", "update_"]
+__all__ = ["add_noise_", "make_noise", "noise_like", "retrace_", "update_"]

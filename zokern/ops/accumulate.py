@@ -6,7 +6,7 @@ from ..kernels import backend_for
 from ..layout import Layout
 from ..noise import NoiseKey
 from .checks import check_decay, check_terms
-from .handover import gathered, place, table_of, tell_autograd
+from .handover import each_table, place, table_of
 
 
 @torch.no_grad()
@@ -26,23 +26,14 @@ def add_noise_(layout: Layout, terms, decay=1.0) -> None:
     terms = check_terms("terms", terms, layout.groups)
     decay = check_decay(decay, layout.groups)
     keys, coefficients = [key for key, _ in terms], [c for _, c in terms]
-    tables, strided = layout.tables()
     placed = {}
-
-    def run(table):
+    for table in each_table(layout):
         if table.device not in placed:
             placed[table.device] = (
                 place(coefficients, table.groups, table.device),
                 None if decay is None else place([decay], table.groups, table.device)[0],
             )
         backend_for(table.device).add_noise_(table, keys, *placed[table.device])
-
-    for table in tables:
-        run(table)
-    for i in strided:
-        for (part,), start in gathered([layout.params[i]], layout.first[i]):
-            run(table_of(part, start, layout.groups, layout.word(i)))
-    tell_autograd(layout.params)
 
 
 def make_noise(key: NoiseKey, first: int, count: int, device="cpu") -> torch.Tensor:

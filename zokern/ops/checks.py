@@ -1,5 +1,7 @@
 """What the operations accept, and how they refuse the rest."""
 
+from collections.abc import Iterable
+
 import torch
 
 from ..noise import NoiseKey
@@ -25,6 +27,16 @@ def check_number(name, value, groups):
     return value
 
 
-def check_decay(decay, groups):
+def check_decay(decay, groups, name="decay"):
     """-> None where nothing is to be multiplied, else decay."""
-    return None if isinstance(decay, float | int) and decay == 1 else check_number("decay", decay, groups)
+    return None if isinstance(decay, float | int) and decay == 1 else check_number(name, decay, groups)
+
+
+def check_passes(passes, groups):
+    """Refuse passes that are not (terms, decay). -> list of them."""
+    checked = []
+    for p, entry in enumerate(passes):
+        if not isinstance(entry, tuple | list) or len(entry) != 2 or not isinstance(entry[0], Iterable):
+            raise TypeError(f"passes[{p}] is {entry!r}: pass (terms, decay), with a sequence of (NoiseKey, coefficient) for terms")
+        checked.append((check_terms(f"passes[{p}][0]", entry[0], groups), check_decay(entry[1], groups, f"decay of passes[{p}]")))
+    return checked

@@ -38,6 +38,16 @@ def table_of(tensor, first, groups=1, word=None):
     return Table(tensor.dtype, tensor.device, groups, torch.tensor([row]))
 
 
+def each_table(layout):
+    """The tables of all parameters, those that are not contiguous piece by piece. Autograd is told at the end."""
+    tables, strided = layout.tables()
+    yield from tables
+    for i in strided:
+        for (part,), start in gathered([layout.params[i]], layout.first[i]):
+            yield table_of(part, start, layout.groups, layout.word(i))
+    tell_autograd(layout.params)
+
+
 def gathered(tensors, first):
     """Covers tensors of one shape piece by piece, in row-major order of the logical shape.
 

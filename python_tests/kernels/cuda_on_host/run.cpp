@@ -2,6 +2,7 @@
 #include "emulation.hpp"
 
 #include "../../../csrc/cuda/add_noise_kernel.hpp"
+#include "../../../csrc/cuda/retrace_kernel.hpp"
 #include "../../../csrc/cuda/update_kernel.hpp"
 
 namespace zokern {
@@ -22,6 +23,11 @@ void run(const Launch& p, bool masked, uint32_t n_spans) {
 template <class T>
 void run(const Launch& p, bool masked, uint32_t n_spans) {
     p.n_terms == 1 ? run<T, 1>(p, masked, n_spans) : p.n_terms == 2 ? run<T, 2>(p, masked, n_spans) : run<T, 0>(p, masked, n_spans);
+}
+
+template <class T>
+void run(const Retrace& p) {
+    blocks(p.masked ? retrace_kernel<T, true> : retrace_kernel<T, false>, p, p.n_spans);
 }
 
 template <class T, class S, class R>
@@ -49,15 +55,21 @@ using namespace zokern;
 
 extern "C" void add_noise(int storage, const Span* spans, uint32_t n_spans, bool masked, const Key* first_keys, uint32_t n_terms,
                           const Key* keys, const float* coefficients, uint32_t groups, const float* decay, const uint32_t* clock) {
-    const Launch p = launch_of(
-        Pass{spans, n_spans, n_terms, groups, masked, clock, coefficients, decay, keys, {first_keys[0], first_keys[1]}});
+    const Pass pass{spans, n_spans, groups, masked, clock, keys};
+    const Launch p = launch_of(AddNoise{pass, n_terms, coefficients, decay, {first_keys[0], first_keys[1]}});
     storage == 0 ? run<float>(p, masked, n_spans) : storage == 1 ? run<__nv_bfloat16>(p, masked, n_spans) : run<__half>(p, masked, n_spans);
+}
+
+extern "C" void retrace(int storage, const Span* spans, uint32_t n_spans, bool masked, const Key* keys, const uint8_t* uses,
+                        uint32_t n_uses, const float* values, uint32_t groups, const uint32_t* clock) {
+    const Retrace p{{spans, n_spans, groups, masked, clock, keys}, uses, values, n_uses};
+    storage == 0 ? run<float>(p) : storage == 1 ? run<__nv_bfloat16>(p) : run<__half>(p);
 }
 
 extern "C" void update(int rule, int storage, int state, const Span* spans, uint32_t n_spans, bool masked, const int64_t* states,
                        const Key* carried, uint32_t n_keys, const Key* keys, const float* a, const float* b, uint32_t groups,
                        const float* decay, const float* numbers, const Key* rounding, const uint32_t* clock) {
-    Update pass{spans, states, n_spans, n_keys, groups, masked, clock, a, b, decay, numbers, keys, {}, {}};
+    Update pass{{spans, n_spans, groups, masked, clock, keys}, states, n_keys, a, b, decay, numbers, {}, {}};
     for (uint32_t k = 0; k < kCarried; ++k) pass.carried[k] = k < n_keys ? carried[k] : Key{};
     for (int slot = 0; slot < kSlots; ++slot) pass.rounding[slot] = rounding[slot];
     const UpdateLaunch p = launch_of(pass);

@@ -1,4 +1,4 @@
-"""The Triton backend. Triton itself is imported by the first call of ``add_noise_``, ``update_`` or ``status``, not with this package."""
+"""The Triton backend. Triton itself is imported by the first call of ``status`` or of a pass, not with this package."""
 
 import warnings
 
@@ -42,6 +42,12 @@ def add_noise_(table, keys, coefficients, decay):
     from .accumulate import add_noise_
 
     add_noise_(table, keys, coefficients, decay)
+
+
+def retrace_(table, keys, uses, values):
+    from .retrace import retrace_
+
+    retrace_(table, keys, uses, values)
 
 
 def update_(table, rule, keys, a, b, decay, numbers, state, rounding):

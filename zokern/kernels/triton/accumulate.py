@@ -1,15 +1,12 @@
 """theta <- decay * theta + sum_k c_k z(key_k), in place, one launch for many tensors. Numbers: docs/noise_spec.md."""
 
-from contextlib import nullcontext
-
-import torch
 import triton
 import triton.language as tl
 
 from ...noise import spec
 from ..spans import BLOCK, pack, spans, to_device
-from .memory import DTYPES, load_block, load_key, load_span, narrow, widen
-from .noise import INTERPRETED, fma, normal_at, normal_blocks
+from .memory import DTYPES, launching, load_block, load_key, load_span, narrow, widen
+from .noise import fma, normals
 
 # Counts are instructions an element in bfloat16 on sm_90, from bench/sass.py; nothing here has been timed on a GPU yet.
 # BLOCK is 4096, 32 elements a thread: 28.7 and 61 registers, where 16 a thread take 29.9 and 35.
@@ -30,11 +27,8 @@ def load_term(keys, coefficients, k, terms, groups):
 
 @triton.jit
 def add_term(acc, at, high, seed, step, stream, c, last, one, BLOCKS: tl.constexpr, MASKED: tl.constexpr):
-    """``at``: the low counter words of Philox blocks when BLOCKS is 1 or 2, the indices of elements when it is 0."""
-    if BLOCKS:
-        return fma(normal_blocks(at, high, seed, step, stream, last, one, BLOCKS, MASKED), c, acc)
-    else:
-        return fma(normal_at(at, seed, step, stream, last, one, MASKED), c, acc)
+    """``at``: as ``normals`` takes it."""
+    return fma(normals(at, high, seed, step, stream, last, one, BLOCKS, MASKED), c, acc)
 
 
 @triton.jit
@@ -126,14 +120,12 @@ def add_noise_kernel(
 
 def add_noise_(table, keys, coefficients, decay) -> None:
     """Adds the terms to every tensor of ``table``: coefficients float32 [len(keys), groups], decay float32 [groups] or None."""
-    if INTERPRETED and table.device.type != "cpu":
-        raise RuntimeError("TRITON_INTERPRET=1 runs kernels on CPU tensors only: unset it, or move the parameters to the CPU")
     if not len(keys) and decay is None:
         return
     rows = spans(table)
     if not len(rows):
         return
-    with torch.cuda.device(table.device) if table.device.type == "cuda" else nullcontext():
+    with launching(table.device):
         add_noise_kernel[(len(rows),)](
             rows,
             to_device(pack(keys), table.device),

@@ -1,5 +1,7 @@
 """What lies in memory and what kernels hold of it: keys and spans, and floats of every storage type."""
 
+from contextlib import nullcontext
+
 import torch
 import triton
 import triton.language as tl
@@ -7,6 +9,13 @@ import triton.language as tl
 from .noise import INTERPRETED, in_order4, in_order8
 
 DTYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
+
+
+def launching(device):
+    """The context in which kernels are launched on a device that need not be the current one."""
+    if INTERPRETED and device.type != "cpu":
+        raise RuntimeError("TRITON_INTERPRET=1 runs kernels on CPU tensors only: unset it, or move the parameters to the CPU")
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
 @triton.jit

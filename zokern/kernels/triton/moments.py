@@ -1,16 +1,13 @@
 """theta <- decay * theta + sum_k a_k z(key_k), and then a rule of g = sum_k b_k z(key_k), one launch for many tensors. Numbers:
 docs/noise_spec.md."""
 
-from contextlib import nullcontext
-
-import torch
 import triton
 import triton.language as tl
 
 from ...noise import spec
 from ..spans import pack, spans, state_spans, to_device
-from .memory import DTYPES, load_key, load_lanes, load_span, narrow, narrow_at_random, store_lanes, widen
-from .noise import INTERPRETED, fma, in_order8, normal_at, normal_blocks, words4
+from .memory import DTYPES, launching, load_key, load_lanes, load_span, narrow, narrow_at_random, store_lanes, widen
+from .noise import fma, in_order8, normals, words4
 
 # 8 elements a thread at a time: theta, g and two states in float32 are then 32 registers, and reading them hides their latency.
 WARPS = 4
@@ -44,11 +41,8 @@ def step(x, g, s0, s1, s2, n0, n1, n2, n3, n4, n5, n6, RULE: tl.constexpr):
 
 @triton.jit
 def add_key(x, g, at, high, seed, step, stream, a, b, last, one, BLOCKS: tl.constexpr, MASKED: tl.constexpr):
-    """``at``: the low counter words of Philox blocks when BLOCKS is 1 or 2, the indices of elements when it is 0."""
-    if BLOCKS:
-        z = normal_blocks(at, high, seed, step, stream, last, one, BLOCKS, MASKED)
-    else:
-        z = normal_at(at, seed, step, stream, last, one, MASKED)
+    """``at``: as ``normals`` takes it."""
+    z = normals(at, high, seed, step, stream, last, one, BLOCKS, MASKED)
     return fma(z, a, x), fma(z, b, g)
 
 
@@ -213,14 +207,12 @@ def update_kernel(
 def update_(table, rule, keys, a, b, decay, numbers, state, rounding) -> None:
     """One step of ``rule`` (of ops.moments.RULES) on every tensor of ``table``: a, b float32 [len(keys), groups], decay float32
     [groups] or None, numbers float32 [the rule's, groups], rounding one key a state where ``state`` is in bfloat16."""
-    if INTERPRETED and table.device.type != "cpu":
-        raise RuntimeError("TRITON_INTERPRET=1 runs kernels on CPU tensors only: unset it, or move the parameters to the CPU")
     rows = spans(table)
     if not len(rows):
         return
     states, numbers = state_spans(table, state), numbers.contiguous()
     words = to_device(pack([*keys, *(rounding or ())]), table.device)
-    with torch.cuda.device(table.device) if table.device.type == "cuda" else nullcontext():
+    with launching(table.device):
         update_kernel[(len(rows),)](
             rows,
             states,

@@ -166,3 +166,12 @@ def normal_at(i, seed, step, stream, last, one, MASKED: tl.constexpr):
         word = tl.where(odd, tl.where(upper, w3, w1), tl.where(upper, w2, w0))
         z = tl.where(word <= last, z, 0.0)
     return z
+
+
+@triton.jit
+def normals(at, high, seed, step, stream, last, one, BLOCKS: tl.constexpr, MASKED: tl.constexpr):
+    """``at``: the low counter words of Philox blocks when BLOCKS is 1 or 2, the indices of elements when it is 0."""
+    if BLOCKS:
+        return normal_blocks(at, high, seed, step, stream, last, one, BLOCKS, MASKED)
+    else:
+        return normal_at(at, seed, step, stream, last, one, MASKED)
