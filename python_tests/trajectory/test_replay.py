@@ -6,7 +6,8 @@ import pytest
 import torch
 from trajectory_cases import CASES, Net, batch, optimizer_of, same, train
 
-from zokern import MeZO, Trajectory, ops, record
+from zokern import MeZO, Trajectory, record
+from zokern.perturb import Retracing
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
@@ -49,12 +50,13 @@ def test_however_many_passes_are_made_together(recorded, name, together):
 
 
 def test_together_is_how_many_passes_wait(recorded, monkeypatch):
-    path, *_ = recorded("MeZO", steps=9)
-    made, real = [], ops.add_noise_
-    monkeypatch.setattr(ops, "add_noise_", lambda *arguments: (made.append(1), real(*arguments)))
+    path, expected, _ = recorded("MeZO", steps=9)
+    drained, real = [], Retracing.drain
+    monkeypatch.setattr(Retracing, "drain", lambda model: (drained.append(len(model.waiting)), real(model)))
     seen = []
-    Trajectory.read(path).replay(Net(), together=10, progress=lambda step: seen.append((step, len(made))))
-    assert seen[:4] == [(1, 0), (2, 0), (3, 0), (4, 10)] and seen[-1] == (9, 20) and len(made) == 27
+    Trajectory.read(path).replay(Net(), together=10, progress=lambda step: seen.append((step, sum(drained))))
+    assert seen == [(1, 0), (2, 0), (3, 0), *((step, 10) for step in (4, 5, 6)), *((step, 20) for step in (7, 8, 9))]
+    assert drained == [10, 10, 7]
 
 
 @pytest.mark.parametrize("name", ["MeZO", "ZOAdam", "MeZO blocks", "MeZO defer"])
