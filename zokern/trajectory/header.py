@@ -17,7 +17,6 @@ from .text import FORMAT
 CLASSES = {c.__name__: c for c in (MeZO, ZOConservative, ZOSign, ZOMomentum, ZOAdam, MeZOSVRG, ForwardGradient)}
 # What decides which passes a step makes: a subclass that has its own is another optimizer.
 DECIDING = ("repeat", "apply", "_estimate", "_update", "_due", "_again", "_heard", "_measured", "_key", "_setting", "_decay")
-COUNTED = ("step", "skipped", "noise_spec", "trail")  # in the groups, but no settings
 FIXED = ("seed", "q", "estimator", "defer", "anchor", "form", "amsgrad", "bias_correction", "state_dtype")
 OF_EACH = ("block", "keep")  # one for each parameter of a group
 
@@ -87,9 +86,8 @@ def groups_of(optimizer) -> list[dict]:
 
 
 def names(optimizer) -> list[str]:
-    """Of the settings."""
-    first = optimizer.param_groups[0]  # torch has defaults of its own, which groups need not have
-    return [name for name in optimizer.defaults if name in first and name not in COUNTED]
+    """Of the settings: what the constructor takes and the groups hold. torch and its schedulers add others to them."""
+    return [name for name in _defaults(class_of(optimizer)) if name in optimizer.param_groups[0] and name != "params"]
 
 
 def plain(name, value):
@@ -111,7 +109,7 @@ def plain(name, value):
 
 def restored(cls, name, value):
     """A setting as the optimizer had it, from JSON."""
-    default = _default(cls, name)
+    default = _defaults(cls)[name]
     if isinstance(default, torch.dtype):
         return getattr(torch, value)
     if isinstance(default, tuple):
@@ -120,8 +118,8 @@ def restored(cls, name, value):
 
 
 @cache
-def _default(cls, name):
-    return inspect.signature(cls).parameters[name].default
+def _defaults(cls):
+    return {name: parameter.default for name, parameter in inspect.signature(cls).parameters.items()}
 
 
 def _number(value):

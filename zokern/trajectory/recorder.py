@@ -208,6 +208,8 @@ def record(optimizer: ZerothOrder, path, notes: dict | None = None, every: int =
     path = Path(path)
     if path.suffix == ".safetensors":
         raise BadInput(f"path={str(path)!r}: a log is written as text; pass a name in .jsonl, and Trajectory.save for safetensors")
+    if path.exists() and not path.is_file():
+        raise BadInput(f"{path} is no file: pass the name of one")
     held = path.read_bytes() if path.exists() else b""
     if held and not resume:
         raise BadInput(f"{path} exists and is not empty: pass another path, or resume=True to go on with it")

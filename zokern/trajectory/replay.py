@@ -111,8 +111,8 @@ def _matched(header, params, path) -> list[tuple[str, torch.Tensor]]:
         return [(name, by_name[name]) for name, *_ in rows]
     if isinstance(params, torch.nn.Module):
         given = list(params.named_parameters())
-    if len(given) != len(rows):  # a frozen one is not in the log
-        given = [(name, p) for name, p in given if p.requires_grad]
+    if len(live := [pair for pair in given if pair[1].requires_grad]) == len(rows):
+        given = live  # what was frozen is not in the log
     if len(given) != len(rows):
         raise BadInput(f"{path} has {len(rows)} parameters without names, given are {len(given)}: pass the run's, in its order")
     return [(row[0], p) for row, (_, p) in zip(rows, given)]

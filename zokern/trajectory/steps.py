@@ -58,7 +58,7 @@ class Steps:
         return Step(tuple(self.readings[self.ends[step - 1] if step else 0 : self.ends[step]]), changes)
 
     def append(self, readings, changes) -> None:
-        step = len(self)
+        step = len(self.ends)
         self.readings.extend(readings)
         self.ends.append(len(self.readings))
         for name, value in changes.items():

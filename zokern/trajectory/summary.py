@@ -54,9 +54,9 @@ def describe(trajectory) -> dict:
     }
 
 
-def lines(described: dict) -> list[str]:
-    """What ``describe`` gave, as lines to print."""
-    d = described
+def lines(trajectory) -> list[str]:
+    """What ``describe`` says, as lines to print."""
+    d = describe(trajectory)
     losses = "" if d["first_loss"] is None and d["last_loss"] is None else f", loss {_shown(d['first_loss'])} to {_shown(d['last_loss'])}"
     skipped = f", {d['skipped']} skipped" if d["skipped"] else ""
     text = [f"{d['optimizer']}: {_many(d['steps'], 'step')}{losses}{skipped}"]

@@ -4,6 +4,7 @@ import json
 import math
 import struct
 import zlib
+from array import array
 
 import numpy as np
 
@@ -13,6 +14,7 @@ from ..noise import SPEC_VERSION
 FORMAT = 1
 KEYS = ("version", "optimizer", "groups", "parameters", "fingerprint", "notes")  # of a header, beside those that say what it is
 _FLOAT = struct.Struct("f")
+_decode = json.JSONDecoder().decode
 
 
 def header_line(header: dict) -> str:
@@ -77,10 +79,11 @@ def parse_step(path, number: int, line: bytes, step: int, crc: int) -> tuple[lis
     del held["step"], held["crc"]
     try:
         if "losses" in held:
-            readings = [math.nan if x is None else _FLOAT.unpack(_FLOAT.pack(x))[0] for x in held.pop("losses")]
+            losses = held.pop("losses")
+            readings = array("f", [math.nan if x is None else x for x in losses] if None in losses else losses).tolist()
         else:
             readings = [math.nan if x is None else float(x) for x in held.pop("exact")]
-    except (KeyError, TypeError, ValueError, OverflowError, struct.error):
+    except (KeyError, TypeError, ValueError, OverflowError):
         raise BadInput(f"{path}, line {number} holds no readings that can be read: restore it, or cut the log off before it") from None
     return readings, held, crc
 
@@ -108,7 +111,7 @@ def _float32(readings):
 
 def _json(path, number, line):
     try:
-        held = json.loads(line)
+        held = _decode(line.decode())  # json.loads spends as long again on guessing the encoding
     except ValueError:
         held = None
     if not isinstance(held, dict):
@@ -119,6 +122,6 @@ def _json(path, number, line):
 def _body(path, number, line, digits):
     """-> (what the checksum of a line is of, the checksum that it gives)."""
     cut = len(line) - digits - len(',"crc":""}')
-    if cut < 0 or not (line[cut:].startswith(b',"crc":"') and line.endswith(b'"}')):
+    if cut < 0 or line[cut : cut + 8] != b',"crc":"' or line[-2:] != b'"}':
         raise BadInput(f"{path}, line {number} was edited: it does not end in a checksum; restore it, or cut the log off before it")
     return line[:cut], line[-2 - digits : -2].decode("ascii", "replace")
