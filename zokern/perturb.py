@@ -121,8 +121,7 @@ class Retracing(InPlace):
     def drain(self):
         """Make the passes that wait."""
         passes, self.waiting = self.waiting, []
-        for terms, decay in passes:
-            ops.add_noise_(self.layout, terms, decay)
+        ops.retrace_(self.layout, passes)
 
     def _pass(self, terms, decay):
         self.waiting.append((terms, decay))
