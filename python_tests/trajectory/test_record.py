@@ -12,7 +12,7 @@ import pytest
 import torch
 from hybrid_cases import ADAMW, STATIC, ZO
 from hybrid_cases import Net as HybridNet
-from trajectory_cases import Net, batch, optimizer_of, same, train
+from trajectory_cases import Net, batch, optimizer_of, train
 
 import zokern
 from zokern import Hybrid, MeZO, Trajectory, ZOAdam, record
@@ -271,26 +271,24 @@ def test_hybrid_is_refused_with_the_reason(tmp_path):
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("name", ["MeZO", "ZOAdam", "MeZO blocks"])
+@pytest.mark.parametrize("name", ["MeZO", "ZOAdam"])
 def test_on_a_gpu_one_wait_an_interval(tmp_path, name):
-    """Recording itself waits for the device only where it writes; what is recorded is made again, there and on the CPU."""
-    net, path = Net(torch.bfloat16).cuda(), tmp_path / "run.jsonl"
-    optimizer = optimizer_of(name, net)
-    with record(optimizer, path, every=5) as recorder:
+    """A step that is not written waits for nothing; what is written is made again, there and on the CPU."""
+    start = torch.randn(1000, generator=torch.Generator().manual_seed(0)).bfloat16()
+    theta, path = torch.nn.Parameter(start.cuda()), tmp_path / "run.jsonl"
+    make = {"MeZO": MeZO, "ZOAdam": ZOAdam}[name]
+    optimizer = make([("theta", theta)], lr=1e-3, eps=1e-2, weight_decay=0.1)
+    with record(optimizer, path, every=5):
         for step in range(12):
-            tokens = batch(step).cuda()
-            loss = optimizer.step(lambda: net(tokens))  # noqa: B023
-            if step == 6:
-                torch.cuda.synchronize()
-                torch.cuda.set_sync_debug_mode("error")
-                recorder._after(optimizer)  # nothing new: a hook that fires twice
-                recorder.log.take(optimizer.readings, {}, {})
-                recorder.log.waiting.pop(), setattr(recorder.log, "step", recorder.log.step - 1)
+            torch.cuda.set_sync_debug_mode("error" if step >= 5 and (step + 1) % 5 else "default")
+            try:
+                optimizer.step(lambda: theta.float().square().mean())
+            finally:
                 torch.cuda.set_sync_debug_mode("default")
             assert len(Trajectory.read(path)) == (step + 1) // 5 * 5
-    assert len(Trajectory.read(path)) == 12 and loss.is_cuda
+    assert len(Trajectory.read(path)) == 12
     for device in ("cuda", "cpu"):
-        again = Net(torch.bfloat16).to(device)
-        Trajectory.read(path).replay(again)
-        if device == "cuda" or name != "ZOAdam":
-            assert same(again.cpu(), {name: p.detach().cpu() for name, p in net.named_parameters()})
+        again = start.clone().to(device)
+        Trajectory.read(path).replay([again])
+        if device == "cuda" or name == "MeZO":  # Adam's power in float64 may round otherwise
+            assert torch.equal(again.cpu(), theta.detach().cpu())
