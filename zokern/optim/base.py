@@ -114,8 +114,7 @@ class ZerothOrder(torch.optim.Optimizer):
                 self._make_state()  # which is why torch.distributed.checkpoint asks for such a step
                 return None
             raise ValueError("closure=None: zeroth-order steps evaluate the loss themselves; call step(closure) with () -> loss")
-        with self._restored():
-            estimate = self._measured(closure)
+        with self._measured(closure) as estimate:
             self.apply(estimate)
         return estimate.loss
 
@@ -125,15 +124,14 @@ class ZerothOrder(torch.optim.Optimizer):
         Between the halves the weights stand beside theta, and so the whole is as many passes as one step; ``flush`` brings them to
         theta. An estimate that is not followed by ``step()`` moves nothing. Arguments and errors as in ``step``.
         """
-        with self._restored():
-            self._begun = self._measured(closure)
+        with self._measured(closure) as self._begun:
+            pass
         self._versions = [p._version for p in self.layout.params]
         return self._begun
 
     def estimate(self, closure) -> Estimate:
         """Measure a gradient estimate and restore the weights; ``apply`` moves along it. Arguments and errors as in ``step``."""
-        with self._restored():
-            estimate = self._measured(closure)
+        with self._measured(closure) as estimate:
             self.model.settle()
         return estimate
 
@@ -162,12 +160,15 @@ class ZerothOrder(torch.optim.Optimizer):
     def _again(self, reading):
         return self.step(reading)
 
-    def _measured(self, closure) -> Estimate:
+    @contextmanager
+    def _measured(self, closure):
+        """-> an Estimate, the weights wherever its last loss was evaluated. Whatever is raised, they are brought back first."""
         self._check_untouched()
         self._make_state()  # where memory runs out, before anything has moved
         self.detours += self._measuring
         self._begun, self.readings, self._measuring = None, [], True
-        return self._estimate(self._heard(closure))
+        with self._restored():
+            yield self._estimate(self._heard(closure))
 
     def _heard(self, closure):
         """The closure, whose losses are kept in ``readings``."""
