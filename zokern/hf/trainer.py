@@ -1,0 +1,298 @@
+"""ZOTrainer: the Hugging Face Trainer with zeroth-order steps."""
+
+from contextlib import nullcontext
+from functools import partial
+
+import torch
+from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_pt_utils import find_batch_size
+
+import zokern
+
+from ..optim import ForwardGradient, MeZO, MeZOSVRG, ZerothOrder
+from . import processes
+
+SIXTEEN = (torch.bfloat16, torch.float16)
+ADAMS_LR = TrainingArguments.__dataclass_fields__["learning_rate"].default
+REFUSED = (
+    ("fp16", "scales the loss for gradients that there are none of: pass bf16=True, or load the model in 16 bits (dtype=torch.float16)"),
+    ("fsdp", "shards the weights, and the two losses of a step would be of stale ones: leave it out; a step needs the memory of inference"),
+    ("deepspeed", "drives its own backward pass and optimizer: leave it out; a step needs the memory of inference"),
+    (
+        "parallelism_config",
+        "splits one model over processes, but its noise is that of a whole one: leave it out; batches are split over them",
+    ),
+    ("neftune_noise_alpha", "works in train() mode only, and the losses of a step are evaluated in eval() mode: leave it out"),
+)
+
+
+class ZOTrainer(Trainer):
+    """Trainer, whose steps are those of a zokern optimizer. Everything but the step is Trainer's own.
+
+    A step measures in ``training_step`` and moves in Trainer's ``optimizer.step()``. The model is in eval() mode throughout, since dropout
+    would make the losses of a step differ by more than the perturbation. With gradient_accumulation_steps one perturbation sees all
+    micro-batches, each weighted by its tokens or rows: the step is that of the large batch. Of several processes each sees its part
+    of the batch, and all take the same step, bit for bit; the model is not wrapped.
+
+    The optimizer is given as to Trainer: ``optimizer_cls_and_kwargs=(zokern.ZOAdam, {...})``, or ``optimizers=(optimizer, scheduler)``;
+    with neither it is MeZO. A class is given the trainable parameters with their names, in the model's order; where there is weight
+    decay, in the two groups that Trainer makes of them. lr and weight_decay, unless among the settings given, are those of
+    TrainingArguments. MeZOSVRG's lr_full follows the schedule of its lr.
+
+    Losses are of float32 where the model allows it: a model in 16 bits that returns its loss in 16 bits, or whose trained part is in
+    float32, is evaluated under autocast. It logs, beside the loss (mean over the perturbed models): ``projected_grad`` (the root mean
+    square where there are several), ``loss_plus`` and ``loss_minus`` of the newest step, and ``skipped_steps``, those whose loss was not
+    finite. There is no ``grad_norm``. With logging_nan_inf_filter=False nothing else in a step waits for a GPU.
+
+    Inert, without a gradient: max_grad_norm, gradient_checkpointing, optim. With defer=True, callbacks that look at the weights call
+    ``flush()`` first; evaluation, prediction and saving do.
+
+    Args:
+        model, args, ...: as of Trainer.
+        full_batch: of MeZOSVRG, what is evaluated at anchors: "train", all training rows, or how many of them, drawn anew for each
+            anchor by (args.seed, step). In batches of the evaluation's size.
+        objective: what to train on instead of the model's loss, differentiable or not: an object with loss(model, inputs) -> 0-dim tensor,
+            a mean over rows, and scores(model, inputs) -> [rows, candidates], which are the predictions of ``predict`` and
+            ``compute_metrics``. Inputs that the model does not know need remove_unused_columns=False.
+        trajectory: a path where ``zokern.record`` logs the steps. A resumed run continues the log.
+    Raises:
+        TypeError: another optimizer than zokern's, or Hybrid, which needs a backward pass.
+        ValueError: no learning rate but Trainer's default, which is one for Adam; fp16, FSDP, DeepSpeed, several GPUs in one process.
+    """
+
+    def __init__(self, model=None, args=None, *others, full_batch="train", objective=None, trajectory=None, **named):
+        self._check_arguments(args)
+        self.full_batch, self.objective, self.trajectory = full_batch, objective, trajectory
+        self._micro_batches, self._autocast, self._record = [], None, None
+        super().__init__(model, args, *others, **named)
+        self._check_optimizer()
+        # Every process weights its own loss in the collective that each forward pass has.
+        self.args.average_tokens_across_devices = False
+        self.add_callback(_Watch(self))
+
+    def _check_arguments(self, args):
+        for name, cure in REFUSED:
+            if getattr(args, name, None):
+                raise ValueError(f"{name}={getattr(args, name)!r} {cure}")
+        if getattr(args, "n_gpu", 0) > 1:
+            raise ValueError(
+                f"{args.n_gpu} GPUs in one process: launch one a GPU (torchrun, accelerate launch), or set CUDA_VISIBLE_DEVICES"
+            )
+
+    def _check_optimizer(self):
+        optimizer, (make, settings) = self.optimizer, self.optimizer_cls_and_kwargs or (MeZO, {})
+        made = type(optimizer) if optimizer is not None else make if isinstance(make, type) else ZerothOrder
+        if not issubclass(made, ZerothOrder):
+            reason = "needs a backward pass: call its step yourself" if made is zokern.Hybrid else "takes gradients, and there are none"
+            raise TypeError(
+                f"{made.__name__} {reason}; here pass a zokern optimizer, such as optimizer_cls_and_kwargs=(zokern.MeZO, {{...}})"
+            )
+        if optimizer is None and "lr" not in settings and self.args.learning_rate == ADAMS_LR:
+            raise ValueError(
+                f"learning_rate={ADAMS_LR:g}, Trainer's default, is one for Adam: pass TrainingArguments(learning_rate=...), or lr among "
+                "the optimizer's settings (zokern.hf.STARTING_POINTS has some)"
+            )
+        if issubclass(made, MeZOSVRG) and self.train_dataset is not None:
+            self._check_full_batch()
+
+    def _check_full_batch(self):
+        if not hasattr(self.train_dataset, "__len__") or not hasattr(self.train_dataset, "__getitem__"):
+            raise ValueError("train_dataset has no length or no rows by number, and MeZOSVRG needs its full batch: pass one that has")
+        rows, wanted, fewest = len(self.train_dataset), self.full_batch, processes.count()
+        if wanted != "train" and not (isinstance(wanted, int) and fewest <= wanted <= rows):
+            raise ValueError(f'full_batch={wanted!r} of {rows} training rows: pass "train", or a number in [{fewest}, {rows}]')
+
+    def create_accelerator_and_postprocess(self):
+        super().create_accelerator_and_postprocess()
+        for name, found in (("fsdp", self.is_fsdp_enabled), ("deepspeed", self.is_deepspeed_enabled)):
+            if found:  # by accelerate's launcher
+                raise ValueError(f"{name} {dict(REFUSED)[name]}")
+        if getattr(self.accelerator, "scaler", None) is not None:
+            raise ValueError(f"mixed precision {self.accelerator.mixed_precision} {dict(REFUSED)['fp16']}")
+        # There are no gradients that a DDP wrapper could reduce.
+        self.accelerator.prepare_model = partial(self.accelerator.prepare_model, evaluation_mode=True)
+
+    def create_optimizer(self, model=None):
+        model = self.model if model is None else model
+        processes.equalise(model)
+        if self.optimizer is None:
+            make, settings = self.optimizer_cls_and_kwargs or (MeZO, {})
+            given = {"lr": self.args.learning_rate, "weight_decay": self.args.weight_decay, **settings}
+            trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+            groups = [{"params": trained}]
+            if given["weight_decay"]:
+                decayed = set(self.get_decay_parameter_names(model))
+                groups = [
+                    {"params": [entry for entry in trained if entry[0] in decayed]},
+                    {"params": [entry for entry in trained if entry[0] not in decayed], "weight_decay": 0.0},
+                ]
+            optimizer = make(groups, **given)
+            if not isinstance(optimizer, ZerothOrder):
+                raise TypeError(f"{make!r} made a {type(optimizer).__name__}: pass one that makes a zokern optimizer")
+            self.optimizer = optimizer
+        processes.check_equal(self.zeroth_order)
+        return self.optimizer
+
+    @property
+    def zeroth_order(self) -> ZerothOrder | None:
+        """The optimizer itself, without accelerate's wrapper; None before training."""
+        return getattr(self.optimizer, "optimizer", self.optimizer)
+
+    def flush(self) -> None:
+        """Bring the weights to where the steps so far have led: ``optimizer.flush()``."""
+        if self.zeroth_order is not None:
+            self.zeroth_order.flush()
+
+    def training_step(self, model, inputs, num_items_in_batch=None):
+        """Measure; ``optimizer.step()`` moves. -> the step's loss at its last micro-batch, and 0 before that."""
+        self._micro_batches.append(self._counted(inputs))
+        if not self.accelerator.sync_gradients:
+            return torch.zeros((), device=self.args.device)
+        batches, self._micro_batches = self._micro_batches, []
+        model.eval()
+        optimizer, closures = self.zeroth_order, [partial(self._loss, model, batches)]
+        if isinstance(optimizer, MeZOSVRG) and optimizer.at_anchor:
+            _schedule_lr_full(optimizer)
+            closures.append(lambda: self._loss(model, self._full_batches(optimizer.param_groups[0]["step"])))
+        return optimizer.begin(*closures).loss.to(self.args.device, torch.float32)
+
+    def _counted(self, inputs):
+        """-> (inputs, the number of labels or rows that their loss is a mean of, whether it is that of labels)."""
+        items = None
+        if self.objective is None:
+            _, items = self.get_batch_samples(iter([inputs]), 1, self.args.device)
+        return self._prepare_inputs(inputs), items if items is not None else find_batch_size(inputs), items is not None
+
+    def _loss(self, model, batches):
+        """The mean loss of batches, over all processes."""
+        losses, weights = zip(*(self._loss_of(model, *batch) for batch in batches))
+        loss, weight = losses[0], sum(weights)
+        if len(losses) > 1:
+            loss = sum(loss.double() * (share / _at_least_one(weight)) for loss, share in zip(losses, weights))
+        return processes.mean(loss, weight)
+
+    def _loss_of(self, model, inputs, items, labels):
+        """-> (mean loss of one batch, its weight). Normalised by its own count, it is right whether or not the model looks at that."""
+        torch.clear_autocast_cache()  # of the weights as they were at the loss before
+        kwargs = {"num_items_in_batch": _at_least_one(items)} if labels else {}
+        with self.compute_loss_context_manager():
+            loss = self.compute_loss(model, dict(inputs), **kwargs)  # which may take entries out
+        if self._autocast is None and isinstance(loss, torch.Tensor) and loss.dtype in SIXTEEN:
+            self._autocast = loss.dtype
+            return self._loss_of(model, inputs, items, labels)
+        return loss, items
+
+    def _full_batches(self, step):
+        """The batches of an anchor, of this process's share of the rows."""
+        loader = self.callback_handler.train_dataloader
+        rows = range(len(loader.dataset))
+        if self.full_batch != "train":
+            generator = torch.Generator().manual_seed(self.args.seed << 32 | step)
+            rows = torch.randperm(len(rows), generator=generator)[: self.full_batch].tolist()
+        part = torch.utils.data.Subset(loader.dataset, rows[processes.rank() :: processes.count()])
+        # With a generator of its own: the order of the minibatches is not disturbed.
+        options = dict(collate_fn=loader.collate_fn, generator=torch.Generator())
+        return map(self._counted, torch.utils.data.DataLoader(part, self.args.eval_batch_size, **options))
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        if self.objective is None:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        loss = self.objective.loss(model, inputs)
+        return (loss, None) if return_outputs else loss
+
+    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
+        if self.objective is None:
+            return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
+        inputs = self._prepare_inputs(inputs)
+        labels = inputs.get("labels")
+        with torch.no_grad(), self.compute_loss_context_manager():
+            loss = None if labels is None else self.compute_loss(model, inputs)
+            scores = None if prediction_loss_only else self.objective.scores(model, inputs)
+        return loss, scores, None if prediction_loss_only else labels
+
+    def autocast_smart_context_manager(self, cache_enabled=True):
+        return torch.autocast(self.args.device.type, self._autocast) if self._autocast else nullcontext()
+
+    def _choose_autocast(self):
+        """A model in 16 bits with parts in float32 computes in 16 bits."""
+        dtypes = {p.dtype for p in self.model.parameters() if p.is_floating_point()}
+        sixteen = dtypes & set(SIXTEEN)
+        if sixteen and torch.float32 in dtypes:
+            self._autocast = sixteen.pop()
+
+    def train(self, *args, **kwargs):
+        self._choose_autocast()
+        try:
+            return super().train(*args, **kwargs)
+        finally:
+            self.flush()
+
+    def evaluation_loop(self, *args, **kwargs):
+        self.flush()
+        self._choose_autocast()
+        return super().evaluation_loop(*args, **kwargs)
+
+    def save_model(self, *args, **kwargs):
+        self.flush()
+        if self._record is not None:
+            self._record.flush()
+        super().save_model(*args, **kwargs)
+
+    def log(self, logs, *args, **kwargs):
+        if "loss" in logs:
+            logs.pop("grad_norm", None)
+            logs.update(self._measured())
+        super().log(logs, *args, **kwargs)
+
+    def _measured(self):
+        """Of the newest step, for the log: this waits for the device."""
+        optimizer = self.zeroth_order
+        if optimizer.last is None or optimizer.last.projected_grad is None:
+            return {}
+        grad = optimizer.last.projected_grad.double()
+        found = {"projected_grad": grad if grad.numel() == 1 else grad.square().mean().sqrt()}
+        if not isinstance(optimizer, ForwardGradient):
+            found |= zip(("loss_plus", "loss_minus"), self._sides(optimizer))
+        found["skipped_steps"] = torch.as_tensor(optimizer.param_groups[0]["skipped"], device=grad.device)
+        numbers = torch.stack([value.double().reshape(()) for value in found.values()]).tolist()
+        return dict(zip(found, numbers)) | {"skipped_steps": int(numbers[-1])}
+
+    def _sides(self, optimizer):
+        """L(theta + eps z) and, with estimator="one-sided", L(theta), else L(theta - eps z), of the first direction."""
+        first, second = optimizer.readings[:2]
+        return (second, first) if optimizer.param_groups[0].get("estimator") == "one-sided" else (first, second)
+
+    def _begin_record(self, state):
+        if self.trajectory is not None and state.is_world_process_zero:
+            name = getattr(getattr(self.model, "config", None), "_name_or_path", "")
+            notes = {"model": name, "rows a step": self.get_total_train_batch_size(self.args)}
+            settings = dict(notes=notes, every=max(1, int(state.logging_steps)), resume=state.global_step > 0)
+            self._record = zokern.record(self.zeroth_order, self.trajectory, **settings)
+
+
+class _Watch(TrainerCallback):
+    """What has to happen at the turns of Trainer's loop."""
+
+    def __init__(self, trainer):
+        self.trainer = trainer
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.trainer._begin_record(state)
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        self.trainer._micro_batches.clear()  # of a step that was broken off
+
+    def on_epoch_end(self, args, state, control, **kwargs):
+        self.trainer.flush()  # before the best model is loaded over the weights
+
+
+def _schedule_lr_full(optimizer):
+    """Schedulers know lr alone."""
+    for group in optimizer.param_groups:
+        begin = group.setdefault("initial_lr_full", group["lr_full"])
+        if group.get("initial_lr"):
+            group["lr_full"] = begin * (group["lr"] / group["initial_lr"])
+
+
+def _at_least_one(count):
+    return count.clamp(min=1) if isinstance(count, torch.Tensor) else max(count, 1)
