@@ -8,6 +8,7 @@ from fnmatch import fnmatchcase
 
 import peft
 import torch
+from peft.optimizers import create_loraplus_optimizer
 
 METHODS = ("lora", "dora", "prefix", "prompt", "head", "full")
 TASKS = {
@@ -128,7 +129,7 @@ def lora_plus(model, optimizer, lr, ratio, **settings):
     def named(groups, **others):
         return optimizer([{**group, "params": [(names[id(p)], p) for p in group["params"]]} for group in groups], **others)
 
-    return peft.optimizers.create_loraplus_optimizer(model, named, lr=lr, loraplus_lr_ratio=ratio, **settings)
+    return create_loraplus_optimizer(model, named, lr=lr, loraplus_lr_ratio=ratio, **settings)
 
 
 def _in_float32(model):
