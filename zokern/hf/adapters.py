@@ -127,7 +127,8 @@ def lora_plus(model, optimizer, lr, ratio, **settings):
         raise ValueError(f"ratio={ratio!r}: pass a number >= 1")
 
     def named(groups, **others):
-        return optimizer([{**group, "params": [(names[id(p)], p) for p in group["params"]]} for group in groups], **others)
+        filled = [group for group in groups if group["params"]]  # torch takes an empty one for one without names
+        return optimizer([{**group, "params": [(names[id(p)], p) for p in group["params"]]} for group in filled], **others)
 
     return create_loraplus_optimizer(model, named, lr=lr, loraplus_lr_ratio=ratio, **settings)
 
