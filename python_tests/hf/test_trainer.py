@@ -117,36 +117,46 @@ def test_accumulation_is_the_large_batch(name, trainer_of):
     assert farthest(runs[0], weights(make(name))) > 1e-4
 
 
+def rows_seen(trainer):
+    """-> a list that is filled with the token ids that every loss is of."""
+    seen, loss = [], trainer._loss
+
+    def looked(model, batches):
+        batches = list(batches)
+        seen.append(torch.cat([inputs["input_ids"] for inputs, *_ in batches]))
+        return loss(model, batches)
+
+    trainer._loss = looked
+    return seen
+
+
 def test_a_last_step_of_fewer_micro_batches(trainer_of):
     """10 rows, 4 micro-batches of 2 a step: the second step of the epoch has one. The third begins with the next epoch."""
     trainer = trainer_of(
         gradient_accumulation_steps=4, per_device_train_batch_size=2, max_steps=3, trainer={"train_dataset": rows("opt-lm", 10)}
     )
-    seen = []
-    step = trainer._loss
-
-    def counted(model, batches):
-        batches = list(batches)
-        seen.append(sum(len(inputs["input_ids"]) for inputs, *_ in batches))
-        return step(model, batches)
-
-    trainer._loss = counted
+    seen = rows_seen(trainer)
     trainer.train()
-    assert seen == [8, 8, 2, 2, 8, 8]
+    assert [len(ids) for ids in seen] == [8, 8, 2, 2, 8, 8]
 
 
-def test_a_step_that_is_broken_off_leaves_nothing(trainer_of):
+@pytest.mark.parametrize("what", ["should_epoch_stop", "should_training_stop"])
+def test_a_step_that_is_broken_off_leaves_nothing(what, trainer_of):
     class Stop(transformers.TrainerCallback):
-        def on_substep_end(self, args, state, control, **kwargs):
-            control.should_training_stop = state.global_step == 1
+        stopped = 0
 
-    trainer = trainer_of(gradient_accumulation_steps=2, trainer={"callbacks": [Stop()]})
+        def on_substep_end(self, args, state, control, **kwargs):
+            if state.global_step == 1 and not self.stopped:
+                self.stopped = 1
+                setattr(control, what, True)
+
+    own = {"callbacks": [Stop()], "train_dataset": rows("opt-lm", 24)}  # three steps an epoch
+    trainer = trainer_of(gradient_accumulation_steps=2, max_steps=4, trainer=own)
+    seen = rows_seen(trainer)
     trainer.train()
-    assert trainer.state.global_step == 1 and trainer.zeroth_order.param_groups[0]["step"] == 1
-    after = weights(trainer.model)
-    trainer.callback_handler.remove_callback(Stop)
-    trainer.flush()
-    assert same(after, weights(trainer.model))
+    steps = 4 if what == "should_epoch_stop" else 1
+    assert trainer.state.global_step == trainer.zeroth_order.param_groups[0]["step"] == steps
+    assert [len(ids) for ids in seen] == [8] * 2 * steps
 
 
 @pytest.mark.parametrize("defer", [False, True])
@@ -253,14 +263,7 @@ def test_svrg_has_its_full_batch(full_batch, trainer_of):
         per_device_train_batch_size=5,
         per_device_eval_batch_size=8,
     )
-    shown, loss = [], trainer._loss
-
-    def looked(model, batches):
-        batches = list(batches)
-        shown.append(torch.cat([inputs["input_ids"] for inputs, *_ in batches]))
-        return loss(model, batches)
-
-    trainer._loss = looked
+    shown = rows_seen(trainer)
     trainer.train()
     count = 20 if full_batch == "train" else full_batch
     assert [len(ids) for ids in shown] == 2 * ([count] * 2 + [5] * 8)  # two anchors in six steps
@@ -278,6 +281,20 @@ def test_svrg_has_its_full_batch(full_batch, trainer_of):
         optimizer.step(lambda: plain(**batch).loss, lambda: plain(**everything).loss)  # noqa: B023
     # The full batch is in parts of 8, 8 and 4: losses of float32 differ in the last bit, over 2 eps = 2e-2, times lr |z| = 4e-2.
     assert farthest(weights(trainer.model), weights(plain)) < 5e-6
+
+
+def test_the_full_batch_does_not_disturb_the_minibatches(trainer_of):
+    """Where the order of an epoch is drawn from torch's own generator."""
+    orders = []
+    for optimizer in ((zokern.MeZO, {}), (zokern.MeZOSVRG, {"lr": 1e-3, "q": 4})):
+        trainer = trainer_of(
+            optimizer=optimizer, max_steps=8, per_device_train_batch_size=5, accelerator_config={"use_seedable_sampler": False}
+        )
+        seen = rows_seen(trainer)
+        trainer.train()
+        orders.append([ids for ids in seen if len(ids) == 5])
+    mezo, svrg = orders[0][::2], orders[1][::4]  # 2 losses a step, and 4 between anchors, which are steps 0 and 4
+    assert len(svrg) == 6 and all(map(torch.equal, [ids for i, ids in enumerate(mezo) if i % 4], svrg))
 
 
 def test_schedules_move_every_rate(trainer_of):

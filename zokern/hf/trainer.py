@@ -173,7 +173,6 @@ class ZOTrainer(Trainer):
 
     def _loss_of(self, model, inputs, items, labels):
         """-> (mean loss of one batch, its weight). Normalised by its own count, it is right whether or not the model looks at that."""
-        torch.clear_autocast_cache()  # of the weights as they were at the loss before
         kwargs = {"num_items_in_batch": _at_least_one(items)} if labels else {}
         with self.compute_loss_context_manager():
             loss = self.compute_loss(model, dict(inputs), **kwargs)  # which may take entries out
