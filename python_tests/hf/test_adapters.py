@@ -137,7 +137,7 @@ def test_lora_plus_has_two_rates(trainer_of):
     before = weights(model)
     trainer = trainer_of("opt-cls", model=model, trainer={"optimizers": (optimizer, None)}, lr_scheduler_type="constant", max_steps=3)
     trainer.train()
-    moved = {name: float((p - before[name]).abs().max()) for name, p in trained(model).items()}
+    moved = {name: float((p - before[name]).abs().max()) for name, p in weights(model).items()}
     assert min(v for n, v in moved.items() if "lora_B" in n) > 4 * max(v for n, v in moved.items() if "lora_B" not in n) > 0
 
 

@@ -54,7 +54,7 @@ def test_two_processes_are_one(case, runs):
     one, first, second = (run[case] for run in runs)
     assert same(first["weights"], second["weights"]) and first["losses"] == second["losses"]
     assert farthest(one["weights"], first["weights"]) < CASES[case]
-    assert first["losses"] == pytest.approx(one["losses"], rel=1e-5)
+    assert first["losses"] == pytest.approx(one["losses"], rel=1e-3 if "bf16" in case else 1e-5)
     assert len(set(one["losses"])) == 4
 
 
