@@ -11,7 +11,7 @@ import torch
 
 import zokern
 
-from . import cases, convergence, drift, effective_rank, kernels, memory, models, optimizers, problems, record, replay, step, table
+from . import cases, convergence, drift, effective_rank, kernels, memory, models, optimizers, problems, record, replay, step, table, trainer
 from .oracle import Refused
 
 
@@ -50,6 +50,11 @@ def run(arguments, device) -> int:
                 print(f"bench: suite {name} is skipped: {reason}", file=sys.stderr)
             else:
                 work += [(suite, case) for case in of(device, **chosen)]
+    for case in cases.trained(device, data=arguments.data, **chosen) if arguments.suite in ("trainer", "all") else ():
+        if reason := trainer.missing(case):
+            print(f"bench: suite trainer is skipped: {reason}", file=sys.stderr)
+        else:
+            work.append((trainer, case))
     if arguments.suite in ("drift", "all"):
         work += [(drift, case) for case in cases.drifts(arguments.quick, arguments.dtype)]
     if arguments.suite == "convergence":
@@ -86,7 +91,7 @@ def run(arguments, device) -> int:
 
 def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
-    suites = ("kernels", "step", "memory", "replay", "optimizers", "drift", "convergence", "all")
+    suites = ("kernels", "step", "memory", "replay", "optimizers", "trainer", "drift", "convergence", "all")
     parser.add_argument("--suite", choices=suites, default="all", help="all: those that tell what this machine does, not convergence")
     parser.add_argument("--quick", action="store_true", help="tiny sizes, to see that everything works: the times mean nothing")
     parser.add_argument("--out", type=Path, default=record.ROOT / "out" / "bench.jsonl", help="JSON lines, appended (out/bench.jsonl)")
@@ -94,7 +99,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--isa", choices=("scalar", "avx2", "avx512"), help="of the C++ backend (the best one)")
     parser.add_argument("--dtype", nargs="+", choices=list(models.DTYPES), help="only these (all)")
     parser.add_argument("--problem", choices=[*problems.PROBLEMS, "effective rank"], help="of suite convergence (all)")
-    parser.add_argument("--data", type=Path, help="of suite convergence: folder with train.tsv and test.tsv of SST-2")
+    parser.add_argument("--data", type=Path, help="of suites convergence and trainer: folder with train.tsv and test.tsv of SST-2")
     parser.add_argument("--backend", choices=zokern.kernels.NAMES, help="force one (the best one)")
     return parser
 

@@ -74,6 +74,19 @@ class Replay:
 
 
 @dataclass(frozen=True)
+class Trained:
+    """``steps`` steps of Trainer, each followed by one of a plain loop. ``data``: a folder with the train.tsv of SST-2."""
+
+    model: str
+    batch: int
+    tokens: int
+    threads: int
+    steps: int
+    logging_steps: int
+    data: str | None = None
+
+
+@dataclass(frozen=True)
 class OwnPart:
     """One step of an optimizer over the weights of a model, without the model's forward passes."""
 
@@ -200,6 +213,14 @@ def replays(device, quick=False, dtypes=None, threads=None) -> list[Replay]:
 def drifts(quick=False, dtypes=None) -> list[Drift]:
     """The cases of suite ``drift``."""
     return [Drift(dtype, 1 << 10, 10) if quick else Drift(dtype, 1 << 14, 1000) for dtype in dtypes or DTYPES]
+
+
+def trained(device, quick=False, dtypes=None, threads=None, data=None) -> list[Trained]:
+    """The cases of suite ``trainer``: float32; rows of a sentence's length."""
+    if dtypes and "fp32" not in dtypes:
+        return []
+    threads = threads or torch.get_num_threads()
+    return [Trained("tiny", 2, 8, threads, 10, 5)] if quick else [Trained("MiniLM", 16, 32, threads, 100, 10, data)]
 
 
 WITHOUT_STATE = ("MeZO", "MeZO, q=4", "MeZO, half masked", "MeZO, 3 blocks", "ZOSign", "ZOConservative")

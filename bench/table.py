@@ -2,7 +2,7 @@
 
 import math
 
-from . import drift, kernels, replay, runs, step
+from . import drift, kernels, replay, runs, step, trainer
 from .cases import FULL, LEAN
 
 NOTES = {
@@ -20,6 +20,8 @@ In brackets: the papers' figures. z+MB: zokern's peak over that of two forwards.
     "replay": """\
 Steps a second, K steps a pass; R=K: K steps of three passes in place, by one retrace_, to the bits of training;
 torch: torch.normal and add_ for each tensor, step by step.""",
+    "trainer": """\
+A step in milliseconds with its quartiles, of Trainer and of a plain loop in turns; over: what Trainer takes more.""",
     "drift": """\
 off: rms distance of the weights, N(0, 0.02^2), from where they began, in units of eps = 1e-3, after steps with lr = 0.
 kept: the part of an update of 1e-6 z that reaches the weights.""",
@@ -40,7 +42,8 @@ def text(records) -> str:
     if not records:
         return "no records"
     parts = [heading(records)]
-    for suite, row in (("kernels", of_kernels), ("step", of_steps), ("memory", of_memory), ("replay", of_replay), ("drift", of_drift)):
+    rows = {"kernels": of_kernels, "step": of_steps, "memory": of_memory, "replay": of_replay, "trainer": of_trainer, "drift": of_drift}
+    for suite, row in rows.items():
         cases = by_case([record for record in records if record["suite"] == suite])
         if cases:
             floor = next((name for case in cases for name in kernels.FLOOR.values() if name in case), "")
@@ -188,6 +191,24 @@ def of_replay(case) -> dict[str, str]:
         "threads": str(first["threads"]),
         **{f"{'R' if name.startswith(replay.RETRACE) else 'K'}={r['terms']}": f"{r['steps_per_second']:.1f}" for name, r in ours.items()},
         "torch": f"{case[replay.TORCH]['steps_per_second']:.2f}",
+    }
+
+
+def of_trainer(case) -> dict[str, str]:
+    ours, plain = case[trainer.TRAINER], case[trainer.PLAIN]
+
+    def shown(record):
+        median, low, high = (record[field] * 1e3 for field in ("median_s", "q1_s", "q3_s"))
+        return f"{median:.1f} [{low:.1f} {high:.1f}]"
+
+    return {
+        "model": ours["model"],
+        "dtype": ours["dtype"],
+        "tokens": f"{ours['batch']}x{ours['tokens']}",
+        "threads": threads(ours),
+        "Trainer ms": shown(ours),
+        "plain ms": shown(plain),
+        "over": f"{100 * ours['over_plain']:+.1f} %",
     }
 
 

@@ -273,3 +273,12 @@ def test_the_readmes_table_comes_from_records(quick, tmp_path):
     assert f"bf16, {ours['n']:,} elements | {ours['ns_per_element']:.2f} ns an element" in text and ours["commit"] in text
     drawn = {"noise.png", "share.png"} | (set() if models.missing() else {"step.png", "memory.png"})
     assert drawn >= {path.name for path in figures.iterdir() if path.stat().st_size > 10_000} >= {"noise.png", "share.png"}
+
+
+def test_trainer_and_the_plain_loop_take_turns(quick):
+    (case,) = by_case(quick[0], "trainer") or pytest.skip("transformers or peft is not installed")
+    assert set(case) == {"zokern.hf.ZOTrainer", "zokern.MeZO, plain loop"}
+    ours, plain = case["zokern.hf.ZOTrainer"], case["zokern.MeZO, plain loop"]
+    assert ours["rounds"] == plain["rounds"] == 10 and plain["over_plain"] == 0
+    assert ours["over_plain"] == pytest.approx(ours["median_s"] / plain["median_s"] - 1)
+    assert "suite trainer" in quick[1]

@@ -8,6 +8,7 @@ from fnmatch import fnmatchcase
 
 import peft
 import torch
+from peft.optimizers import create_loraplus_optimizer
 
 METHODS = ("lora", "dora", "prefix", "prompt", "head", "full")
 TASKS = {
@@ -126,9 +127,10 @@ def lora_plus(model, optimizer, lr, ratio, **settings):
         raise ValueError(f"ratio={ratio!r}: pass a number >= 1")
 
     def named(groups, **others):
-        return optimizer([{**group, "params": [(names[id(p)], p) for p in group["params"]]} for group in groups], **others)
+        filled = [group for group in groups if group["params"]]  # torch takes an empty one for one without names
+        return optimizer([{**group, "params": [(names[id(p)], p) for p in group["params"]]} for group in filled], **others)
 
-    return peft.optimizers.create_loraplus_optimizer(model, named, lr=lr, loraplus_lr_ratio=ratio, **settings)
+    return create_loraplus_optimizer(model, named, lr=lr, loraplus_lr_ratio=ratio, **settings)
 
 
 def _in_float32(model):

@@ -31,9 +31,9 @@ def mean(loss: torch.Tensor, weight) -> torch.Tensor:
     value, tangent = forward_ad.unpack_dual(loss)
     mine = [value, *([] if tangent is None else [tangent]), torch.as_tensor(weight, device=loss.device)]
     mine = torch.stack([number.detach().double() for number in mine])
-    every = mine.new_empty(count() * len(mine))
-    distributed.all_gather_into_tensor(every, mine)
-    *numbers, weights = every.view(count(), -1).unbind(1)
+    every = [torch.empty_like(mine) for _ in range(count())]
+    distributed.all_gather(every, mine)
+    *numbers, weights = torch.stack(every, 1)
     means = [torch.where(weights > 0, weights * n, 0.0).sum() / weights.sum().clamp(min=1) for n in numbers]
     return means[0] if tangent is None else forward_ad.make_dual(*means)
 

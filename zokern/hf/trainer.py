@@ -173,7 +173,6 @@ class ZOTrainer(Trainer):
 
     def _loss_of(self, model, inputs, items, labels):
         """-> (mean loss of one batch, its weight). Normalised by its own count, it is right whether or not the model looks at that."""
-        torch.clear_autocast_cache()  # of the weights as they were at the loss before
         kwargs = {"num_items_in_batch": _at_least_one(items)} if labels else {}
         with self.compute_loss_context_manager():
             loss = self.compute_loss(model, dict(inputs), **kwargs)  # which may take entries out
@@ -226,6 +225,9 @@ class ZOTrainer(Trainer):
             return super().train(*args, **kwargs)
         finally:
             self.flush()
+            if self._record is not None:
+                self._record.close()
+                self._record = None
 
     def evaluation_loop(self, *args, **kwargs):
         self.flush()
@@ -266,7 +268,7 @@ class ZOTrainer(Trainer):
         if self.trajectory is not None and state.is_world_process_zero:
             name = getattr(getattr(self.model, "config", None), "_name_or_path", "")
             notes = {"model": name, "rows a step": self.get_total_train_batch_size(self.args)}
-            settings = dict(notes=notes, every=max(1, int(state.logging_steps)), resume=state.global_step > 0)
+            settings = dict(notes=notes, every=max(1, int(state.logging_steps)), resume=self.zeroth_order.param_groups[0]["step"] > 0)
             self._record = zokern.record(self.zeroth_order, self.trajectory, **settings)
 
 

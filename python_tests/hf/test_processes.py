@@ -1,0 +1,70 @@
+"""Two processes over gloo take the step of one, and each the same bits."""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import hf_worker
+import pytest
+import torch
+from hf_cases import farthest, make, same, weights
+
+ROOT = Path(__file__).parents[2]
+# name -> how far weights may be from those of one process
+CASES = {
+    # A loss near 4 differs by some 2**-22 in float32, over 2 eps = 2e-2 and times lr |z| = 4e-3, in each of 4 steps.
+    "MeZO by tokens": 2.5e-6,
+    "MeZO by rows": 2.5e-6,
+    # Products of 4 and of 8 rows round differently to bfloat16, and a loss near 1 differs by 1e-4: over eps = 1e-2, times 4e-3, 4 times.
+    "one-sided, bf16": 1.6e-4,
+    "ZOConservative": 2.5e-6,
+    "MeZOSVRG": 5e-6,
+    "ForwardGradient": 2.5e-6,
+}
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """[what one process found, then each of two]."""
+    out = tmp_path_factory.mktemp("processes")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    path = os.pathsep.join([str(ROOT), str(ROOT / "python_tests"), os.environ.get("PYTHONPATH", "")])
+    shared = dict(PYTHONPATH=path, OMP_NUM_THREADS="1", HF_HUB_OFFLINE="1", WORLD_SIZE="2", LOCAL_WORLD_SIZE="2")
+    begun = []
+    for rank in "01":
+        environment = {**os.environ, **shared, "RANK": rank, "LOCAL_RANK": rank, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        with open(out / f"{rank}.log", "w") as log:
+            begun.append(subprocess.Popen([sys.executable, hf_worker.__file__, out], env=environment, stdout=log, stderr=log))
+    try:
+        one = {case: hf_worker.run(out, *settings) for case, settings in hf_worker.CASES.items()}
+        codes = [process.wait(timeout=240) for process in begun]
+    finally:
+        for process in begun:
+            process.kill()
+    assert codes == [0, 0], "\n".join((out / f"{rank}.log").read_text()[-3000:] for rank in "01")
+    return [one, *(torch.load(out / f"2-{rank}.pt") for rank in "01")]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_two_processes_are_one(case, runs):
+    one, first, second = (run[case] for run in runs)
+    assert same(first["weights"], second["weights"]) and first["losses"] == second["losses"]
+    assert farthest(one["weights"], first["weights"]) < CASES[case]
+    assert first["losses"] == pytest.approx(one["losses"], rel=1e-3 if "bf16" in case else 1e-5)
+    assert len(set(one["losses"])) == 4
+
+
+def test_rank_0_has_the_weights_to_begin_with(runs):
+    _, first, second = runs
+    assert same(first["spoiled"]["weights"], first["MeZO by tokens"]["weights"])
+    assert same(second["spoiled"]["weights"], first["spoiled"]["weights"])
+    assert not same(first["spoiled"]["weights"], weights(make("opt-lm")))
+
+
+def test_another_seed_in_one_process_is_refused(runs):
+    for run in runs[1:]:
+        assert "the optimizer of process 1 differs from that of process 0 in param_groups" in run["refused"]

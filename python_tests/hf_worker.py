@@ -1,0 +1,72 @@
+"""One of several processes of a run: python hf_worker.py OUT, under torchrun's environment. Saves what each case came to."""
+
+import os
+import sys
+from pathlib import Path
+
+import torch
+import transformers
+from hf_cases import make, rows, weights
+
+import zokern
+from zokern.hf import ZOTrainer
+
+PROCESSES = int(os.environ.get("WORLD_SIZE", "1"))
+STEPS = 4
+# name -> (model, method, optimizer, settings of TrainingArguments)
+CASES = {
+    "MeZO by tokens": ("opt-lm", "full", (zokern.MeZO, {"eps": 1e-2}), {}),
+    "MeZO by rows": ("opt-cls", "lora", (zokern.MeZO, {"eps": 1e-2, "q": 2}), {"gradient_accumulation_steps": 2}),
+    "one-sided, bf16": ("roberta", "full", (zokern.MeZO, {"eps": 1e-2, "estimator": "one-sided"}), {"bf16": True}),
+    "ZOConservative": ("opt-cls", "full", (zokern.ZOConservative, {"eps": 1e-2}), {}),
+    "MeZOSVRG": ("opt-lm", "full", (zokern.MeZOSVRG, {"eps": 1e-2, "lr": 1e-3, "lr_full": 1e-3}), {"per_device_eval_batch_size": 3}),
+    "ForwardGradient": ("opt-lm", "full", (zokern.ForwardGradient, {}), {}),
+}
+
+
+def run(out, name, method, optimizer, settings, spoil=0, seed=0):
+    """A run with 4 rows a step and process, or as many in one; ``spoil``: how far rank 1's weights are from rank 0's."""
+    model = make(name, method, attn_implementation="eager")
+    if spoil:
+        with torch.no_grad():
+            for p in model.parameters():
+                p.add_(spoil)
+    batch = 8 // PROCESSES // settings.get("gradient_accumulation_steps", 1)
+    args = transformers.TrainingArguments(
+        output_dir=str(out / "run"),
+        use_cpu=True,
+        ddp_backend="gloo" if PROCESSES > 1 else None,
+        report_to=[],
+        disable_tqdm=True,
+        save_strategy="no",
+        seed=5,
+        learning_rate=1e-3,
+        per_device_train_batch_size=batch,
+        logging_steps=1,
+        max_steps=STEPS,
+        **settings,
+    )
+    kind, own = optimizer
+    own = {**own, "seed": seed}
+    trainer = ZOTrainer(model, args, optimizer_cls_and_kwargs=(kind, own), train_dataset=rows(name, 32), eval_dataset=rows(name, 6))
+    trainer.train()
+    assert trainer.model_wrapped is trainer.model  # no DDP around it
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    return dict(weights=weights(model), losses=losses, eval_loss=trainer.evaluate()["eval_loss"])
+
+
+def main(out):
+    torch.set_num_threads(1)
+    rank = int(os.environ.get("RANK", "0"))
+    found = {case: run(out, *settings) for case, settings in CASES.items()}
+    if PROCESSES > 1:
+        found["spoiled"] = run(out, *CASES["MeZO by tokens"], spoil=0.1 * rank)
+        try:
+            run(out, *CASES["MeZO by tokens"], seed=rank)
+        except ValueError as error:
+            found["refused"] = str(error)
+    torch.save(found, out / f"{PROCESSES}-{rank}.pt")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
