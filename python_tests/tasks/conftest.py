@@ -1,4 +1,4 @@
-"""Real tokenizers (MiniLM's, and byte-level ones trained on texts of the project) and tiny models with random weights."""
+"""Real tokenizers (MiniLM's, and byte-level ones trained on the licence) and tiny models with random weights."""
 
 from pathlib import Path
 
@@ -45,8 +45,7 @@ def trained(folder, begin):
     special = ["<pad>", "</s>", mask]
     alphabet = tokenizers.pre_tokenizers.ByteLevel.alphabet()
     trainer = tokenizers.trainers.BpeTrainer(vocab_size=1000, special_tokens=special, initial_alphabet=alphabet, show_progress=False)
-    texts = [(ROOT / name).read_text() for name in ("README.md", "LICENSE", "docs/architecture.md")]
-    tokenizer.train_from_iterator([*texts, WORDS], trainer)
+    tokenizer.train_from_iterator([(ROOT / "LICENSE").read_text(), WORDS], trainer)  # a text that stays as it is
     if begin:
         tokenizer.post_processor = tokenizers.processors.TemplateProcessing(single="</s> $A", special_tokens=[("</s>", 1)])
     names = dict(bos_token="</s>", eos_token="</s>", pad_token="<pad>", mask_token="<mask>")

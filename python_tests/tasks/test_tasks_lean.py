@@ -89,9 +89,10 @@ def test_a_model_that_goes_around_its_output_embedding(models, caplog):
     assert "full logits are made" in caplog.text
 
 
+@pytest.mark.parametrize("kind", ["opt", "gpt2", "llama", "gemma2", "bert", "roberta"])
 @torch.no_grad()
-def test_some_logits_and_no_others(models):
-    model = models("opt", VOCABULARY)
+def test_some_logits_and_no_others(models, kind):
+    model = models(kind, VOCABULARY)
     ids, mask, _ = batch("right")
     full = model(input_ids=ids, attention_mask=mask).logits
     made = []

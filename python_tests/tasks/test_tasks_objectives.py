@@ -11,7 +11,7 @@ from task_rows import CASES
 import zokern
 from zokern import tasks
 from zokern.tasks import Example, few_shot, reader, split
-from zokern.tasks.metrics import token_f1
+from zokern.tasks.metrics import normalized, token_f1
 
 SQUAD = tasks.get("squad")
 
@@ -35,14 +35,17 @@ def written(model, tokenizer, prompt, most):
 @pytest.mark.parametrize("kind", ["opt", "gpt2", "llama"])
 @torch.no_grad()
 def test_written_answers_and_their_f1(models, adapters, bpe, kind, adapter):
-    model = models(kind, len(bpe), seed=3)
-    if adapter:
-        model = adapters(model, adapter)
     asked = reader(SQUAD, "causal", bpe, objective="f1", max_new_tokens=6)
     contexts = ["Denver won.", "A much longer text, of which nobody knows the end, won."]
     template = "Title: Super_Bowl\nContext: {}\nQuestion: Who won?\nAnswer:"
-    alone = [written(model, bpe, template.format(context), 6) for context in contexts]
-    assert len(set(alone)) == 2 and all(alone)
+    for seed in range(10):  # of the first model that writes two different answers of words
+        model = models(kind, len(bpe), seed)
+        model = adapters(model, adapter) if adapter else model
+        alone = [written(model, bpe, template.format(context), 6) for context in contexts]
+        if len({normalized(text) for text in alone} - {""}) == 2:
+            break
+    else:
+        pytest.fail(f"no model writes two answers: {alone}")
     answers = [("nothing", alone[0] + " and more"), ("nothing of it",)]
     rows = [question(context, right) for context, right in zip(contexts, answers)]
     batch = asked.collate([asked.encode(row) for row in rows])
