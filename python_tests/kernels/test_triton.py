@@ -287,8 +287,9 @@ def test_compiled_loop(tmp_path, arch, dtype, terms, most):
     assert {access.rsplit(".")[-1] for access in line["accesses"]} == {"128"}
 
 
-# A value of a run of passes whose z is made, with all that any value may ask for. Measured with triton 3.9: 29.0, 31.1, 31.7.
-PASSES = [(90, "fp32", 31), (90, "bf16", 33), (80, "bf16", 34), (100, "fp16", 34)]
+# A value of a run of passes whose z is made, with all that any value may ask for. Measured with triton 3.9: 29.0, 31.1, 31.2, 30.1.
+# (On sm_100 in float16 the ptxas of triton 3.6 spills four registers, outside the loop over values.)
+PASSES = [(90, "fp32", 31), (90, "bf16", 33), (80, "fp16", 34), (100, "bf16", 34)]
 
 
 @pytest.mark.parametrize("arch, dtype, most", PASSES)
