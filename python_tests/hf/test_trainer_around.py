@@ -207,12 +207,15 @@ def test_the_trajectory_is_recorded(trainer_of, tmp_path):
     if not hasattr(zokern, "record"):
         pytest.skip("this zokern has no record")
     path = tmp_path / "log.jsonl"
-    trainer_of(trainer={"trajectory": path}, **SAVING).train()
+    trainer_of(trainer={"trajectory": path}, logging_steps=2, **SAVING).train()
     whole = path.read_text().splitlines()
-    again = trainer_of(trainer={"trajectory": path}, **SAVING)
+    again = trainer_of(trainer={"trajectory": path}, logging_steps=2, **SAVING)
     again.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-3"))
     assert len(path.read_text().splitlines()) == len(whole) > 6
     assert path.read_text().splitlines()[-1] == whole[-1]
+    model = make("opt-lm")
+    zokern.Trajectory.read(path).replay(model)
+    assert same(weights(model), weights(again.model))
 
 
 REFUSED = {
