@@ -61,8 +61,7 @@ class Result:
         return [
             *(["stopped early: what follows is of the steps done"] if self.interrupted else []),
             f"model      {self.model}, {self.method}: {self.trained_parameters:,} of {self.parameters:,} parameters trained",
-            f"data       {self.data}: {self.train_rows} training rows, {self.held_out_rows} held out"
-            + (f", classes {classes}" * bool(classes)),
+            f"data       {self.data}: {self.train_rows} training rows, {self.held_out_rows} held out{classes}",
             f"{self.metric:<10} {self._path(self.metric)} on held-out rows",
             *([f"loss       {self._path('loss')} on held-out rows"] if "loss" in self.after else []),
             *test,
