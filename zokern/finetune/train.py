@@ -11,7 +11,7 @@ from pathlib import Path
 from ..errors import BadInput, need
 from . import optimizers, output
 from .features import FrozenBody, head_of, seen_by
-from .judge import judge
+from .judge import TOGETHER, judge
 from .model import Asked
 from .settings import Settings
 
@@ -95,6 +95,7 @@ class Training:
             output_dir=str(self.path / output.CHECKPOINTS),
             max_steps=settings.steps,
             per_device_train_batch_size=settings.batch_size,
+            per_device_eval_batch_size=TOGETHER,  # of an anchor's full batch
             gradient_accumulation_steps=settings.accumulate,
             dataloader_drop_last=True,
             lr_scheduler_type=settings.schedule,
