@@ -12,6 +12,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+import torch
+
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 from bench.record import where  # noqa: E402
@@ -56,7 +58,7 @@ def _made(run, data):
         made, found = (json.loads((Path(folder) / "run" / name).read_text()) for name in ("run.json", "metrics.json"))
         size = (Path(folder) / "run" / "trajectory.jsonl").stat().st_size
     made["settings"] |= {"out": None, "data": run["task"]}
-    return made | {"result": found | {"out": None}, "trajectory_bytes": size} | where("cpu")
+    return made | {"result": found | {"out": None}, "trajectory_bytes": size} | where(torch.device("cpu"))
 
 
 def _same(held, given):

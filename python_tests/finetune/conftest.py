@@ -76,3 +76,31 @@ def settings(tmp_path, tiny, data):
     return Settings(
         model=str(tiny), data=str(data), steps=4, batch_size=8, eval_every=2, max_length=32, device="cpu", out=str(tmp_path / "run")
     )
+
+
+@pytest.fixture
+def sst2(tmp_path):
+    """A local copy of SST-2, as far as it goes: 48 rows to train on and 20 to judge by."""
+    folder = tmp_path / "sst2"
+    folder.mkdir()
+    for split, count in (("train", 48), ("validation", 20)):
+        rows = [f"a {('dull', 'fine')[i % 2]} film , number {i}\t{i % 2}" for i in range(count)]
+        (folder / f"{split}.tsv").write_text("\n".join(["sentence\tlabel", *rows]) + "\n")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def asked(tmp_path_factory, tokenizer):
+    """ "masked" or "causal" -> the folder of a tiny language model, with MiniLM's tokenizer."""
+    small = dict(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32, max_position_embeddings=64)
+    configs = {
+        "masked": (transformers.BertForMaskedLM, transformers.BertConfig(vocab_size=len(tokenizer), **small)),
+        "causal": (transformers.LlamaForCausalLM, transformers.LlamaConfig(vocab_size=len(tokenizer), **small)),
+    }
+    made = {}
+    for kind, (model, config) in configs.items():
+        made[kind] = tmp_path_factory.mktemp("models") / kind
+        torch.manual_seed(0)
+        model(config).save_pretrained(made[kind])
+        tokenizer.save_pretrained(made[kind])
+    return made

