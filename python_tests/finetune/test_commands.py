@@ -111,10 +111,11 @@ def test_every_adapter_trains_is_judged_and_replayed(few, tmp_path, adapter):
     for name, rows in (("held_out", found["after"]), ("test", found["test"])):
         assert judged[name]["accuracy"] == rows["accuracy"] and judged[name]["loss"] == pytest.approx(rows["loss"], abs=1e-5)
     zokern("replay", tmp_path / "run", "--out", tmp_path / "again")
-    assert equal(tmp_path / "run", tmp_path / "again")
     if adapter in ("prefix", "prompt"):
         name = "adapter/adapter_model.safetensors"
         assert (tmp_path / "run" / name).read_bytes() == (tmp_path / "again" / name).read_bytes()
+    else:
+        assert equal(tmp_path / "run", tmp_path / "again")
 
 
 @pytest.mark.parametrize("ask, dtype", [("masked", "float32"), ("causal", "bfloat16")])
@@ -162,7 +163,8 @@ def test_info_tells_the_run_and_an_edited_log_its_line(few, tmp_path):
     assert json.loads(zokern("info", tmp_path / "run", "--json"))["steps"] == 4
     zokern("info", tmp_path / "run", "--save", tmp_path / "run.safetensors")
     assert zokern("info", tmp_path / "run.safetensors", "--json").count("\n") > 5
-    assert Trajectory.read(tmp_path / "run.safetensors").losses() == Trajectory.read(tmp_path / "run" / "trajectory.jsonl").losses()
+    saved, logged = (Trajectory.read(tmp_path / name).losses() for name in ("run.safetensors", "run/trajectory.jsonl"))
+    assert list(saved) == list(logged)
     log = tmp_path / "run" / "trajectory.jsonl"
     lines = log.read_text().splitlines(keepends=True)
     log.write_text("".join([*lines[:2], lines[2].replace("0.", "1.", 1), *lines[3:]]))
@@ -173,18 +175,18 @@ def test_info_tells_the_run_and_an_edited_log_its_line(few, tmp_path):
 
 def test_what_cannot_be_judged(few, tmp_path, tiny):
     assert "--task and --data are missing" in zokern("evaluate", "--model", tiny, code=2)
-    assert "has no head for the classes" in zokern("evaluate", "--model", tiny, "--task", "sst2", "--data", tmp_path / "sst2", code=2)
+    given = ["--model", tiny, "--task", "sst2", "--data", tmp_path / "sst2", "--max-length", "32"]
+    assert "has no head for the classes negative, positive" in zokern("evaluate", *given, code=2)
     assert "--model is missing" in zokern("evaluate", code=2)
     (tmp_path / "sst2" / "test.tsv").write_text("sentence\tlabel\nunknown\t-1\n")
-    given = ["--model", tiny, "--task", "sst2", "--data", tmp_path / "sst2", "--split", "test"]
-    assert "has no labels: pass --split validation" in zokern("evaluate", *given, code=2)
+    assert "has no labels: pass --split validation" in zokern("evaluate", *given, "--split", "test", code=2)
 
 
 @pytest.mark.parametrize(
     "given, message",
     [
         (["--task", "sst3"], "sst2"),
-        (["--ask", "masked"], "cannot be asked with --ask masked"),
+        (["--ask", "masked"], "--ask masked would ask new, random weights: pass --ask head"),
         (["--rows", "512,256,256"], "512 for train + 256 for validation"),
         (["--shots", "30"], "class 0 has 24 rows"),
         (["--rank", "4"], "--rank is of LoRA and DoRA"),

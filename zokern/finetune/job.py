@@ -128,7 +128,7 @@ def _run(settings, path, say, resumed=None):
         steps_per_second=training.here / training.seconds if training.seconds else 0.0,
         peak_mib=peak_mib(next(asked.model.parameters()).device),
         out=str(settings.out),
-        kind=asked.kind,
+        load=asked.load(str(settings.out)),
     )
     if not training.interrupted:
         output.write(path / output.METRICS, result.json())

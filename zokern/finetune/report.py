@@ -47,7 +47,7 @@ class Result:
     steps_per_second: float
     peak_mib: float | None
     out: str
-    kind: str
+    load: str
 
     def json(self) -> str:
         return json.dumps(asdict(self), indent=1)
@@ -69,7 +69,7 @@ class Result:
             f"{self.steps_per_second:.2f} steps/s{skipped}",
             *([f"memory     {self.peak_mib:,.0f} MiB at most"] if self.peak_mib else []),
             f"saved      {self.out} (model, tokenizer, curve.png, metrics.json, log.jsonl, trajectory.jsonl)",
-            f"load with  {self.kind}.from_pretrained({self.out!r})",
+            f"load with  {self.load}",
         ]
 
     def _path(self, name):

@@ -36,8 +36,8 @@ class Evaluation:
     rows: int | None = _option("Of a task: so many rows, drawn by --seed. Without it: all.")
     seed: int = _option("Draws the rows.", 0)
     ask: str | None = _option("How the model is asked: head, masked or causal. Without it: as the run did, or head.")
-    max_length: int = _option("Tokens a row; longer texts are cut.", 128)
-    dtype: str = _option("float32, bfloat16 or float16.", "float32")
+    max_length: int | None = _option("Tokens a row; longer texts are cut. Without it: as the run did, or 128.")
+    dtype: str | None = _option("float32, bfloat16 or float16. Without it: as the run did, or float32.")
     device: str | None = _option("cpu, cuda, cuda:1, ... Without it: a GPU where there is one.")
     metrics: str | None = _option("Write the metrics into this file, as JSON.")
 
@@ -51,26 +51,27 @@ def evaluate(what: Evaluation) -> dict:
     if what.model is None:
         raise BadInput("--model is missing: pass a run's folder, a model's folder or a hub id")
     run = (Path(what.model).expanduser() / output.RUN).is_file()
-    if run:
-        ran = settings_of(what.model, output.run_of(what.model))
-    elif what.task is None and what.data is None:
+    own = what.task is None and what.data is None
+    if own and not run:
         raise BadInput(f"--task and --data are missing, and {what.model!r} is no run's folder, which knows its own: pass one of them")
-    given = {name: getattr(what, name) for name in ("task", "data", "text", "label", "max_length", "dtype", "device", "ask", "seed")}
-    if run and what.task is None and what.data is None:
-        settings = replace(ran, device=what.device or ran.device)
+    ran = settings_of(what.model, output.run_of(what.model)) if run else Settings()
+    how = {name: getattr(what, name) or getattr(ran, name) for name in ("ask", "max_length", "dtype", "device")}
+    if own:
+        settings = replace(ran, **how)
         data = load_data(settings)
         sets = {"held_out": data.held_out, "test": data.test}
     else:
-        settings = Settings(**given | ({"ask": what.ask or ran.ask} if run else {})).checked()
+        settings = Settings(**{name: getattr(what, name) for name in ("task", "data", "text", "label", "seed")}, **how).checked()
         settle_network(settings)
         data, sets = _rows(settings, what)
-    asked = load_model(replace(settings, model=what.model, adapter=("full",), rank=None, lr_ratio=None, virtual_tokens=None), data)
-    if settings.ask == "head" and asked.new:
-        raise BadInput(
-            f"--model {what.model!r} has no head for the classes {', '.join(data.task.labels)}: pass a model that was trained on them"
-        )
-    if run and ran.adapter[0] in VIRTUAL:
+    virtual = ran.adapter[:1] and ran.adapter[0] in VIRTUAL
+    plain = dict(adapter=("full",), rank=None, lr_ratio=None, virtual_tokens=None)
+    asked = load_model(replace(settings, model=ran.model if virtual else what.model, **plain), data)
+    if virtual:
         asked.model = need("peft").PeftModel.from_pretrained(asked.model, str(Path(what.model).expanduser() / "adapter")).eval()
+    elif settings.ask == "head" and asked.new:
+        classes = ", ".join(data.task.labels)
+        raise BadInput(f"--model {what.model!r} has no head for the classes {classes}: pass a model that was trained on them")
     found = {"model": what.model, "data": data.name}
     for name, examples in sets.items():
         if examples:
