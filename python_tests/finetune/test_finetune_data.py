@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from zokern.finetune import BadInput, Settings
-from zokern.finetune.data import Example, columns, hold_out, load
+from zokern.finetune.data import Row, columns, hold_out, load
 from zokern.finetune.docstrings import docstring_sentences
 from zokern.tasks.rows import Table, read
 
@@ -41,8 +41,8 @@ def load_file(name, **more):
 @pytest.mark.parametrize("suffix", [".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".parquet"])
 def test_every_format_holds_the_same_rows(tmp_path, suffix):
     data = load_file(write(tmp_path / f"data{suffix}"))
-    assert data.labels == ["0", "1"]
-    found = sorted((*row.texts, row.label) for row in data.train + data.held_out)
+    assert data.task.labels == ("0", "1")
+    found = sorted((*row.row.values(), data.task.labels[row.label]) for row in data.train + data.held_out)
     assert found == sorted((row["text"], str(row["label"])) for row in ROWS)
 
 
@@ -159,11 +159,11 @@ def test_held_out_rows_of_their_own(tmp_path):
 
 def test_whole_numbers_are_ordered_as_numbers(tmp_path):
     rows = [{"text": str(i) + "x", "label": i % 11} for i in range(44)]
-    assert load_file(write(tmp_path / "data.csv", rows)).labels == [str(i) for i in range(11)]
+    assert load_file(write(tmp_path / "data.csv", rows)).task.labels == tuple(str(i) for i in range(11))
 
 
 def test_held_out_rows_are_a_share_of_every_class():
-    rows = [Example((str(i),), "rare" if i % 10 == 0 else "common", "") for i in range(1000)]
+    rows = [Row((str(i),), "rare" if i % 10 == 0 else "common", "") for i in range(1000)]
     train, held_out = hold_out("x", rows, seed=3)
     assert (len(train), len(held_out)) == (800, 200) and sum(row.label == "rare" for row in held_out) == 20
     assert sorted(row.texts for row in train + held_out) == sorted(row.texts for row in rows)
@@ -185,5 +185,5 @@ def test_sst2_as_glue_has_it():
     if not path.exists():
         pytest.skip(f"{path} is not there")
     data = load(Settings(data=str(path)))
-    assert data.labels == ["0", "1"] and len(data.held_out) == 500
+    assert data.task.labels == ("0", "1") and len(data.held_out) == 500
     assert len(data.train) + 500 == len(path.read_text(encoding="utf-8").splitlines()) - 1
