@@ -156,6 +156,17 @@ def test_any_step_is_made_again_and_a_wrong_base_is_refused(few, tmp_path, tiny,
     assert "exists and is not empty" in zokern("replay", tmp_path / "run", "--out", tmp_path / "new", code=2)
 
 
+def test_a_frozen_body_is_part_of_the_base(few, tmp_path, tiny, tokenizer):
+    """LoRA trains nothing of it: an adapter on another body is another model."""
+    zokern("finetune", *few, "--adapter", "lora")
+    other = transformers.AutoModel.from_pretrained(tiny)
+    other.embeddings.word_embeddings.weight.data[1000] += 1e-3
+    other.save_pretrained(tmp_path / "other")
+    tokenizer.save_pretrained(tmp_path / "other")
+    error = zokern("replay", tmp_path / "run", "--model", tmp_path / "other", "--out", tmp_path / "new", code=2)
+    assert "word_embeddings.weight" in error and not (tmp_path / "new").exists()
+
+
 def test_info_tells_the_run_and_an_edited_log_its_line(few, tmp_path):
     zokern("finetune", *few, "--lr", "1e-3")
     text = zokern("info", tmp_path / "run")

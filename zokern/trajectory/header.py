@@ -21,8 +21,8 @@ FIXED = ("seed", "q", "estimator", "defer", "anchor", "form", "amsgrad", "bias_c
 OF_EACH = ("block", "keep")  # one for each parameter of a group
 
 
-def header_of(optimizer: ZerothOrder, notes) -> dict:
-    """The header of a run that begins now. Reads every parameter once, piece by piece."""
+def header_of(optimizer: ZerothOrder, notes, model=None) -> dict:
+    """The header of a run that begins now. Reads every parameter once, piece by piece, and what else a model has."""
     return {
         "zokern": "trajectory",
         "format": FORMAT,
@@ -32,6 +32,7 @@ def header_of(optimizer: ZerothOrder, notes) -> dict:
         "groups": groups_of(optimizer),
         "parameters": [[*row, digest(p)] for row, (_, p) in zip(table(listed(optimizer)), listed(optimizer))],
         "fingerprint": optimizer.layout.fingerprint(),
+        "frozen": {} if model is None else frozen(model, [p for _, p in listed(optimizer)]),
         "notes": notes,
     }
 
@@ -76,6 +77,13 @@ def digest(tensor: torch.Tensor) -> str:
     for (part,), _ in pieces([tensor.detach()], 0):
         sha.update(part.contiguous().view(-1).view(torch.uint8).cpu().numpy().data)
     return sha.hexdigest()[:16]
+
+
+def frozen(model, trained) -> dict[str, str]:
+    """name -> digest of what a module has beside the parameters that are trained, as its ``state_dict`` names it."""
+    mine = {(p.device, p.data_ptr()) for p in trained}
+    others = {name: t for name, t in model.state_dict().items() if isinstance(t, torch.Tensor) and (t.device, t.data_ptr()) not in mine}
+    return {name: digest(tensor) for name, tensor in others.items()}
 
 
 def groups_of(optimizer) -> list[dict]:
@@ -200,6 +208,25 @@ def check_base(header, named, path) -> None:
     if other:
         which = f"parameter {other[0]!r} has" if len(other) == 1 else f"{len(other)} parameters ({few(list(map(repr, other)))}) have"
         raise BadInput(f"{which} other values than the run of {path} began with: pass its base weights")
+
+
+def check_frozen(header, params, named, path) -> None:
+    """Refuse a model whose other weights are not those that the run began with; where none is given, or was then, nothing is known.
+
+    Args:
+        params: what the caller gave; only a module has other weights.
+        named: what is trained.
+    Raises:
+        BadInput: the first few that differ, and how many.
+    """
+    if not header.get("frozen") or not isinstance(params, torch.nn.Module):
+        return
+    own = frozen(params, [p for _, p in named])
+    other = [repr(name) for name, held in header["frozen"].items() if own.get(name) != held]
+    if other:
+        raise BadInput(
+            f"{len(other)} of the weights beside those that the run of {path} trained are others ({few(other)}): pass its base model"
+        )
 
 
 def few(items: list[str]) -> str:

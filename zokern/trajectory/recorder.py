@@ -12,7 +12,7 @@ import torch
 from ..errors import BadInput
 from ..optim import ZerothOrder
 from ..perturb import BlockByBlock, InPlace
-from .header import check_base, class_of, header_of, listed, names, plain, same_run, settings_of, table, together
+from .header import check_base, check_frozen, class_of, header_of, listed, names, plain, same_run, settings_of, table, together
 from .text import header_line, parse_header, parse_step, step_line
 
 
@@ -176,7 +176,7 @@ class _Seen(NamedTuple):
         return cls(optimizer.model, optimizer.flushes, optimizer.detours, beside)
 
 
-def record(optimizer: ZerothOrder, path, notes: dict | None = None, every: int = 1, resume: bool = False) -> Recorder:
+def record(optimizer: ZerothOrder, path, notes: dict | None = None, every: int = 1, resume: bool = False, model=None) -> Recorder:
     """Write a log of a run, from which ``zokern.Trajectory`` makes its weights again at any step, bit for bit.
 
     Registers a step hook: ``step(closure)`` and ``begin`` with ``step()`` are recorded. Of several processes that train together, let one
@@ -190,6 +190,8 @@ def record(optimizer: ZerothOrder, path, notes: dict | None = None, every: int =
             ``close`` and Python's exit write it. Default 1.
         resume: go on with the log at the optimizer's step, after ``load_state_dict``: lines of that step and later ones are dropped. At
             step 0 the log may also be missing. Default False.
+        model: the torch.nn.Module that the parameters are of: digests of its other weights go into the header, and a replay into a
+            module, or a resumed run, is refused over others. Default None: they are not looked at.
     Returns:
         The Recorder. ``close`` it, or leave its ``with`` block, when the run is done.
     Raises:
@@ -215,11 +217,11 @@ def record(optimizer: ZerothOrder, path, notes: dict | None = None, every: int =
         raise BadInput(f"{path} exists and is not empty: pass another path, or resume=True to go on with it")
     step = optimizer.param_groups[0]["step"]
     if resume and (step or b"\n" in held):
-        return _resumed(optimizer, path, held, step, every)
+        return _resumed(optimizer, path, held, step, every, model)
     if step or any(optimizer.state.values()):
         state = f"at step {step}" if step else "at step 0 and has state"
         raise BadInput(f"the optimizer is {state}: record from a new optimizer on, or pass resume=True with the log of its run")
-    line = header_line(header := header_of(optimizer, notes))
+    line = header_line(header := header_of(optimizer, notes, model))
     log = Log(path, 0, parse_header(path, line[:-1].encode())[1], 0, settings_of(header))
     try:
         log.append(line)
@@ -229,7 +231,7 @@ def record(optimizer: ZerothOrder, path, notes: dict | None = None, every: int =
     return Recorder(optimizer, log, every, flushed=False)
 
 
-def _resumed(optimizer, path, held, step, every):
+def _resumed(optimizer, path, held, step, every, model):
     lines = held.split(b"\n")[:-1]  # behind the last one is nothing, or a torn line
     if not lines:
         raise BadInput(f"{path} holds no run, the optimizer is at step {step}: pass the log of its run")
@@ -244,6 +246,7 @@ def _resumed(optimizer, path, held, step, every):
     same_run(header, optimizer, now, path)
     if not step:
         check_base(header, listed(optimizer), path)
+    check_frozen(header, model, listed(optimizer), path)
     # A state was saved, for which what was owed had been paid.
     owing = optimizer.param_groups[0].get("defer") or optimizer.param_groups[0].get("anchor") == "copy"
     return Recorder(optimizer, Log(path, size, crc, step, now), every, flushed=bool(step and owing))

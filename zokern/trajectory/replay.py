@@ -10,7 +10,7 @@ import torch
 from ..errors import BadInput
 from ..optim import ZerothOrder
 from ..perturb import Retracing, over
-from .header import CLASSES, OF_EACH, apart, check_base, check_table, few, restored, table
+from .header import CLASSES, OF_EACH, apart, check_base, check_frozen, check_table, few, restored, table
 
 MARKS = ("flushed", "disturbed")  # of a step, beside its settings
 
@@ -33,6 +33,7 @@ def replay(trajectory, params, step, together, progress) -> ZerothOrder:
             "parameters share other memory than the run's did; tie those that were tied"
         )
     check_base(header, named, path)
+    check_frozen(header, params, named, path)
     model = over(optimizer.layout, partial(Retracing, together=_queue(optimizer, together)))
     optimizer.model = model
     try:
