@@ -227,6 +227,11 @@ REFUSED = {
     "schedule": (dict(schedule="step"), "--schedule step: pass one of linear, cosine, constant"),
     "head": (dict(head="zero"), "--head zero: pass one of loaded, probe"),
     "device": (dict(device="tpu9"), "--device tpu9 cannot be used here"),
+    "second_gpu": (dict(device="cuda:1"), "pass --device cuda, with CUDA_VISIBLE_DEVICES=1 set"),
+    "replay_decay": (
+        dict(optimizer="mezo-svrg", anchor="replay", weight_decay=0.1),
+        '--optimizer mezo-svrg: anchor="replay" with weight_decay',
+    ),
     "length": (dict(max_length=65), "--max-length 65 is more than the 64 positions of the model: pass at most 64"),
     "columns": (dict(text=("a", "b", "c")), "pass one column or two"),
     "batch": (dict(batch_size=49), "--batch-size 49 is more than the 48 training rows"),

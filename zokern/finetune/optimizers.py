@@ -40,7 +40,7 @@ def make(settings: Settings, model):
     """-> (class, its settings), of settings that have their rates.
 
     Raises:
-        BadInput: an option that the optimizer does not have.
+        BadInput: an option that the optimizer does not have, or options that it does not take together.
     """
     cls = CLASSES[settings.optimizer]
     takes = inspect.signature(cls).parameters
@@ -54,4 +54,9 @@ def make(settings: Settings, model):
         given["blocks"] = model
     if "state_dtype" in given:
         given["state_dtype"] = getattr(torch, given["state_dtype"])
-    return cls, dict(given, lr=settings.lr, seed=settings.seed)
+    options = dict(given, lr=settings.lr, seed=settings.seed)
+    try:
+        cls([(name, p) for name, p in model.named_parameters() if p.requires_grad], **options)
+    except ValueError as error:
+        raise BadInput(f"--optimizer {settings.optimizer}: {error}") from None
+    return cls, options

@@ -38,7 +38,7 @@ class Evaluation:
     ask: str | None = _option("How the model is asked: head, masked or causal. Without it: as the run did, or head.")
     max_length: int | None = _option("Tokens a row; longer texts are cut. Without it: as the run did, or 128.")
     dtype: str | None = _option("float32, bfloat16 or float16. Without it: as the run did, or float32.")
-    device: str | None = _option("cpu, cuda, cuda:1, ... Without it: a GPU where there is one.")
+    device: str | None = _option("cpu or cuda. Without it: as the run did, or a GPU where there is one.")
     metrics: str | None = _option("Write the metrics into this file, as JSON.")
 
 

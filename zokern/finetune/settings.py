@@ -117,7 +117,7 @@ class Settings:
     save_every: int | None = _option("Steps between checkpoints, from which --resume goes on. Without it: --eval-every.")
     max_length: int = _option("Tokens a row; longer texts are cut.", 128)
     dtype: str = _option("float32, bfloat16 or float16.", "float32")
-    device: str | None = _option("cpu, cuda, cuda:1, ... Without it: a GPU where there is one.")
+    device: str | None = _option("cpu or cuda. Without it: a GPU where there is one.")
     out: str | None = _option("Folder for model, curve and logs. Without it: zokern-finetune, or -2, ...")
     overwrite: bool = _option("Replace an earlier run in --out.", False)
 
@@ -148,6 +148,9 @@ class Settings:
 
     def _together(self):
         plain = self.task is None
+        if self.device and self.device.startswith("cuda:"):
+            cure = f"pass --device cuda, with CUDA_VISIBLE_DEVICES={self.device.partition(':')[2]} set"
+            raise BadInput(f"--device {self.device}: Trainer takes the first GPU that it sees: {cure}")
         if plain and self.data is None and (self.eval_data or self.text or self.label):
             raise BadInput("--eval-data, --text and --label belong to --data: pass --data as well")
         if not plain:

@@ -78,9 +78,9 @@ class Training:
     def _reader(self, features):
         """Who is asked in training: the head alone, where nothing else is trained and it sees one vector a row."""
         train, held_out = features
-        asked, names = self.asked, [name for name, _ in self.asked.trained()]
+        asked = self.asked
         head = head_of(asked.model, len(asked.reader.task.labels)) if self.settings.ask == "head" else None
-        if head is None or {id(p) for _, p in asked.trained()} != {id(p) for p in head.parameters()} or not names:
+        if head is None or {id(p) for _, p in asked.trained()} != {id(p) for p in head.parameters()}:
             return asked.reader, features
         vectors = [seen_by(head, asked, rows) for rows in features]
         if any(v is None for v in vectors):
@@ -111,6 +111,8 @@ class Training:
             disable_tqdm=True,
             remove_unused_columns=False,
         )
+        if arguments.device.type == "cuda":
+            arguments._n_gpu = 1  # Trainer would spread the batch over all that it sees
         chosen = {"optimizer_cls_and_kwargs": (cls, options)}
         if settings.lr_ratio is not None:
             lr = options.pop("lr")
