@@ -11,7 +11,7 @@ demo: install
 	$(BIN)/python -m zokern finetune
 
 test: install
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist loadfile
 
 bench: install
 	$(BIN)/python -m bench

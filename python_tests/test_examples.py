@@ -14,7 +14,7 @@ EXAMPLES = Path(__file__).parents[1] / "examples"
 RUNS = {
     "plain_loop.py": (["--steps", "3", "--rows", "16"], "held-out loss 0."),
     "trainer_lora.py": (["--steps", "4", "--rows", "16"], "accuracy 0."),
-    "svrg_sst2.py": (["--steps", "6", "--rows", "32", "--data", "sst2"], "after: {'accuracy': "),
+    "svrg_sst2.py": (["--steps", "3", "--rows", "16", "--data", "sst2"], "after: {'accuracy': "),
     "replay.py": (["--steps", "4"], "after step 4: every bit the same"),
 }
 

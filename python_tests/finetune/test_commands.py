@@ -118,8 +118,9 @@ def test_every_adapter_trains_is_judged_and_replayed(few, tmp_path, adapter):
         assert equal(tmp_path / "run", tmp_path / "again")
 
 
+@pytest.mark.parametrize("adapter", ["full", "lora"])
 @pytest.mark.parametrize("ask, dtype", [("masked", "float32"), ("causal", "bfloat16")])
-def test_a_prompted_model_is_trained_in_place_and_replayed(few, asked, tmp_path, ask, dtype):
+def test_a_prompted_model_is_trained_in_place_and_replayed(few, asked, tmp_path, ask, dtype, adapter):
     given = [
         *few,
         "--model",
@@ -167,6 +168,68 @@ def test_a_frozen_body_is_part_of_the_base(few, tmp_path, tiny, tokenizer):
     assert "word_embeddings.weight" in error and not (tmp_path / "new").exists()
 
 
+def test_a_probe_on_a_known_head_is_where_the_run_begins(few, tmp_path):
+    """The head that the model came with is not the one that training began with."""
+    zokern("finetune", *few, "--out", tmp_path / "base")
+    given = [*few, "--model", tmp_path / "base", "--head", "probe", "--adapter", "full", "--lr", "1e-3"]
+    zokern("finetune", *given)
+    zokern("replay", tmp_path / "run", "--out", tmp_path / "again")
+    assert equal(tmp_path / "run", tmp_path / "again")
+    log = (tmp_path / "run" / "trajectory.jsonl").read_bytes()
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
+    (tmp_path / "run" / "metrics.json").unlink()
+    zokern("finetune", "--resume", tmp_path / "run")
+    assert (tmp_path / "run" / "trajectory.jsonl").read_bytes() == log and equal(tmp_path / "run", tmp_path / "again")
+
+
+def test_resume_refuses_other_rows_and_a_damaged_checkpoint(few, tmp_path):
+    zokern("finetune", *few)
+    (tmp_path / "run" / "metrics.json").unlink()
+    rows = (tmp_path / "sst2" / "train.tsv").read_text()
+    (tmp_path / "sst2" / "train.tsv").write_text(rows.replace("fine", "good"))
+    assert "the rows are not those that the run began with" in zokern("finetune", "--resume", tmp_path / "run", code=2)
+    (tmp_path / "sst2" / "train.tsv").write_text(rows)
+    state = tmp_path / "run" / "checkpoints" / "checkpoint-4" / "optimizer.pt"
+    state.write_bytes(state.read_bytes()[:100])
+    error = zokern("finetune", "--resume", tmp_path / "run", code=2)
+    assert "checkpoint-4' cannot be loaded" in error and "remove it to go on from the one before" in error
+    shutil.rmtree(state.parent)
+    zokern("finetune", "--resume", tmp_path / "run")
+    (tmp_path / "run" / "metrics.json").unlink()
+    (tmp_path / "run" / "run.json").write_text("{}")
+    assert "is damaged" in zokern("finetune", "--resume", tmp_path / "run", code=2)
+
+
+def test_settings_of_every_group_reach_the_optimizer(few, tmp_path):
+    def groups(*given):
+        zokern("finetune", *few, "--overwrite", *given)
+        return Trajectory.read(tmp_path / "run" / "trajectory.jsonl").header["groups"]
+
+    (group,) = groups("--optimizer", "zo-momentum", "--momentum", "0")
+    assert group["momentum"] == 0
+    lora = ("--adapter", "lora", "--lr-ratio", "4", "--lr", "0.01", "--weight-decay", "0.5", "--optimizer", "mezo-svrg", "--lr-full", "0.1")
+    found = groups(*lora, "--anchor", "copy")
+    assert {(group["lr"], group["lr_full"]) for group in found} == {(0.01, 0.1), (0.04, 0.4)}
+    assert {group["weight_decay"] for group in found} == {0.0, 0.5}  # peft leaves biases alone
+
+
+def test_passes_are_counted_with_their_batches(few, tmp_path):
+    zokern("finetune", *few, "--accumulate", "2")
+    assert json.loads((tmp_path / "run" / "metrics.json").read_text())["forwards"] == 4 * 2 * 2
+    zokern("finetune", *few, "--overwrite", "--optimizer", "mezo-svrg", "--q", "2", "--accumulate", "2")
+    assert json.loads((tmp_path / "run" / "metrics.json").read_text())["forwards"] == 2 * 4 * 2 + 2 * 2  # 32 rows fit into one batch
+
+
+def test_a_run_is_found_from_elsewhere(few, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    zokern("finetune", *few, "--data", "sst2", "--out", "run")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    zokern("evaluate", "--model", "../run")
+    zokern("replay", "../run", "--out", "again")
+    assert equal("../run", "again")
+
+
 def test_info_tells_the_run_and_an_edited_log_its_line(few, tmp_path):
     zokern("finetune", *few, "--lr", "1e-3")
     text = zokern("info", tmp_path / "run")
@@ -189,6 +252,14 @@ def test_what_cannot_be_judged(few, tmp_path, tiny):
     given = ["--model", tiny, "--task", "sst2", "--data", tmp_path / "sst2", "--max-length", "32"]
     assert "has no head for the classes negative, positive" in zokern("evaluate", *given, code=2)
     assert "--model is missing" in zokern("evaluate", code=2)
+    for more, message in (
+        (["--rows", "0"], "--rows 0: pass an integer >= 1"),
+        (["--text", "sentence"], "--text ('sentence',) goes with --data without --task"),
+        (["--metrics", tmp_path / "no" / "m.json"], "its folder does not exist"),
+        (["--dtype", "int8"], "--dtype int8: pass one of float32"),
+    ):
+        assert message in zokern("evaluate", *given, *more, code=2)
+    assert "--split test goes with --task" in zokern("evaluate", "--model", tiny, "--data", tmp_path / "x.csv", "--split", "test", code=2)
     (tmp_path / "sst2" / "test.tsv").write_text("sentence\tlabel\nunknown\t-1\n")
     assert "has no labels: pass --split validation" in zokern("evaluate", *given, "--split", "test", code=2)
 
@@ -202,6 +273,13 @@ def test_what_cannot_be_judged(few, tmp_path, tiny):
         (["--shots", "30"], "class 0 has 24 rows"),
         (["--rank", "4"], "--rank is of LoRA and DoRA"),
         (["--resume", "nowhere", "--steps", "3"], "--resume nowhere goes on with that run's own settings: leave out "),
+        (["--rows", ""], "--rows : pass three integers"),
+        (["--rows", "32,0,20"], "--rows 32,0,20: pass three integers"),
+        (["--accumulate", "5"], "--accumulate 5 times --batch-size 8 is more than the 32 training rows"),
+        (["--adapter", "lora", "--lr-ratio", "0.5"], "--lr-ratio 0.5: pass a number >= 1"),
+        (["--adapter", "prompt", "--virtual-tokens", "40"], "--max-length 32 is more than the 24 positions of the model"),
+        (["--optimizer", "forward-gradient", "--objective", "accuracy"], "--objective accuracy has no derivative"),
+        (["--ask", "masked", "--adapter", "prefix"], "--adapter prefix is not for masked models"),
         (["--betas", "a,b"], "--betas a,b: pass floats with commas between them"),
     ],
 )

@@ -114,7 +114,10 @@ def info(
         path = Path(log).expanduser()
         trajectory = read(str(path / "trajectory.jsonl" if path.is_dir() else path))
         if save is not None:
-            trajectory.save(save)
+            try:
+                trajectory.save(save)
+            except OSError as error:
+                raise BadInput(f"--save {save!r} cannot be written ({error.strerror}): pass a file in a folder that is there") from None
         return json.dumps(describe(trajectory), indent=1) if as_json else "\n".join(lines(trajectory))
 
     typer.echo(failing(read))

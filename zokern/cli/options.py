@@ -78,6 +78,8 @@ def _configure(context: typer.Context, path: Path | None):
             name = str(key).replace("-", "_")
             if name not in known:
                 raise BadInput(f"--config {path}: {key!r} is no option of {context.info_name}{nearest(name, known)}: remove or correct it")
+            if name in values:
+                raise BadInput(f"--config {path}: {key!r} is there twice: remove one")
             if isinstance(value, dict):
                 raise BadInput(f"--config {path}: {key!r} holds a table: give one value, or a list")
             values[name] = ",".join(map(str, value)) if isinstance(value, list) else value

@@ -1,5 +1,6 @@
 """From a task or a table to examples: which column is the text, which the label, what the classes are, which rows are held out."""
 
+import hashlib
 import random
 from collections import defaultdict
 from dataclasses import dataclass
@@ -53,6 +54,11 @@ class Data:
     held_out: list[Example]
     test: list[Example]
 
+    def digest(self) -> str:
+        """16 hex digits of what is trained on and judged by, in its order."""
+        rows = [[(row.row, row.label, row.answers) for row in rows] for rows in (self.train, self.held_out, self.test)]
+        return hashlib.sha256(repr((self.task.labels, rows)).encode()).hexdigest()[:16]
+
 
 def load(settings: Settings) -> Data:
     """The data that the settings name.
@@ -64,6 +70,10 @@ def load(settings: Settings) -> Data:
     if settings.batch_size > len(data.train):
         raise BadInput(
             f"--batch-size {settings.batch_size} is more than the {len(data.train)} training rows: pass at most {len(data.train)}"
+        )
+    if settings.batch_size * settings.accumulate > len(data.train):
+        raise BadInput(
+            f"--accumulate {settings.accumulate} times --batch-size {settings.batch_size} is more than the {len(data.train)} training rows"
         )
     if settings.full_batch and settings.full_batch > len(data.train):
         raise BadInput(

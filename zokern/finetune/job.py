@@ -1,6 +1,7 @@
 """The whole job: data, model, training, files, summary."""
 
 import platform
+import shutil
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -11,13 +12,14 @@ from .. import __version__, backends
 from ..errors import BadInput, need, require
 from . import output
 from .data import load as load_data
+from .features import head_of
 from .judge import judge
 from .model import load as load_model
 from .model import settle_network
 from .optimizers import make, with_rates
 from .probe import probe
 from .report import Result, draw, peak_mib
-from .settings import Settings
+from .settings import PATHS, Settings, title
 from .train import Training, interruptible, newest
 
 
@@ -31,6 +33,10 @@ def finetune(settings: Settings, say=print) -> Result:
     """
     settings = settings.checked()
     path = output.check(settings.out, settings.overwrite)
+    for name in PATHS:
+        given = getattr(settings, name)
+        if given and Path(given).absolute().is_relative_to(path):
+            raise BadInput(f"{title(name)} {given!r} is in --out {settings.out!r}, which the run would replace: pass another folder")
     return _run(settings, path, say)
 
 
@@ -68,6 +74,8 @@ def _run(settings, path, say, resumed=None):
     require("transformers", "accelerate", "peft", "sklearn", "safetensors", "matplotlib", "tqdm")  # before any work, not after it
     settings = with_rates(settings)
     data = load_data(settings)
+    if resumed and resumed["digest"] != data.digest():
+        raise BadInput(f"--resume {str(path)!r}: the rows are not those that the run began with: restore --data, or begin another run")
     asked = load_model(settings, data)
     make(settings, asked.model)  # what it refuses, it refuses before anything is written
     method = " + ".join(settings.adapter)
@@ -78,7 +86,7 @@ def _run(settings, path, say, resumed=None):
     say(f"{asked.name} on {data.name}: {settings.optimizer}, {method}, {count:,} parameters, lr {settings.lr:g}{eps}{new}")
     features = [[asked.reader.encode(example) for example in examples] for examples in (data.train, data.held_out)]
     checkpoint = newest(path) if resumed else None
-    record = {"settings": settings.record(), "labels": list(data.task.labels), **versions()}
+    record = {"settings": settings.record(), "labels": list(data.task.labels), "digest": data.digest(), **versions()}
     if resumed is None:
         before = probed = judge(asked, data.held_out, features[1])
     else:
@@ -88,13 +96,19 @@ def _run(settings, path, say, resumed=None):
         probed = judge(asked, data.held_out, features[1])
     if resumed is None:
         output.begin(path, record | {"before": before, "probed": probed})
-        output.save_parameters(path / output.INITIAL, {name: p for name, p in asked.model.named_parameters() if name in asked.new})
+        output.save_parameters(path / output.INITIAL, _initial(settings, asked))
     elif checkpoint is None:
         output.load_parameters(path / output.INITIAL, asked.model)
         (path / output.TRAJECTORY).unlink(missing_ok=True)
-    training = Training(asked, settings, data, features, path)
-    with interruptible(training.stopped):
-        training.run(checkpoint)
+    training = None
+    try:
+        training = Training(asked, settings, data, features, path)
+        with interruptible(training.stopped):
+            training.run(checkpoint)
+    except Exception:
+        if resumed is None and (training is None or not training.steps):
+            shutil.rmtree(path)  # nothing has been learnt in it
+        raise
     if training.interrupted:
         say(f"stopped after step {training.steps} of {settings.steps}: zokern finetune --resume {path}")
     parameters = sum(p.numel() for p in asked.model.parameters())
@@ -133,6 +147,13 @@ def _run(settings, path, say, resumed=None):
     if not training.interrupted:
         output.write(path / output.METRICS, result.json())
     return result
+
+
+def _initial(settings, asked):
+    """The parameters that the model as loaded does not have, or has otherwise."""
+    head = head_of(asked.model, len(asked.reader.task.labels)) if settings.head == "probe" else None
+    fitted = set() if head is None else {id(p) for p in head.parameters()}
+    return {name: p for name, p in asked.model.named_parameters() if name in asked.new or id(p) in fitted}
 
 
 def versions() -> dict:

@@ -187,6 +187,12 @@ def _why(name, error, auto):
 
 def _fits(settings, model, tokenizer):
     positions = getattr(model.config, "max_position_embeddings", None)
+    table = getattr(getattr(model.base_model, "embeddings", None), "position_embeddings", None)
+    if positions and getattr(table, "padding_idx", None) is not None:  # as RoBERTa's, which are counted from behind it
+        positions -= table.padding_idx + 1
+    virtual = need("zokern.hf").STARTING_POINTS[settings.adapter[0]].options if settings.adapter[0] in ("prefix", "prompt") else {}
+    if positions and virtual:
+        positions -= settings.virtual_tokens or virtual["num_virtual_tokens"]
     if positions and settings.max_length > positions:
         raise BadInput(f"--max-length {settings.max_length} is more than the {positions} positions of the model: pass at most {positions}")
     if tokenizer.pad_token is None and settings.batch_size > 1:

@@ -21,7 +21,7 @@ CLASSES = {
 # For a new head on a model as small as MiniLM: lr is 1e3 times that of a language model. After a probe the loss is steeper, and there
 # is less to gain: a step that helps a new head would undo the probe.
 NEW_HEAD, PROBED = 3e-2, 2e-3
-STEP = {"zo-adam": 0.1, "zo-sign": 0.01, "zo-momentum": 0.1}  # lr in MeZO's, for rules whose steps are of another size
+STEP = {"zo-adam": 0.1, "zo-sign": 0.01, "zo-momentum": 0.1}  # lr in MeZO's, for adapters; of all parameters each class has its own
 
 
 def with_rates(settings: Settings) -> Settings:
@@ -31,7 +31,9 @@ def with_rates(settings: Settings) -> Settings:
     point = points[method]
     small = settings.ask == "head" and method in ("lora", "dora", "head")
     lr = (PROBED if settings.head == "probe" else NEW_HEAD) if small else point.lr[1]
-    lr = settings.lr or lr * STEP.get(settings.optimizer, 1)
+    cls = CLASSES[settings.optimizer]
+    usual = inspect.signature(cls).parameters["lr"].default if method == "full" else lr * STEP.get(settings.optimizer, 1)
+    lr = settings.lr or usual
     full = settings.lr_full or (10 * lr if settings.optimizer == "mezo-svrg" else None)
     return replace(settings, lr=lr, eps=settings.eps or (None if settings.optimizer == "forward-gradient" else point.eps), lr_full=full)
 
@@ -45,7 +47,7 @@ def make(settings: Settings, model):
     cls = CLASSES[settings.optimizer]
     takes = inspect.signature(cls).parameters
     given = {name: getattr(settings, name) for name in (*OPTIMIZER, "eps")}
-    given = {name: value for name, value in given.items() if value not in (None, (), False)}
+    given = {name: value for name, value in given.items() if value is not None and value is not False and value != ()}
     for name in given:
         if name not in takes:
             having = [other for other, c in CLASSES.items() if name in inspect.signature(c).parameters]

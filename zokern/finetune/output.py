@@ -17,6 +17,7 @@ from pathlib import Path
 from ..errors import BadInput, need
 
 RUN, INITIAL, TRAJECTORY, CHECKPOINTS = "run.json", "initial.safetensors", "trajectory.jsonl", "checkpoints"
+HELD = {"settings": dict, "labels": list, "before": dict, "probed": dict, "digest": str}  # in run.json
 LOG, METRICS, CURVE = "log.jsonl", "metrics.json", "curve.png"
 
 
@@ -63,20 +64,24 @@ def run_of(folder: str) -> dict:
     path = Path(folder).expanduser() / RUN
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(record["settings"], dict):
+        if not all(isinstance(record[name], kind) for name, kind in HELD.items()):
             raise TypeError
         return record
     except OSError:
         raise BadInput(f"{folder!r} holds no run of zokern finetune ({RUN} is missing): pass the --out of one") from None
     except (ValueError, KeyError, TypeError):
-        raise BadInput(f"{str(path)!r} is damaged: it holds no settings; start the run again") from None
+        raise BadInput(f"{str(path)!r} is damaged: it lacks what a run is; start it again") from None
 
 
 def write(path: Path, text: str) -> None:
     """A text file, whole or not at all."""
     draft = path.with_name(f".{path.name}.{os.getpid()}")
-    draft.write_text(text, encoding="utf-8")
-    draft.replace(path)
+    try:
+        draft.write_text(text, encoding="utf-8")
+        draft.replace(path)
+    except OSError as error:
+        draft.unlink(missing_ok=True)
+        raise BadInput(f"{str(path)!r} cannot be written ({error.strerror}): pass a file in a folder that is there") from None
 
 
 def save_parameters(path: Path, named: dict) -> None:

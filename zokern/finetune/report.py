@@ -58,6 +58,7 @@ class Result:
         skipped = f", {self.skipped} skipped for want of a finite loss" if self.skipped else ""
         classes = f", classes {classes}" if classes else ""
         test = [f"test       {self.metric} {self.test[self.metric]:.3f} on {self.test_rows} rows"] if self.test else []
+        metrics = "" if self.interrupted else ", metrics.json"
         return [
             *(["stopped early: what follows is of the steps done"] if self.interrupted else []),
             f"model      {self.model}, {self.method}: {self.trained_parameters:,} of {self.parameters:,} parameters trained",
@@ -68,7 +69,7 @@ class Result:
             f"time       {self.seconds:.0f} s in all; {self.steps} steps, {self.forwards} forward passes, "
             f"{self.steps_per_second:.2f} steps/s{skipped}",
             *([f"memory     {self.peak_mib:,.0f} MiB at most"] if self.peak_mib else []),
-            f"saved      {self.out} (model, tokenizer, curve.png, metrics.json, log.jsonl, trajectory.jsonl)",
+            f"saved      {self.out} (model, tokenizer, curve.png, log.jsonl, trajectory.jsonl{metrics})",
             f"load with  {self.load}",
         ]
 

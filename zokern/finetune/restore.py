@@ -14,7 +14,7 @@ from .job import settings_of
 from .judge import judge
 from .model import Asked, settle_network
 from .model import load as load_model
-from .settings import Settings
+from .settings import Settings, title
 
 VIRTUAL = ("prefix", "prompt")  # adapters that are not merged into the weights
 
@@ -55,9 +55,10 @@ def evaluate(what: Evaluation) -> dict:
     if own and not run:
         raise BadInput(f"--task and --data are missing, and {what.model!r} is no run's folder, which knows its own: pass one of them")
     ran = settings_of(what.model, output.run_of(what.model)) if run else Settings()
-    how = {name: getattr(what, name) or getattr(ran, name) for name in ("ask", "max_length", "dtype", "device")}
+    how = {name: getattr(what, name) or getattr(ran, name) for name in ("ask", "max_length", "dtype")} | {"device": what.device}
+    _check(what, own)
     if own:
-        settings = replace(ran, **how)
+        settings = replace(ran, **how).checked()
         data = load_data(settings)
         sets = {"held_out": data.held_out, "test": data.test}
     else:
@@ -80,6 +81,20 @@ def evaluate(what: Evaluation) -> dict:
     if what.metrics:
         output.write(Path(what.metrics).expanduser(), json.dumps(found, indent=1) + "\n")
     return found
+
+
+def _check(what, own):
+    """Refuse options that would say nothing."""
+    if what.rows is not None and what.rows < 1:
+        raise BadInput(f"--rows {what.rows}: pass an integer >= 1")
+    if what.metrics and not Path(what.metrics).expanduser().absolute().parent.is_dir():
+        raise BadInput(f"--metrics {what.metrics!r}: its folder does not exist: make it first")
+    plain = Evaluation()
+    of_tasks, of_tables = ("split", "rows", "seed"), ("text", "label")
+    for name in (of_tasks if what.task is None else ()) + (of_tables if what.task or own else ()):
+        if getattr(what, name) != getattr(plain, name):
+            belongs = "--task" if name in of_tasks else "--data without --task"
+            raise BadInput(f"{title(name)} {getattr(what, name)} goes with {belongs}: leave it out")
 
 
 def _rows(settings, what):
@@ -120,13 +135,13 @@ def replay(run: str, out: str, step: int | None = None, model: str | None = None
         settings = replace(settings, model=model)
     settle_network(replace(settings, data=None, eval_data=None, task=None))
     task = tasks.get(settings.task) if settings.task else _task_of(record)
-    asked = load_model(replace(settings, device="cpu" if settings.device is None else settings.device), Data("", task, [], [], []))
+    asked = load_model(replace(settings, device="cpu"), Data("", task, [], [], []))
     output.load_parameters(path / output.INITIAL, asked.model)
+    trajectory.replay(asked.model, step=step, together=together, progress=progress)
     try:
-        trajectory.replay(asked.model, step=step, together=together, progress=progress)
-    except ValueError as error:
-        raise BadInput(f"{str(log)!r} does not fit the base model: {error}") from None
-    target.mkdir(parents=True, exist_ok=True)
+        target.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise BadInput(f"--out {out!r} cannot be written ({error.strerror}): pass another folder") from None
     with output.whole(target) as draft:
         asked.save(draft)
     return asked

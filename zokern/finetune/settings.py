@@ -1,7 +1,7 @@
 """Everything that decides a run, each option with the one line that says what it is."""
 
 import math
-from dataclasses import MISSING, asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from difflib import get_close_matches
 from pathlib import Path
 
@@ -45,10 +45,12 @@ OPTIMIZER = (
     "form",
     "state_dtype",
 )
+PATHS = ("model", "data", "eval_data")  # or names on the hub
 POSITIVE = "a number > 0", lambda x: 0 < x < math.inf
 NATURAL = "an integer >= 1", lambda x: x >= 1
 RANGES = {
-    **dict.fromkeys(("lr", "eps", "lr_full", "delta", "lr_ratio"), POSITIVE),
+    **dict.fromkeys(("lr", "eps", "lr_full", "delta"), POSITIVE),
+    "lr_ratio": ("a number >= 1", lambda x: 1 <= x < math.inf),
     **dict.fromkeys(("q", "steps", "batch_size", "accumulate", "eval_every", "save_every", "shots", "rank", "virtual_tokens"), NATURAL),
     "weight_decay": ("a number >= 0", lambda x: 0 <= x < math.inf),
     "sparsity": ("a number in [0, 1)", lambda x: 0 <= x < 1),
@@ -57,7 +59,7 @@ RANGES = {
     "max_length": ("an integer >= 4", lambda x: x >= 4),
     "text": ("one column or two", lambda x: len(x) <= 2),
     "betas": ("two numbers in [0, 1), as '0.9,0.999'", lambda x: len(x) == 2 and all(0 <= b < 1 for b in x)),
-    "rows": ("three integers >= 0, as '512,256,256'", lambda x: len(x) == 3 and all(n >= 0 for n in x)),
+    "rows": ("three integers, the last one may be 0, as '512,256,256'", lambda x: len(x) == 3 and min(x[:2]) >= 1 and x[2] >= 0),
 }
 
 
@@ -102,7 +104,7 @@ class Settings:
     blocks: bool = _option("Estimate each layer by itself.", False)
     defer: bool = _option("Leave each update to the next step's first pass.", False)
     anchor: str | None = _option("mezo-svrg: copy or replay.")
-    full_batch: int | None = _option("mezo-svrg: rows at an anchor, drawn once. Without it: all training rows.")
+    full_batch: int | None = _option("mezo-svrg: rows at an anchor, drawn anew for each. Without it: all training rows.")
     momentum: float | None = _option("zo-momentum.")
     betas: tuple[float, ...] = _option("zo-adam: '0.9,0.999'.", ())
     delta: float | None = _option("zo-adam: added to the denominator.")
@@ -129,7 +131,7 @@ class Settings:
         """
         for name, (cure, holds) in RANGES.items():
             value = getattr(self, name)
-            if value not in (None, ()) and not holds(value):
+            if value is not None and (value != () or name == "rows") and not holds(value):
                 raise BadInput(f"{title(name)} {_text(value)}: pass {cure}")
         for name, choices in CHOICES.items():
             value = getattr(self, name)
@@ -137,8 +139,10 @@ class Settings:
                 raise BadInput(f"{title(name)} {value}: pass one of {', '.join(choices)}{nearest(value, choices)}")
         self._together()
         lora = not self.adapter and self.model is None
+        local = {name: getattr(self, name) for name in PATHS if getattr(self, name) and Path(getattr(self, name)).expanduser().exists()}
         return replace(
             self,
+            **{name: str(Path(path).expanduser().absolute()) for name, path in local.items()},  # from wherever the run is gone on with
             adapter=self.adapter or (("lora",) if lora else ("full",)),
             ask=self.ask or "head",
             save_every=self.save_every or self.eval_every,
@@ -169,6 +173,10 @@ class Settings:
                 raise BadInput(f"{title(name)} is of LoRA and DoRA: pass --adapter lora, or leave it out")
         if self.virtual_tokens is not None and not {"prefix", "prompt"} & set(self.adapter):
             raise BadInput("--virtual-tokens is of prefix and prompt tuning: pass --adapter prefix, or leave it out")
+        if self.optimizer == "forward-gradient" and self.objective in ("accuracy", "f1"):
+            raise BadInput(f"--objective {self.objective} has no derivative for --optimizer forward-gradient: pass cross-entropy, or mezo")
+        if self.ask == "masked" and {"prefix", "prompt"} & set(self.adapter):
+            raise BadInput(f"--adapter {','.join(self.adapter)} is not for masked models: pass lora, dora, full or patterns, or --ask head")
         if self.full_batch is not None and self.optimizer != "mezo-svrg":
             raise BadInput(f"--full-batch does not go with --optimizer {self.optimizer}: pass --optimizer mezo-svrg, or leave it out")
 
@@ -180,11 +188,6 @@ class Settings:
     def of(cls, record: dict) -> "Settings":
         """The settings that ``record`` wrote."""
         return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in record.items()})
-
-    @classmethod
-    def defaults(cls) -> dict:
-        """Name -> default."""
-        return {f.name: f.default for f in fields(cls) if f.default is not MISSING}
 
 
 def title(name: str) -> str:

@@ -8,7 +8,7 @@ import warnings
 from contextlib import contextmanager
 from pathlib import Path
 
-from ..errors import BadInput, need
+from ..errors import BadInput, first_line, need
 from . import optimizers, output
 from .features import FrozenBody, head_of, seen_by
 from .judge import TOGETHER, judge
@@ -31,7 +31,7 @@ class Training:
 
     def __init__(self, asked: Asked, settings: Settings, data, features, path: Path):
         self.asked, self.settings, self.data, self.path = asked, settings, data, path
-        self.seconds, self.here, self.interrupted = 0.0, 0, False
+        self.seconds, self.here, self.interrupted, self.bar = 0.0, 0, False, None
         self.reader, (train, self.held_out) = self._reader(features)
         self.trainer = self._trainer(train)
 
@@ -45,10 +45,11 @@ class Training:
 
     @property
     def forwards(self) -> int:
-        """Batches evaluated by the optimizer, an anchor's full batch counted once a loss."""
-        optimizer = self.trainer.zeroth_order
-        anchors = -(-self.steps // optimizer.param_groups[0]["q"]) if self.settings.optimizer == "mezo-svrg" else 0
-        return optimizer.forwards * (self.steps - anchors) + 2 * anchors
+        """Batches that went through the model for the optimizer, those of an anchor's full batch included."""
+        settings, optimizer = self.settings, self.trainer.zeroth_order
+        anchors = -(-self.steps // optimizer.param_groups[0]["q"]) if settings.optimizer == "mezo-svrg" else 0
+        full = -(-(settings.full_batch or len(self.data.train)) // TOGETHER)
+        return optimizer.forwards * settings.accumulate * (self.steps - anchors) + 2 * full * anchors
 
     @property
     def skipped(self) -> int:
@@ -70,10 +71,18 @@ class Training:
             warnings.filterwarnings("ignore", category=UserWarning, module="torch.utils.data")  # pinned memory without a GPU
             try:
                 self.trainer.train(resume_from_checkpoint=resume and str(resume))
-            except ValueError as error:
-                if resume is None or isinstance(error, BadInput):
-                    raise
-                raise BadInput(f"--resume {str(self.path)!r}: {error}") from None
+            except BadInput:
+                raise
+            except Exception as error:  # of pickle, safetensors, torch and Trainer
+                if resume is not None and not self.here:
+                    cure = "remove it to go on from the one before"
+                    raise BadInput(f"--resume: {str(resume)!r} cannot be loaded ({first_line(error)}): {cure}") from None
+                if isinstance(error, ValueError):
+                    raise BadInput(first_line(error)) from None
+                raise
+            finally:
+                if self.bar is not None:
+                    self.bar.close()
 
     def _reader(self, features):
         """Who is asked in training: the head alone, where nothing else is trained and it sees one vector a row."""
@@ -141,7 +150,7 @@ def _watch(training):
             self.stopped, self.begin, self.seen, self.shown = [], 0.0, (0, 0), {}
 
         def on_train_begin(self, args, state, control, **kwargs):
-            self.bar = tqdm(total=state.max_steps, initial=state.global_step, unit="step", dynamic_ncols=True)
+            self.bar = training.bar = tqdm(total=state.max_steps, initial=state.global_step, unit="step", dynamic_ncols=True)
             if state.global_step == 0:
                 self._judge(state)
             self.begin = time.perf_counter()
@@ -149,7 +158,7 @@ def _watch(training):
         def on_step_end(self, args, state, control, **kwargs):
             training.here += 1
             self.bar.update()
-            if state.global_step % training.settings.eval_every == 0 or state.global_step == state.max_steps or self.stopped:
+            if state.global_step % training.settings.eval_every == 0 or state.global_step == state.max_steps:
                 training.seconds += time.perf_counter() - self.begin
                 self._judge(state)
                 self.begin = time.perf_counter()
@@ -158,7 +167,6 @@ def _watch(training):
                 control.should_training_stop = control.should_save = True
 
         def on_train_end(self, args, state, control, **kwargs):
-            self.bar.close()
             training.seconds += time.perf_counter() - self.begin
 
         def on_log(self, args, state, control, logs=None, **kwargs):

@@ -14,6 +14,7 @@ METHODS = ("lora", "dora", "prefix", "prompt", "head", "full")
 TASKS = {
     "ForSequenceClassification": "SEQ_CLS",
     "ForCausalLM": "CAUSAL_LM",
+    "ForMaskedLM": None,  # peft has no name for it
     "LMHeadModel": "CAUSAL_LM",
     "ForConditionalGeneration": "SEQ_2_SEQ_LM",
     "ForTokenClassification": "TOKEN_CLS",
@@ -128,8 +129,13 @@ def lora_plus(model, optimizer, lr, ratio, **settings):
 
     def named(groups, **others):
         filled = [group for group in groups if group["params"]]  # torch takes an empty one for one without names
-        return optimizer([{**group, "params": [(names[id(p)], p) for p in group["params"]]} for group in filled], **others)
+        made = [{**group, "params": [(names[id(p)], p) for p in group["params"]]} for group in filled]
+        if "lr_full" in others:
+            made = [{**group, "lr_full": others["lr_full"] * group["lr"] / lr} for group in made]
+        return optimizer(made, **others)
 
+    decay = settings.pop("weight_decay", 0.0)  # which peft has a name of its own for
+    settings.setdefault("loraplus_weight_decay", decay)
     return create_loraplus_optimizer(model, named, lr=lr, loraplus_lr_ratio=ratio, **settings)
 
 
