@@ -20,6 +20,8 @@ sys.path.insert(0, str(ROOT))  # bench is no part of the installed package
 from bench import cases, memory, models, oracle, plot, record, step, table, timing  # noqa: E402
 from bench.__main__ import main  # noqa: E402
 
+pytestmark = pytest.mark.xdist_group("bench")  # run once
+
 
 @pytest.fixture(scope="module")
 def quick(tmp_path_factory):

@@ -22,6 +22,8 @@ from zokern.layout import ALL, Table, pack
 from zokern.noise import reference
 from zokern.ops.moments import RULES
 
+pytestmark = pytest.mark.xdist_group("cuda")  # compiled once
+
 ROOT = Path(__file__).parents[2]
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 KEY = NoiseKey(0x123456789ABCDEF0, 7, 3)

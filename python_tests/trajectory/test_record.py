@@ -68,9 +68,9 @@ def test_the_lines(tmp_path):
 
 
 def test_twenty_thousand_steps_are_under_two_megabytes(tmp_path):
-    theta, path, steps = torch.nn.Parameter(torch.tensor([0.3, -2.0, 1.1])), tmp_path / "run.jsonl", 20000
+    theta, path, steps = torch.nn.Parameter(torch.tensor([0.3, -2.0, 1.1])), tmp_path / "run.jsonl", 4000
     optimizer = MeZO([("theta", theta)], lr=1e-4)
-    scheduler = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, steps)
+    scheduler = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, 20000)
     with record(optimizer, path):
         for step in range(steps):
             optimizer.step(lambda: torch.dot(theta, theta))
@@ -78,7 +78,8 @@ def test_twenty_thousand_steps_are_under_two_megabytes(tmp_path):
             if step == 299:
                 expected = theta.detach().clone()
     lines = path.read_bytes().splitlines(keepends=True)
-    assert len(lines) == steps + 1 and max(map(len, lines[1:])) <= 100 and path.stat().st_size < 2e6
+    # The first fifth of them; later ones have one digit more.
+    assert len(lines) == steps + 1 and max(map(len, lines[1:])) <= 99 and len(lines[0]) + 5 * (path.stat().st_size + steps) < 2e6
     trajectory, again = Trajectory.read(path), torch.tensor([0.3, -2.0, 1.1])
     assert len(trajectory) == steps
     trajectory.replay([again], step=300)
