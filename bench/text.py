@@ -81,12 +81,14 @@ def table(out):
         record = json.loads(line)
         s = record["settings"]
         groups.setdefault((s["task"], s["adapter"][0], s["optimizer"], s["steps"]), []).append(record["result"])
-    print("| task | trained | optimizer | steps | untrained | probe | held out | test | seconds |\n|---|---|---|---|---|---|---|---|---|")
+    print(
+        "| task | trained | optimizer | steps | seeds | untrained | probe | held out | test | seconds |\n|---|---|---|---|---|---|---|---|---|---|"
+    )
     for key, results in groups.items():
         columns = [[r[name] and r[name]["accuracy"] for r in results] for name in ("before", "probed", "after", "test")]
-        shown = [f"{statistics.mean(c):.3f} ({statistics.stdev(c):.3f})" if c[0] is not None else "" for c in columns]
+        shown = ["" if c[0] is None else f"{statistics.mean(c):.3f} ({statistics.stdev(c) if c[1:] else 0:.3f})" for c in columns]
         seconds = statistics.mean(r["train_seconds"] for r in results)
-        print("| " + " | ".join([*map(str, key), *shown, f"{seconds:.0f}"]) + " |")
+        print("| " + " | ".join([*map(str, key), str(len(results)), *shown, f"{seconds:.0f}"]) + " |")
 
 
 if __name__ == "__main__":
