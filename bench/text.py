@@ -81,9 +81,8 @@ def table(out):
         record = json.loads(line)
         s = record["settings"]
         groups.setdefault((s["task"], s["adapter"][0], s["optimizer"], s["steps"]), []).append(record["result"])
-    print(
-        "| task | trained | optimizer | steps | seeds | untrained | probe | held out | test | seconds |\n|---|---|---|---|---|---|---|---|---|---|"
-    )
+    titles = ("task", "trained", "optimizer", "steps", "seeds", "untrained", "probe", "held out", "test", "seconds")
+    print(f"| {' | '.join(titles)} |\n|{'---|' * len(titles)}")
     for key, results in groups.items():
         columns = [[r[name] and r[name]["accuracy"] for r in results] for name in ("before", "probed", "after", "test")]
         shown = ["" if c[0] is None else f"{statistics.mean(c):.3f} ({statistics.stdev(c) if c[1:] else 0:.3f})" for c in columns]
