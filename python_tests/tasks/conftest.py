@@ -13,14 +13,6 @@ ROOT = Path(__file__).parents[2]
 WORDS = " terrible great Yes No Maybe correct incorrect\nYes\nNo\nMaybe" * 200
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="session")
 def data():
     """The folder with SST-2 and RTE, where there is one."""

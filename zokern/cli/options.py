@@ -12,8 +12,6 @@ import typer
 from ..errors import BadInput
 from ..finetune.settings import nearest
 
-LIST = "a,b"  # how a tuple is written
-
 
 def command_of(settings, run, **others):
     """A function that typer makes a command of: one option a field of the dataclass ``settings``, --config, and ``others``, parameters.

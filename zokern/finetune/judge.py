@@ -6,9 +6,8 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from ..errors import BadInput
+from .features import TOGETHER
 from .model import Asked
-
-TOGETHER = 64  # rows that go through the model at once
 
 
 @torch.no_grad()

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from ..errors import BadInput, first_line, need
 from . import optimizers, output
-from .features import FrozenBody, head_of, seen_by
-from .judge import TOGETHER, judge
+from .features import TOGETHER, FrozenBody, head_of, seen_by
+from .judge import judge
 from .model import Asked
 from .settings import Settings
 
