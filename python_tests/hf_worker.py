@@ -49,10 +49,18 @@ def run(out, name, method, optimizer, settings, spoil=0, seed=0):
     kind, own = optimizer
     own = {**own, "seed": seed}
     trainer = ZOTrainer(model, args, optimizer_cls_and_kwargs=(kind, own), train_dataset=rows(name, 32), eval_dataset=rows(name, 6))
-    trainer.train()
+    calls = []
+    gather = torch.distributed.all_gather
+    torch.distributed.all_gather = lambda every, mine, *more: calls.append(mine.numel()) or gather(every, mine, *more)
+    try:
+        trainer.train()
+    finally:
+        torch.distributed.all_gather = gather
     assert trainer.model_wrapped is trainer.model  # no DDP around it
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-    return dict(weights=weights(model), losses=losses, eval_loss=trainer.evaluate()["eval_loss"])
+    return dict(
+        weights=weights(model), losses=losses, eval_loss=trainer.evaluate()["eval_loss"], collectives=[n for n in calls if n > 1]
+    )  # Trainer has some of one number
 
 
 def main(out):

@@ -5,7 +5,7 @@ import torch
 from tolerances import RESTORED
 
 from zokern import Layout, NoiseKey, ops
-from zokern.estimate import average, two_point
+from zokern.estimate import average, measure
 from zokern.perturb import InPlace
 
 A, B = NoiseKey(1), NoiseKey(2)
@@ -71,7 +71,7 @@ def test_an_owed_update_is_paid_by_the_next_move(passes, explicit):
 
 def test_a_step_is_three_passes_and_nothing_owed_is_no_pass(passes):
     m = model()
-    two_point(m, lambda: 1.0, A, 1e-3)
+    measure(m, lambda: 1.0, [A], 1e-3)
     m.settle()
     m.settle()
     assert len(passes) == 3
@@ -93,7 +93,7 @@ def test_two_point_on_a_quadratic_is_the_exact_directional_derivative(explicit):
     curvature = torch.linspace(0.1, 2, 50, dtype=torch.float64)
     m = InPlace(Layout([theta]))
     exact = (explicit(A, m.layout)[0] * curvature * theta.double()).sum()
-    estimate = two_point(m, lambda: (theta.double() ** 2 * curvature).sum() / 2, A, 0.1)
+    estimate = measure(m, lambda: (theta.double() ** 2 * curvature).sum() / 2, [A], 0.1)
     torch.testing.assert_close(estimate.projected_grad, exact, rtol=1e-5, atol=1e-5)
     assert estimate.terms == [(A, estimate.projected_grad)] and not estimate.skipped
 
@@ -106,7 +106,7 @@ def test_radii_of_groups_give_each_group_its_own_unbiased_estimate():
     total, n = torch.zeros(2, dtype=torch.float64), 4000
     for step in range(n):
         key = NoiseKey(0, step)
-        estimate = two_point(m, lambda: 3 * a.double().sum() - 2 * b.double().sum(), key, eps)
+        estimate = measure(m, lambda: 3 * a.double().sum() - 2 * b.double().sum(), [key], eps)
         total += estimate.projected_grad * torch.cat([ops.make_noise(key, first, 1) for first in m.layout.first])
     # The b part sees the a part as noise of relative size eps_a / eps_b = 10: standard deviation 30 / sqrt(n). Five of them.
     assert abs(total[0] / n - 3) < 5 * 6 / n**0.5 and abs(total[1] / n + 2) < 5 * 31 / n**0.5
@@ -114,7 +114,7 @@ def test_radii_of_groups_give_each_group_its_own_unbiased_estimate():
 
 def test_average_of_queries():
     m = model(10)
-    estimates = [two_point(m, lambda: m.layout.params[0].double().sum(), NoiseKey(0, 0, probe), 1e-2) for probe in range(3)]
+    estimates = [measure(m, lambda: m.layout.params[0].double().sum(), [NoiseKey(0, 0, probe)], 1e-2) for probe in range(3)]
     mean = average(estimates)
     assert [key for key, _ in mean.terms] == [NoiseKey(0, 0, probe) for probe in range(3)]
     torch.testing.assert_close(torch.stack([c for _, c in mean.terms]), torch.stack([e.projected_grad / 3 for e in estimates]))

@@ -1,12 +1,11 @@
 """From losses to gradient estimates. An estimate is a list of terms (key, coefficient), never a tensor."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
 
 import torch
 
 from .noise import NoiseKey
-from .perturb import InPlace
 
 
 @dataclass(frozen=True)
@@ -33,57 +32,49 @@ class Estimate:
         return torch.stack(self.losses).mean() if self.losses else None
 
 
-def two_point(model: InPlace, closure, key: NoiseKey, eps) -> Estimate:
+def two_point(key: NoiseKey, plus: torch.Tensor, minus: torch.Tensor, eps) -> Estimate:
     """Central difference of the loss along z(key), g = (L(theta + eps z) - L(theta - eps z)) / (2 eps).
 
-    Leaves ``model`` at theta - eps z, which its next move undoes. The loss is evaluated twice.
-
     Args:
-        model: where the loss is evaluated.
-        closure: () -> loss, a 0-dim tensor or a number.
-        key: the direction.
+        plus, minus: the two losses, 0-dim float64 tensors.
         eps: perturbation radius in units of theta: a number, or a tensor [groups]. Each group's estimate divides by its own.
     Reference: Malladi et al. 2023, "Fine-Tuning Language Models with Just Forward Passes", Definition 1.
     """
-    with model.at([(key, eps)]):
-        plus = evaluate(closure, model)
-    with model.at([(key, -eps)]):
-        minus = evaluate(closure, model)
     return _difference(key, plus, minus, 2 * eps, (plus, minus))
 
 
-def one_sided(model: InPlace, closure, key: NoiseKey, eps, base: torch.Tensor) -> Estimate:
+def one_sided(key: NoiseKey, plus: torch.Tensor, base: torch.Tensor, eps) -> Estimate:
     """Forward difference of the loss along z(key), g = (L(theta + eps z) - L(theta)) / eps.
 
-    Leaves ``model`` at theta + eps z. The loss is evaluated once.
-
-    Args:
-        base: L(theta), as ``evaluate`` gives it, shared by all directions of a step; it is not among the estimate's losses.
+    Args: as of ``two_point``; base is L(theta), shared by all directions of a step, and not among the estimate's losses.
     """
-    with model.at([(key, eps)]):
-        plus = evaluate(closure, model)
     return _difference(key, plus, base, eps, (plus,))
 
 
 def measure(model, closure, keys, eps, estimator="two-point") -> Estimate:
     """The mean of one estimate a key; where the model moves block by block, each block's own, one perturbed at a time.
 
+    Leaves ``model`` where the last loss was evaluated, which its next move undoes.
+
     Args:
         model: an InPlace or a BlockByBlock.
+        closure: () -> loss, a 0-dim tensor or a number.
         keys: the directions, one a query.
         eps: as in ``two_point``.
         estimator: "two-point", 2 losses for each query and block, or "one-sided", 1 for each and 1 more for all.
     References: q-query averaging: Gautam et al. 2024, "Variance-Reduced Zeroth-Order Methods for Fine-Tuning Language Models", E.1.
     Block by block: Zhang et al. 2024, "Revisiting Zeroth-Order Optimization for Memory-Efficient LLM Fine-Tuning", section 5.
     """
-    if estimator == "one-sided":
-        model.settle()
-        base = evaluate(closure, model)
-        look = partial(one_sided, closure=closure, eps=eps, base=base)
-    else:
-        look = partial(two_point, closure=closure, eps=eps)
-    estimate = average([_block_by_block(model, look, key) for key in keys])
-    return replace(estimate, losses=(base, *estimate.losses)) if estimator == "one-sided" else estimate
+    central = estimator == "two-point"
+    places = [(part, [(key, side)]) for key in keys for part in model.parts for side in ((eps, -eps) if central else (eps,))]
+    losses = iter(evaluate(closure, model, places if central else [(model, []), *places]))
+    base = () if central else (next(losses),)
+
+    def along(key):
+        return two_point(key, next(losses), next(losses), eps) if central else one_sided(key, next(losses), *base, eps)
+
+    estimate = average([_of_blocks(model.layout, [along(key) for _ in model.parts]) for key in keys])
+    return replace(estimate, losses=(*base, *estimate.losses))
 
 
 def average(estimates: list[Estimate]) -> Estimate:
@@ -105,33 +96,64 @@ def _difference(key, there, here, distance, losses) -> Estimate:
     return Estimate([(key, torch.where(skipped, 0.0, grad))], losses, grad, skipped)
 
 
-def _block_by_block(model, look, key) -> Estimate:
-    """One estimate along one key, whose coefficient differs between blocks where there are any."""
-    if len(model.parts) == 1:
-        return look(model.parts[0], key=key)
-    layout, estimates = model.layout, []
-    for part in model.parts:
-        for other in model.parts:  # whose weights would be seen where they stand
-            if other is not part and other.owes:
-                other.settle()
-        estimates.append(look(part, key=key))
+def _of_blocks(layout, estimates) -> Estimate:
+    """One estimate along one key, of each block's own: its coefficient differs between blocks where there are several."""
+    if len(estimates) == 1:
+        return estimates[0]
     skipped = torch.stack([e.skipped for e in estimates]).any()
     grad = torch.zeros(layout.groups, dtype=torch.float64, device=skipped.device)
     for block, estimate in zip(layout.blocks, estimates):
         grad = torch.where(layout.cells_of(block, grad.device), estimate.projected_grad, grad)
+    ((key, _),) = estimates[0].terms
     losses = tuple(loss for e in estimates for loss in e.losses)
     return Estimate([(key, torch.where(skipped, 0.0, grad))], losses, grad, skipped)
 
 
-def evaluate(closure, model: InPlace) -> torch.Tensor:
-    """closure() under no_grad, as a 0-dim float64 tensor on the device of the first parameter.
+def evaluate(closure, model, places) -> list[torch.Tensor]:
+    """The losses at ``places``: (``model``, or the one of its parts that moves; terms that lead there from theta). Leaves it at the last.
+
+    No place depends on the losses of the others. A closure that sees but a part of the batch, as one process of several does, may have a
+    method ``agree``, which is given all of them at once, 0-dim float64 tensors, and returns those of the whole batch.
 
     Raises:
         TypeError, ValueError: what the closure returned is no scalar.
     """
-    with torch.no_grad():
-        loss = closure()
-    device = model.layout.params[0].device
+    losses = []
+    for moving, terms in places:
+        for part in model.parts:  # whose weights would be seen where they stand
+            if moving is not model and part is not moving and part.owes:
+                part.settle()
+        with moving.at(terms), torch.no_grad():
+            losses.append(scalar(closure(), model.layout.params[0].device))
+    return agreed(closure, losses)
+
+
+def agreed(closure, losses) -> list[torch.Tensor]:
+    return closure.agree(losses) if hasattr(closure, "agree") else losses
+
+
+@dataclass(frozen=True)
+class Heard:
+    """A closure whose losses are kept in ``readings``, as they were agreed on."""
+
+    closure: Callable
+    readings: list[torch.Tensor]
+
+    def __call__(self):
+        return self.closure()
+
+    def agree(self, losses):
+        losses = agreed(self.closure, losses)
+        self.readings.extend(losses)
+        return losses
+
+
+def scalar(loss, device) -> torch.Tensor:
+    """What a closure returned, as a 0-dim float64 tensor of its own on a device.
+
+    Raises:
+        TypeError, ValueError: it is no scalar.
+    """
     if isinstance(loss, torch.Tensor):
         if loss.dim():
             raise ValueError(f"closure returned a tensor of shape {tuple(loss.shape)}: return a 0-dim loss, such as loss.mean()")

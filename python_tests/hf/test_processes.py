@@ -25,6 +25,15 @@ CASES = {
     "MeZOSVRG": 5e-6,
     "ForwardGradient": 2.5e-6,
 }
+# name -> how many numbers go round in each collective of the 4 steps: the losses that are compared, and their weight
+NUMBERS = {
+    "MeZO by tokens": [3] * 4,
+    "MeZO by rows": [5] * 4,  # two directions
+    "one-sided, bf16": [3] * 4,
+    "ZOConservative": [3, 4] * 4,
+    "MeZOSVRG": [3] + [3, 3] + [3] + [3, 3],  # at anchors the full batch alone
+    "ForwardGradient": [3] * 4,  # the loss and its derivative
+}
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +67,7 @@ def test_two_processes_are_one(case, runs):
     assert farthest(one["weights"], first["weights"]) < CASES[case]
     assert first["losses"] == pytest.approx(one["losses"], rel=1e-3 if "bf16" in case else 1e-5)
     assert len(set(one["losses"])) == 4
+    assert first["collectives"] == NUMBERS[case]
 
 
 def test_rank_0_has_the_weights_to_begin_with(runs):

@@ -93,6 +93,44 @@ def test_a_forward_gradient_is_repeated():
         assert all(map(torch.equal, bits(a), bits(b)))
 
 
+class Half:
+    """What one of two processes sees of the loss, where the other one sees as much."""
+
+    def __init__(self, closure):
+        self.closure, self.asked = closure, []
+
+    def __call__(self):
+        return self.closure() / 2
+
+    def agree(self, losses):
+        self.asked.append(len(losses))
+        return [2 * loss for loss in losses]
+
+
+# name -> how many losses are agreed on at once in a step, where they are not all of them
+APART = {"ZOConservative": [2, 3], "MeZOSVRG copy": [2, 2], "MeZOSVRG replay": [2, 2], "ForwardGradient": [2]}
+
+
+@pytest.mark.parametrize("name", [*OPTIMIZERS, "ForwardGradient"])
+def test_processes_agree_on_all_losses_of_a_step_at_once(name):
+    make = OPTIMIZERS.get(name, lambda params, eps, **settings: ForwardGradient(params, **settings))
+    halves_seen = []
+
+    def step(optimizer, closure):
+        half = Half(closure)
+        loss = optimizer.step(half)
+        halves_seen.append((half.asked, optimizer.forwards))
+        return loss
+
+    _, expected = run(make, torch.float32, lambda optimizer, closure: optimizer.step(closure))
+    parted, found = run(make, torch.float32, step)
+    for (loss, theta), (loss_, theta_) in zip(expected, found):
+        assert torch.equal(loss, loss_) and all(map(torch.equal, theta, theta_))
+    asked, forwards = halves_seen[1]
+    assert asked == APART.get(name, [forwards])
+    assert len(parted.readings) == sum(halves_seen[-1][0])
+
+
 @pytest.mark.parametrize("name", ["MeZO", "MeZO q=2", "ZOConservative", "ZOAdam", "MeZOSVRG replay"])
 def test_halves_are_as_many_passes_as_a_step(name, monkeypatch):
     passes = []

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from zokern import Annealing, MeZO, MeZOSVRG, NoiseKey
-from zokern.estimate import two_point
+from zokern.estimate import measure
 from zokern.noise.spec import ANCHOR
 
 SEED, EPS = 7, 1e-2
@@ -121,8 +121,8 @@ def test_one_z_for_both_sides_is_a_control_variate():
     for t in range(40):
         problem.step = t
         with opt._at_anchor() as anchor:
-            there = [float(two_point(anchor, problem.minibatch, NoiseKey(99, t, probe), EPS).projected_grad) for probe in (0, 1)]
-        here = float(two_point(opt.model, problem.minibatch, NoiseKey(99, t), EPS).projected_grad)
+            there = [float(measure(anchor, problem.minibatch, [NoiseKey(99, t, probe)], EPS).projected_grad) for probe in (0, 1)]
+        here = float(measure(opt.model, problem.minibatch, [NoiseKey(99, t)], EPS).projected_grad)
         opt.model.settle()
         shared.append(here - there[0])
         apart.append(here - there[1])

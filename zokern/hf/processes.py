@@ -1,8 +1,7 @@
-"""Data parallelism without gradients: equal weights at the start, and one collective of two numbers a forward pass."""
+"""Data parallelism without gradients: equal weights at the start, and one collective of a few numbers a comparison of losses."""
 
 import torch
 from torch import distributed
-from torch.autograd import forward_ad
 
 
 def count() -> int:
@@ -13,29 +12,41 @@ def rank() -> int:
     return distributed.get_rank() if count() > 1 else 0
 
 
-@torch.no_grad()
-def mean(loss: torch.Tensor, weight) -> torch.Tensor:
-    """The weighted mean of every process's loss, the same bits on each of them.
-
-    All losses are gathered and each process adds them in the order of ranks. What is gathered after every forward pass is the loss
-    and its weight: the point where the next loss is evaluated may depend on it. Nothing waits for the host.
+class OfAll:
+    """A closure whose loss is the mean over all processes, each of which sees its part of the batch.
 
     Args:
-        loss: 0-dim tensor; where forward-mode AD is on, its derivative is averaged with it.
-        weight: rows or tokens that the loss is the mean of: a number or a 0-dim tensor. The loss of weight 0 is left out.
-    Returns:
-        0-dim float64 tensor.
+        part: () -> (loss of this process's part, rows or tokens that it is the mean of).
+    """
+
+    def __init__(self, part):
+        self.part, self.weight = part, None
+
+    def __call__(self):
+        loss, self.weight = self.part()
+        return loss
+
+    def agree(self, losses):
+        return means(losses, self.weight)
+
+
+@torch.no_grad()
+def means(losses: list[torch.Tensor], weight) -> list[torch.Tensor]:
+    """The weighted mean of every process's numbers, one a loss, the same bits on each of them.
+
+    One collective: all are gathered, and each process adds them in the order of ranks. Nothing waits for the host.
+
+    Args:
+        losses: 0-dim float64 tensors of this process's part of the batch, as many on each process: losses, or derivatives of them.
+        weight: rows or tokens that they are means of: a number or a 0-dim tensor. What has weight 0 is left out.
     """
     if count() == 1:
-        return loss
-    value, tangent = forward_ad.unpack_dual(loss)
-    mine = [value, *([] if tangent is None else [tangent]), torch.as_tensor(weight, device=loss.device)]
-    mine = torch.stack([number.detach().double() for number in mine])
+        return losses
+    mine = torch.stack([*losses, torch.as_tensor(weight, device=losses[0].device).double()])
     every = [torch.empty_like(mine) for _ in range(count())]
     distributed.all_gather(every, mine)
     *numbers, weights = torch.stack(every, 1)
-    means = [torch.where(weights > 0, weights * n, 0.0).sum() / weights.sum().clamp(min=1) for n in numbers]
-    return means[0] if tangent is None else forward_ad.make_dual(*means)
+    return [torch.where(weights > 0, weights * n, 0.0).sum() / weights.sum().clamp(min=1) for n in numbers]
 
 
 @torch.no_grad()

@@ -66,7 +66,7 @@ class ZOTrainer(Trainer):
         self._micro_batches, self._autocast, self._record = [], None, None
         super().__init__(model, args, *others, **named)
         self._check_optimizer()
-        # Every process weights its own loss in the collective that each forward pass has.
+        # Every process weights its own losses when they are gathered.
         self.args.average_tokens_across_devices = False
         self.add_callback(_Watch(self))
 
@@ -150,10 +150,11 @@ class ZOTrainer(Trainer):
             return torch.zeros((), device=self.args.device)
         batches, self._micro_batches = self._micro_batches, []
         model.eval()
-        optimizer, closures = self.zeroth_order, [partial(self._loss, model, batches)]
+        optimizer, closures = self.zeroth_order, [processes.OfAll(lambda: self._loss(model, batches))]
         if isinstance(optimizer, MeZOSVRG) and optimizer.at_anchor:
             _schedule_lr_full(optimizer)
-            closures.append(lambda: self._loss(model, self._full_batches(optimizer.param_groups[0]["step"])))
+            step = optimizer.param_groups[0]["step"]
+            closures.append(processes.OfAll(lambda: self._loss(model, self._full_batches(step))))
         return optimizer.begin(*closures).loss.to(self.args.device, torch.float32)
 
     def _counted(self, inputs):
@@ -164,12 +165,12 @@ class ZOTrainer(Trainer):
         return self._prepare_inputs(inputs), items if items is not None else find_batch_size(inputs), items is not None
 
     def _loss(self, model, batches):
-        """The mean loss of batches, over all processes."""
+        """-> (mean loss of batches, their weight), of this process."""
         losses, weights = zip(*(self._loss_of(model, *batch) for batch in batches))
         loss, weight = losses[0], sum(weights)
         if len(losses) > 1:
             loss = sum(loss.double() * (share / _at_least_one(weight)) for loss, share in zip(losses, weights))
-        return processes.mean(loss, weight)
+        return loss, weight
 
     def _loss_of(self, model, inputs, items, labels):
         """-> (mean loss of one batch, its weight). Normalised by its own count, it is right whether or not the model looks at that."""

@@ -7,7 +7,7 @@ from operator import index
 
 import torch
 
-from ..estimate import Estimate, evaluate, measure
+from ..estimate import Estimate, Heard, measure
 from ..layout import Layout
 from ..noise import SPEC_VERSION, NoiseKey
 from ..perturb import over
@@ -172,12 +172,7 @@ class ZerothOrder(torch.optim.Optimizer):
 
     def _heard(self, closure):
         """The closure, whose losses are kept in ``readings``."""
-
-        def loss():
-            self.readings.append(evaluate(closure, self.model))
-            return self.readings[-1]
-
-        return loss
+        return Heard(closure, self.readings)
 
     @contextmanager
     def _restored(self):

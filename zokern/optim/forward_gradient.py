@@ -3,7 +3,7 @@
 import torch
 from torch.autograd import forward_ad
 
-from ..estimate import Estimate, average, evaluate
+from ..estimate import Estimate, agreed, average, scalar
 from ..tangents import tangents
 from .base import ZerothOrder
 
@@ -68,8 +68,8 @@ class ForwardGradient(ZerothOrder):
         """The loss and its derivative along z(key), g = <grad L(theta), z>."""
         params = [p for group in self.param_groups for p in group["params"]]
         with tangents(self.layout, params, key):
-            loss, grad = _unpacked(closure())
-            loss, grad = evaluate(lambda: loss, self.model), evaluate(lambda: grad, self.model)
+            dual = _unpacked(closure())
+            loss, grad = agreed(closure, [scalar(number, self.layout.params[0].device) for number in dual])
         self.readings += [loss, grad]
         return self._known(key, loss, grad)
 

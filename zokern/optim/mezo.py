@@ -77,13 +77,11 @@ class ZOConservative(ZerothOrder):
 
     def _estimate(self, closure) -> Estimate:
         estimate, lr = super()._estimate(closure), self._setting("lr")
-
-        def loss_at(sign):
-            with self.model.at([(key, sign * lr * g) for key, g in estimate.terms] if sign else []):
-                return evaluate(closure, self.model)
-
-        losses = [loss_at(-1), loss_at(1)]
-        losses.append(estimate.losses[0] if self.param_groups[0]["estimator"] == "one-sided" else loss_at(0))
+        places = [(self.model, [(key, sign * lr * g) for key, g in estimate.terms]) for sign in (-1, 1)]
+        if self.param_groups[0]["estimator"] == "one-sided":
+            losses = [*evaluate(closure, self.model, places), estimate.losses[0]]
+        else:
+            losses = evaluate(closure, self.model, [*places, (self.model, [])])
         losses = torch.stack(losses)
         best = torch.where(torch.isfinite(losses), losses, torch.inf).argmin()
         sign = torch.where(torch.isfinite(losses).any(), best.eq(0).double() - best.eq(1).double(), 0.0)

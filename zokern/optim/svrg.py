@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import torch
 
-from ..estimate import Estimate, two_point
+from ..estimate import Estimate, measure
 from ..noise.spec import ANCHOR
 from ..perturb import InPlace
 from .base import ZerothOrder
@@ -120,10 +120,10 @@ class MeZOSVRG(ZerothOrder):
     def _estimate(self, closure) -> Estimate:
         eps = self._setting("eps")
         if self.at_anchor:
-            return two_point(self.model, self._heard(self._full_closure), self._key(purpose=ANCHOR), eps)
-        here = two_point(self.model, closure, self._key(), eps)
+            return measure(self.model, self._heard(self._full_closure), [self._key(purpose=ANCHOR)], eps)
+        here = measure(self.model, closure, [self._key()], eps)
         with self._at_anchor() as anchor:
-            there = two_point(anchor, closure, self._key(), eps)
+            there = measure(anchor, closure, [self._key()], eps)
         trail = self.param_groups[0]["trail"]
         good, g_full = (trail[name].to(here.loss.device) for name in ("good", "g_full"))  # a state may have been loaded elsewhere
         ((key, g),), ((_, g_anchor),) = here.terms, there.terms
