@@ -2,17 +2,19 @@
 
 import math
 import warnings
-from collections import defaultdict
+from collections.abc import Callable
 from contextlib import contextmanager
-from dataclasses import dataclass
-from itertools import combinations
+from dataclasses import dataclass, field, replace
 
 import torch
 
-from ..estimate import Estimate
+from ..estimate import Estimate, agreed
 from ..layers import Layers, layers
+from .backward import gradient
 from .base import ZerothOrder
-from .splits import Cut, rows_of
+from .forward_gradient import ForwardGradient
+from .halves import check_both, check_memory, divide
+from .svrg import MeZOSVRG
 
 CURES = {"zo": "functools.partial(zokern.MeZO, lr=1e-6)", "fo": "functools.partial(torch.optim.AdamW, lr=1e-5)"}
 
@@ -23,7 +25,7 @@ class HybridStep:
 
     Attributes:
         loss: 0-dim float64 tensor: L(theta); with share_forward L(theta + eps z), at which the gradient was taken.
-        estimate: of the zeroth-order half; None where that is frozen.
+        estimate: of the zeroth-order half; None where that is frozen, and before ``step()`` where ``loss`` is not finite.
         skipped: a loss was not finite, so nothing moved.
     """
 
@@ -32,7 +34,7 @@ class HybridStep:
     skipped: bool
 
 
-class Hybrid:
+class Hybrid(torch.optim.Optimizer):
     """Zeroth-order steps on one part of the parameters, first-order steps on the rest, both measured at the same theta.
 
     theta_ZO follows its optimizer's estimate, by default two forward passes at theta +- eps z with z on theta_ZO alone; theta_FO
@@ -40,8 +42,11 @@ class Hybrid:
     first-order parameter: the activations below are not stored. Both move after both were measured.
 
     A step writes nothing of a parameter's size for the zeroth-order half. In it, no other than first-order parameters require a
-    gradient, and after it no ``.grad`` is left; to clip gradients, use ``hybrid.fo.register_step_pre_hook``. It waits for the device
-    once or twice, to see that the losses are finite.
+    gradient, and after it no ``.grad`` is left; to clip gradients, do it between ``begin`` and ``step()``, or use
+    ``hybrid.fo.register_step_pre_hook``. It waits for the device once or twice, to see that the losses are finite.
+
+    To torch it is one optimizer: ``param_groups`` are those of ``zo`` and then those of ``fo``, so that one learning rate scheduler
+    drives both halves, each from its own lr.
 
     Args:
         model: the torch.nn.Module, or its ``zokern.layers(model, blocks=...)`` where its blocks must be named. Parameters that do not
@@ -54,13 +59,15 @@ class Hybrid:
         share_forward: take the gradient at the first of the zeroth-order half's places, theta + eps z, instead of at theta: two forward
             passes in all. Default False.
     Attributes:
-        zo, fo: the two optimizers; learning rate schedulers work on them. ``zo`` is None where that half is frozen.
+        zo, fo: the two optimizers; learning rate schedulers work on them, too. ``zo`` is None where that half is frozen.
         layers, split: as given or found.
         steps, skipped: steps so far, and how many of them a loss that was not finite turned into nothing.
         last: HybridStep of the newest step; None before the first.
+        forwards: forward passes of a step; one of them is followed by a backward pass.
     Raises:
         ValueError: a split that leaves a half without a parameter, or that the model does not fit; memory that two parameters of
-            different halves share; zo made with defer=True; share_forward without zo; no blocks found.
+            different halves share; zo made with defer=True, or a MeZOSVRG; share_forward without zo, or with ForwardGradient; no
+            blocks found.
         TypeError: zo or fo that makes no such optimizer.
     Reference: Zhang et al. 2024, "Revisiting Zeroth-Order Optimization for Memory-Efficient LLM Fine-Tuning", section 5.
     """
@@ -75,12 +82,12 @@ class Hybrid:
             raise ValueError("share_forward=True with zo=None: there is no zeroth-order forward pass to share; pass share_forward=False")
         self.layers = model if isinstance(model, Layers) else layers(model)
         self.split, self.share_forward = split, share_forward
-        self.steps, self.skipped, self.last = 0, 0, None
+        self.steps, self.skipped, self.last, self._begun = 0, 0, None, None
         self._trainable = {p: name for p, name in self.layers.titles.items() if p.requires_grad}
         self._first = self._rows(0)
-        self._check_memory()
-        self._cuts, zeroth, first = self._halves()
-        self._check_halves(zeroth, first, frozen=zo is None)
+        check_memory(split, self.layers, self._trainable, self._first)
+        self._cuts, zeroth, first = divide(self._trainable, self._first)
+        check_both(split, self.layers, zeroth, first, frozen=zo is None)
         if split.every:  # each may come to hold any of them
             zeroth, first = [(name, p) for p, name in self._trainable.items()], list(self._trainable)
         self.fo, self.zo = fo(first), None if zo is None else zo(zeroth)
@@ -90,80 +97,105 @@ class Hybrid:
         self._groups = [] if zo is None else [{name: list(g[name]) for name in of_each if name in g} for g in self.zo.param_groups]
         if split.every:
             self._share_out()
+        self.__setstate__({"defaults": {}})  # torch's hooks: its __init__ would want groups of its own
 
-    def step(self, closure):
+    @property
+    def param_groups(self) -> list[dict]:
+        """Those of ``zo``, then those of ``fo``."""
+        return [group for half in self._optimizers for group in half.param_groups]
+
+    @property
+    def state(self) -> dict:
+        return {p: held for half in self._optimizers for p, held in half.state.items()}
+
+    @property
+    def _optimizers(self):
+        return (self.fo,) if self.zo is None else (self.zo, self.fo)
+
+    @property
+    def forwards(self) -> int:
+        return 1 if self.zo is None else self.zo.forwards + (not self.share_forward)
+
+    def step(self, closure=None):
         """One step: measure both halves, then move both.
 
         Args:
             closure: () -> loss, a differentiable 0-dim tensor, without backward(). It is called with and without grad mode, and
-                must see the same batch each time.
+                must see the same batch each time. None after ``begin``.
         Returns:
             L(theta), or with share_forward the mean of the zeroth-order half's losses: a 0-dim float64 tensor. ``last`` holds the rest.
         Raises:
             ValueError, TypeError: no closure, or one whose loss is no scalar or cannot be differentiated. Whatever the closure raises.
             The weights are restored first.
         """
-        if not callable(closure):
-            raise ValueError(f"closure={closure!r}: Hybrid evaluates the loss itself; call step(closure) with () -> loss")
-        for cut in self._cuts:
-            cut.follow()
-        self._clear()
+        if closure is not None:
+            self.begin(closure)
+        if self._begun is None:
+            raise ValueError("closure=None: Hybrid evaluates the loss itself; call step(closure) with () -> loss")
+        begun = self._begun
         try:
-            self.last = self._shared_step(closure) if self.share_forward else self._plain_step(closure)
+            if begun.estimate is not None:
+                self.zo.step()
+            elif self.zo is not None:  # L(theta) is not finite: its step is counted, and evaluates nothing
+                self.zo.repeat([math.nan] * self.zo._due())
+            if not begun.skipped:
+                self.fo.step()
+                torch.clear_autocast_cache()  # it keeps 16-bit copies of weights, and cannot see that they have changed
         finally:
-            self._clear()
+            self._forget()
+        if begun.skipped and self.zo is None and not self.skipped:
+            message = f"step {self.steps} was skipped: a loss was not finite. Later ones are only counted, in `skipped`."
+            warnings.warn(message, RuntimeWarning, stacklevel=3)
+        self.last = begun if self.zo is None else replace(begun, estimate=self.zo.last)
         self.steps += 1
-        self.skipped += self.last.skipped
+        self.skipped += begun.skipped
         if self.split.every and self.steps % self.split.every == 0:
             self._share_out()
         return self.last.estimate.loss if self.share_forward else self.last.loss
 
-    def _plain_step(self, closure):
+    def begin(self, closure) -> HybridStep:
+        """The first half of ``step``: measure, and leave the rest to ``step()`` without a closure, for loops that call that themselves.
+
+        Between the halves ``.grad`` of the first-order parameters, those in ``fo.param_groups``, is there to be clipped, and the others
+        stand beside theta; ``flush`` brings them there. What no ``step()`` follows moves nothing. Arguments and errors as in ``step``.
+        """
+        if not callable(closure):
+            raise ValueError(f"closure={closure!r}: Hybrid evaluates the loss itself; call step(closure) with () -> loss")
+        self.flush()
+        for cut in self._cuts:
+            cut.follow()
+        self._forget()
+        try:
+            begun = self._measure_at_once(closure) if self.share_forward else self._measure(closure)
+        except BaseException:
+            self._forget()
+            self.flush()
+            raise
+        if begun.skipped:
+            self._forget()
+        self._begun = begun
+        return begun
+
+    def _measure(self, closure) -> HybridStep:
         # The gradient comes first: then the zeroth-order half can restore and update its weights in one pass.
-        loss = self._differentiate(closure)
+        (loss,) = agreed(closure, [self._differentiate(closure).double()])
         finite = bool(torch.isfinite(loss))
+        estimate = self.zo.begin(closure) if finite and self.zo is not None else None
+        return HybridStep(loss, estimate, not finite or estimate is not None and bool(estimate.skipped))
+
+    def _measure_at_once(self, closure) -> HybridStep:
+        estimate = self.zo.begin(_FirstDifferentiated(self, closure))
+        return HybridStep(self.zo.readings[0], estimate, bool(estimate.skipped))
+
+    def flush(self) -> None:
+        """Bring the weights to where the steps so far have led, between ``begin`` and ``step()``; else they are there."""
         if self.zo is not None:
-            self.zo.step(closure if finite else lambda: math.nan)  # a loss that is not finite skips the step
-        return self._first_order_step(loss, finite)
-
-    def _shared_step(self, closure):
-        losses = []
-
-        def evaluate():
-            losses.append(closure() if losses else self._differentiate(closure))
-            return losses[-1]
-
-        self.zo.step(evaluate)
-        return self._first_order_step(losses[0], True)
-
-    def _first_order_step(self, loss, finite):
-        estimate = None if self.zo is None else self.zo.last
-        skipped = not finite or estimate is not None and bool(estimate.skipped)
-        if not skipped:
-            self.fo.step()
-            torch.clear_autocast_cache()  # it keeps 16-bit copies of weights, and cannot see that they have changed
-        elif self.zo is None and not self.skipped:
-            message = f"step {self.steps} was skipped: a loss was not finite. Later ones are only counted, in `skipped`."
-            warnings.warn(message, RuntimeWarning, stacklevel=4)
-        return HybridStep(loss.double(), estimate, skipped)
+            self.zo.flush()
 
     def _differentiate(self, closure):
         """Loss and .grad of the first-order parameters, where the weights stand."""
-        with torch.enable_grad(), self._first_order_alone():
-            loss = closure()
-            if not isinstance(loss, torch.Tensor):
-                raise TypeError(f"closure returned {type(loss).__name__}: return the loss itself, a 0-dim tensor (such as outputs.loss)")
-            if loss.dim() or loss.is_complex():
-                raise ValueError(
-                    f"closure returned a tensor of shape {tuple(loss.shape)}, {loss.dtype}: return a real 0-dim loss, such as loss.mean()"
-                )
-            if not loss.requires_grad:
-                raise ValueError(
-                    "closure returned a loss that does not depend on the first-order parameters: return it as computed, without item(), "
-                    "detach() or no_grad()"
-                )
-            loss.backward()
-        return loss.detach()
+        with self._first_order_alone():
+            return gradient(closure, [p for group in self.fo.param_groups for p in group["params"]])
 
     @contextmanager
     def _first_order_alone(self):
@@ -180,7 +212,9 @@ class Hybrid:
             for hook in hooks:
                 hook.remove()
 
-    def _clear(self):
+    def _forget(self):
+        """Drop what was measured for a step."""
+        self._begun = None
         for p in (*self._trainable, *(cut.first for cut in self._cuts)):
             p.grad = None
 
@@ -188,21 +222,6 @@ class Hybrid:
         """{parameter: its first-order rows} of a step, of trainable parameters with any."""
         rows = self.split.first_order(self.layers, step)
         return {p: n for p, n in rows.items() if n and p in self._trainable}
-
-    def _halves(self):
-        """-> (cuts, [(name, zeroth-order parameter)], [first-order parameter]); a cut parameter is in both with its rows."""
-        cuts, zeroth, first = [], [], []
-        for p, name in self._trainable.items():
-            rows = self._first.get(p, 0)
-            if rows == 0:
-                zeroth.append((name, p))
-            elif rows == rows_of(p):
-                first.append(p)
-            else:
-                cuts.append(cut := Cut.of(p, rows))
-                zeroth.append((f"{name}[{rows}:]", cut.zeroth))
-                first.append(cut.first)
-        return cuts, zeroth, first
 
     def _share_out(self):
         """After a draw: give each half the parameters that are its in the step to come, and drop the state of those that left it."""
@@ -217,32 +236,6 @@ class Hybrid:
                 del self.zo.state[p]
             self.zo._bind()
 
-    def _check_halves(self, zeroth, first, frozen):
-        counts = {"zo": sum(p.numel() for _, p in zeroth), "fo": sum(p.numel() for p in first)}
-        for half, other in (("zo", "fo"), ("fo", "zo")):
-            if not counts[half] and not (half == "zo" and frozen):
-                raise ValueError(
-                    f"split={self.split} leaves no parameter to {half}: all {counts[other]:,} trainable elements, in "
-                    f"{len(self.layers.params)} blocks, embeddings and head, go to {other}; pass a split that leaves some to both"
-                )
-
-    def _check_memory(self):
-        """Refuse two parameters over the same memory where one may move by zo and the other by fo."""
-        if self.split.every:
-            side = {p: i for i, block in enumerate(self.layers.params) for p in block}
-        else:
-            side = {p: "whole" if n == rows_of(p) else "cut" for p, n in self._first.items()}
-        storages = defaultdict(list)
-        for p in self._trainable:
-            storages[p.device, p.untyped_storage().data_ptr()].append(p)
-        for sharers in storages.values():
-            for a, b in combinations(sharers, 2):
-                if _overlap(a, b) and (side.get(a) != side.get(b) or side.get(a) == "cut"):
-                    raise ValueError(
-                        f"{self._trainable[a]!r} and {self._trainable[b]!r} share memory, which split={self.split} would put in both "
-                        "halves: tie them as one Parameter, or pass a split that keeps them together"
-                    )
-
     def _check_optimizers(self, frozen):
         for name, made, cls, kind in (
             ("zo", self.zo, ZerothOrder, "ZerothOrder"),
@@ -252,6 +245,12 @@ class Hybrid:
                 raise TypeError(f"{name} makes {type(made).__name__}: pass what makes a {kind}, such as {CURES[name]}")
         if self.zo is not None and self.zo.param_groups[0].get("defer"):
             raise ValueError("zo made an optimizer with defer=True: Hybrid evaluates the model at theta itself; leave defer=False")
+        if isinstance(self.zo, MeZOSVRG):
+            raise ValueError("zo made a MeZOSVRG, whose anchors need a full batch: pass another, such as " + CURES["zo"])
+        if isinstance(self.zo, ForwardGradient) and self.share_forward:
+            raise ValueError(
+                "share_forward=True with a zo that makes ForwardGradient, whose forward pass makes no graph: pass share_forward=False"
+            )
         if self.split.every and self.fo.state:
             raise ValueError(
                 f"fo makes {type(self.fo).__name__}, which keeps state for all parameters from the start: pass one that does not"
@@ -290,6 +289,7 @@ class Hybrid:
             raise
 
     def _load(self, state_dict):
+        self._forget()
         self.steps, self.skipped = state_dict["steps"], state_dict["skipped"]
         if self.split.every:
             self._share_out()
@@ -300,8 +300,26 @@ class Hybrid:
     def _names(self, first):
         return {self._trainable[p]: rows for p, rows in first.items()}
 
+    def add_param_group(self, param_group):
+        """Refused: which parameters there are, and whose they are, model and split say at construction."""
+        raise TypeError("Hybrid's parameters are those of its model, divided by its split: make another Hybrid")
 
-def _overlap(a, b):
-    """Whether two tensors of one storage share memory, as far as their first and last elements tell."""
-    ends = [p.data_ptr() + p.element_size() * (1 + sum((n - 1) * s for n, s in zip(p.shape, p.stride()))) for p in (a, b)]
-    return a.numel() and b.numel() and a.data_ptr() < ends[1] and b.data_ptr() < ends[0]
+    def __getstate__(self):
+        self.flush()
+        return {name: value for name, value in self.__dict__.items() if name != "step"} | {"_begun": None}  # schedulers wrap step
+
+
+@dataclass(frozen=True)
+class _FirstDifferentiated:
+    """A closure whose first call leaves the gradient as well."""
+
+    hybrid: Hybrid
+    closure: Callable
+    calls: list = field(default_factory=list)
+
+    def __call__(self):
+        self.calls.append(self)
+        return self.hybrid._differentiate(self.closure) if len(self.calls) == 1 else self.closure()
+
+    def agree(self, losses):
+        return agreed(self.closure, losses)
