@@ -24,6 +24,9 @@ CASES = {
     "ZOConservative": 2.5e-6,
     "MeZOSVRG": 5e-6,
     "ForwardGradient": 2.5e-6,
+    "Hybrid by tokens": 2.5e-6,
+    "Hybrid, two forwards": 2.5e-6,
+    "Hybrid, LISA, the rest frozen": 1e-7,  # gradients of float32, times lr = 1e-2
 }
 # name -> how many numbers go round in each collective of the 4 steps: the losses that are compared, and their weight
 NUMBERS = {
@@ -33,6 +36,9 @@ NUMBERS = {
     "ZOConservative": [3, 4] * 4,
     "MeZOSVRG": [3] + [3, 3] + [3] + [3, 3],  # at anchors the full batch alone
     "ForwardGradient": [3] * 4,  # the loss and its derivative
+    "Hybrid by tokens": [19, 2, 3] * 4,  # who of the 16 of a block and 2 of the last norm has a gradient, L(theta), the two sides
+    "Hybrid, two forwards": [20, 3] * 4,  # and the head
+    "Hybrid, LISA, the rest frozen": [37, 2] * 4,  # all parameters: who has a gradient is drawn
 }
 
 
@@ -52,6 +58,7 @@ def runs(tmp_path_factory):
             begun.append(subprocess.Popen([sys.executable, hf_worker.__file__, out], env=environment, stdout=log, stderr=log))
     try:
         one = {case: hf_worker.run(out, *settings) for case, settings in hf_worker.CASES.items()}
+        one["skipped"] = hf_worker.run(out, *hf_worker.CASES["Hybrid by tokens"], kind=hf_worker.Broken)
         codes = [process.wait(timeout=240) for process in begun]
     finally:
         for process in begun:
@@ -68,6 +75,13 @@ def test_two_processes_are_one(case, runs):
     assert first["losses"] == pytest.approx(one["losses"], rel=1e-3 if "bf16" in case else 1e-5)
     assert len(set(one["losses"])) == 4
     assert first["collectives"] == NUMBERS[case]
+
+
+def test_a_loss_that_is_not_finite_in_one_process_skips_the_step_in_both(runs):
+    one, first, second = (run["skipped"] for run in runs)
+    assert one["skipped"] == first["skipped"] == second["skipped"] == 1
+    assert same(first["weights"], second["weights"]) and farthest(one["weights"], first["weights"]) < 2.5e-6
+    assert farthest(first["weights"], runs[1]["Hybrid by tokens"]["weights"]) > 1e-4
 
 
 def test_rank_0_has_the_weights_to_begin_with(runs):

@@ -224,7 +224,6 @@ REFUSED = {
     "neftune": (dict(neftune_noise_alpha=5.0), {}, ValueError, "neftune_noise_alpha=5.0 works in train"),
     "Adam's lr": (dict(learning_rate=5e-5), {}, ValueError, "learning_rate=5e-05, Trainer's default"),
     "stock class": ({}, {"optimizer": (torch.optim.AdamW, {})}, TypeError, "AdamW takes gradients.*zokern.MeZO"),
-    "Hybrid": ({}, {"optimizer": (zokern.Hybrid, {})}, TypeError, "Hybrid needs a backward pass"),
     "full_batch": ({}, {"optimizer": (zokern.MeZOSVRG, {}), "trainer": {"full_batch": 21}}, ValueError, r"full_batch=21 of 20.*\[1, 20\]"),
     "full_batch's name": ({}, {"optimizer": (zokern.MeZOSVRG, {}), "trainer": {"full_batch": "all"}}, ValueError, "full_batch='all'"),
 }

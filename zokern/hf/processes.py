@@ -1,4 +1,4 @@
-"""Data parallelism without gradients: equal weights at the start, and one collective of a few numbers a comparison of losses."""
+"""Data parallelism: equal weights at the start, one collective of a few numbers a comparison of losses, and of Hybrid its gradients."""
 
 import torch
 from torch import distributed
@@ -17,13 +17,19 @@ class OfAll:
 
     Args:
         part: () -> (loss of this process's part, rows or tokens that it is the mean of).
+        gradient: the same, with a backward pass, for optimizers that need one. Default None: there is none.
     """
 
-    def __init__(self, part):
-        self.part, self.weight = part, None
+    def __init__(self, part, gradient=None):
+        self.part, self.gradient, self.weight = part, gradient, None
 
     def __call__(self):
         loss, self.weight = self.part()
+        return loss
+
+    def differentiate(self, params):
+        loss, self.weight = self.gradient()
+        average_gradients(params, self.weight)
         return loss
 
     def agree(self, losses):
@@ -50,6 +56,32 @@ def means(losses: list[torch.Tensor], weight) -> list[torch.Tensor]:
 
 
 @torch.no_grad()
+def average_gradients(params, weight) -> None:
+    """``.grad`` becomes the weighted mean of every process's, the same bits on each of them; one that has none counts as 0.
+
+    A collective of a few numbers, and one for each parameter that has a gradient anywhere.
+
+    Args:
+        params: the same ones on each process.
+        weight: as of ``means``.
+    """
+    if count() == 1:
+        return
+    device = params[0].device
+    weight = torch.as_tensor(weight, device=device).double()
+    mine = torch.cat([weight.reshape(1), torch.tensor([p.grad is not None for p in params], device=device)])
+    every = [torch.empty_like(mine) for _ in range(count())]
+    distributed.all_gather(every, mine)
+    weights, *held = torch.stack(every, 1)
+    share = weight / weights.sum().clamp(min=1)
+    for p, anyone in zip(params, torch.stack(held).any(1).tolist()):
+        if anyone:
+            grad = torch.zeros_like(p) if p.grad is None else torch.where(share > 0, p.grad * share, 0.0)
+            p.grad = grad.contiguous()
+            distributed.all_reduce(p.grad)
+
+
+@torch.no_grad()
 def equalise(model) -> None:
     """Every process takes rank 0's parameters and buffers."""
     if count() > 1:
@@ -68,7 +100,9 @@ def check_equal(optimizer) -> None:
     if count() == 1:
         return
     groups = [{name: _plain(value) for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
-    mine = dict(type=type(optimizer).__name__, layout=optimizer.layout.fingerprint(), param_groups=groups)
+    zo, split = getattr(optimizer, "zo", optimizer), repr(getattr(optimizer, "split", None))  # of Hybrid
+    layout = None if zo is None else zo.layout.fingerprint()
+    mine = dict(type=type(optimizer).__name__, layout=layout, split=split, param_groups=groups)
     every = [None] * count()
     distributed.all_gather_object(every, mine)
     for other, theirs in enumerate(every):

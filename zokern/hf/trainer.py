@@ -9,7 +9,8 @@ from transformers.trainer_pt_utils import find_batch_size
 
 import zokern
 
-from ..optim import ForwardGradient, MeZO, MeZOSVRG, ZerothOrder
+from ..optim import ForwardGradient, Hybrid, MeZO, MeZOSVRG, ZerothOrder
+from ..optim.backward import backpropagated
 from . import processes
 
 SIXTEEN = (torch.bfloat16, torch.float16)
@@ -37,15 +38,18 @@ class ZOTrainer(Trainer):
     The optimizer is given as to Trainer: ``optimizer_cls_and_kwargs=(zokern.ZOAdam, {...})``, or ``optimizers=(optimizer, scheduler)``;
     with neither it is MeZO. A class is given the trainable parameters with their names, in the model's order; where there is weight
     decay, in the two groups that Trainer makes of them. lr and weight_decay, unless among the settings given, are those of
-    TrainingArguments. MeZOSVRG's lr_full follows the schedule of its lr.
+    TrainingArguments. MeZOSVRG's lr_full follows the schedule of its lr. Hybrid is given the model, and each of its halves has its own lr
+    and weight_decay, which the schedule scales alike: ``optimizer_cls_and_kwargs=(zokern.Hybrid, {"zo": ..., "fo": ..., "split": ...})``.
+    Its gradients are taken a micro-batch at a time, are those of all processes, and are clipped to max_grad_norm.
 
     Losses are of float32 where the model allows it: a model in 16 bits that returns its loss in 16 bits, or whose trained part is in
     float32, is evaluated under autocast. It logs, beside the loss (mean over the perturbed models): ``projected_grad`` (the root mean
     square where there are several), ``loss_plus`` and ``loss_minus`` of the newest step, and ``skipped_steps``, those whose loss was not
-    finite. There is no ``grad_norm``. With logging_nan_inf_filter=False nothing else in a step waits for a GPU.
+    finite; of Hybrid ``grad_norm`` as well. With logging_nan_inf_filter=False nothing else in a step waits for a GPU, Hybrid's own
+    look at its losses excepted.
 
-    Inert, without a gradient: max_grad_norm, gradient_checkpointing, optim. With defer=True, callbacks that look at the weights call
-    ``flush()`` first; evaluation, prediction and saving do.
+    Inert, where there is no gradient: max_grad_norm, gradient_checkpointing, optim. With defer=True, callbacks that look at the weights
+    call ``flush()`` first; evaluation, prediction and saving do.
 
     Args:
         model, args, ...: as of Trainer.
@@ -54,10 +58,11 @@ class ZOTrainer(Trainer):
         objective: what to train on instead of the model's loss, differentiable or not: an object with loss(model, inputs) -> 0-dim tensor,
             a mean over rows, and scores(model, inputs) -> [rows, candidates], which are the predictions of ``predict`` and
             ``compute_metrics``. Inputs that the model does not know need remove_unused_columns=False.
-        trajectory: a path where ``zokern.record`` logs the steps. A resumed run continues the log.
+        trajectory: a path where ``zokern.record`` logs the steps. A resumed run continues the log. Not of Hybrid.
     Raises:
-        TypeError: another optimizer than zokern's, or Hybrid, which needs a backward pass.
-        ValueError: no learning rate but Trainer's default, which is one for Adam; fp16, FSDP, DeepSpeed, several GPUs in one process.
+        TypeError: another optimizer than zokern's.
+        ValueError: no learning rate but Trainer's default, which is one for Adam; fp16, FSDP, DeepSpeed, several GPUs in one process;
+            with Hybrid: trajectory, gradient_checkpointing, a learning rate or weight decay for both halves.
     """
 
     def __init__(self, model=None, args=None, *others, full_batch="train", objective=None, trajectory=None, **named):
@@ -82,18 +87,39 @@ class ZOTrainer(Trainer):
     def _check_optimizer(self):
         optimizer, (make, settings) = self.optimizer, self.optimizer_cls_and_kwargs or (MeZO, {})
         made = type(optimizer) if optimizer is not None else make if isinstance(make, type) else ZerothOrder
-        if not issubclass(made, ZerothOrder):
-            reason = "needs a backward pass: call its step yourself" if made is zokern.Hybrid else "takes gradients, and there are none"
+        if not issubclass(made, ZerothOrder | Hybrid):
             raise TypeError(
-                f"{made.__name__} {reason}; here pass a zokern optimizer, such as optimizer_cls_and_kwargs=(zokern.MeZO, {{...}})"
+                f"{made.__name__} takes gradients, and there are none; here pass a zokern optimizer, such as "
+                "optimizer_cls_and_kwargs=(zokern.MeZO, {...})"
             )
-        if optimizer is None and "lr" not in settings and self.args.learning_rate == ADAMS_LR:
+        if issubclass(made, Hybrid):
+            self._check_hybrid()
+        elif optimizer is None and "lr" not in settings and self.args.learning_rate == ADAMS_LR:
             raise ValueError(
                 f"learning_rate={ADAMS_LR:g}, Trainer's default, is one for Adam: pass TrainingArguments(learning_rate=...), or lr among "
                 "the optimizer's settings (zokern.hf.STARTING_POINTS has some)"
             )
         if issubclass(made, MeZOSVRG) and self.train_dataset is not None:
             self._check_full_batch()
+
+    def _check_hybrid(self):
+        if self.trajectory is not None:
+            raise ValueError(
+                f"trajectory={str(self.trajectory)!r} with Hybrid, whose first-order steps are not decided by a few numbers: leave it out; "
+                "checkpoints resume the run"
+            )
+        for name in ("gradient_checkpointing", "activation_checkpointing"):  # of older and newer transformers
+            if getattr(self.args, name, None):
+                raise ValueError(
+                    f"{name}=True works in train() mode only, and the losses of a step are evaluated in eval() mode: leave it out; "
+                    "zokern.splits.Depth keeps the activations of its upper blocks alone"
+                )
+        for name, plain in (("learning_rate", ADAMS_LR), ("weight_decay", 0.0)):
+            if self.optimizer is None and getattr(self.args, name) != plain:
+                raise ValueError(
+                    f"{name}={getattr(self.args, name):g} is for one optimizer, and Hybrid has two: leave it at {plain:g}, and give each "
+                    "its own, as in zo=functools.partial(zokern.MeZO, lr=1e-6), fo=functools.partial(torch.optim.AdamW, lr=1e-5)"
+                )
 
     def _check_full_batch(self):
         if not hasattr(self.train_dataset, "__len__") or not hasattr(self.train_dataset, "__getitem__"):
@@ -111,12 +137,23 @@ class ZOTrainer(Trainer):
             raise ValueError(f"mixed precision {self.accelerator.mixed_precision} {dict(REFUSED)['fp16']}")
         # There are no gradients that a DDP wrapper could reduce.
         self.accelerator.prepare_model = partial(self.accelerator.prepare_model, evaluation_mode=True)
+        # Hybrid may hold a part of a parameter, with a gradient of its own.
+        clip = self.accelerator.clip_grad_norm_
+        self.accelerator.clip_grad_norm_ = lambda parameters, *norms, **named: clip(self._with_gradients(parameters), *norms, **named)
+
+    def _with_gradients(self, parameters):
+        optimizer = self.zeroth_order
+        if not isinstance(optimizer, Hybrid):
+            return parameters
+        return [p for group in optimizer.fo.param_groups for p in group["params"]]
 
     def create_optimizer(self, model=None):
         model = self.model if model is None else model
         processes.equalise(model)
+        make, settings = self.optimizer_cls_and_kwargs or (MeZO, {})
+        if self.optimizer is None and isinstance(make, type) and issubclass(make, Hybrid):
+            self.optimizer = make(model, **settings)
         if self.optimizer is None:
-            make, settings = self.optimizer_cls_and_kwargs or (MeZO, {})
             given = {"lr": self.args.learning_rate, "weight_decay": self.args.weight_decay, **settings}
             trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
             groups = [{"params": trained}]
@@ -134,8 +171,8 @@ class ZOTrainer(Trainer):
         return self.optimizer
 
     @property
-    def zeroth_order(self) -> ZerothOrder | None:
-        """The optimizer itself, without accelerate's wrapper; None before training."""
+    def zeroth_order(self) -> ZerothOrder | Hybrid | None:
+        """The optimizer itself, without accelerate's wrapper; None before training. A Hybrid as a whole: its ``zo`` is one half."""
         return getattr(self.optimizer, "optimizer", self.optimizer)
 
     def flush(self) -> None:
@@ -150,7 +187,8 @@ class ZOTrainer(Trainer):
             return torch.zeros((), device=self.args.device)
         batches, self._micro_batches = self._micro_batches, []
         model.eval()
-        optimizer, closures = self.zeroth_order, [processes.OfAll(lambda: self._loss(model, batches))]
+        optimizer = self.zeroth_order
+        closures = [processes.OfAll(lambda: self._loss(model, batches), lambda: self._gradient(model, batches))]
         if isinstance(optimizer, MeZOSVRG) and optimizer.at_anchor:
             _schedule_lr_full(optimizer)
             step = optimizer.param_groups[0]["step"]
@@ -171,6 +209,14 @@ class ZOTrainer(Trainer):
         if len(losses) > 1:
             loss = sum(loss.double() * (share / _at_least_one(weight)) for loss, share in zip(losses, weights))
         return loss, weight
+
+    def _gradient(self, model, batches):
+        """As ``_loss``, with backward: one batch at a time, so that no more than its activations are held."""
+        losses, weight = [], sum(items for _, items, _ in batches)
+        for batch in batches:
+            loss, items = self._loss_of(model, *batch)
+            losses.append(backpropagated(loss if len(batches) == 1 else loss.double() * (items / _at_least_one(weight))))
+        return sum(losses), weight
 
     def _loss_of(self, model, inputs, items, labels):
         """-> (mean loss of one batch, its weight). Normalised by its own count, it is right whether or not the model looks at that."""
@@ -243,22 +289,25 @@ class ZOTrainer(Trainer):
 
     def log(self, logs, *args, **kwargs):
         if "loss" in logs:
-            logs.pop("grad_norm", None)
+            if not isinstance(self.zeroth_order, Hybrid):
+                logs.pop("grad_norm", None)
             logs.update(self._measured())
         super().log(logs, *args, **kwargs)
 
     def _measured(self):
         """Of the newest step, for the log: this waits for the device."""
-        optimizer = self.zeroth_order
-        if optimizer.last is None or optimizer.last.projected_grad is None:
-            return {}
+        optimizer, hybrid = self.zeroth_order, {}
+        if isinstance(optimizer, Hybrid):
+            hybrid, optimizer = {"skipped_steps": optimizer.skipped}, optimizer.zo
+        if optimizer is None or optimizer.last is None or optimizer.last.projected_grad is None:
+            return hybrid
         grad = optimizer.last.projected_grad.double()
         found = {"projected_grad": grad if grad.numel() == 1 else grad.square().mean().sqrt()}
         if not isinstance(optimizer, ForwardGradient):
             found |= zip(("loss_plus", "loss_minus"), self._sides(optimizer))
         found["skipped_steps"] = torch.as_tensor(optimizer.param_groups[0]["skipped"], device=grad.device)
         numbers = torch.stack([value.double().reshape(()) for value in found.values()]).tolist()
-        return dict(zip(found, numbers)) | {"skipped_steps": int(numbers[-1])}
+        return dict(zip(found, numbers)) | {"skipped_steps": int(numbers[-1])} | hybrid
 
     def _sides(self, optimizer):
         """L(theta + eps z) and, with estimator="one-sided", L(theta), else L(theta - eps z), of the first direction."""
