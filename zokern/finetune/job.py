@@ -81,9 +81,10 @@ def _run(settings, path, say, resumed=None):
     method = " + ".join(settings.adapter)
     trained = asked.trained()
     count = sum(p.numel() for _, p in trained)
-    eps = f", eps {settings.eps:g}" if settings.eps else ""
+    rates = [f"{title(name)[2:]} {value:g}" for name in ("lr", "eps", "fo_lr") if (value := getattr(settings, name))]
+    halves = f" of {settings.zo} and {settings.fo}" if settings.optimizer == "hybrid" else ""
     new = ", new classification head" if asked.fresh_head else ""
-    say(f"{asked.name} on {data.name}: {settings.optimizer}, {method}, {count:,} parameters, lr {settings.lr:g}{eps}{new}")
+    say(f"{asked.name} on {data.name}: {settings.optimizer}{halves}, {method}, {count:,} parameters, {', '.join(rates)}{new}")
     features = [[asked.reader.encode(example) for example in examples] for examples in (data.train, data.held_out)]
     checkpoint = newest(path) if resumed else None
     record = {"settings": settings.record(), "labels": list(data.task.labels), "digest": data.digest(), **versions()}
@@ -135,6 +136,7 @@ def _run(settings, path, say, resumed=None):
         test=test,
         steps=training.steps,
         forwards=training.forwards,
+        backwards=training.backwards,
         skipped=training.skipped,
         interrupted=training.interrupted,
         train_seconds=training.seconds,

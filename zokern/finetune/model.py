@@ -102,7 +102,7 @@ def load(settings: Settings, data: Data) -> Asked:
             order = _order(config, list(data.task.labels))
             options = dict(num_labels=len(order), id2label=dict(enumerate(order)), label2id={name: i for i, name in enumerate(order)})
             options |= dict(ignore_mismatched_sizes=True)  # a head for another number of classes is replaced
-        if settings.optimizer == "forward-gradient":
+        if settings.zeroth == "forward-gradient":
             options |= dict(attn_implementation="eager")  # the others have no forward-mode derivative
         auto = getattr(transformers, kind)
         model, loading = auto.from_pretrained(path, dtype=torch.float32, output_loading_info=True, **options)

@@ -7,7 +7,8 @@ import torch
 
 from ..errors import BadInput, need
 from ..optim import ForwardGradient, MeZO, MeZOSVRG, ZOAdam, ZOConservative, ZOMomentum, ZOSign
-from .settings import OPTIMIZER, Settings, title
+from . import hybrid
+from .settings import CHOICES, OPTIMIZER, Settings, title
 
 CLASSES = {
     "mezo": MeZO,
@@ -25,17 +26,22 @@ STEP = {"zo-adam": 0.1, "zo-sign": 0.01, "zo-momentum": 0.1}  # lr in MeZO's, fo
 
 
 def with_rates(settings: Settings) -> Settings:
-    """The settings with lr, eps and lr_full, where none were given."""
+    """The settings with lr, eps, lr_full and fo_lr, where none were given."""
     points = need("zokern.hf").STARTING_POINTS
     method = settings.adapter[0] if settings.adapter[0] in points else "full"
     point = points[method]
     small = settings.ask == "head" and method in ("lora", "dora", "head")
     lr = (PROBED if settings.head == "probe" else NEW_HEAD) if small else point.lr[1]
-    cls = CLASSES[settings.optimizer]
-    usual = inspect.signature(cls).parameters["lr"].default if method == "full" else lr * STEP.get(settings.optimizer, 1)
+    if settings.optimizer == "hybrid":
+        fo_lr = hybrid.FO_LR[settings.fo] * (1 if method == "full" else hybrid.ADAPTED)
+        settings = replace(settings, fo_lr=settings.fo_lr or fo_lr)
+    if settings.zeroth is None:
+        return settings
+    cls = CLASSES[settings.zeroth]
+    usual = inspect.signature(cls).parameters["lr"].default if method == "full" else lr * STEP.get(settings.zeroth, 1)
     lr = settings.lr or usual
     full = settings.lr_full or (10 * lr if settings.optimizer == "mezo-svrg" else None)
-    return replace(settings, lr=lr, eps=settings.eps or (None if settings.optimizer == "forward-gradient" else point.eps), lr_full=full)
+    return replace(settings, lr=lr, eps=settings.eps or (None if settings.zeroth == "forward-gradient" else point.eps), lr_full=full)
 
 
 def make(settings: Settings, model):
@@ -44,21 +50,32 @@ def make(settings: Settings, model):
     Raises:
         BadInput: an option that the optimizer does not have, or options that it does not take together.
     """
-    cls = CLASSES[settings.optimizer]
+    made = None if settings.zeroth is None else _zeroth(settings, model)
+    first = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    try:
+        if settings.optimizer == "hybrid":
+            made, first = hybrid.make(settings, model, made), model
+        cls, options = made
+        cls(first, **options)
+    except ValueError as error:
+        raise BadInput(f"--optimizer {settings.optimizer}: {error}") from None
+    return cls, options
+
+
+def _zeroth(settings, model):
+    """-> (class, its settings)."""
+    cls = CLASSES[settings.zeroth]
+    option, known = ("--zo", CHOICES["zo"]) if settings.optimizer == "hybrid" else ("--optimizer", CLASSES)
     takes = inspect.signature(cls).parameters
     given = {name: getattr(settings, name) for name in (*OPTIMIZER, "eps")}
     given = {name: value for name, value in given.items() if value is not None and value is not False and value != ()}
     for name in given:
         if name not in takes:
-            having = [other for other, c in CLASSES.items() if name in inspect.signature(c).parameters]
-            raise BadInput(f"{title(name)} is no option of --optimizer {settings.optimizer}: leave it out, or pass {' or '.join(having)}")
+            having = [other for other, c in CLASSES.items() if other in known and name in inspect.signature(c).parameters]
+            cure = ", or pass " + " or ".join(having) if having else ""
+            raise BadInput(f"{title(name)} is no option of {option} {settings.zeroth}: leave it out{cure}")
     if "blocks" in given:
         given["blocks"] = model
     if "state_dtype" in given:
         given["state_dtype"] = getattr(torch, given["state_dtype"])
-    options = dict(given, lr=settings.lr, seed=settings.seed)
-    try:
-        cls([(name, p) for name, p in model.named_parameters() if p.requires_grad], **options)
-    except ValueError as error:
-        raise BadInput(f"--optimizer {settings.optimizer}: {error}") from None
-    return cls, options
+    return cls, dict(given, lr=settings.lr, seed=settings.seed)

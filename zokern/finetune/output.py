@@ -2,7 +2,7 @@
 
 run.json            settings, classes, versions: what makes the run again
 initial.safetensors the parameters that the base model lacks (adapters, a new head), as training began
-trajectory.jsonl    every step (zokern.record)
+trajectory.jsonl    every step (zokern.record); not of --optimizer hybrid
 checkpoints/        the newest checkpoints, from which --resume goes on
 log.jsonl           losses and metrics as logged
 metrics.json        the result, once the run is done; with the model, its tokenizer, adapter/ and curve.png

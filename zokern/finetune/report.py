@@ -40,6 +40,7 @@ class Result:
     test: dict | None
     steps: int
     forwards: int
+    backwards: int
     skipped: int
     interrupted: bool
     train_seconds: float
@@ -59,6 +60,8 @@ class Result:
         classes = f", classes {classes}" if classes else ""
         test = [f"test       {self.metric} {self.test[self.metric]:.3f} on {self.test_rows} rows"] if self.test else []
         metrics = "" if self.interrupted else ", metrics.json"
+        log = "log.jsonl" if self.optimizer == "hybrid" else "log.jsonl, trajectory.jsonl"
+        backwards = f" and {self.backwards} backward passes" if self.backwards else ""
         return [
             *(["stopped early: what follows is of the steps done"] if self.interrupted else []),
             f"model      {self.model}, {self.method}: {self.trained_parameters:,} of {self.parameters:,} parameters trained",
@@ -66,10 +69,10 @@ class Result:
             f"{self.metric:<10} {self._path(self.metric)} on held-out rows",
             *([f"loss       {self._path('loss')} on held-out rows"] if "loss" in self.after else []),
             *test,
-            f"time       {self.seconds:.0f} s in all; {self.steps} steps, {self.forwards} forward passes, "
+            f"time       {self.seconds:.0f} s in all; {self.steps} steps, {self.forwards} forward passes{backwards}, "
             f"{self.steps_per_second:.2f} steps/s{skipped}",
             *([f"memory     {self.peak_mib:,.0f} MiB at most"] if self.peak_mib else []),
-            f"saved      {self.out} (model, tokenizer, curve.png, log.jsonl, trajectory.jsonl{metrics})",
+            f"saved      {self.out} (model, tokenizer, curve.png, {log}{metrics})",
             f"load with  {self.load}",
         ]
 

@@ -156,6 +156,12 @@ def read(log: str) -> Trajectory:
     try:
         return Trajectory.read(log)
     except (OSError, ValueError) as error:
+        run = Path(log).parent
+        if not Path(log).exists() and (run / output.RUN).is_file() and output.run_of(str(run))["settings"].get("optimizer") == "hybrid":
+            raise BadInput(
+                f"{str(run)!r} is a run of --optimizer hybrid, which has no trajectory, since its first-order steps are not decided by a "
+                "few numbers: its model is in the folder itself, and its losses are in log.jsonl"
+            ) from None
         raise BadInput(str(error) if not isinstance(error, OSError) else f"{log!r} cannot be read ({error.strerror})") from None
 
 

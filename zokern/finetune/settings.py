@@ -1,6 +1,7 @@
 """Everything that decides a run, each option with the one line that says what it is."""
 
 import math
+import re
 from dataclasses import asdict, dataclass, field, replace
 from difflib import get_close_matches
 from pathlib import Path
@@ -22,12 +23,19 @@ CHOICES = {
         "zo-sign",
         "zo-conservative",
         "forward-gradient",
+        "hybrid",
     ),
+    "zo": ("mezo", "zo-adam", "zo-momentum", "zo-sign", "zo-conservative", "forward-gradient", "none"),
+    "fo": ("adamw", "sgd"),
     "estimator": ("two-point", "one-sided"),
     "anchor": ("copy", "replay"),
     "form": ("element", "scalar"),
     "state_dtype": ("float32", "bfloat16"),
 }
+# The first k blocks zeroth-order; so many of the deepest blocks first-order, or those at places, all or a share of each parameter; so
+# many at random, drawn again every so many steps.
+PLACES = r"(\d+|\+\d+|\d+(\+\d+)+)"
+SPLIT = re.compile(rf"depth:\d+|inter:{PLACES}|intra:{PLACES}(:0?\.\d+)?|lisa:\d+:\d+")
 # What an optimizer may be given beside lr, eps and seed; which of them it takes, its own signature says.
 OPTIMIZER = (
     "weight_decay",
@@ -49,12 +57,13 @@ PATHS = ("model", "data", "eval_data")  # or names on the hub
 POSITIVE = "a number > 0", lambda x: 0 < x < math.inf
 NATURAL = "an integer >= 1", lambda x: x >= 1
 RANGES = {
-    **dict.fromkeys(("lr", "eps", "lr_full", "delta"), POSITIVE),
+    **dict.fromkeys(("lr", "eps", "lr_full", "delta", "fo_lr"), POSITIVE),
     "lr_ratio": ("a number >= 1", lambda x: 1 <= x < math.inf),
     **dict.fromkeys(("q", "steps", "batch_size", "accumulate", "eval_every", "save_every", "shots", "rank", "virtual_tokens"), NATURAL),
     "weight_decay": ("a number >= 0", lambda x: 0 <= x < math.inf),
     "sparsity": ("a number in [0, 1)", lambda x: 0 <= x < 1),
     "momentum": ("a number in [0, 1)", lambda x: 0 <= x < 1),
+    "split": ("depth:3, inter:4, inter:1+3, intra:4:0.5 or lisa:2:20", SPLIT.fullmatch),
     "seed": ("an integer in [0, 2**32)", lambda x: 0 <= x < 1 << 32),  # numpy's generators take no more
     "max_length": ("an integer >= 4", lambda x: x >= 4),
     "text": ("one column or two", lambda x: len(x) <= 2),
@@ -96,6 +105,14 @@ class Settings:
     lr: float | None = _option("Learning rate. Without it: the adapter's starting point (docs/settings.md).")
     eps: float | None = _option("Perturbation radius. Without it: the adapter's starting point.")
     lr_full: float | None = _option("mezo-svrg: learning rate at anchors. Without it: 10 times --lr.")
+    split: str | None = _option(
+        "hybrid: who is trained by backpropagation, beside the head: depth:K (blocks from K on), inter:N (the N deepest; places as 1+3), "
+        "intra:N:0.5 (that share of each parameter in them), lisa:G:K (G at random every K steps). Without it: the deeper half."
+    )
+    zo: str | None = _option("hybrid: what moves the others: " + ", ".join(CHOICES["zo"]) + ". Without it: mezo. --lr, --eps, ... are its.")
+    fo: str | None = _option("hybrid: what moves those: adamw or sgd. Without it: adamw.")
+    fo_lr: float | None = _option("hybrid: learning rate of --fo. Without it: LoHO's.")
+    share_forward: bool = _option("hybrid: take the gradient at the first perturbed place, one forward pass less.", False)
     schedule: str = _option("How the learning rate ends: linear, cosine or constant.", "linear")
     weight_decay: float | None = _option("Decoupled weight decay: theta shrinks by lr times this a step.")
     q: int | None = _option("Directions a step, averaged; of mezo-svrg: steps from anchor to anchor.")
@@ -123,6 +140,13 @@ class Settings:
     out: str | None = _option("Folder for model, curve and logs. Without it: zokern-finetune, or -2, ...")
     overwrite: bool = _option("Replace an earlier run in --out.", False)
 
+    @property
+    def zeroth(self) -> str | None:
+        """The zeroth-order optimizer: of hybrid that of its half, None where it is frozen."""
+        if self.optimizer != "hybrid":
+            return self.optimizer
+        return None if self.zo == "none" else self.zo or "mezo"
+
     def checked(self) -> "Settings":
         """The same with what follows from the rest filled in, lr and eps excepted.
 
@@ -145,6 +169,7 @@ class Settings:
             **{name: str(Path(path).expanduser().absolute()) for name, path in local.items()},  # from wherever the run is gone on with
             adapter=self.adapter or (("lora",) if lora else ("full",)),
             ask=self.ask or "head",
+            **({"zo": self.zo or "mezo", "fo": self.fo or "adamw"} if self.optimizer == "hybrid" else {}),
             save_every=self.save_every or self.eval_every,
             device=self.device or _device(),
             out=self.out or _free("zokern-finetune"),
@@ -173,12 +198,33 @@ class Settings:
                 raise BadInput(f"{title(name)} is of LoRA and DoRA: pass --adapter lora, or leave it out")
         if self.virtual_tokens is not None and not {"prefix", "prompt"} & set(self.adapter):
             raise BadInput("--virtual-tokens is of prefix and prompt tuning: pass --adapter prefix, or leave it out")
-        if self.optimizer == "forward-gradient" and self.objective in ("accuracy", "f1"):
-            raise BadInput(f"--objective {self.objective} has no derivative for --optimizer forward-gradient: pass cross-entropy, or mezo")
+        if self.optimizer in ("forward-gradient", "hybrid") and self.objective in ("accuracy", "f1"):
+            raise BadInput(f"--objective {self.objective} has no derivative for --optimizer {self.optimizer}: pass cross-entropy, or mezo")
         if self.ask == "masked" and {"prefix", "prompt"} & set(self.adapter):
             raise BadInput(f"--adapter {','.join(self.adapter)} is not for masked models: pass lora, dora, full or patterns, or --ask head")
         if self.full_batch is not None and self.optimizer != "mezo-svrg":
             raise BadInput(f"--full-batch does not go with --optimizer {self.optimizer}: pass --optimizer mezo-svrg, or leave it out")
+
+        self._halves()
+
+    def _halves(self):
+        if self.optimizer != "hybrid":
+            for name in ("split", "zo", "fo", "fo_lr", "share_forward"):
+                if getattr(self, name):
+                    raise BadInput(f"{title(name)} is of --optimizer hybrid: pass that, or leave it out")
+            return
+        for name in ("defer", "lr_ratio"):
+            if getattr(self, name):
+                raise BadInput(f"{title(name)} does not go with --optimizer hybrid: leave it out, or pass --optimizer mezo")
+        if self.blocks and self.split and self.split.startswith("intra"):
+            raise BadInput(f"--blocks does not go with --split {self.split}, which divides the parameters of a block: pass another split")
+        if self.share_forward and self.zeroth in (None, "forward-gradient"):
+            raise BadInput(f"--share-forward with --zo {self.zo}, which has no forward pass to share: leave it out, or pass --zo mezo")
+        if self.zeroth is not None and self.adapter == ("head",):
+            raise BadInput("--adapter head leaves nothing to the zeroth-order half of --optimizer hybrid: pass --zo none, or another")
+        for name in ("lr", "eps", *OPTIMIZER):
+            if self.zeroth is None and name != "weight_decay" and getattr(self, name) not in (None, False, ()):
+                raise BadInput(f"{title(name)} is of the zeroth-order half, and --zo is none: leave it out, or pass --zo mezo")
 
     def record(self) -> dict:
         """For run.json and the log, as JSON has it."""

@@ -13,7 +13,7 @@ from . import optimizers, output
 from .features import TOGETHER, FrozenBody, head_of, seen_by
 from .judge import judge
 from .model import Asked
-from .settings import Settings
+from .settings import Settings, title
 
 SHOWN = ("loss", "eval_loss", "eval_accuracy", "eval_f1", "eval_matthews")  # beside the bar
 PATIENCE = 10  # steps on end without a finite loss after which a run is given up
@@ -50,6 +50,11 @@ class Training:
         anchors = -(-self.steps // optimizer.param_groups[0]["q"]) if settings.optimizer == "mezo-svrg" else 0
         full = -(-(settings.full_batch or len(self.data.train)) // TOGETHER)
         return optimizer.forwards * settings.accumulate * (self.steps - anchors) + 2 * full * anchors
+
+    @property
+    def backwards(self) -> int:
+        """Of those batches, how many went back through the model."""
+        return self.settings.accumulate * self.steps if self.settings.optimizer == "hybrid" else 0
 
     @property
     def skipped(self) -> int:
@@ -100,6 +105,7 @@ class Training:
     def _trainer(self, rows):
         transformers, hf, settings = need("transformers"), need("zokern.hf"), self.settings
         cls, options = optimizers.make(settings, self.asked.model)
+        hybrid = settings.optimizer == "hybrid"
         arguments = transformers.TrainingArguments(
             output_dir=str(self.path / output.CHECKPOINTS),
             max_steps=settings.steps,
@@ -108,7 +114,7 @@ class Training:
             gradient_accumulation_steps=settings.accumulate,
             dataloader_drop_last=True,
             lr_scheduler_type=settings.schedule,
-            learning_rate=settings.lr,
+            **({} if hybrid else {"learning_rate": settings.lr}),
             seed=settings.seed,
             use_cpu=settings.device == "cpu",
             logging_steps=min(10, settings.eval_every),
@@ -133,7 +139,7 @@ class Training:
             data_collator=self.reader.collate,
             objective=self.reader,
             full_batch=settings.full_batch or "train",
-            trajectory=str(self.path / output.TRAJECTORY),
+            trajectory=None if hybrid else str(self.path / output.TRAJECTORY),
             callbacks=[_watch(self)],
             **chosen,
         )
@@ -177,7 +183,9 @@ def _watch(training):
                 steps, before = self.seen
                 if skipped - before == state.global_step - steps >= PATIENCE:
                     last = f"{state.global_step - steps} steps up to step {state.global_step}"
-                    raise BadInput(f"the loss was not finite in {last}, --lr {training.settings.lr:g}: pass a smaller --lr")
+                    rates = {title(name): rate for name in ("lr", "fo_lr") if (rate := getattr(training.settings, name))}
+                    shown = ", ".join(f"{name} {rate:g}" for name, rate in rates.items())
+                    raise BadInput(f"the loss was not finite in {last}, {shown}: pass a smaller {' or '.join(rates)}")
                 if skipped - before < state.global_step - steps:
                     self.seen = state.global_step, skipped
             lines = (json.dumps({name: _json(value) for name, value in entry.items()}) for entry in state.log_history)

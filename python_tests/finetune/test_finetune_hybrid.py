@@ -1,0 +1,199 @@
+"""--optimizer hybrid: a part of the model by backpropagation, from the options to the folder of the run."""
+
+import json
+import os
+import signal
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from zokern import ForwardGradient, Hybrid, MeZO, ZOAdam, splits
+from zokern.errors import BadInput
+from zokern.finetune import finetune, resume
+from zokern.finetune.data import load as load_data
+from zokern.finetune.hybrid import split_of
+from zokern.finetune.model import load as load_model
+from zokern.finetune.optimizers import make, with_rates
+from zokern.finetune.restore import read, replay
+from zokern.finetune.settings import OPTIMIZER
+from zokern.tasks import HeadReader
+
+transformers = pytest.importorskip("transformers")
+
+
+def quiet(line):
+    pass
+
+
+@pytest.fixture
+def run(settings, tmp_path, tokenizer):
+    """A run of a BERT of three layers, 16 wide."""
+    torch.manual_seed(0)
+    small = dict(hidden_size=16, num_hidden_layers=3, num_attention_heads=2, intermediate_size=32, max_position_embeddings=64)
+    transformers.BertModel(transformers.BertConfig(vocab_size=len(tokenizer), **small)).save_pretrained(tmp_path / "three")
+    tokenizer.save_pretrained(tmp_path / "three")
+    return replace(settings, model=str(tmp_path / "three"), optimizer="hybrid", lr=1e-3, fo_lr=1e-3)
+
+
+@pytest.mark.parametrize(
+    "text, split",
+    [
+        ("depth:3", splits.Depth(3)),
+        ("depth:0", splits.Depth(0)),
+        ("inter:4", splits.Inter(4)),
+        ("inter:1+3", splits.Inter((1, 3))),
+        ("inter:+2", splits.Inter((2,))),
+        ("intra:2", splits.Intra(2)),
+        ("intra:0+2:.25", splits.Intra((0, 2), 0.25)),
+        ("lisa:2:20", splits.LISA(2, 20, 9)),
+    ],
+)
+def test_a_split_in_short(run, text, split):
+    assert split_of(text, 9) == split and replace(run, split=text).checked().split == text
+
+
+def made(run):
+    settings = with_rates(run.checked())
+    asked = load_model(settings, load_data(settings))
+    cls, options = make(settings, asked.model)
+    assert cls is Hybrid
+    return Hybrid(asked.model, **options)
+
+
+def test_options_reach_the_halves(run):
+    hybrid = made(replace(run, zo="zo-adam", betas=(0.8, 0.9), eps=1e-2, q=2, fo="sgd", weight_decay=0.1, split="lisa:1:5", seed=4))
+    assert type(hybrid.zo) is ZOAdam and type(hybrid.fo) is torch.optim.SGD and not hybrid.share_forward
+    wanted = dict(lr=1e-3, eps=1e-2, betas=(0.8, 0.9), q=2, weight_decay=0.1, seed=4)
+    assert {name: hybrid.zo.param_groups[0][name] for name in wanted} == wanted
+    assert [hybrid.fo.param_groups[0][name] for name in ("lr", "weight_decay")] == [1e-3, 0.1]
+    assert hybrid.split == splits.LISA(1, 5, 4) and hybrid.forwards == 5
+    plain = made(replace(run, lr=None, fo_lr=None, share_forward=True))
+    assert type(plain.zo) is MeZO and type(plain.fo) is torch.optim.AdamW and plain.split == splits.Depth(1)
+    assert [group["lr"] for group in plain.param_groups] == [1e-6, 1e-5] and plain.forwards == 2  # MeZO's and LoHO's
+    assert plain.fo.param_groups[0]["weight_decay"] == 0
+    assert type(made(replace(run, zo="forward-gradient")).zo) is ForwardGradient
+    assert made(replace(run, zo="none", lr=None)).zo is None
+    assert made(replace(run, adapter=("lora",), fo_lr=None)).fo.param_groups[0]["lr"] == 1e-4
+
+
+CASES = {
+    "depth": (dict(accumulate=2), 3 * 2),
+    "two forwards": (dict(share_forward=True, fo="sgd", blocks=False), 2),
+    "sparse, by blocks": (dict(sparsity=0.5, blocks=True, split="inter:+1"), 1 + 2 * 3),  # embeddings and layers 0 and 2
+    "intra": (dict(split="intra:2:0.5", head="probe"), 3),
+    "lisa, the rest frozen": (dict(split="lisa:1:2", zo="none", lr=None), 1),
+    "forward gradient": (dict(zo="forward-gradient"), 2),
+    "lora": (dict(adapter=("lora",), dtype="bfloat16"), 3),
+    "the head alone": (dict(adapter=("head",), zo="none", lr=None), 1),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_run_from_end_to_end(run, name):
+    options, forwards = CASES[name]
+    settings = replace(run, **options)
+    result = finetune(settings, quiet)
+    assert (result.steps, result.forwards, result.backwards) == (4, 4 * forwards, 4 * settings.accumulate) and result.skipped == 0
+    assert result.after["loss"] != result.before["loss"]
+    folder = Path(run.out)
+    found = json.loads((folder / "metrics.json").read_text())
+    assert found["backwards"] == result.backwards and not (folder / "trajectory.jsonl").exists()
+    text = "\n".join(result.lines())
+    assert f"{4 * forwards} forward passes and {result.backwards} backward passes" in text and "trajectory" not in text
+    for read_it in (partial(read, str(folder / "trajectory.jsonl")), partial(replay, run.out, run.out + "-again")):
+        with pytest.raises(BadInput, match="is a run of --optimizer hybrid, which has no trajectory, since its first-order steps"):
+            read_it()
+    assert not os.path.exists(run.out + "-again")
+
+
+@pytest.mark.parametrize("name", ["depth", "lisa, the rest frozen", "intra"])
+def test_a_run_stopped_by_ctrl_c_goes_on_bit_for_bit(run, name, monkeypatch):
+    calls, plain, settings = [], HeadReader.loss, replace(run, steps=7, eval_every=50, **CASES[name][0])
+    forwards = CASES[name][1]
+
+    def counted(self, model, batch):
+        calls.append(batch)
+        if len(calls) == 3 * forwards:  # in the third step
+            os.kill(os.getpid(), signal.SIGINT)
+        return plain(self, model, batch)
+
+    monkeypatch.setattr(HeadReader, "loss", counted)
+    result = finetune(settings, quiet)
+    assert result.interrupted and result.steps == 3
+    assert resume(settings.out, quiet).steps == 7
+    whole = replace(settings, out=f"{settings.out}-whole")
+    finetune(whole, quiet)
+    one, other = (load_file(Path(out) / "model.safetensors") for out in (settings.out, whole.out))
+    assert all(torch.equal(one[tensor], other[tensor]) for tensor in one)
+    assert [len(calls) for calls in ([*one], [*other])] == [len(one)] * 2
+
+
+def test_the_head_alone_is_trained_as_by_torch(run, monkeypatch):
+    """--adapter head with --zo none: what lies below is computed once, and the steps are AdamW's on the whole model."""
+    seen, plain = [], HeadReader.loss
+    monkeypatch.setattr(HeadReader, "loss", lambda *args: seen.append(0) or plain(*args))
+    settings = replace(run, adapter=("head",), zo="none", lr=None, fo_lr=1e-2, schedule="constant", batch_size=48)
+    finetune(settings, quiet)
+    assert not seen  # the model below the head is not asked in a step
+    settings = with_rates(settings.checked() if False else replace(settings, zo="none", fo="adamw", ask="head", save_every=2))
+    data = load_data(settings)
+    asked = load_model(settings, data)
+    optimizer = torch.optim.AdamW([p for _, p in asked.trained()], lr=1e-2, weight_decay=0.0)
+    batch = asked.reader.collate([asked.reader.encode(example) for example in data.train])  # all rows: their order does not matter
+    for _ in range(4):
+        optimizer.zero_grad()
+        plain(asked.reader, asked.model, batch).backward()
+        torch.nn.utils.clip_grad_norm_([p for _, p in asked.trained()], 1.0)
+        optimizer.step()
+    saved = load_file(Path(run.out) / "model.safetensors")
+    # AdamW's step is lr g / |g| at first: elements whose gradient is tiny move by rounding's chance, the others agree to float32's 1e-5.
+    for name, p in asked.trained():
+        torch.testing.assert_close(saved[name], p.detach(), rtol=0, atol=1e-5)
+
+
+REFUSED = {
+    "split": (dict(split="half"), "--split half: pass depth:3, inter:4, inter:1+3, intra:4:0.5 or lisa:2:20"),
+    "ratio": (dict(split="intra:2:1.5"), "--split intra:2:1.5: pass depth:3"),
+    "no ratio": (dict(split="intra:2:0.0"), "--optimizer hybrid: ratio=0.0 in Intra"),
+    "too deep": (dict(split="depth:4"), "--optimizer hybrid: k=4 in Depth: the model has 3 blocks; pass an integer in [0, 3]"),
+    "never": (dict(split="lisa:1:0"), "--optimizer hybrid: every=0 in LISA"),
+    "zo": (dict(zo="mezo-svrg"), "--zo mezo-svrg: pass one of mezo, zo-adam"),
+    "fo": (dict(fo="adam"), "--fo adam: pass one of adamw, sgd (did you mean 'adamw'?)"),
+    "fo_lr": (dict(fo_lr=0.0), "--fo-lr 0.0: pass a number > 0"),
+    "of another": (dict(momentum=0.5), "--momentum is no option of --zo mezo: leave it out, or pass zo-momentum"),
+    "of svrg": (dict(lr_full=0.5), "--lr-full is no option of --zo mezo: leave it out"),
+    "defer": (dict(defer=True), "--defer does not go with --optimizer hybrid: leave it out"),
+    "lr_ratio": (dict(adapter=("lora",), lr_ratio=4.0), "--lr-ratio does not go with --optimizer hybrid"),
+    "blocks": (dict(blocks=True, split="intra:2"), "--blocks does not go with --split intra:2"),
+    "shared": (dict(zo="none", lr=None, share_forward=True), "--share-forward with --zo none, which has no forward pass to share"),
+    "tangents": (dict(zo="forward-gradient", share_forward=True), "--share-forward with --zo forward-gradient"),
+    "frozen": (dict(zo="none"), "--lr is of the zeroth-order half, and --zo is none: leave it out"),
+    "frozen q": (dict(zo="none", lr=None, q=2), "--q is of the zeroth-order half"),
+    "head": (dict(adapter=("head",)), "--adapter head leaves nothing to the zeroth-order half of --optimizer hybrid: pass --zo none"),
+    "all": (dict(split="lisa:3:2"), "leaves no parameter to zo"),
+    "objective": (dict(objective="accuracy"), "--objective accuracy has no derivative for --optimizer hybrid"),
+    "alone": (dict(optimizer="mezo", fo_lr=None, split="depth:1"), "--split is of --optimizer hybrid: pass that, or leave it out"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_is_refused_leaves_nothing_behind(run, tmp_path, name):
+    more, message = REFUSED[name]
+    before = sorted(os.listdir(tmp_path))
+    with pytest.raises(BadInput) as error:
+        finetune(replace(run, **more), quiet)
+    assert message in str(error.value) and "\n" not in str(error.value)
+    assert sorted(os.listdir(tmp_path)) == before
+
+
+def test_a_run_that_diverges_names_both_rates(run):
+    with pytest.raises(BadInput, match="--lr 0.001, --fo-lr 1e.38: pass a smaller --lr or --fo-lr"):
+        finetune(replace(run, fo="sgd", fo_lr=1e38, steps=40), quiet)
+
+
+def test_no_option_of_the_zeroth_order_half_is_forgotten():
+    assert {"q", "estimator", "sparsity", "blocks"} < set(OPTIMIZER)
