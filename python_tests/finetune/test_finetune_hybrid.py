@@ -19,7 +19,6 @@ from zokern.finetune.hybrid import split_of
 from zokern.finetune.model import load as load_model
 from zokern.finetune.optimizers import make, with_rates
 from zokern.finetune.restore import read, replay
-from zokern.finetune.settings import OPTIMIZER
 from zokern.tasks import HeadReader
 
 transformers = pytest.importorskip("transformers")
@@ -77,7 +76,8 @@ def test_options_reach_the_halves(run):
     assert plain.fo.param_groups[0]["weight_decay"] == 0
     assert type(made(replace(run, zo="forward-gradient")).zo) is ForwardGradient
     assert made(replace(run, zo="none", lr=None)).zo is None
-    assert made(replace(run, adapter=("lora",), fo_lr=None)).fo.param_groups[0]["lr"] == 1e-4
+    assert made(replace(run, adapter=("lora",), fo_lr=None)).fo.param_groups[0]["lr"] == pytest.approx(1e-3)
+    assert made(replace(run, adapter=("prompt",), fo_lr=None, fo="sgd")).fo.param_groups[0]["lr"] == pytest.approx(2e-4)
 
 
 CASES = {
@@ -129,7 +129,6 @@ def test_a_run_stopped_by_ctrl_c_goes_on_bit_for_bit(run, name, monkeypatch):
     finetune(whole, quiet)
     one, other = (load_file(Path(out) / "model.safetensors") for out in (settings.out, whole.out))
     assert all(torch.equal(one[tensor], other[tensor]) for tensor in one)
-    assert [len(calls) for calls in ([*one], [*other])] == [len(one)] * 2
 
 
 def test_the_head_alone_is_trained_as_by_torch(run, monkeypatch):
@@ -139,7 +138,7 @@ def test_the_head_alone_is_trained_as_by_torch(run, monkeypatch):
     settings = replace(run, adapter=("head",), zo="none", lr=None, fo_lr=1e-2, schedule="constant", batch_size=48)
     finetune(settings, quiet)
     assert not seen  # the model below the head is not asked in a step
-    settings = with_rates(settings.checked() if False else replace(settings, zo="none", fo="adamw", ask="head", save_every=2))
+    settings = replace(settings, out=run.out + "-twin").checked()
     data = load_data(settings)
     asked = load_model(settings, data)
     optimizer = torch.optim.AdamW([p for _, p in asked.trained()], lr=1e-2, weight_decay=0.0)
@@ -192,8 +191,4 @@ def test_what_is_refused_leaves_nothing_behind(run, tmp_path, name):
 
 def test_a_run_that_diverges_names_both_rates(run):
     with pytest.raises(BadInput, match="--lr 0.001, --fo-lr 1e.38: pass a smaller --lr or --fo-lr"):
-        finetune(replace(run, fo="sgd", fo_lr=1e38, steps=40), quiet)
-
-
-def test_no_option_of_the_zeroth_order_half_is_forgotten():
-    assert {"q", "estimator", "sparsity", "blocks"} < set(OPTIMIZER)
+        finetune(replace(run, fo="sgd", fo_lr=1e38, steps=40, eval_every=50), quiet)

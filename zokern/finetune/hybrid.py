@@ -10,7 +10,8 @@ from .settings import Settings
 
 FIRST = {"adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}
 FO_LR = {"adamw": 1e-5, "sgd": 2e-5}  # LoHO's, on RoBERTa-large
-ADAPTED = 10  # times that, where few parameters are trained
+# So many times that for adapters, and with a new head on a model as small as MiniLM, where it was found.
+ADAPTED, NEW_HEAD = 10, 100
 
 
 def make(settings: Settings, model, zo):

@@ -42,7 +42,7 @@ def judge(asked: Asked, examples, features, reader=None) -> dict[str, float]:
         return metrics
     loss = total / len(order)
     if not math.isfinite(loss):
-        raise BadInput(f"the model's loss on held-out rows is {loss}: pass a smaller --lr, or --dtype float32")
+        raise BadInput(f"the model's loss on held-out rows is {loss}: pass a smaller --lr (of hybrid, or --fo-lr), or --dtype float32")
     return {"loss": loss, **metrics}
 
 

@@ -33,8 +33,8 @@ def with_rates(settings: Settings) -> Settings:
     small = settings.ask == "head" and method in ("lora", "dora", "head")
     lr = (PROBED if settings.head == "probe" else NEW_HEAD) if small else point.lr[1]
     if settings.optimizer == "hybrid":
-        fo_lr = hybrid.FO_LR[settings.fo] * (1 if method == "full" else hybrid.ADAPTED)
-        settings = replace(settings, fo_lr=settings.fo_lr or fo_lr)
+        times = hybrid.NEW_HEAD if small and settings.head != "probe" else 1 if method == "full" else hybrid.ADAPTED
+        settings = replace(settings, fo_lr=settings.fo_lr or times * hybrid.FO_LR[settings.fo])
     if settings.zeroth is None:
         return settings
     cls = CLASSES[settings.zeroth]

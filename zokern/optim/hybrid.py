@@ -306,7 +306,8 @@ class Hybrid(torch.optim.Optimizer):
 
     def __getstate__(self):
         self.flush()
-        return {name: value for name, value in self.__dict__.items() if name != "step"} | {"_begun": None}  # schedulers wrap step
+        held = (name for name in self.__dict__ if name != "step" and not name.startswith("_optimizer_"))  # schedulers wrap step; hooks
+        return {name: self.__dict__[name] for name in held} | {"_begun": None}
 
 
 @dataclass(frozen=True)
