@@ -123,6 +123,8 @@ def graph(optimizer: ZerothOrder, closure) -> Graph:
 
 
 def _checked(optimizer):
+    if not isinstance(optimizer, ZerothOrder):
+        raise ValueError(f"zokern.graph: a step of {type(optimizer).__name__} cannot be captured: pass a MeZO without blocks")
     devices = {p.device for p in optimizer.layout.params}
     device = next(iter(devices))
     if len(devices) > 1 or device.type != "cuda":

@@ -154,6 +154,27 @@ def test_the_head_alone_is_trained_as_by_torch(run, monkeypatch):
         torch.testing.assert_close(saved[name], p.detach(), rtol=0, atol=1e-5)
 
 
+def test_the_commands_around_a_run(run, tmp_path):
+    """From a configuration file and options to a model that is judged; what needs a trajectory says that there is none."""
+    app, invoke = pytest.importorskip("zokern.cli").app, pytest.importorskip("typer.testing").CliRunner().invoke
+    (tmp_path / "hybrid.yaml").write_text("optimizer: hybrid\nsplit: inter:1+2\nfo: sgd\nfo_lr: 0.5\n")
+    given = ["--config", "hybrid.yaml", "--model", run.model, "--data", run.data, "--out", run.out, "--share-forward", "--zo", "zo-sign"]
+    small = ["--steps", 2, "--eval-every", 2, "--batch-size", 8, "--max-length", 32, "--device", "cpu", "--form", "scalar"]
+    given[1] = tmp_path / given[1]
+    done = invoke(app, ["finetune", *map(str, given + small)])
+    assert done.exit_code == 0, done.output
+    assert "hybrid of zo-sign and sgd, full" in done.stdout and "fo-lr 0.5" in done.stdout
+    settings = json.loads((Path(run.out) / "run.json").read_text())["settings"]
+    expected = dict(split="inter:1+2", zo="zo-sign", fo="sgd", fo_lr=0.5, share_forward=True, form="scalar", lr=1e-6)
+    assert {name: settings[name] for name in expected} == expected
+    judged = invoke(app, ["evaluate", "--model", run.out])
+    after = json.loads((Path(run.out) / "metrics.json").read_text())["after"]
+    assert judged.exit_code == 0 and f"held_out   loss {after['loss']:.4f}, accuracy {after['accuracy']:.4f}" in judged.stdout
+    for command in (["info", run.out], ["replay", run.out, "--out", f"{tmp_path}/again"]):
+        refused = invoke(app, command)
+        assert refused.exit_code == 2 and "is a run of --optimizer hybrid, which has no trajectory" in refused.stderr
+
+
 REFUSED = {
     "split": (dict(split="half"), "--split half: pass depth:3, inter:4, inter:1+3, intra:4:0.5 or lisa:2:20"),
     "ratio": (dict(split="intra:2:1.5"), "--split intra:2:1.5: pass depth:3"),

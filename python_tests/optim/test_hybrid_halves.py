@@ -11,6 +11,7 @@ import torch
 from hybrid_cases import ADAMW, LISA, SGD, STATIC, ZO, Net, weights
 from tolerances import RESTORED
 
+import zokern
 from zokern import ForwardGradient, Hybrid, MeZOSVRG, ZOConservative, splits
 
 SPLITS = [splits.Depth(2), splits.Intra(2), LISA]
@@ -152,6 +153,11 @@ def test_an_optimizer_that_no_half_can_be(net):
     ):
         with pytest.raises(ValueError, match=message):
             Hybrid(net, zo, ADAMW, next(iter(STATIC)), share_forward=share)
+
+
+def test_no_graph_is_captured_of_it(net, batch):
+    with pytest.raises(ValueError, match="a step of Hybrid cannot be captured: pass a MeZO"):
+        zokern.graph(hybrid_of(net), lambda: net(batch))
 
 
 def test_weights_changed_between_the_halves_are_noticed(net, batch):
