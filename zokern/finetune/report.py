@@ -21,7 +21,8 @@ WINDOW = 5  # logged losses that the drawn one is averaged over: one says little
 @dataclass(frozen=True)
 class Result:
     """A run in numbers. ``before``, ``probed`` (None where no probe was fitted) and ``after`` (of the model as saved) are the loss and the
-    task's metrics on the held-out rows; ``test`` those on the test rows, None where there are none."""
+    task's metrics on the held-out rows; ``test`` those on the test rows, None where there are none. ``train_seconds`` are of all steps,
+    without the judging; ``seconds`` all of the process that ended the run."""
 
     model: str
     method: str
@@ -69,8 +70,8 @@ class Result:
             f"{self.metric:<10} {self._path(self.metric)} on held-out rows",
             *([f"loss       {self._path('loss')} on held-out rows"] if "loss" in self.after else []),
             *test,
-            f"time       {self.seconds:.0f} s in all; {self.steps} steps, {self.forwards} forward passes{backwards}, "
-            f"{self.steps_per_second:.2f} steps/s{skipped}",
+            f"time       {self.train_seconds:.0f} s in training, {self.seconds:.0f} s in all of this process; {self.steps} steps, "
+            f"{self.forwards} forward passes{backwards}, {self.steps_per_second:.2f} steps/s{skipped}",
             *([f"memory     {self.peak_mib:,.0f} MiB at most"] if self.peak_mib else []),
             f"saved      {self.out} (model, tokenizer, curve.png, {log}{metrics})",
             f"load with  {self.load}",

@@ -16,6 +16,7 @@ from .model import Asked
 from .settings import Settings, title
 
 SHOWN = ("loss", "eval_loss", "eval_accuracy", "eval_f1", "eval_matthews")  # beside the bar
+SECONDS = "train_seconds"  # of a log's entries
 PATIENCE = 10  # steps on end without a finite loss after which a run is given up
 KEPT = 2  # checkpoints: should the machine stop while one is written, there is the one before
 
@@ -24,7 +25,8 @@ class Training:
     """A run of ``settings.steps`` steps in the folder ``path``.
 
     Attributes:
-        seconds, here: in training steps of this process, without the judging; how many these were.
+        seconds: in training steps, without the judging, those before the checkpoint that the run goes on from included.
+        here: training steps of this process.
         history: what was logged, in the order of steps, as Trainer keeps it: dicts with "step".
         interrupted: whether the user stopped the run before its last step.
     """
@@ -159,23 +161,29 @@ def _watch(training):
             self.bar = training.bar = tqdm(total=state.max_steps, initial=state.global_step, unit="step", dynamic_ncols=True)
             if state.global_step == 0:
                 self._judge(state)
+            training.seconds = max((entry.get(SECONDS, 0.0) for entry in state.log_history), default=0.0)
             self.begin = time.perf_counter()
 
         def on_step_end(self, args, state, control, **kwargs):
             training.here += 1
             self.bar.update()
             if state.global_step % training.settings.eval_every == 0 or state.global_step == state.max_steps:
-                training.seconds += time.perf_counter() - self.begin
+                self._clock()
                 self._judge(state)
                 self.begin = time.perf_counter()
             if self.stopped and state.global_step < state.max_steps:
                 training.interrupted = True
                 control.should_training_stop = control.should_save = True
+            if control.should_save or state.global_step % args.save_steps == 0:
+                control.should_log = True  # a checkpoint knows the seconds so far
 
         def on_train_end(self, args, state, control, **kwargs):
-            training.seconds += time.perf_counter() - self.begin
+            self._clock()
 
         def on_log(self, args, state, control, logs=None, **kwargs):
+            if logs and "loss" in logs:
+                self._clock()
+                state.log_history[-1][SECONDS] = round(training.seconds, 3)
             self.shown |= {name: logs[name] for name in SHOWN if logs and name in logs}
             self.bar.set_postfix_str(", ".join(f"{name} {value:.3f}" for name, value in self.shown.items()), refresh=False)
             skipped = (logs or {}).get("skipped_steps")
@@ -190,6 +198,10 @@ def _watch(training):
                     self.seen = state.global_step, skipped
             lines = (json.dumps({name: _json(value) for name, value in entry.items()}) for entry in state.log_history)
             output.write(training.path / output.LOG, "".join(f"{line}\n" for line in lines))
+
+        def _clock(self):
+            now = time.perf_counter()
+            training.seconds, self.begin = training.seconds + now - self.begin, now
 
         def _judge(self, state):
             found = training.judge()
