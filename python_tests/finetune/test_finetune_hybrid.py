@@ -110,7 +110,7 @@ def test_a_run_from_end_to_end(run, name):
     assert not os.path.exists(run.out + "-again")
 
 
-@pytest.mark.parametrize("name", ["depth", "lisa, the rest frozen", "intra"])
+@pytest.mark.parametrize("name", ["depth", "lisa, the rest frozen"])
 def test_a_run_stopped_by_ctrl_c_goes_on_bit_for_bit(run, name, monkeypatch):
     calls, plain, settings = [], HeadReader.loss, replace(run, steps=7, eval_every=50, **CASES[name][0])
     forwards = CASES[name][1]

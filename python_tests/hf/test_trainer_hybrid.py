@@ -24,6 +24,7 @@ CASES = {
     "Inter, ZOAdam": dict(zo=partial(zokern.ZOAdam, lr=1e-3, eps=1e-2), fo=SGD, split=splits.Inter([0])),
     "Intra": dict(zo=ZO, fo=ADAMW, split=splits.Intra(1)),
     "LISA": dict(zo=ZO, fo=ADAMW, split=LISA),
+    "LISA, ZOAdam": dict(zo=partial(zokern.ZOAdam, lr=1e-3, eps=1e-2), fo=ADAMW, split=LISA),
     "LISA, the rest frozen": dict(zo=None, fo=ADAMW, split=LISA),
     "ForwardGradient": dict(zo=partial(zokern.ForwardGradient, lr=1e-3), fo=SGD, split=splits.Depth(1)),
 }
@@ -137,7 +138,7 @@ def test_micro_batches_are_one_batch_and_backpropagated_one_by_one(name, trainer
     assert farthest(*runs) < 2.5e-6 and farthest(runs[0], weights(make("opt-lm"))) > 1e-3
 
 
-@pytest.mark.parametrize("name", ["Depth", "Intra", "LISA", "LISA, the rest frozen"])
+@pytest.mark.parametrize("name", ["Depth", "Intra", "LISA, ZOAdam", "LISA, the rest frozen"])
 @pytest.mark.parametrize("stop", [3, 4])  # within a draw of LISA, and at its end
 def test_a_resumed_run_is_the_uninterrupted_one(name, stop, trainer_of, tmp_path):
     def start():
