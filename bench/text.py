@@ -22,7 +22,7 @@ SEEDS = (0, 1, 2)
 HEAD = dict(adapter="head", batch_size=64, schedule="linear", max_length=128)
 LORA = dict(adapter="lora", head="probe", batch_size=32, max_length=128)
 SVRG = dict(optimizer="mezo-svrg")
-# The lr of the head alone was found by a scan on other rows of SST-2; that of LoRA is the command line's own.
+# The lr of the head alone was found by a scan on other rows of SST-2; those of LoRA are the command line's own.
 RUNS = [
     dict(HEAD, task="sst2", optimizer="mezo", lr=0.1, steps=4000),
     dict(HEAD, task="sst2", **SVRG, lr=0.1, lr_full=0.3, q=2, steps=2000),
@@ -32,6 +32,7 @@ RUNS = [
     dict(LORA, task="sst2", **SVRG, lr=2e-3, lr_full=4e-3, q=5, full_batch=128, steps=60),
     dict(LORA, task="rte", optimizer="mezo", steps=40),
     dict(LORA, task="rte", **SVRG, lr=2e-3, lr_full=4e-3, q=5, full_batch=64, steps=15),
+    dict(LORA, head="loaded", task="sst2", optimizer="hybrid", steps=100),
 ]
 
 
