@@ -57,7 +57,8 @@ def _made(run, data):
             [sys.executable, "-m", "zokern", "finetune", *given], env=environment, check=True, stdout=2, stderr=subprocess.DEVNULL
         )
         made, found = (json.loads((Path(folder) / "run" / name).read_text()) for name in ("run.json", "metrics.json"))
-        size = (Path(folder) / "run" / "trajectory.jsonl").stat().st_size
+        log = Path(folder) / "run" / "trajectory.jsonl"  # a hybrid has none
+        size = log.stat().st_size if log.exists() else None
     made["settings"] |= {"out": None, "data": run["task"]}
     return made | {"result": found | {"out": None}, "trajectory_bytes": size} | where(torch.device("cpu"))
 
