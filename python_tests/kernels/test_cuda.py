@@ -259,7 +259,8 @@ def counted(tmp_path_factory):
     if cuda._cuda is None:
         pytest.skip(f"zokern._cuda is {cuda.status()}")
     built = ("--backend", "cuda", "--built", "--arch", "80", "90")
-    lines, said = count(tmp_path_factory.mktemp("sass"), *((*built, *more) for more in (("--decay", "no"), ("--passes",), ("--rule", *RULES))))
+    commands = [(*built, *more) for more in (("--decay", "no"), ("--passes",), ("--rule", *RULES))]
+    lines, said = count(tmp_path_factory.mktemp("sass"), *commands)
     assert "gives no count" not in said, said
     return tuple(lines.values())
 
