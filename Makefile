@@ -11,7 +11,7 @@ demo: install
 	$(BIN)/python -m zokern finetune
 
 test: install
-	$(BIN)/python -m pytest -n auto --dist loadgroup
+	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
 bench: install
 	$(BIN)/python -m bench

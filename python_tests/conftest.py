@@ -1,5 +1,6 @@
 """What all tests share: one interpreter setting, the gpu marker, golden vectors, a small transformer."""
 
+import gc
 import os
 from pathlib import Path
 
@@ -18,10 +19,27 @@ torch.set_num_threads(1)
 HERE = Path(__file__).parent
 
 
+# Files that take long: begun first, so that no worker of pytest-xdist is left with one of them at the end.
+LONG = ["test_triton.py", "test_commands.py", "test_finetune_cli.py", "test_cpu.py", "test_bench.py", "test_finetune_job.py"]
+LONG += ["test_memory.py", "test_examples.py", "test_cuda.py", "test_processes.py"]
+
+
 def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: LONG.index(item.path.name) if item.path.name in LONG else len(LONG))
     for item in items:
         if "gpu" in item.keywords and not GPU:
             item.add_marker(pytest.mark.skip(reason="needs a GPU: torch.cuda.is_available() is False"))
+
+
+def pytest_sessionfinish():
+    gc.unfreeze()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def long_lived():
+    """What has been imported lives as long as the process: looking for garbage, which Trainer does in every run, need not walk it."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

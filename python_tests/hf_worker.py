@@ -1,5 +1,6 @@
 """One of several processes of a run: python hf_worker.py OUT, under torchrun's environment. Saves what each case came to."""
 
+import gc
 import os
 import sys
 from functools import partial
@@ -83,6 +84,7 @@ def run(out, name, method, optimizer, settings, spoil=0, seed=0, kind=ZOTrainer)
 
 def main(out):
     torch.set_num_threads(1)
+    gc.freeze()  # what has been imported lives on: Trainer looks for garbage in every run
     rank = int(os.environ.get("RANK", "0"))
     found = {case: run(out, *settings) for case, settings in CASES.items()}
     found["skipped"] = run(out, *CASES["Hybrid by tokens"], kind=Broken)

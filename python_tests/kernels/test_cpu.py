@@ -193,7 +193,7 @@ def test_not_finite_on_the_way(isa, dtype):
 def test_threads_change_no_run_of_passes(isa):
     before = torch.get_num_threads()
     try:
-        for threads in (1, 2, 5):
+        for threads in (2, 5):
             torch.set_num_threads(threads)
             check_retrace(
                 cpu.retrace_, torch.bfloat16, [Piece(150_001, 5), Piece(7, 2**33, 1), Piece(90_000, WRAP - 40_001, 2)], RUNS["steps"]
@@ -270,14 +270,15 @@ def test_the_number_of_threads_is_torchs():
     import sys
 
     code = (
-        "import os, torch, zokern; torch.set_num_threads({n}); t = torch.empty(1 << 20)\n"
-        "before = set(os.listdir('/proc/self/task'))\n"
-        "zokern.ops.add_noise_(zokern.Layout([t]), [(zokern.NoiseKey(0), 1.0)])\n"
-        "print(len(set(os.listdir('/proc/self/task')) - before))"
+        "import os, torch, zokern; t = torch.empty(1 << 20)\n"
+        "for n in (1, 2):\n"
+        "    torch.set_num_threads(n)\n"
+        "    before = set(os.listdir('/proc/self/task'))\n"
+        "    zokern.ops.add_noise_(zokern.Layout([t]), [(zokern.NoiseKey(0), 1.0)])\n"
+        "    print(len(set(os.listdir('/proc/self/task')) - before))"
     )
-    for n in (1, 2):
-        run = subprocess.run([sys.executable, "-c", code.format(n=n)], capture_output=True, text=True, check=True)
-        assert int(run.stdout) == n - 1
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.split() == ["0", "1"]
 
 
 def test_an_instruction_set_that_does_not_exist_is_refused(monkeypatch):

@@ -1,16 +1,15 @@
 """The CUDA kernels: their bits, by running their source thread by thread on the CPU; their instructions, by nvcc; the rest on a GPU."""
 
 import ctypes
-import json
 import shutil
 import subprocess
-import sys
 import sysconfig
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from counted_kernels import count
 from retrace_cases import RUNS, check_retrace
 from update_cases import DENSE, KINDS, MIXED, PLACES, Piece, check_update, keys_of
 
@@ -21,8 +20,6 @@ from zokern.kernels.spans import BLOCK
 from zokern.layout import ALL, Table, pack
 from zokern.noise import reference
 from zokern.ops.moments import RULES
-
-pytestmark = pytest.mark.xdist_group("cuda")  # compiled once
 
 ROOT = Path(__file__).parents[2]
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -37,7 +34,7 @@ def library(tmp_path_factory):
     compiler = shutil.which((sysconfig.get_config_var("CXX") or "c++").split()[0]) or shutil.which("c++")
     if compiler is None:
         pytest.skip("no C++ compiler")
-    flags = "-std=c++17 -O2 -fPIC -shared -ffp-contract=off -fno-strict-aliasing".split()
+    flags = "-std=c++17 -O0 -fPIC -shared -ffp-contract=off -fno-strict-aliasing".split()
     done = subprocess.run([compiler, *flags, f"-I{source}", source / "run.cpp", "-o", library], capture_output=True, text=True)
     if done.returncode and "_Float16" in done.stderr:
         pytest.skip(f"{compiler} has no _Float16")
@@ -256,20 +253,21 @@ def test_the_module_imports_without_a_driver_and_says_what_is_missing():
 COUNTS = [(90, "bf16", 1, 32), (90, "fp32", 1, 30), (90, "bf16", 2, 58), (90, "fp16", "n", 30), (80, "bf16", 1, 32), (80, "bf16", 2, 58)]
 
 
-def counted(folder, *arguments):
-    """The lines of bench/sass.py about what is built."""
+@pytest.fixture(scope="module")
+def counted(tmp_path_factory):
+    """The lines of bench/sass.py about what is built: of add_noise_, retrace_ and update_."""
     if cuda._cuda is None:
         pytest.skip(f"zokern._cuda is {cuda.status()}")
-    out = folder / "sass.jsonl"
-    command = [sys.executable, ROOT / "bench/sass.py", "--backend", "cuda", "--built", "--arch", "80", "90", *arguments, "--json", str(out)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return [json.loads(line) for line in out.read_text().splitlines()]
+    built = ("--backend", "cuda", "--built", "--arch", "80", "90")
+    commands = [(*built, *more) for more in (("--decay", "no"), ("--passes",), ("--rule", *RULES))]
+    lines, said = count(tmp_path_factory.mktemp("sass"), *commands)
+    assert "gives no count" not in said, said
+    return tuple(lines.values())
 
 
-@pytest.fixture(scope="module")
-def sass(tmp_path_factory):
-    return counted(tmp_path_factory.mktemp("sass"), "--decay", "no")
+@pytest.fixture
+def sass(counted):
+    return counted[0]
 
 
 @pytest.mark.parametrize("arch, dtype, terms, most", COUNTS)
@@ -286,8 +284,9 @@ def test_compiled_loop(sass, arch, dtype, terms, most):
 PASSES = {"fp32": 32, "bf16": 33, "fp16": 34}
 
 
-def test_compiled_loop_of_a_run_of_passes(tmp_path):
-    for line in counted(tmp_path, "--passes"):
+def test_compiled_loop_of_a_run_of_passes(counted):
+    assert len(counted[1]) == 2 * 3
+    for line in counted[1]:
         assert line["per_element_and_term"] <= PASSES[line["dtype"]], line
         assert line["spills"] == line["stack_bytes"] == line["shared_bytes"] == 0, line
         assert all(access.endswith(".128") for access in line["accesses"] if access.startswith("STG")), line
@@ -303,9 +302,9 @@ UPDATES = [  # rule, dtype, state, instructions
 ]
 
 
-@pytest.fixture(scope="module")
-def sass_of_updates(tmp_path_factory):
-    return counted(tmp_path_factory.mktemp("sass"), "--rule", *RULES)
+@pytest.fixture
+def sass_of_updates(counted):
+    return counted[2]
 
 
 @pytest.mark.parametrize("arch", [80, 90])

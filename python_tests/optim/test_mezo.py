@@ -81,21 +81,21 @@ def toy(alpha):
 def test_the_effective_rank_toy_follows_its_closed_form(alpha):
     """On f = x^T A x / 2 second moments are exact: E x_i^2 <- (1 - 2 lr l_i + 2 lr^2 l_i^2) x_i^2 + lr^2 sum_j l_j^2 x_j^2.
 
-    The mean loss over 60 seeds after 60 steps must lie within 5 standard errors of it (a false alarm in a million, were it normal).
+    The mean loss over 40 seeds after 40 steps must lie within 5 standard errors of it (a false alarm in a million, were it normal).
     """
     eigenvalues, lr = toy(alpha)
     second, losses = torch.ones(100, dtype=torch.float64), []
     exact = eigenvalues.double()
-    for _ in range(60):
+    for _ in range(40):
         second = (1 - 2 * lr * exact + 2 * (lr * exact) ** 2) * second + lr**2 * (exact**2 * second).sum()
-    for seed in range(60):
+    for seed in range(40):
         theta = torch.nn.Parameter(torch.ones(100))
         opt = MeZO([theta], lr=lr, eps=1e-3, seed=seed)
-        for _ in range(60):
+        for _ in range(40):
             opt.step(lambda: (eigenvalues * theta.double() ** 2).sum() / 2)  # noqa: B023
         losses.append((eigenvalues * theta.detach().double() ** 2).sum() / 2)
     losses = torch.stack(losses)
-    assert abs(losses.mean() - (exact * second).sum() / 2) < 5 * losses.std() / 60**0.5
+    assert abs(losses.mean() - (exact * second).sum() / 2) < 5 * losses.std() / 40**0.5
 
 
 def test_the_effective_rank_toy_converges():

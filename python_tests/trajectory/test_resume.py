@@ -30,32 +30,41 @@ def uninterrupted(path, name, dtype, flush_at):
     return weights(net)
 
 
-@pytest.mark.parametrize(
-    "name, dtype", [("MeZO", "float32"), ("ZOAdam", "bfloat16"), ("MeZO defer", "float16"), ("MeZOSVRG copy", "bfloat16")]
-)
-def test_a_killed_run_goes_on(tmp_path, name, dtype):
-    saved, killed = 5, 9
+CASES = [("MeZO", "float32"), ("ZOAdam", "bfloat16"), ("MeZO defer", "float16"), ("MeZOSVRG copy", "bfloat16")]
+SAVED, ENDED = 5, 9
+
+
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory):
+    """The folder of what runs left behind that were killed."""
+    folder = tmp_path_factory.mktemp("killed")
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    ended = subprocess.run([sys.executable, KILLED, tmp_path, name, dtype, str(saved), str(killed)], env=environment)
-    assert ended.returncode == -signal.SIGKILL
-    path = tmp_path / "run.jsonl"
-    assert len(Trajectory.read(path)) == killed
+    cases = [word for case in CASES for word in case]
+    done = subprocess.run([sys.executable, KILLED, folder, str(SAVED), str(ENDED), *cases], env=environment, capture_output=True, text=True)
+    assert done.stdout.split() == [str(int(-signal.SIGKILL))] * len(CASES), done.stderr
+    return folder
+
+
+@pytest.mark.parametrize("name, dtype", CASES)
+def test_a_killed_run_goes_on(killed, tmp_path, name, dtype):
+    path = killed / f"{name}-{dtype}" / "run.jsonl"
+    assert len(Trajectory.read(path)) == ENDED
     with path.open("ab") as file:
         file.write(b'{"step":9,"los')  # as if it had been killed in a write
 
     net = Net(getattr(torch, dtype))
     optimizer = optimizer_of(name, net)
     scheduler = scheduled(optimizer)
-    state = torch.load(tmp_path / "state.pt", weights_only=True)
+    state = torch.load(path.parent / "state.pt", weights_only=True)
     net.load_state_dict(state["net"])
     optimizer.load_state_dict(state["optimizer"])
     scheduler.load_state_dict(state["scheduler"])
     with record(optimizer, path, resume=True):
-        assert len(Trajectory.read(path)) == saved and not Trajectory.read(path).torn
-        train(optimizer, net, range(saved, 12), scheduler)
+        assert len(Trajectory.read(path)) == SAVED and not Trajectory.read(path).torn
+        train(optimizer, net, range(SAVED, 12), scheduler)
     optimizer.flush()
 
-    expected = uninterrupted(tmp_path / "whole.jsonl", name, getattr(torch, dtype), flush_at=saved)
+    expected = uninterrupted(tmp_path / "whole.jsonl", name, getattr(torch, dtype), flush_at=SAVED)
     assert same(net, expected)
     if name != "MeZOSVRG copy":  # after an anchor there is nothing to flush, which a resumed run does not know
         assert path.read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
