@@ -11,7 +11,7 @@ import transformers
 from hf_cases import make, rows, weights
 
 import zokern
-from zokern.hf import ZOTrainer
+from zokern.hf import ZOTrainer, processes
 
 HYBRID = dict(zo=partial(zokern.MeZO, lr=1e-3, eps=1e-2), fo=partial(torch.optim.SGD, lr=1e-2, momentum=0.9), split=zokern.splits.Depth(1))
 LISA = zokern.splits.LISA(gamma=1, every=2, seed=4)
@@ -82,6 +82,18 @@ def run(out, name, method, optimizer, settings, spoil=0, seed=0, kind=ZOTrainer)
     )
 
 
+def gradients(rank):
+    """What ``average_gradients`` makes of gradients that one process has alone, of a scalar's, and of those of weight 0."""
+    params = [torch.nn.Parameter(torch.zeros(shape)) for shape in ((), (3,), (2,))]
+    found = []
+    for weight in (1 + 2 * rank, 3 * rank):
+        params[0].grad = torch.tensor(4.0 * (1 + rank)) if weight else torch.tensor(float("nan"))
+        params[1].grad = torch.tensor([4.0, 8.0, 12.0]) if rank else None
+        processes.average_gradients(params, torch.tensor(weight))
+        found.append([p.grad for p in params])
+    return found
+
+
 def main(out):
     torch.set_num_threads(1)
     gc.freeze()  # what has been imported lives on: Trainer looks for garbage in every run
@@ -94,6 +106,12 @@ def main(out):
             run(out, *CASES["MeZO by tokens"], seed=rank)
         except ValueError as error:
             found["refused"] = str(error)
+        model, method, (cls, own), settings = CASES["Hybrid, two forwards"]
+        try:
+            run(out, model, method, (cls, {**own, "share_forward": rank == 1}), settings)
+        except ValueError as error:
+            found["refused hybrid"] = str(error)
+        found["gradients"] = gradients(rank)
     torch.save(found, out / f"{PROCESSES}-{rank}.pt")
 
 

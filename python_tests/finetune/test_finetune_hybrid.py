@@ -176,6 +176,7 @@ def test_the_commands_around_a_run(run, tmp_path):
 
 
 REFUSED = {
+    "float16": (dict(dtype="float16"), "--dtype float16 with --optimizer hybrid, whose gradients and AdamW underflow in it: pass float32"),
     "split": (dict(split="half"), "--split half: pass depth:3, inter:4, inter:1+3, intra:4:0.5 or lisa:2:20"),
     "ratio": (dict(split="intra:2:1.5"), "--split intra:2:1.5: pass depth:3"),
     "no ratio": (dict(split="intra:2:0.0"), "--optimizer hybrid: ratio=0.0 in Intra"),

@@ -92,3 +92,12 @@ def test_rank_0_has_the_weights_to_begin_with(runs):
 def test_another_seed_in_one_process_is_refused(runs):
     for run in runs[1:]:
         assert "the optimizer of process 1 differs from that of process 0 in param_groups" in run["refused"]
+        assert "the optimizer of process 1 differs from that of process 0 in share_forward" in run["refused hybrid"]
+
+
+def test_gradients_are_averaged_by_weight(runs):
+    """Weights 1 and 3, then 0 and 3."""
+    for run in runs[1:]:
+        both, one = run["gradients"]
+        assert [grad.tolist() for grad in both[:2]] == [(4 + 3 * 8) / 4, [3.0, 6.0, 9.0]] and both[2] is None
+        assert [grad.tolist() for grad in one[:2]] == [8.0, [4.0, 8.0, 12.0]] and one[2] is None

@@ -1,6 +1,7 @@
 """ZOTrainer takes the steps that a plain loop takes, whatever Trainer does around them."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -138,6 +139,36 @@ def test_a_last_step_of_fewer_micro_batches(trainer_of):
     seen = rows_seen(trainer)
     trainer.train()
     assert [len(ids) for ids in seen] == [8, 8, 2, 2, 8, 8]
+
+
+class Means(torch.nn.Module):
+    """Its loss is the mean over the labels in a batch, whatever Trainer has counted: without any it is not finite."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = torch.nn.Linear(3, 2)
+
+    def forward(self, x, labels, **counted):
+        return {"loss": torch.nn.functional.cross_entropy(self.linear(x), labels)}
+
+
+@pytest.mark.parametrize("hybrid", [False, True], ids=["MeZO", "Hybrid"])
+def test_a_micro_batch_without_labels_adds_nothing(hybrid, trainer_of):
+    torch.manual_seed(0)
+    model, x = Means(), torch.randn(8, 3)
+    own = {}
+    if hybrid:
+        blocks = zokern.layers(model, blocks=[model.linear])
+        own["optimizers"] = zokern.Hybrid(blocks, None, partial(torch.optim.SGD, lr=0.0), zokern.splits.Depth(0)), None
+    expected = float(torch.nn.functional.cross_entropy(model.linear(x[:4]), torch.zeros(4, dtype=torch.long)).detach())
+    data = [{"x": row, "labels": 0 if i < 4 else -100} for i, row in enumerate(x)]
+    trainer = trainer_of(
+        model=model, max_steps=1, per_device_train_batch_size=4, gradient_accumulation_steps=2, logging_steps=1,
+        train_sampling_strategy="sequential", trainer={"train_dataset": data, **own},
+    )  # fmt: skip
+    trainer.train()
+    assert trainer.zeroth_order.skipped == 0
+    assert trainer.state.log_history[0]["loss"] == pytest.approx(expected, rel=1e-4)
 
 
 @pytest.mark.parametrize("what", ["should_epoch_stop", "should_training_stop"])

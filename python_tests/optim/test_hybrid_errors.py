@@ -54,6 +54,7 @@ def alias_in_blocks(*places):
         (dict(fo=lambda params: None), TypeError, "fo makes NoneType: pass what makes a torch Optimizer"),
         (dict(zo=partial(MeZO, defer=True)), ValueError, "defer=True: .*leave defer=False"),
         (dict(zo=None, share_forward=True), ValueError, "share_forward=True with zo=None"),
+        (dict(fo=torch.optim.LBFGS), ValueError, "fo makes LBFGS, whose step evaluates the loss itself: pass one that takes .grad"),
         (dict(split=LISA, fo=torch.optim.Adagrad), ValueError, "fo makes Adagrad, which keeps state for all parameters from the start"),
     ],
 )

@@ -107,11 +107,14 @@ class Settings:
     lr_full: float | None = _option("mezo-svrg: learning rate at anchors. Without it: 10 times --lr.")
     split: str | None = _option(
         "hybrid: who is trained by backpropagation, beside the head: depth:K (blocks from K on), inter:N (the N deepest; places as 1+3), "
-        "intra:N:0.5 (that share of each parameter in them), lisa:G:K (G at random every K steps). Without it: the deeper half."
+        "intra:N:0.5 (that share of each parameter in them), lisa:G:K (G at random every K steps, and "
+        "embeddings). Without it: the deeper half."
     )
     zo: str | None = _option("hybrid: what moves the others: " + ", ".join(CHOICES["zo"]) + ". Without it: mezo. --lr, --eps, ... are its.")
     fo: str | None = _option("hybrid: what moves those: adamw or sgd. Without it: adamw.")
-    fo_lr: float | None = _option("hybrid: learning rate of --fo. Without it: LoHO's.")
+    fo_lr: float | None = _option(
+        "hybrid: learning rate of --fo. Without it: 1e-5 for adamw and 2e-5 for sgd, more for adapters (docs/settings.md)."
+    )
     share_forward: bool = _option("hybrid: take the gradient at the first perturbed place, one forward pass less.", False)
     schedule: str = _option("How the learning rate ends: linear, cosine or constant.", "linear")
     weight_decay: float | None = _option("Decoupled weight decay: theta shrinks by lr times this a step.")
@@ -204,7 +207,6 @@ class Settings:
             raise BadInput(f"--adapter {','.join(self.adapter)} is not for masked models: pass lora, dora, full or patterns, or --ask head")
         if self.full_batch is not None and self.optimizer != "mezo-svrg":
             raise BadInput(f"--full-batch does not go with --optimizer {self.optimizer}: pass --optimizer mezo-svrg, or leave it out")
-
         self._halves()
 
     def _halves(self):
@@ -222,6 +224,8 @@ class Settings:
             raise BadInput(f"--share-forward with --zo {self.zo}, which has no forward pass to share: leave it out, or pass --zo mezo")
         if self.zeroth is not None and self.adapter == ("head",):
             raise BadInput("--adapter head leaves nothing to the zeroth-order half of --optimizer hybrid: pass --zo none, or another")
+        if self.dtype == "float16" and not {"lora", "dora", "prefix", "prompt"} & set(self.adapter or ("lora",) * (self.model is None)):
+            raise BadInput("--dtype float16 with --optimizer hybrid, whose gradients and AdamW underflow in it: pass float32 or bfloat16")
         for name in ("lr", "eps", *OPTIMIZER):
             if self.zeroth is None and name != "weight_decay" and getattr(self, name) not in (None, False, ()):
                 raise BadInput(f"{title(name)} is of the zeroth-order half, and --zo is none: leave it out, or pass --zo mezo")

@@ -77,7 +77,7 @@ def average_gradients(params, weight) -> None:
     for p, anyone in zip(params, torch.stack(held).any(1).tolist()):
         if anyone:
             grad = torch.zeros_like(p) if p.grad is None else torch.where(share > 0, p.grad * share, 0.0)
-            p.grad = grad.contiguous()
+            p.grad = grad.to(p.dtype).contiguous()
             distributed.all_reduce(p.grad)
 
 
@@ -100,14 +100,17 @@ def check_equal(optimizer) -> None:
     if count() == 1:
         return
     groups = [{name: _plain(value) for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
-    zo, split = getattr(optimizer, "zo", optimizer), repr(getattr(optimizer, "split", None))  # of Hybrid
-    layout = None if zo is None else zo.layout.fingerprint()
-    mine = dict(type=type(optimizer).__name__, layout=layout, split=split, param_groups=groups)
+    shapes = [tuple(p.shape) for group in optimizer.param_groups for p in group["params"]]
+    mine = dict(type=type(optimizer).__name__, param_groups=groups, shapes=shapes)
+    zo = getattr(optimizer, "zo", optimizer)  # a Hybrid has two halves, and one of them may be frozen
+    if zo is not None:
+        mine["layout"] = zo.layout.fingerprint()
+    mine |= {name: repr(getattr(optimizer, name)) for name in ("split", "share_forward") if hasattr(optimizer, name)}
     every = [None] * count()
     distributed.all_gather_object(every, mine)
     for other, theirs in enumerate(every):
         if theirs != every[0]:
-            differs = [name for name in mine if theirs[name] != every[0][name]]
+            differs = [name for name in every[0] | theirs if theirs.get(name) != every[0].get(name)]
             raise ValueError(
                 f"the optimizer of process {other} differs from that of process 0 in {', '.join(differs)}: make it with the same settings, "
                 "the seed included, and from the same weights, in every process"

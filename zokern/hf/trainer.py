@@ -16,7 +16,10 @@ from . import processes
 SIXTEEN = (torch.bfloat16, torch.float16)
 ADAMS_LR = TrainingArguments.__dataclass_fields__["learning_rate"].default
 REFUSED = (
-    ("fp16", "scales the loss for gradients that there are none of: pass bf16=True, or load the model in 16 bits (dtype=torch.float16)"),
+    (
+        "fp16",
+        "scales the loss for gradients, and zeroth-order steps have none: pass bf16=True, or, but with Hybrid, load the model in float16",
+    ),
     ("fsdp", "shards the weights, and the two losses of a step would be of stale ones: leave it out; a step needs the memory of inference"),
     ("deepspeed", "drives its own backward pass and optimizer: leave it out; a step needs the memory of inference"),
     (
@@ -207,7 +210,7 @@ class ZOTrainer(Trainer):
         losses, weights = zip(*(self._loss_of(model, *batch) for batch in batches))
         loss, weight = losses[0], sum(weights)
         if len(losses) > 1:
-            loss = sum(loss.double() * (share / _at_least_one(weight)) for loss, share in zip(losses, weights))
+            loss = sum(_share(loss, items, weight) for loss, items in zip(losses, weights))
         return loss, weight
 
     def _gradient(self, model, batches):
@@ -215,7 +218,7 @@ class ZOTrainer(Trainer):
         losses, weight = [], sum(items for _, items, _ in batches)
         for batch in batches:
             loss, items = self._loss_of(model, *batch)
-            losses.append(backpropagated(loss if len(batches) == 1 else loss.double() * (items / _at_least_one(weight))))
+            losses.append(backpropagated(loss if len(batches) == 1 else _share(loss, items, weight)))
         return sum(losses), weight
 
     def _loss_of(self, model, inputs, items, labels):
@@ -344,6 +347,14 @@ def _schedule_lr_full(optimizer):
         begin = group.setdefault("initial_lr_full", group["lr_full"])
         if group.get("initial_lr"):
             group["lr_full"] = begin * (group["lr"] / group["initial_lr"])
+
+
+def _share(loss, items, weight):
+    """What a micro-batch adds to the mean of several: nothing where there is no label in it, whatever its loss."""
+    share = loss.double() * (items / _at_least_one(weight))
+    if isinstance(items, torch.Tensor):
+        return torch.where(items > 0, share, 0.0)
+    return share if items else torch.zeros_like(share)
 
 
 def _at_least_one(count):

@@ -5,6 +5,7 @@ import warnings
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from inspect import Parameter, signature
 
 import torch
 
@@ -24,7 +25,7 @@ class HybridStep:
     """What a step of ``Hybrid`` measured.
 
     Attributes:
-        loss: 0-dim float64 tensor: L(theta); with share_forward L(theta + eps z), at which the gradient was taken.
+        loss: 0-dim float64 tensor: L(theta); with share_forward the first of the zeroth-order half's losses, where the gradient was taken.
         estimate: of the zeroth-order half; None where that is frozen, and before ``step()`` where ``loss`` is not finite.
         skipped: a loss was not finite, so nothing moved.
     """
@@ -243,6 +244,10 @@ class Hybrid(torch.optim.Optimizer):
         ):
             if not (isinstance(made, cls) or name == "zo" and frozen):
                 raise TypeError(f"{name} makes {type(made).__name__}: pass what makes a {kind}, such as {CURES[name]}")
+        if signature(self.fo.step).parameters["closure"].default is Parameter.empty:
+            raise ValueError(
+                f"fo makes {type(self.fo).__name__}, whose step evaluates the loss itself: pass one that takes .grad, such as {CURES['fo']}"
+            )
         if self.zo is not None and self.zo.param_groups[0].get("defer"):
             raise ValueError("zo made an optimizer with defer=True: Hybrid evaluates the model at theta itself; leave defer=False")
         if isinstance(self.zo, MeZOSVRG):
