@@ -81,7 +81,7 @@ def replay(
     out: Annotated[str, typer.Option(help="A new folder for model and tokenizer.")],
     step: Annotated[int | None, typer.Option(help="Steps to make. Without it: all.", show_default=False)] = None,
     model: Annotated[str | None, typer.Option(help="The base model, where it has moved.", show_default=False)] = None,
-    together: Annotated[int, typer.Option(help="Passes over the weights that are made in one read and write.")] = 48,
+    together: Annotated[int, typer.Option(help="Passes over the weights that are made in one read and write.")] = 96,
 ):
     """Make a fine-tuned model again from the base model and a trajectory, without a forward pass, bit for bit."""
 

@@ -110,7 +110,7 @@ def _rows(settings, what):
     return Data(f"{task.name} ({what.split})", task, [], [], examples), {what.split: examples}
 
 
-def replay(run: str, out: str, step: int | None = None, model: str | None = None, together: int = 48, progress=None) -> Asked:
+def replay(run: str, out: str, step: int | None = None, model: str | None = None, together: int = 96, progress=None) -> Asked:
     """The model as it was after a step of a run, made again from the base model and the run's trajectory without a forward pass.
 
     Args:
@@ -118,7 +118,7 @@ def replay(run: str, out: str, step: int | None = None, model: str | None = None
         out: a new folder, for model and tokenizer.
         step: steps to make. Default None: all.
         model: the base model, where it is no longer found under the run's --model.
-        together: passes over the weights that are made in one read and write. Default 48.
+        together: passes over the weights that are made in one read and write. Default 96.
         progress: called with the number of steps made.
     Raises:
         BadInput: the run, its trajectory or the base model cannot be used; with what differs.

@@ -74,7 +74,7 @@ class Trajectory:
             means[mine] = readings[starts[mine, None] + self._losses_of(int(count))].mean(1)
         return means
 
-    def replay(self, params, step: int | None = None, together: int = 16, progress=None):
+    def replay(self, params, step: int | None = None, together: int = 96, progress=None):
         """Bring base weights, in place, to where the run stood after ``step`` steps, bit for bit, without a forward pass.
 
         Parameters are matched by name where the log has names, else by order; what a model has beside them is left alone. Everything is
@@ -86,7 +86,7 @@ class Trajectory:
             params: a model, a dict or list of named parameters, parameters, or groups; parameters, or plain tensors.
             step: in [0, len(self)]. Default None: all.
             together: passes over the weights that are made in one read and write; without influence on the result. anchor="copy" and the
-                fused rules make theirs one by one. Default 16.
+                fused rules make theirs one by one. Default 96.
             progress: None, or called with the number of steps done, after each. What it raises ends the replay, with the weights at that
                 step.
         Returns:
