@@ -64,6 +64,14 @@ ZK_HD Bits pack(const Word& even, const Word& odd) {
     return each<Bits>([&](int i) { return _mm256_blend_epi32(even.r[i], _mm256_slli_epi64(odd.r[i], 32), 0xAA); });
 }
 
+ZK_HD Bits pack_high(const Product& even, const Product& odd) {
+    return each<Bits>([&](int i) { return _mm256_blend_epi32(_mm256_srli_epi64(even.r[i], 32), odd.r[i], 0xAA); });
+}
+ZK_HD Bits xor3(const Bits& a, const Bits& b, uint32_t even, uint32_t odd) {
+    const __m256i c = _mm256_set1_epi64x(static_cast<int64_t>(uint64_t{odd} << 32 | even));
+    return each<Bits>([&](int i) { return _mm256_xor_si256(_mm256_xor_si256(a.r[i], c), b.r[i]); });
+}
+
 ZK_HD Bits operator>>(const Bits& a, int n) { return each<Bits>([&](int i) { return _mm256_srli_epi32(a.r[i], n); }); }
 ZK_HD Bits operator+(const Bits& a, uint32_t b) { return each<Bits>([&](int i) { return _mm256_add_epi32(a.r[i], all(b)); }); }
 ZK_HD Bits rsqrt_guess(const Bits& y, const Bits& sign) {
@@ -151,13 +159,12 @@ ZK_HD void store(bfloat16* p, const __m256& x, const uint16_t* random) {
     store_upper(p, _mm256_blendv_epi8(up, _mm256_or_si256(u, all(0x00400000)), nan));
 }
 
-ZK_HD void put(uint16_t* p, const Words<Word>& w) {
-    const Bits front = pack(w.w0, w.w1), back = pack(w.w2, w.w3);
+ZK_HD void put(uint16_t* p, const Bits& w02, const Bits& w13) {
     const auto to = [&](int i) { return reinterpret_cast<__m256i*>(p + 2 * kLanes * i); };
 #pragma GCC unroll 8
     for (int i = 0; i < kRegisters; ++i) {
-        _mm256_storeu_si256(to(2 * i), _mm256_unpacklo_epi64(front.r[i], back.r[i]));
-        _mm256_storeu_si256(to(2 * i + 1), _mm256_unpackhi_epi64(front.r[i], back.r[i]));
+        _mm256_storeu_si256(to(2 * i), _mm256_unpacklo_epi32(w02.r[i], w13.r[i]));
+        _mm256_storeu_si256(to(2 * i + 1), _mm256_unpackhi_epi32(w02.r[i], w13.r[i]));
     }
 }
 

@@ -27,7 +27,11 @@ ZK_HD Out each(Operation operation) {
 ZK_HD __m512i all(uint32_t x) { return _mm512_set1_epi32(static_cast<int>(x)); }
 
 ZK_HD Product mul(uint32_t m, const Word& x) { return each<Product>([&](int i) { return _mm512_mul_epu32(x.r[i], all(m)); }); }
-ZK_HD Word high(const Product& x) { return each<Word>([&](int i) { return _mm512_srli_epi64(x.r[i], 32); }); }
+ZK_HD Word high(const Product& x) {  // a shift takes port 0, a shuffle port 5: half of each
+    return each<Word>([&](int i) {
+        return i % 2 ? _mm512_srli_epi64(x.r[i], 32) : _mm512_castps_si512(_mm512_movehdup_ps(_mm512_castsi512_ps(x.r[i])));
+    });
+}
 ZK_HD Word low(const Product& x) { return x; }
 ZK_HD Word operator^(const Word& a, uint32_t b) { return each<Word>([&](int i) { return _mm512_xor_si512(a.r[i], all(b)); }); }
 ZK_HD Word xor3(const Word& a, const Word& b, uint32_t c) {
@@ -66,12 +70,22 @@ ZK_HD Bits pack(const Word& even, const Word& odd) {
     });
 }
 
+ZK_HD Bits pack_high(const Product& even, const Product& odd) {
+    return each<Bits>([&](int i) {
+        return _mm512_castps_si512(_mm512_mask_movehdup_ps(_mm512_castsi512_ps(odd.r[i]), 0x5555, _mm512_castsi512_ps(even.r[i])));
+    });
+}
+ZK_HD Bits xor3(const Bits& a, const Bits& b, uint32_t even, uint32_t odd) {
+    const __m512i c = _mm512_set1_epi64(static_cast<int64_t>(uint64_t{odd} << 32 | even));
+    return each<Bits>([&](int i) { return _mm512_ternarylogic_epi32(a.r[i], b.r[i], c, 0x96); });
+}
+
 ZK_HD Bits operator>>(const Bits& a, int n) { return each<Bits>([&](int i) { return _mm512_srli_epi32(a.r[i], n); }); }
 ZK_HD Bits operator+(const Bits& a, uint32_t b) { return each<Bits>([&](int i) { return _mm512_add_epi32(a.r[i], all(b)); }); }
 ZK_HD Bits rsqrt_guess(const Bits& y, const Bits& sign) {
     return each<Bits>([&](int i) {
-        const auto guess = _mm512_sub_epi32(all(0x5F200000), _mm512_srli_epi32(y.r[i], 1));
-        return _mm512_xor_si512(guess, _mm512_slli_epi32(sign.r[i], 31));
+        const auto h = _mm512_ternarylogic_epi32(y.r[i], sign.r[i], all(1), 0xD8);  // y, its lowest bit the sign's: b & c | a & ~c
+        return _mm512_sub_epi32(all(0x5F200000), _mm512_ror_epi32(h, 1));
     });
 }
 ZK_HD Bits with_exponent_of_one(const Bits& a) {
@@ -147,13 +161,12 @@ ZK_HD void store(bfloat16* p, const __m512& x, const uint16_t* random) {
     store_upper(p, _mm512_mask_or_epi32(up, _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q), u, all(0x00400000)));
 }
 
-ZK_HD void put(uint16_t* p, const Words<Word>& w) {
-    const Bits front = pack(w.w0, w.w1), back = pack(w.w2, w.w3);
+ZK_HD void put(uint16_t* p, const Bits& w02, const Bits& w13) {
     const auto to = [&](int i) { return p + 2 * kLanes * i; };
 #pragma GCC unroll 8
     for (int i = 0; i < kRegisters; ++i) {
-        _mm512_storeu_si512(to(2 * i), _mm512_unpacklo_epi64(front.r[i], back.r[i]));
-        _mm512_storeu_si512(to(2 * i + 1), _mm512_unpackhi_epi64(front.r[i], back.r[i]));
+        _mm512_storeu_si512(to(2 * i), _mm512_unpacklo_epi32(w02.r[i], w13.r[i]));
+        _mm512_storeu_si512(to(2 * i + 1), _mm512_unpackhi_epi32(w02.r[i], w13.r[i]));
     }
 }
 

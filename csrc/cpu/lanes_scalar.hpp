@@ -37,6 +37,8 @@ ZK_HD Product first_products(uint32_t low_word) {
 ZK_HD Product next_products(Product p) { return {p.r + kMultiplier0}; }
 
 ZK_HD Bits pack(Word even, Word odd) { return {even.r, odd.r}; }
+ZK_HD Bits pack_high(Product even, Product odd) { return {high(even).r, high(odd).r}; }
+ZK_HD Bits xor3(Bits a, Bits b, uint32_t even, uint32_t odd) { return {a.r[0] ^ b.r[0] ^ even, a.r[1] ^ b.r[1] ^ odd}; }
 template <class>
 ZK_HD Pair arrange(Float even, Float odd) {
     return {{even.r[0], odd.r[0]}, {even.r[1], odd.r[1]}};
@@ -135,8 +137,8 @@ ZK_HD void put(bfloat16* p, Float x, const uint16_t* random) {
         p[i].bits = static_cast<uint16_t>((x.r[i] != x.r[i] ? u | 0x00400000 : u + random[i]) >> 16);
     }
 }
-ZK_HD void put(uint16_t* p, const Words<Word>& w) {
-    const uint32_t words[] = {w.w0.r, w.w1.r, w.w2.r, w.w3.r};
+ZK_HD void put(uint16_t* p, Bits w02, Bits w13) {
+    const uint32_t words[] = {w02.r[0], w13.r[0], w02.r[1], w13.r[1]};
     for (int i = 0; i < 8; ++i) p[i] = static_cast<uint16_t>(words[i / 2] >> i % 2 * 16);
 }
 

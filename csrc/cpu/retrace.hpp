@@ -13,11 +13,14 @@ __attribute__((noinline)) void retrace_tile(T* theta, const Product& products, c
     const Pair x = apart<T>(load_tile(theta));
     Float even = x.lo, odd = x.hi;
     Normals<Float> z{even, odd};  // anything: the first use of noise makes it
+    Opening<Word> opened = opening<Word>(products, 0);
     const float* value = trace.values;
     size_t key = 0;
     for (const uint8_t *use = trace.uses, *end = use + trace.n_uses; use != end; ++use, value += trace.stride) {
         if (*use & kFresh) {
-            z = normals<masked>(products, trace.schedules[key], trace.mask, key);
+            const Schedule& s = trace.schedules[key];
+            if (s.round0_word2 != opened.round0_word2) opened = opening<Word>(products, s.round0_word2);
+            z = normals<masked>(opened, s, products, trace.mask, key);
             ++key;
         }
         const Float v = splat<Float>(*value);

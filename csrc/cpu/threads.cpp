@@ -1,6 +1,7 @@
 #include "threads.hpp"
 
 #include <algorithm>
+#include <atomic>
 #include <cstring>
 #include <limits>
 
@@ -15,6 +16,8 @@ namespace {
 constexpr int64_t kWorthAThread = 1 << 15;
 // Threads part the work at multiples of this: whole cache lines and whole blocks of noise.
 constexpr int64_t kGrain = 1 << 10;
+// Threads take part after part of a run of passes, so many for each thread.
+constexpr int64_t kKeysAPart = 4, kMostParts = 16;
 constexpr uint32_t kAll = 0xFFFFFFFF;  // the greatest mask word there is
 constexpr uint32_t kMaskPurpose = 2;
 
@@ -90,18 +93,19 @@ void in_runs(const Row& row, int64_t begin, int64_t end, const Run& run) {
     }
 }
 
-/// Parts the elements of all rows among threads. work() makes what one thread calls with (index of a row, begin, end).
+/// Parts the elements of all rows among threads. work() makes what one part is done with: (index of a row, begin, end).
 template <class Work>
 void in_parallel(const Row* rows, size_t n_rows, size_t n_keys, int max_threads, const Work& work) {
     std::vector<int64_t> starts(n_rows + 1, 0);  // in grains
     for (size_t i = 0; i < n_rows; ++i) starts[i + 1] = starts[i] + (rows[i].count + kGrain - 1) / kGrain;
-    const int64_t grains = starts.back();
-    const int64_t cost = grains * kGrain * static_cast<int64_t>(std::max<size_t>(n_keys, 1));
-    const int threads = static_cast<int>(std::clamp<int64_t>(cost / kWorthAThread, 1, std::max(max_threads, 1)));
+    const int64_t grains = starts.back(), keys = static_cast<int64_t>(std::max<size_t>(n_keys, 1));
+    const int threads = static_cast<int>(std::clamp<int64_t>(grains * kGrain * keys / kWorthAThread, 1, std::max(max_threads, 1)));
+    // Cores are not equally fast. With few keys, though, memory is what counts, and a thread keeps to its own.
+    const int64_t parts = threads == 1 ? 1 : threads * std::clamp<int64_t>(keys / kKeysAPart, 1, kMostParts);
 
-    const auto part = [&](int64_t thread) {
+    const auto do_part = [&](int64_t part) {
         auto one = work();
-        const int64_t begin = grains * thread / threads, end = grains * (thread + 1) / threads;
+        const int64_t begin = grains * part / parts, end = grains * (part + 1) / parts;
         size_t i = std::upper_bound(starts.begin(), starts.end(), begin) - starts.begin() - 1;
         for (; i < n_rows && starts[i] < end; ++i)
             one(i, std::max<int64_t>(begin - starts[i], 0) * kGrain, std::min((end - starts[i]) * kGrain, rows[i].count));
@@ -109,12 +113,13 @@ void in_parallel(const Row* rows, size_t n_rows, size_t n_keys, int max_threads,
 #ifdef _OPENMP
     if (threads > 1) {
         // A smaller team than asked for (OMP_DYNAMIC, a limit, nesting) must still do all of the work.
+        std::atomic<int64_t> taken{0};
 #pragma omp parallel num_threads(threads)
-        for (int64_t thread = omp_get_thread_num(); thread < threads; thread += omp_get_num_threads()) part(thread);
+        for (int64_t part = omp_get_thread_num(); part < parts; part = omp_get_num_threads() + taken++) do_part(part);
         return;
     }
 #endif
-    for (int64_t thread = 0; thread < threads; ++thread) part(thread);
+    for (int64_t part = 0; part < parts; ++part) do_part(part);
 }
 
 }  // namespace

@@ -3,7 +3,8 @@
 //
 // The lanes bring: kRegisters (every operation is applied to that many independent registers, to hide latency), kLanes (floats
 // in a register), Word/Product, Bits, Float with the operations that csrc/noise asks for, and
-//   pack(Word, Word) -> Bits: the second word beside the first one
+//   pack(Word, Word) -> Bits: the second word beside the first one; pack_high(Product, Product) -> Bits: the same of their high halves,
+//     of which the second one is in its place already; xor3(Bits, Bits, first, second): with a uint32_t for each of the two
 //   load(const T*, Pair&, i), store(T*, Pair, i): registers i of a Pair, from and to 2 kLanes elements of a storage type. How the
 //     elements lie in the two registers is the storage type's own: halves in a row, or the even ones and the odd ones
 //   first_products<T>(low), arrange<T>(even, odd) -> Pair: kMultiplier0 times the low counter words of a tile's blocks, in such an
@@ -21,20 +22,33 @@ namespace {
 
 constexpr size_t kTile = 2 * kLanes * kRegisters;
 
-/// z of one key in a tile, as it comes: `term` is which of the mask's schedules is the key's.
-template <bool masked>
-ZK_HD Normals<Float> normals(const Product& products, const Schedule& schedule, const Mask* mask, size_t term) {
-    const Words<Word> w = philox<Word>(products, schedule);
-    const Normals<Float> z = box_muller<Float>(pack(w.w0, w.w2), pack(w.w1, w.w3));
+/// The words of a tile's blocks. The last round is made on both of a pair at once.
+struct Pairs {
+    Bits w02, w13;
+};
+
+ZK_HD Pairs pairs(const Opening<Word>& opened, const Schedule& s) {
+    constexpr int last = kRounds - 1;
+    const Words<Word> w = philox<last>(opened, s);
+    const Product p0 = mul(kMultiplier0, w.w0), p1 = mul(kMultiplier1, w.w2);
+    return {xor3(pack_high(p1, p0), pack(w.w1, w.w3), s.key0[last], s.key1[last]), pack(low(p1), low(p0))};
+}
+ZK_HD Pairs pairs(const Product& products, const Schedule& s) { return pairs(opening<Word>(products, s.round0_word2), s); }
+
+/// z of one key in a tile, as it comes, of words that are opened or not: `term` is which of the mask's schedules is the key's.
+template <bool masked, class Blocks>
+ZK_HD Normals<Float> normals(const Blocks& blocks, const Schedule& schedule, const Product& products, const Mask* mask, size_t term) {
+    const Pairs w = pairs(blocks, schedule);
+    const Normals<Float> z = box_muller<Float>(w.w02, w.w13);
     if (!masked) return z;
-    const Words<Word> m = philox<Word>(products, mask->schedules[term]);
-    return {kept(z.even, pack(m.w0, m.w2), mask->last), kept(z.odd, pack(m.w1, m.w3), mask->last)};
+    const Pairs m = pairs(products, mask->schedules[term]);
+    return {kept(z.even, m.w02, mask->last), kept(z.odd, m.w13, mask->last)};
 }
 
 /// The same where load() puts the elements.
 template <class T, bool masked>
 ZK_HD Pair noise(const Product& products, const Schedule& schedule, const Mask* mask, size_t term) {
-    const Normals<Float> z = normals<masked>(products, schedule, mask, term);
+    const Normals<Float> z = normals<masked>(products, schedule, products, mask, term);
     return arrange<T>(z.even, z.odd);
 }
 

@@ -3,7 +3,7 @@
 //   take(const T*) -> Float, put(T*, Float): kRegisters registers, each kLanes elements in a row, from and to every other kLanes
 //     elements of a storage type: where arrange<float>() puts the normals of a Pair's half
 //   put(bfloat16*, Float, const uint16_t* random): the same, rounded stochastically with 16 random bits an element
-//   put(uint16_t*, Words): the halves of the words of blocks in the order of first_products<float>().
+//   put(uint16_t*, Bits, Bits): the halves of the words of blocks in the order of first_products<float>().
 #pragma once
 
 #include <cstring>
@@ -34,7 +34,8 @@ __attribute__((noinline)) void add_terms(Pair& x, Pair& g, const Product& produc
 }
 
 __attribute__((noinline)) void draw(uint16_t* random, const Product& products, const Schedule& schedule) {
-    put(random, philox<Word>(products, schedule));
+    const Pairs w = pairs(products, schedule);
+    put(random, w.w02, w.w13);
 }
 
 /// One half of a tile: `at` is where it starts in the unit.

@@ -33,7 +33,9 @@ __device__ __forceinline__ Schedule mask_of(Schedule s) {
     return s;
 }
 
-__device__ __forceinline__ Words<Word> words(uint32_t q, const Schedule& s) { return philox<Word>(mul(kMultiplier0, Word{q}), s); }
+__device__ __forceinline__ Words<Word> words(uint32_t q, const Schedule& s) {
+    return philox(opening<Word>(mul(kMultiplier0, Word{q}), s.round0_word2), s);
+}
 
 __device__ __forceinline__ void normals(float (&z)[4], uint32_t q, const Schedule& s) {
     const Words<Word> w = words(q, s);

@@ -62,17 +62,30 @@ struct Words {
     Word w0, w1, w2, w3;
 };
 
-/// The words of the blocks whose low counter word times kMultiplier0 is `first_product`: callers step from block to block by
-/// adding to it, which saves the first multiplication.
+/// What a step leaves unchanged: the parts of the first two rounds that know only a block's place, the seed and the stream. Passes over
+/// many steps of one stream make it once.
+template <class Word>
+struct Opening {
+    Word word3;      // after round 0
+    Word high, low;  // of round 1's product of word 2
+    uint32_t round0_word2;
+};
+
+/// Of the blocks whose low counter word times kMultiplier0 is `first_product`: callers step from block to block by adding to it,
+/// which saves the first multiplication.
 template <class Word, class Product>
-ZK_HD Words<Word> philox(Product first_product, const Schedule& s) {
-    const Word word2 = high(first_product) ^ s.round0_word2;  // of the counter after round 0; words 0 and 1 are shared
-    Product p1 = mul(kMultiplier1, word2);
-    Product p0 = mul(kMultiplier0, high(p1) ^ s.round1_word0);  // word 3 after round 1 is shared
-    const Product q1 = mul(kMultiplier1, low(first_product) ^ s.round1_word2);
-    Word w0 = xor3(high(q1), low(p1), s.key0[2]), w1 = low(q1), w2 = high(p0) ^ s.round2_word2, w3 = low(p0);
+ZK_HD Opening<Word> opening(const Product& first_product, uint32_t round0_word2) {
+    const Product p1 = mul(kMultiplier1, high(first_product) ^ round0_word2);  // word 2 of the counter after round 0
+    return {low(first_product), high(p1), low(p1), round0_word2};
+}
+
+/// The words after so many rounds, at least three: words 0 and 1 after round 0, and word 3 after round 1, are shared by all blocks.
+template <int rounds = kRounds, class Word>
+ZK_HD Words<Word> philox(const Opening<Word>& opened, const Schedule& s) {
+    auto p0 = mul(kMultiplier0, opened.high ^ s.round1_word0), p1 = mul(kMultiplier1, opened.word3 ^ s.round1_word2);
+    Word w0 = xor3(high(p1), opened.low, s.key0[2]), w1 = low(p1), w2 = high(p0) ^ s.round2_word2, w3 = low(p0);
     ZK_UNROLL
-    for (int r = 3; r < kRounds; ++r) {
+    for (int r = 3; r < rounds; ++r) {
         p0 = mul(kMultiplier0, w0);
         p1 = mul(kMultiplier1, w2);
         w0 = xor3(high(p1), w1, s.key0[r]);

@@ -2,6 +2,7 @@
 
 import hashlib
 import inspect
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from numbers import Integral, Real
 
@@ -30,7 +31,7 @@ def header_of(optimizer: ZerothOrder, notes, model=None) -> dict:
         "version": __version__,
         "optimizer": class_of(optimizer).__name__,
         "groups": groups_of(optimizer),
-        "parameters": [[*row, digest(p)] for row, (_, p) in zip(table(listed(optimizer)), listed(optimizer))],
+        "parameters": [[*row, own] for row, own in zip(table(listed(optimizer)), digests(p for _, p in listed(optimizer)))],
         "fingerprint": optimizer.layout.fingerprint(),
         "frozen": {} if model is None else frozen(model, [p for _, p in listed(optimizer)]),
         "notes": notes,
@@ -79,11 +80,17 @@ def digest(tensor: torch.Tensor) -> str:
     return sha.hexdigest()[:16]
 
 
+def digests(tensors) -> list[str]:
+    """One a tensor, as many tensors at a time as there are threads, but no more pieces in memory than eight."""
+    with ThreadPoolExecutor(min(torch.get_num_threads(), 8)) as threads:
+        return list(threads.map(digest, tensors))
+
+
 def frozen(model, trained) -> dict[str, str]:
     """name -> digest of what a module has beside the parameters that are trained, as its ``state_dict`` names it."""
     mine = {(p.device, p.data_ptr()) for p in trained}
     others = {name: t for name, t in model.state_dict().items() if isinstance(t, torch.Tensor) and (t.device, t.data_ptr()) not in mine}
-    return {name: digest(tensor) for name, tensor in others.items()}
+    return dict(zip(others, digests(others.values())))
 
 
 def groups_of(optimizer) -> list[dict]:
@@ -204,7 +211,8 @@ def check_base(header, named, path) -> None:
     Raises:
         BadInput: the first few that differ, and how many.
     """
-    other = [name or f"number {i}" for i, ((name, p), row) in enumerate(zip(named, header["parameters"])) if digest(p) != row[3]]
+    own = digests(p for _, p in named)
+    other = [name or f"number {i}" for i, ((name, _), row) in enumerate(zip(named, header["parameters"])) if own[i] != row[3]]
     if other:
         which = f"parameter {other[0]!r} has" if len(other) == 1 else f"{len(other)} parameters ({few(list(map(repr, other)))}) have"
         raise BadInput(f"{which} other values than the run of {path} began with: pass its base weights")
