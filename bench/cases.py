@@ -62,7 +62,8 @@ class Drift:
 
 @dataclass(frozen=True)
 class Replay:
-    """``steps`` logged steps applied to the weights of a model, ``widths`` of them a pass, or a call of ``retrace_``."""
+    """``steps`` logged steps applied to the weights of a model, ``widths`` of them a pass, or a call of ``retrace_``; and ``logged`` ones
+    from a file."""
 
     model: str
     dtype: str
@@ -71,6 +72,7 @@ class Replay:
     retraced: tuple[int, ...]
     threads: int
     budget: float
+    logged: int = 0
 
 
 @dataclass(frozen=True)
@@ -201,12 +203,13 @@ def replays(device, quick=False, dtypes=None, threads=None) -> list[Replay]:
     """The cases of suite ``replay``."""
     threads = threads or torch.get_num_threads()
     if quick:
-        cases = [Replay("tiny", "fp32", 8, (1, 4), (1, 8), threads, 0.05)]
+        cases = [Replay("tiny", "fp32", 8, (1, 4), (1, 8), threads, 0.05, 40)]
     elif device.type == "cpu":
-        cases = [Replay("OPT-12M", d, 64, (1, 4, 16, 64), (1, 16, 64), threads, 8.0) for d in ("fp32", "bf16")]
+        cases = [Replay("MiniLM", d, 64, (1, 4, 16, 64), (1, 16, 64), threads, 8.0, 1000) for d in ("fp32", "bf16")]
     else:
         runs = (("OPT-125M", "fp32", 1000), ("OPT-1.3B", "fp32", 1000), ("OPT-1.3B", "bf16", 1000), ("OPT-6.7B", "fp32", 32))
         cases = [Replay(model, d, steps, (1, 16, steps), (1, 16, min(steps, 64)), threads, 3.0) for model, d, steps in runs]
+        cases += [Replay("MiniLM", "fp32", 64, (64,), (64,), threads, 1.0, 1000)]
     return [case for case in cases if not dtypes or case.dtype in dtypes]
 
 

@@ -16,6 +16,11 @@ def opt(hidden, layers, heads, **other):
 MODELS = {
     "tiny": opt(32, 1, 2, vocab_size=128, max_position_embeddings=16),
     "OPT-12M": opt(384, 6, 6, vocab_size=4096, max_position_embeddings=128),
+    "MiniLM": (
+        "BertForSequenceClassification",
+        "BertConfig",
+        dict(hidden_size=384, num_hidden_layers=6, num_attention_heads=12, intermediate_size=1536),
+    ),
     "OPT-125M": opt(768, 12, 12),
     "OPT-1.3B": opt(2048, 24, 32),
     "OPT-2.7B": opt(2560, 32, 32),

@@ -1,7 +1,11 @@
 """Suite ``replay``: a logged run applied again, weights read and written once for K steps: as K terms of one pass, which skips the
-roundings on the way, and as the three passes in place that each step of MeZO made, by ``retrace_``, to the very bits of training."""
+roundings on the way, and as the three passes in place that each step of MeZO made, by ``retrace_``, to the very bits of training; and
+from the log of a run, all that ``Trajectory.replay`` does included."""
 
+import inspect
+import tempfile
 import time
+from pathlib import Path
 
 import torch
 
@@ -14,6 +18,8 @@ from .oracle import EPS, SLICE, Refused, expected
 from .timing import Wall, interleave
 
 RETRACE, TORCH = "zokern.retrace", "torch.normal + add_, step by step"
+TOGETHER = inspect.signature(zokern.Trajectory.replay).parameters["together"].default
+LOGGED = f"zokern.Trajectory.replay, {TOGETHER} passes a call"
 SPREAD = 1e-6  # of the logged coefficients, about lr times the projected gradient of a real run
 TOO_LONG = 10.0  # seconds a round of the torch way, above which it applies a sixteenth of the steps and its time is scaled
 
@@ -53,13 +59,16 @@ def measure(case: Replay, device) -> list[dict]:
     for width in case.retraced:
         candidates[f"{RETRACE}, {width} steps a call"] = retraced(width)
         check(layout, [terms for key, c in run for terms, _ in three(key, c)], candidates[f"{RETRACE}, {width} steps a call"])
+    if case.logged:
+        candidates[LOGGED] = from_log(params, case.logged)
     few = max(1, case.steps // 16) if torch_seconds(params, coefficients[0]) * case.steps > TOO_LONG else case.steps
     candidates[TORCH] = lambda: [torch_step(params, c) for c in coefficients[:few]]
     samples = interleave(candidates, timer := Wall(device, most=1), case.budget, least=3)
-    n = sum(p.numel() for p in params)
+    n, floor = sum(p.numel() for p in params), next(iter(candidates))
+    steps = dict.fromkeys(candidates, case.steps) | {TORCH: few, LOGGED: case.logged}
 
     def describe(name):
-        steps = few if name == TORCH else case.steps
+        rate = {which: steps[which] / samples[which].median for which in (name, floor, TORCH)}
         return {
             "suite": "replay",
             "op": "replay",
@@ -70,14 +79,38 @@ def measure(case: Replay, device) -> list[dict]:
             "threads": case.threads,
             "timer": timer.name,
             "model": case.model,
-            "steps": steps,
-            "steps_per_second": steps / samples[name].median,
-            "ns_per_element": samples[name].median / steps / n * 1e9,
-            # Not of the times, which may be of different numbers of steps.
-            "speedup": (samples[TORCH].median / few) / (samples[name].median / steps),
+            "steps": steps[name],
+            "steps_per_second": rate[name],
+            "ns_per_element": 1e9 / rate[name] / n,
+            # Of the steps a second: the times may be of different numbers of steps.
+            "share_of_floor": rate[name] / rate[floor],
+            "speedup": rate[name] / rate[TORCH],
         }
 
-    return record.lines(device, samples, next(iter(candidates)), TORCH, describe)
+    return record.lines(device, samples, floor, TORCH, describe)
+
+
+def from_log(tensors, steps):
+    """Train from zero on losses drawn at random, and replay the log to the bits of that. -> the replay, as a call."""
+    generator = torch.Generator(tensors[0].device).manual_seed(0)
+    params = [torch.nn.Parameter(t.zero_()) for t in tensors]
+    with tempfile.TemporaryDirectory() as folder:
+        optimizer = zokern.MeZO(params, lr=1e-6, eps=EPS)
+        with zokern.record(optimizer, Path(folder) / "run.jsonl", every=steps):
+            for _ in range(steps):
+                optimizer.step(lambda: torch.randn((), device=tensors[0].device, generator=generator) * EPS)
+        run = zokern.Trajectory.read(Path(folder) / "run.jsonl")
+    trained = [t.clone() for t in tensors]
+
+    def call():
+        for t in tensors:
+            t.zero_()
+        run.replay(tensors)
+
+    call()
+    if not all(map(torch.equal, tensors, trained)):
+        raise Refused(f"replaying a log of {steps} steps gives other weights than training did")
+    return call
 
 
 def three(key, c):

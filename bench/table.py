@@ -19,7 +19,7 @@ Peak GB of a step, weights included: measured by the GPU's allocator, or counted
 In brackets: the papers' figures. z+MB: zokern's peak over that of two forwards. lean: one with tasks.lean_loss.""",
     "replay": """\
 Steps a second, K steps a pass; R=K: K steps of three passes in place, by one retrace_, to the bits of training;
-torch: torch.normal and add_ for each tensor, step by step.""",
+L=K: K steps from their log, by Trajectory.replay; torch: torch.normal and add_ for each tensor, step by step.""",
     "trainer": """\
 A step in milliseconds with its quartiles, of Trainer and of a plain loop in turns; over: what Trainer takes more.""",
     "drift": """\
@@ -181,6 +181,12 @@ def fits(records) -> str:
 ROOMS = (40, 80, 141)
 
 
+def column(name, record) -> str:
+    if name == replay.LOGGED:
+        return f"L={record['steps']}"
+    return f"{'R' if name.startswith(replay.RETRACE) else 'K'}={record['terms']}"
+
+
 def of_replay(case) -> dict[str, str]:
     ours = {name: record for name, record in case.items() if name != replay.TORCH}
     first = next(iter(ours.values()))
@@ -189,7 +195,7 @@ def of_replay(case) -> dict[str, str]:
         "dtype": first["dtype"],
         "steps": str(first["steps"]),
         "threads": str(first["threads"]),
-        **{f"{'R' if name.startswith(replay.RETRACE) else 'K'}={r['terms']}": f"{r['steps_per_second']:.1f}" for name, r in ours.items()},
+        **{column(name, r): f"{r['steps_per_second']:.1f}" for name, r in ours.items()},
         "torch": f"{case[replay.TORCH]['steps_per_second']:.2f}",
     }
 
