@@ -133,6 +133,8 @@ def test_a_prompted_model_is_trained_in_place_and_replayed(few, asked, tmp_path,
         "1e-3",
         "--objective",
         "accuracy" if ask == "masked" else "option",
+        "--adapter",
+        adapter,
     ]
     zokern("finetune", *given)
     zokern("replay", tmp_path / "run", "--out", tmp_path / "again", "--together", "5")

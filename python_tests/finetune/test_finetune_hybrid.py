@@ -110,6 +110,20 @@ def test_a_run_from_end_to_end(run, name):
     assert not os.path.exists(run.out + "-again")
 
 
+@pytest.mark.parametrize("ask", ["masked", "causal"])
+def test_a_language_model_that_is_asked(run, asked, sst2, ask):
+    """The layer by backpropagation, what is around it by +-lr a step."""
+    settings = replace(
+        run, model=str(asked[ask]), ask=ask, task="sst2", data=str(sst2), rows=(32, 16, 20), zo="zo-sign", schedule="constant"
+    )
+    result = finetune(settings, quiet)
+    assert (result.steps, result.skipped, result.forwards, result.backwards) == (4, 0, 12, 4)
+    base, trained = (load_file(Path(folder) / "model.safetensors") for folder in (asked[ask], run.out))
+    moved = {name: (trained[name] - base[name]).abs().max().item() for name in base}
+    inside, outside = ([moved[name] for name in base if ("layer" in name) is within] for within in (True, False))
+    assert 0 < min(inside) and max(inside) < 4 * 1.5e-3 and max(outside) == pytest.approx(4e-3, rel=1e-3)
+
+
 @pytest.mark.parametrize("name", ["depth", "lisa, the rest frozen"])
 def test_a_run_stopped_by_ctrl_c_goes_on_bit_for_bit(run, name, monkeypatch):
     calls, plain, settings = [], HeadReader.loss, replace(run, steps=7, eval_every=50, **CASES[name][0])
