@@ -191,13 +191,13 @@ def test_not_finite_on_the_way(isa, dtype):
 
 
 def test_threads_change_no_run_of_passes(isa):
+    """With a few keys a part for each thread, with many several for each."""
     before = torch.get_num_threads()
     try:
-        for threads in (2, 5):
+        for threads, times in ((2, 1), (2, 3), (5, 6)):
             torch.set_num_threads(threads)
-            check_retrace(
-                cpu.retrace_, torch.bfloat16, [Piece(150_001, 5), Piece(7, 2**33, 1), Piece(90_000, WRAP - 40_001, 2)], RUNS["steps"]
-            )
+            pieces = [Piece(30_001, 5), Piece(7, 2**33, 1), Piece(20_000, WRAP - 9_001, 2)]
+            check_retrace(cpu.retrace_, torch.bfloat16, pieces, times * RUNS["steps"])
     finally:
         torch.set_num_threads(before)
 
