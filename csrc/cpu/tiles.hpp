@@ -35,10 +35,10 @@ ZK_HD Pairs pairs(const Opening<Word>& opened, const Schedule& s) {
 }
 ZK_HD Pairs pairs(const Product& products, const Schedule& s) { return pairs(opening<Word>(products, s.round0_word2), s); }
 
-/// z of one key in a tile, as it comes, of words that are opened or not: `term` is which of the mask's schedules is the key's.
-template <bool masked, class Blocks>
-ZK_HD Normals<Float> normals(const Blocks& blocks, const Schedule& schedule, const Product& products, const Mask* mask, size_t term) {
-    const Pairs w = pairs(blocks, schedule);
+/// z of one key in a tile, as it comes: `term` is which of the mask's schedules is the key's.
+template <bool masked>
+ZK_HD Normals<Float> normals(const Opening<Word>& opened, const Schedule& schedule, const Product& products, const Mask* mask, size_t term) {
+    const Pairs w = pairs(opened, schedule);
     const Normals<Float> z = box_muller<Float>(w.w02, w.w13);
     if (!masked) return z;
     const Pairs m = pairs(products, mask->schedules[term]);
@@ -48,7 +48,7 @@ ZK_HD Normals<Float> normals(const Blocks& blocks, const Schedule& schedule, con
 /// The same where load() puts the elements.
 template <class T, bool masked>
 ZK_HD Pair noise(const Product& products, const Schedule& schedule, const Mask* mask, size_t term) {
-    const Normals<Float> z = normals<masked>(products, schedule, products, mask, term);
+    const Normals<Float> z = normals<masked>(opening<Word>(products, schedule.round0_word2), schedule, products, mask, term);
     return arrange<T>(z.even, z.odd);
 }
 
