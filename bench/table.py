@@ -1,6 +1,7 @@
 """Records as tables of at most 120 columns: one line a case."""
 
 import math
+import textwrap
 
 from . import drift, kernels, replay, runs, step, trainer
 from .cases import FULL, LEAN
@@ -59,7 +60,8 @@ def heading(records) -> str:
     machine, versions, ours = records[0]["machine"], records[0]["versions"], records[0]
     named = ", ".join(f"{name} {version}" for name, version in versions.items() if version)
     work = " ".join(filter(None, (ours["backend"], ours["isa"])))
-    return f"{machine.get('gpu', machine['cpu'])}, {machine['cores']} CPU cores, backend {work}\n{named}, commit {ours['commit']}"
+    lines = f"{machine.get('gpu', machine['cpu'])}, {machine['cores']} CPU cores, backend {work}", f"{named}, commit {ours['commit']}"
+    return "\n".join(part for line in lines for part in textwrap.wrap(line, 120))
 
 
 def cycles(case) -> str:

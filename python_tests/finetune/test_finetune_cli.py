@@ -105,9 +105,10 @@ def test_an_unknown_option_is_typer_s_error():
 
 # One process imports what takes long; each of its children begins the command without one package.
 WITHOUT = """
-import os, runpy, sys
+import os, runpy, sys, warnings
 import torch, transformers, accelerate, peft, sklearn.metrics, matplotlib.figure
 data, *names = sys.argv[1:]
+warnings.filterwarnings("ignore", ".*multi-threaded, use of fork")  # from python 3.12 on
 for name in names:
     if not os.fork():
         for module in list(sys.modules):

@@ -260,11 +260,11 @@ def test_the_package_does_not_load_triton():
 
 
 # The most instructions an element in the loop over whole blocks: on an H200 about 28 to 31 fit under a copy of bfloat16,
-# twice that in float32. Measured with triton 3.2 to 3.9: 28.7 to 29.4, 27.4 to 28, 54.7 to 55.7 (sm_100: 26.7 to 29.2).
+# twice that in float32. Measured with triton 3.2 to 3.9: 28.7 to 29.9, 27.4 to 28, 54.7 to 57.7 (sm_100: 26.7 to 29.2).
 COUNTS = [  # arch, dtype, terms, instructions
     (90, "bf16", 1, 30),
     (90, "fp32", 1, 29),
-    (90, "bf16", 2, 57),
+    (90, "bf16", 2, 58),
     (80, "bf16", 1, 31),
     (100, "fp16", 1, 30),
 ]
