@@ -86,7 +86,7 @@ def steps(records):
 
 def peaks(records):
     """Peak memory, and what the papers report."""
-    cases = by_case(records)
+    cases = [case for case in by_case(records) if METHODS.keys() & case.keys()]
     figure, axes = sheet((8, 1.2 + 0.7 * len(cases)), xlabel="peak memory of a step, GB (log scale)", xscale="log")
     bars(axes, cases, METHODS, lambda r: r["peak_bytes"] / 1e9)
     bars(axes, cases, METHODS, lambda r: r["reported_gb"], point=True)
