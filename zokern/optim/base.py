@@ -119,7 +119,7 @@ class ZerothOrder(torch.optim.Optimizer):
                 return None
             raise ValueError("closure=None: zeroth-order steps evaluate the loss themselves; call step(closure) with () -> loss")
         with self._measured(closure) as estimate:
-            self.apply(estimate)
+            self._move_along(estimate)
         return estimate.loss
 
     def begin(self, closure) -> Estimate:
@@ -194,10 +194,13 @@ class ZerothOrder(torch.optim.Optimizer):
             self.model.settle()
             raise
 
-    @torch.no_grad()
     def apply(self, estimate: Estimate) -> None:
         """Move along an estimate and count one step. An Estimate of logged terms replays a step without evaluating anything."""
         self._check_frozen()
+        self._move_along(estimate)
+
+    @torch.no_grad()
+    def _move_along(self, estimate):
         with self._restored():
             self._update(estimate)
             if self.param_groups[0].get("defer"):
