@@ -103,6 +103,20 @@ def test_an_unknown_option_is_typer_s_error():
     assert done.exit_code == 2 and "--learning-rate" in done.stderr
 
 
+def test_bench_writes_where_the_user_is_and_tells_its_options(tmp_path):
+    given = ["--suite", "drift", "--quick", "--dtype", "fp32"]
+    for out, name in ((["--out", "drift.jsonl"], "drift.jsonl"), ([], "out/bench.jsonl")):
+        done = zokern("bench", *given, *out, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        records = [json.loads(line) for line in (tmp_path / name).read_text().splitlines()]
+        assert records and all(record["suite"] == "drift" for record in records)
+    done = zokern("bench", "--help", cwd=tmp_path)
+    assert done.returncode == 0 and "usage: zokern bench" in done.stdout
+    assert all(option in done.stdout for option in ("--suite", "--quick", "--out", "--backend"))
+    done = zokern("bench", "--suite", "speed", cwd=tmp_path)
+    assert done.returncode == 2 and "invalid choice: 'speed'" in done.stderr
+
+
 # One process imports what takes long; each of its children begins the command without one package.
 WITHOUT = """
 import os, runpy, sys, warnings

@@ -2,8 +2,8 @@
 
 import inspect
 import json
-import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 from typing import Annotated
 
@@ -123,11 +123,12 @@ def info(
     typer.echo(failing(read))
 
 
-@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []})
 def bench(context: typer.Context):
-    """Measure this machine, in a checkout of the repository; takes what python -m bench takes."""
+    """Measure this machine, in a checkout of the repository; takes what python -m bench takes (zokern bench --help)."""
     root = Path(__file__).resolve().parents[2]
     if not (root / "bench" / "__main__.py").is_file():
         typer.echo("error: the benchmarks are in zokern's repository, not in the package: clone it, pip install -e '.[bench]'", err=True)
         raise typer.Exit(2)
-    raise typer.Exit(subprocess.run([sys.executable, "-m", "bench", *context.args], cwd=root).returncode)
+    sys.path.insert(0, str(root))
+    raise typer.Exit(import_module("bench.__main__").main(context.args, prog="zokern bench"))
