@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from ..errors import BadInput
+from ..errors import BadInput, first_line
 from ..finetune.restore import Evaluation
 from ..finetune.settings import Settings, title
 from .options import command_of
@@ -31,6 +31,12 @@ def failing(run):
         return run()
     except BadInput as error:
         message = str(error)
+    except RuntimeError as error:
+        import torch
+
+        if not isinstance(error, torch.OutOfMemoryError):
+            raise
+        message = f"no memory is left on the device ({first_line(error)}): pass a smaller --batch-size or --max-length, or --dtype bfloat16"
     except ModuleNotFoundError as missing:
         message = f"{missing.name} is not installed: pip install 'zokern[demo]'"
     typer.echo(f"error: {message}", err=True)

@@ -86,6 +86,9 @@ class Training:
                     raise BadInput(f"--resume: {str(resume)!r} cannot be loaded ({first_line(error)}): {cure}") from None
                 if isinstance(error, ValueError):
                     raise BadInput(first_line(error)) from None
+                if isinstance(error, NotImplementedError) and self.settings.zeroth == "forward-gradient":
+                    what = f"--{'zo' if self.settings.optimizer == 'hybrid' else 'optimizer'}"
+                    raise BadInput(f"{what} forward-gradient: {' '.join(str(error).split())}: pass {what} mezo") from None
                 raise
             finally:
                 if self.bar is not None:
