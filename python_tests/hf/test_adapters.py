@@ -1,5 +1,7 @@
 """What is trained is what was asked for, and nothing else."""
 
+import copy
+import pickle
 import re
 
 import peft
@@ -9,7 +11,7 @@ import transformers
 from hf_cases import SIZE, WIDE, make, rows, weights
 
 import zokern
-from zokern.hf import STARTING_POINTS, adapt, lora_plus
+from zokern.hf import STARTING_POINTS, adapt, both_names, lora_plus
 
 LAYERS = 2
 WIDTH = SIZE["hidden_size"]
@@ -166,6 +168,37 @@ def test_an_adapter_is_saved_and_loaded_by_peft(trainer_of, tmp_path):
     batch = transformers.default_data_collator(rows("opt-cls", 4))
     with torch.no_grad():
         assert torch.equal(loaded(**batch).logits, trainer.model.eval()(**batch).logits)
+
+
+@pytest.mark.parametrize("method", ["prefix", "prompt"])
+@pytest.mark.parametrize("name", ["opt-cls", "roberta"])
+def test_virtual_tokens_that_peft_has_loaded(name, method, tmp_path):
+    """Whatever the model's transformers calls its cache, in a copy and after a pickle as well."""
+    model = make(name, method).eval()
+    model.save_pretrained(tmp_path)
+    loaded = both_names(peft.PeftModel.from_pretrained(make(name), tmp_path)).eval()
+    batch = transformers.default_data_collator(rows(name, 4))
+    with torch.no_grad():
+        expected = model(**batch).logits
+        for other in (loaded, both_names(loaded), copy.deepcopy(loaded), pickle.loads(pickle.dumps(loaded))):
+            assert torch.equal(other(**batch).logits, expected)
+
+
+@pytest.mark.parametrize("method", ["lora", "prefix", "prompt"])
+def test_an_adapted_model_writes_what_is_likeliest(method):
+    model = make("opt-lm", method).eval()
+    with torch.no_grad():
+        for p in trained(model).values():
+            p += torch.randn(p.shape, generator=torch.Generator().manual_seed(3))
+        ids = torch.tensor([[9, 4, 33, 20], [7, 50, 12, 5]])
+        written = ids
+        for _ in range(6):
+            written = torch.cat([written, model(written, attention_mask=torch.ones_like(written)).logits[:, -1:].argmax(-1)], 1)
+        for other in (model, copy.deepcopy(model)):
+            made = other.generate(
+                input_ids=ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=6, eos_token_id=None, pad_token_id=1
+            )
+            assert torch.equal(made, written)
 
 
 def test_heads_and_patterns():

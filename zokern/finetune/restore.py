@@ -69,7 +69,8 @@ def evaluate(what: Evaluation) -> dict:
     plain = dict(adapter=("full",), rank=None, lr_ratio=None, virtual_tokens=None)
     asked = load_model(replace(settings, model=ran.model if virtual else what.model, **plain), data)
     if virtual:
-        asked.model = need("peft").PeftModel.from_pretrained(asked.model, str(Path(what.model).expanduser() / "adapter")).eval()
+        loaded = need("peft").PeftModel.from_pretrained(asked.model, str(Path(what.model).expanduser() / "adapter"))
+        asked.model = need("zokern.hf").both_names(loaded).eval()
     elif asked.fresh_head:
         classes = ", ".join(data.task.labels)
         raise BadInput(f"--model {what.model!r} has no head for the classes {classes}: pass a model that was trained on them")

@@ -11,6 +11,7 @@ import torch
 from peft.optimizers import create_loraplus_optimizer
 
 from ..errors import first_line
+from ..tasks.virtual_tokens import both_names, cache_name
 
 METHODS = ("lora", "dora", "prefix", "prompt", "head", "full")
 TASKS = {
@@ -215,7 +216,7 @@ def _adapted(model, config, options):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # between peft and transformers
         try:
-            return peft.get_peft_model(model, config)
+            return both_names(peft.get_peft_model(model, config))
         except ValueError:
             raise
         except Exception as error:  # of whatever it did not expect
@@ -247,6 +248,7 @@ def _begin_as_tokens(model):
     training = base.training
     base.eval()
     cache = DynamicCache()
-    base.base_model(input_ids=tokens, past_key_values=cache, use_cache=True)
+    body = base.base_model
+    body(input_ids=tokens, use_cache=True, **{cache_name(body.forward): cache})
     base.train(training)
     initialize_kv_prefix_from_past_key_values(model, past_key_values=cache)

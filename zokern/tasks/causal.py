@@ -3,10 +3,11 @@
 import torch
 
 from ..errors import BadInput
-from .lean import has_virtual_tokens, token_losses
+from .lean import token_losses
 from .metrics import token_f1
 from .prompts import OPTION, fill
 from .reader import Reader, device_of, padded, with_labels
+from .virtual_tokens import both_names, has_virtual_tokens
 
 
 class CausalReader(Reader):
@@ -101,7 +102,7 @@ class CausalReader(Reader):
         breaks = tokenizer("a\n", add_special_tokens=False)["input_ids"][-1:]  # after a word, as answers end
         ends = [i for i in breaks if tokenizer.decode([i]) == "\n"]
         ends += [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
-        made = model.generate(
+        made = both_names(model).generate(
             input_ids=ids,
             attention_mask=mask,
             do_sample=False,

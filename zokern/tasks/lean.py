@@ -13,6 +13,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from ..errors import BadInput
+from .virtual_tokens import both_names, has_virtual_tokens
 
 log = logging.getLogger("zokern")
 IGNORED = -100  # a label that is none, as in transformers
@@ -102,7 +103,7 @@ def _forward(model, head, inputs, where, first):
     Where the head is not reached as expected, the full logits are made, all n are returned, and the hidden states are None.
     """
     with _keeping(head, inputs["input_ids"].shape, where, first) as kept:
-        logits = model(**inputs).logits
+        logits = both_names(model)(**inputs).logits
     if kept.hidden is None or logits.shape[:2] != (1, first):
         _tell(head, f"{type(model).__name__} does not lead its hidden states through its output embedding: its full logits are made")
         return _at(logits, where, inputs["input_ids"].shape[1]), None, True
@@ -113,12 +114,6 @@ def _forward(model, head, inputs, where, first):
 def _at(values, where, tokens):
     """[rows, positions, width] -> [n, width]. Virtual tokens of peft stand before the ``tokens`` others."""
     return values[where[0], where[1] + (values.shape[1] - tokens)]
-
-
-def has_virtual_tokens(model) -> bool:
-    """Whether peft puts embeddings of its own before those of the first token, and before its padding."""
-    config = getattr(model, "active_peft_config", None)
-    return getattr(getattr(config, "peft_type", None), "value", None) in ("PROMPT_TUNING", "P_TUNING", "MULTITASK_PROMPT_TUNING")
 
 
 class _Kept:
