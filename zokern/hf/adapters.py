@@ -72,8 +72,8 @@ def adapt(model, method, task_type=None, *, train_a=False, start="tokens", **opt
         model: of transformers; it is changed, and for peft's methods wrapped.
         method: "lora", "dora", "prefix", "prompt", "head" (what the model has beside its ``base_model``), "full"; or one or more patterns
             over the names of parameters: strings as of fnmatch for the whole name, or compiled regular expressions, which are searched.
-        task_type: peft's, such as "SEQ_CLS" or "CAUSAL_LM". Default None: by the model's class; none for a model that reads images or sound,
-            of which "lora" and "dora" adapt any.
+        task_type: peft's, such as "SEQ_CLS" or "CAUSAL_LM". Default None: by the model's class; none for one that reads images or sound, of
+            which "lora" and "dora" adapt any.
         train_a: train LoRA's A as well. Default False.
         start: of a prefix: "tokens", the keys and values that the model has for tokens drawn at random (torch's generator), or "random",
             peft's own. Default "tokens".
@@ -101,12 +101,12 @@ def adapt(model, method, task_type=None, *, train_a=False, start="tokens", **opt
         for name, p in model.named_parameters():
             p.requires_grad_(name in chosen)
         return _in_float32(model) if method == "head" else model
+    head, kind, others = _new_head(model), type(model).__name__, 'pass "lora", "dora", "head", "full" or patterns'
     if method in ("prefix", "prompt") and _reads(model) != "input_ids":
-        cure = 'pass "lora", "dora", "head", "full" or patterns'
-        raise ValueError(f"{method!r} puts tokens before a text, and {type(model).__name__} reads {_reads(model)}: {cure}")
+        raise ValueError(f"{method!r} puts tokens before a text, and {kind} reads {_reads(model)}: {others}")
     options = {**STARTING_POINTS[method].options, "task_type": task_type or _task_of(model), **options}
     if method in ("lora", "dora"):
-        model = _lora(model, dict(lora_dropout=0.0, use_dora=method == "dora", modules_to_save=_new_head(model)) | options, train_a)
+        model = _lora(model, dict(lora_dropout=0.0, use_dora=method == "dora", modules_to_save=head) | options, train_a)
     elif method == "prompt":
         model = _adapted(model, peft.PromptTuningConfig, options)
     else:
@@ -115,8 +115,9 @@ def adapt(model, method, task_type=None, *, train_a=False, start="tokens", **opt
             try:
                 _begin_as_tokens(model)
             except Exception as error:  # of models whose decoder sees no tokens alone
-                kind = type(model.get_base_model()).__name__
                 raise ValueError(f'{kind} cannot be asked for the keys of tokens ({first_line(error)}): pass start="random"') from None
+    if head and not any("modules_to_save" in name for name, _ in model.named_parameters()):
+        raise ValueError(f"peft does not find the head of {kind}, {' and '.join(head)}, so that {method!r} would leave it random: {others}")
     return _in_float32(model)
 
 
