@@ -50,10 +50,10 @@ def _finetune(settings, given, resume):
 
         if resume is None:
             return finetune(settings(), say=typer.echo)
-        if given:
-            options = ", ".join(map(title, sorted(given)))
-            raise BadInput(f"--resume {resume} goes on with that run's own settings: leave out {options}")
-        return go_on(resume, say=typer.echo)
+        if others := given - {"steps"}:
+            options = ", ".join(map(title, sorted(others)))
+            raise BadInput(f"--resume {resume} goes on with that run's own settings, and takes --steps alone: leave out {options}")
+        return go_on(resume, say=typer.echo, steps=settings().steps if given else None)
 
     result = failing(run)
     typer.echo("\n".join(result.lines()))
@@ -61,7 +61,9 @@ def _finetune(settings, given, resume):
         raise typer.Exit(130)
 
 
-RESUME = Annotated[str | None, typer.Option(help="Go on with the run in this folder from its newest checkpoint; no other options.")]
+RESUME = Annotated[
+    str | None, typer.Option(help="Go on with the run in this folder from its newest checkpoint, or to more --steps; no other options.")
+]
 app.command("finetune", help="Fine-tune a language model by forward passes. With no options: a demonstration that needs no network.")(
     command_of(Settings, _finetune, resume=inspect.Parameter("resume", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=RESUME))
 )
@@ -85,7 +87,7 @@ app.command("evaluate", help="Judge a model: of a run on its own held-out and te
 def replay(
     run: Annotated[str, typer.Argument(help="A run's folder (--out of finetune), or the trajectory in it.")],
     out: Annotated[str, typer.Option(help="A new folder for model and tokenizer.")],
-    step: Annotated[int | None, typer.Option(help="Steps to make. Without it: all.", show_default=False)] = None,
+    step: Annotated[str | None, typer.Option(help="Steps to make, or best. Without it: all.", show_default=False)] = None,
     model: Annotated[str | None, typer.Option(help="The base model, where it has moved.", show_default=False)] = None,
     together: Annotated[int, typer.Option(help="Passes over the weights that are made in one read and write.")] = 96,
 ):
@@ -93,13 +95,12 @@ def replay(
 
     def made():
         from ..errors import need
-        from ..finetune.restore import read
         from ..finetune.restore import replay as make
+        from ..finetune.restore import steps_of
 
-        log = Path(run).expanduser()
-        steps = step if step is not None else len(read(str(log / "trajectory.jsonl" if log.is_dir() else log)))
+        steps = steps_of(run, step)
         with need("tqdm").tqdm(total=steps, unit="step", dynamic_ncols=True) as bar:
-            make(run, out, step, model, together, progress=lambda done: bar.update(done - bar.n))
+            make(run, out, steps, model, together, progress=lambda done: bar.update(done - bar.n))
         return steps
 
     typer.echo(f"saved      {out}: the model after step {failing(made)} of {run}")
