@@ -1,6 +1,7 @@
 """The examples, as a user runs them, at a small size: one in a process of its own, the others in this one."""
 
 import os
+import re
 import runpy
 import subprocess
 import sys
@@ -42,6 +43,17 @@ def test_an_example_runs(name, tmp_path):
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert expected in done.stdout
+
+
+@pytest.mark.parametrize("more", ["", ", q=3", ', estimator="one-sided", q=2', ", sparsity=0.5"])
+def test_the_loop_of_the_readme_prints_what_any_settings_measure(more, capsys):
+    readme = (EXAMPLES.parent / "README.md").read_text()
+    loop = readme.partition("```python\n")[2].partition("```")[0]
+    assert "seed=0)" in loop and "range(500)" in loop
+    exec(loop.replace("seed=0)", f"seed=0{more})").replace("range(500)", "range(5)"), {})
+    loss, _, measured = capsys.readouterr().out.partition(" ")
+    directions = 3 if "q=3" in more else 2 if "q=2" in more else 1
+    assert float(loss) > 0 and len(re.findall(r"-?\d+\.\d+", measured)) == directions
 
 
 @pytest.fixture

@@ -125,7 +125,7 @@ def draw(history: list[dict], metric: str, title: str, path: Path):
     left = figure.add_subplot(title=title, xlabel="step", ylabel="loss")
     steps, losses = _series(history, "loss")
     left.plot(steps, losses, color="C0", alpha=0.2, linewidth=0.8)
-    left.plot(steps, _smooth(losses), color="C0", label="training loss")
+    left.plot(steps, _smooth(losses), "C0-" if len(steps) > 1 else "C0.", label="training loss")  # one point makes no line
     if _series(history, "eval_loss")[0]:
         left.plot(*_series(history, "eval_loss"), "C2.--", label="held-out loss")
     right = left.twinx()
