@@ -219,7 +219,7 @@ def test_what_cannot_be_judged(few, tmp_path, tiny):
         (["--rows", "5"], "--rows 5: pass three integers, as to finetune, or --sample 5"),
         (["--rows", "32,0,20"], "--rows 32,0,20: pass three integers, the last one may be 0"),
         (["--rows", "32,16,20", "--sample", "5"], "--sample draws others: pass one of them"),
-        (["--text", "sentence"], "--text ('sentence',) goes with --data without --task"),
+        (["--text", "sentence"], "--text sentence goes with --data without --task"),
         (["--metrics", tmp_path / "no" / "m.json"], "its folder does not exist"),
         (["--dtype", "int8"], "--dtype int8: pass one of float32"),
     ):

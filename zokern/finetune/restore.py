@@ -15,7 +15,7 @@ from .judge import judge
 from .model import Asked, settle_network
 from .model import load as load_model
 from .report import best_of
-from .settings import Settings, title
+from .settings import Settings, shown, title
 
 
 def _option(text, default=None):
@@ -130,7 +130,7 @@ def _check(what, own):
     for name in (of_tasks if what.task is None else ()) + (of_tables if what.task or own else ()):
         if getattr(what, name) != getattr(plain, name):
             belongs = "--task" if name in of_tasks else "--data without --task"
-            raise BadInput(f"{title(name)} {getattr(what, name)} goes with {belongs}: leave it out")
+            raise BadInput(f"{title(name)} {shown(getattr(what, name))} goes with {belongs}: leave it out")
 
 
 def _rows(settings, what):

@@ -161,7 +161,7 @@ class Settings:
         for name, (cure, holds) in RANGES.items():
             value = getattr(self, name)
             if value is not None and (value != () or name == "rows") and not holds(value):
-                raise BadInput(f"{title(name)} {_text(value)}: pass {cure}")
+                raise BadInput(f"{title(name)} {shown(value)}: pass {cure}")
         for name, choices in CHOICES.items():
             value = getattr(self, name)
             if value is not None and value not in choices:
@@ -253,7 +253,8 @@ def nearest(name: str, known) -> str:
     return f" (did you mean {close[0]!r}?)" if close else ""
 
 
-def _text(value):
+def shown(value):
+    """A value as its option takes it."""
     return ",".join(map(str, value)) if isinstance(value, tuple) else value
 
 
