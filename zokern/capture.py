@@ -67,8 +67,7 @@ class Graph:
         for group in groups:
             group["step"] += 1
             group["skipped"] = self._seen
-        if not optimizer._warned:
-            optimizer._look_for_skipped()
+        optimizer.watch.step(groups[0]["step"] - 1, self._seen, self._estimate.projected_grad)
         return self._loss
 
     def _places(self):

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from numbers import Real
 
 import torch
 
@@ -134,13 +135,16 @@ def agreed(closure, losses) -> list[torch.Tensor]:
 
 @dataclass(frozen=True)
 class Heard:
-    """A closure whose losses are kept in ``readings``, as they were agreed on."""
+    """A closure whose losses are kept in ``readings``, as they were agreed on; ``look`` is shown each as it was returned."""
 
     closure: Callable
     readings: list[torch.Tensor]
+    look: Callable
 
     def __call__(self):
-        return self.closure()
+        loss = self.closure()
+        self.look(loss)
+        return loss
 
     def agree(self, losses):
         losses = agreed(self.closure, losses)
@@ -160,6 +164,9 @@ def scalar(loss, device) -> torch.Tensor:
         if loss.is_complex():
             raise TypeError(f"closure returned a loss of {loss.dtype}: return a real number, such as loss.real")
         return loss.detach().to(device, torch.float64, non_blocking=device.type == "cuda", copy=True)
-    if isinstance(loss, bool) or not isinstance(loss, float | int):
-        raise TypeError(f"closure returned {type(loss).__name__}: return the loss itself, a 0-dim tensor or a float (such as outputs.loss)")
-    return torch.full((), float(loss), dtype=torch.float64, device=device)
+    if getattr(loss, "shape", ()) != ():
+        raise ValueError(f"closure returned a {type(loss).__name__} of shape {tuple(loss.shape)}: return one number, such as loss.mean()")
+    number = loss.item() if hasattr(loss, "item") else loss  # of NumPy's numbers and 0-dim arrays
+    if isinstance(number, bool) or not isinstance(number, Real):
+        raise TypeError(f"closure returned {type(loss).__name__}: return the loss itself, a number or a 0-dim tensor (outputs.loss)")
+    return torch.full((), float(number), dtype=torch.float64, device=device)

@@ -4,6 +4,7 @@ import copy
 import hashlib
 from collections import defaultdict
 from dataclasses import dataclass
+from numbers import Real
 
 import torch
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
@@ -12,6 +13,13 @@ from .noise.spec import ALIGNMENT, SPEC_VERSION
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 ALL = 0xFFFFFFFF  # the greatest mask word that is kept, where every element is
+
+# Parameters that lie in parts on several processes, and how they show it.
+SHARDS = {
+    "a shard of FullyShardedDataParallel": lambda tensor: getattr(tensor, "_fsdp_flattened", False),
+    "a DTensor, a shard of fully_shard (FSDP2) or of tensor parallelism": lambda tensor: type(tensor).__name__ == "DTensor",
+    "a shard of DeepSpeed's ZeRO-3": lambda tensor: hasattr(tensor, "ds_id"),
+}
 
 
 class Cache:
@@ -192,7 +200,7 @@ def _ratios(keep, titles):
     if len(keep) != len(titles):
         raise ValueError(f"keep has {len(keep)} ratios for {len(titles)} parameters: pass one for each, 1.0 where all is kept")
     for i, (ratio, title) in enumerate(zip(keep, titles)):
-        if not isinstance(ratio, float | int):
+        if not isinstance(ratio, Real):
             raise TypeError(f"keep[{i}] of {title} is {ratio!r}: pass a number in (0, 1]")
         if not (0 < ratio <= 1 and threshold(ratio)):
             raise ValueError(f"keep[{i}] of {title} is {ratio!r}: pass a number in (0, 1], of at least 2**-32")
@@ -226,6 +234,12 @@ def _check(tensor, name):
         raise TypeError(f"{name} is {tensor.layout}: pass .to_dense()")
     if tensor.is_meta:
         raise ValueError(f"{name} is on the meta device and has no values: load or initialise it first")
+    for what, is_so in SHARDS.items():
+        if is_so(tensor):
+            raise TypeError(
+                f"{name} is {what}: every process's shard would get the same noise, and the model may compute with another copy; pass the "
+                "parameters of the plain, whole model (a step needs the memory of inference)"
+            )
     if is_traceable_wrapper_subclass(tensor):
         raise TypeError(f"{name} is a {type(tensor).__name__}, which wraps other tensors: pass the plain tensor inside it")
     if tensor.dtype not in DTYPES:

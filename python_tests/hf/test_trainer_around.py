@@ -265,3 +265,16 @@ def test_a_stream_of_rows_trains_but_has_no_full_batch(trainer_of):
 def test_zokern_alone_loads_no_transformers():
     code = "import sys, zokern; sys.exit(any(name in sys.modules for name in ('transformers', 'peft', 'accelerate')))"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_a_loss_in_16_bits_is_noticed(dtype, accumulate, trainer_of):
+    """Of a function of the user's: a model's own would be evaluated again, under autocast."""
+    loss_of = lambda outputs, labels, num_items_in_batch=None: outputs.logits.square().mean().to(dtype)  # noqa: E731
+    trainer = trainer_of("opt-cls", gradient_accumulation_steps=accumulate, max_steps=3, trainer={"compute_loss_func": loss_of})
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        trainer.train()
+    said = [str(w.message) for w in caught if "torch.bfloat16, which has 8 bits" in str(w.message)]
+    assert len(said) == (dtype == torch.bfloat16)

@@ -229,6 +229,9 @@ class ZOTrainer(Trainer):
         if self._autocast is None and isinstance(loss, torch.Tensor) and loss.dtype in SIXTEEN:
             self._autocast = loss.dtype
             return self._loss_of(model, inputs, items, labels)
+        compares = getattr(self.zeroth_order, "zo", self.zeroth_order)  # None in a Hybrid whose rest is frozen
+        if compares is not None:
+            compares.watch.loss(loss)  # before micro-batches are added up in float64
         return loss, items
 
     def _full_batches(self, step):

@@ -1,6 +1,7 @@
 """What the operations accept, and how they refuse the rest."""
 
 from collections.abc import Iterable
+from numbers import Real
 
 import torch
 
@@ -22,14 +23,14 @@ def check_number(name, value, groups):
     if isinstance(value, torch.Tensor):
         if value.dim() and value.shape != (groups,):
             raise ValueError(f"{name} has shape {tuple(value.shape)}: pass a number, a 0-dim tensor, or one value per group, [{groups}]")
-    elif not isinstance(value, float | int):
+    elif not isinstance(value, Real):
         raise TypeError(f"{name} is {value!r}: pass a number, a 0-dim tensor, or one value per group, [{groups}]")
     return value
 
 
 def check_decay(decay, groups, name="decay"):
     """-> None where nothing is to be multiplied, else decay."""
-    return None if isinstance(decay, float | int) and decay == 1 else check_number(name, decay, groups)
+    return None if isinstance(decay, Real) and decay == 1 else check_number(name, decay, groups)
 
 
 def check_passes(passes, groups):

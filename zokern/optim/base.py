@@ -1,8 +1,8 @@
 """The contract that every optimizer keeps: torch's interface, restored weights, exact resume."""
 
 import math
-import warnings
 from contextlib import contextmanager
+from numbers import Integral, Real
 from operator import index
 
 import torch
@@ -11,7 +11,10 @@ from ..estimate import Estimate, Heard, measure
 from ..layout import Layout
 from ..noise import SPEC_VERSION, NoiseKey
 from ..perturb import over
+from .frozen import check_frozen
 from .partition import kept_by_magnitude, numbers_of_blocks
+from .saved import check_saved, shapes
+from .watch import Replicas, Watch
 
 # What a setting must be: (test, what to pass instead).
 RULES = {
@@ -65,6 +68,7 @@ class ZerothOrder(torch.optim.Optimizer):
 
     def __init__(self, params, defaults, blocks=None, sparsity=None):
         self._start()
+        self._frozen = {}
         defaults = dict(defaults, step=0, skipped=0, noise_spec=SPEC_VERSION)
         super().__init__(params, defaults)
         if not any(group["params"] for group in self.param_groups):
@@ -150,8 +154,11 @@ class ZerothOrder(torch.optim.Optimizer):
             raise ValueError(
                 f"readings of step {step}: {len(readings)}, but a step of {type(self).__name__} has {due}: pass all of one step"
             )
-        left = iter(readings)
-        return self._again(lambda: next(left))
+        left, self._live = iter(readings), False
+        try:
+            return self._again(lambda: next(left))
+        finally:
+            self._live = True
 
     def _due(self) -> int:
         """How many readings the next step has."""
@@ -164,15 +171,19 @@ class ZerothOrder(torch.optim.Optimizer):
     def _measured(self, closure):
         """-> an Estimate, the weights wherever its last loss was evaluated. Whatever is raised, they are brought back first."""
         self._check_untouched()
+        self._check_frozen()
         self._make_state()  # where memory runs out, before anything has moved
         self.detours += self._measuring
         self._begun, self.readings, self._measuring = None, [], True
         with self._restored():
-            yield self._estimate(self._heard(closure))
+            estimate = self._estimate(self._heard(closure))
+            if self._live:
+                self._replicas.look(self, self.readings)
+            yield estimate
 
     def _heard(self, closure):
         """The closure, whose losses are kept in ``readings``."""
-        return Heard(closure, self.readings)
+        return Heard(closure, self.readings, self.watch.loss)
 
     @contextmanager
     def _restored(self):
@@ -186,6 +197,7 @@ class ZerothOrder(torch.optim.Optimizer):
     @torch.no_grad()
     def apply(self, estimate: Estimate) -> None:
         """Move along an estimate and count one step. An Estimate of logged terms replays a step without evaluating anything."""
+        self._check_frozen()
         with self._restored():
             self._update(estimate)
             if self.param_groups[0].get("defer"):
@@ -196,8 +208,8 @@ class ZerothOrder(torch.optim.Optimizer):
         for group in self.param_groups:
             group["step"] += 1
             group["skipped"] = group["skipped"] + estimate.skipped
-        if not self._warned:
-            self._look_for_skipped()
+        first = self.param_groups[0]
+        self.watch.step(first["step"] - 1, first["skipped"], estimate.projected_grad)
 
     def flush(self) -> None:
         """Bring the weights to where the steps so far have led. With defer=True they stand elsewhere after a step: call this before
@@ -225,31 +237,16 @@ class ZerothOrder(torch.optim.Optimizer):
                 "flush() before load_state_dict or anything else that writes to them"
             )
 
+    def _check_frozen(self):
+        check_frozen(self._trained, self._frozen, self.param_groups[0]["step"])
+
     def state_dict(self):
         self.flush()
-        return super().state_dict()
+        return super().state_dict() | {"shapes": shapes(self)}
 
     def __getstate__(self):
         self.flush()
-        return super().__getstate__()
-
-    def _look_for_skipped(self):
-        """Warn of the first skipped step. Where the count is on a GPU, look at it when it has arrived: a step or two later."""
-        step = self.param_groups[0]["step"] - 1
-        if self._count is None:
-            # Of all steps so far: none goes unnoticed while an earlier count is on its way.
-            host, arrived = self.param_groups[0]["skipped"] - self._skipped_before, None
-            if host.is_cuda:
-                count, host, arrived = host, torch.empty_like(host, device="cpu", pin_memory=True), torch.cuda.Event()
-                host.copy_(count, non_blocking=True)
-                arrived.record(torch.cuda.current_stream(count.device))
-            self._count = host, arrived, f"step {step}" if arrived is None else f"step {step}, or one shortly before it,"
-        host, arrived, which = self._count
-        if arrived is None or arrived.query():
-            self._count, self._warned = None, bool(host)
-            if host:
-                message = f"{which} was skipped: a loss was not finite. Later ones are only counted, in `skipped`."
-                warnings.warn(message, RuntimeWarning, stacklevel=4)
+        return super().__getstate__() | {"_frozen": self._frozen}
 
     @property
     def skipped(self) -> int:
@@ -264,7 +261,8 @@ class ZerothOrder(torch.optim.Optimizer):
         group = self.param_groups[-1]
         try:
             self._check(group)
-            live = [i for i, p in enumerate(group["params"]) if p.requires_grad]
+            named = _named(group)
+            live = [i for i, (p, _) in enumerate(named) if p.requires_grad]
             for name in ("params", "param_names"):
                 if name in group:
                     group[name] = [group[name][i] for i in live]
@@ -277,20 +275,17 @@ class ZerothOrder(torch.optim.Optimizer):
         except BaseException:
             del self.param_groups[-1]
             raise
+        self._frozen = {p: name for p, name in (*self._frozen.items(), *named) if not p.requires_grad}
 
     def load_state_dict(self, state_dict):
         """Resume. Bit for bit what an uninterrupted run would do, given the same parameters.
 
         Raises:
-            ValueError: the state was saved by another noise specification, or for other groups.
+            ValueError: the state was saved by an optimizer of another class or of other settings than values, by another noise
+                specification, or for parameters of other names or shapes. Nothing is changed then.
         """
+        check_saved(self, state_dict, {*RULES, "keep", "block", "trail"})
         self.flush()
-        for i, group in enumerate(state_dict["param_groups"]):
-            if group.get("noise_spec") != SPEC_VERSION:
-                raise ValueError(
-                    f"param_groups[{i}] was saved with noise_spec={group.get('noise_spec')!r}, this zokern makes noise {SPEC_VERSION}: "
-                    "resume with the zokern that saved it"
-                )
         super().load_state_dict({**state_dict, "state": {}})
         # torch would round what is kept in float32 to the dtype of 16-bit parameters.
         numbers = (i for group in state_dict["param_groups"] for i in group["params"])
@@ -308,7 +303,7 @@ class ZerothOrder(torch.optim.Optimizer):
         """What a run does not need to be resumed."""
         self.last, self._begun, self.readings = None, None, []
         self.flushes, self.detours, self._measuring = 0, 0, False
-        self._warned, self._count, self._skipped_before, self._versions = False, None, skipped, None
+        self._live, self._versions, self.watch, self._replicas = True, None, Watch(skipped), Replicas()
 
     def _bind(self):
         if hasattr(self, "model"):
@@ -316,10 +311,14 @@ class ZerothOrder(torch.optim.Optimizer):
         listed = {name: [x for g in self.param_groups for x in g[name]] for name in ("keep", "block") if name in self.param_groups[0]}
         self.layout = Layout(self.param_groups, listed.get("keep"), listed.get("block"))
         self.model = over(self.layout)
+        self._trained = {
+            p: name for g in self.param_groups for p, name in zip(g["params"], g.get("param_names") or [""] * len(g["params"]))
+        }
 
     def _check(self, group):
         for name, (holds, cure) in RULES.items():
             if name in group:
+                group[name] = _plain(group[name])
                 try:
                     good = holds(group[name])
                 except (TypeError, ValueError, RuntimeError):
@@ -338,6 +337,7 @@ class ZerothOrder(torch.optim.Optimizer):
     def _setting(self, name, of=lambda value: value):
         """A setting as add_noise_ takes coefficients: one value where the groups agree, else a tensor [layout.groups]."""
         values = [of(self.param_groups[group][name]) for group, _ in self.layout.cells]
+        values = [v if isinstance(v, torch.Tensor) else float(v) for v in values]
         if not any(isinstance(v, torch.Tensor) for v in values):
             if all(v == values[0] for v in values):
                 return values[0]
@@ -354,3 +354,17 @@ class ZerothOrder(torch.optim.Optimizer):
         if not any(group["weight_decay"] for group in self.param_groups):
             return 1.0
         return 1 - self._setting(rate) * self._setting("weight_decay") * (~estimate.skipped).double()
+
+
+def _named(group):
+    """[(parameter, name or "")] of a group."""
+    return list(zip(group["params"], group.get("param_names") or [""] * len(group["params"])))
+
+
+def _plain(value):
+    """A setting as a state_dict may hold it: numbers of other libraries as Python's."""
+    if isinstance(value, tuple | list):
+        return tuple(map(_plain, value))
+    if isinstance(value, Real) and not isinstance(value, bool):
+        return int(value) if isinstance(value, Integral) else float(value)
+    return value

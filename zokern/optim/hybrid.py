@@ -14,6 +14,7 @@ from ..layers import Layers, layers
 from .backward import gradient
 from .base import ZerothOrder
 from .forward_gradient import ForwardGradient
+from .frozen import check_frozen
 from .halves import check_both, check_memory, divide
 from .svrg import MeZOSVRG
 
@@ -85,6 +86,7 @@ class Hybrid(torch.optim.Optimizer):
         self.split, self.share_forward = split, share_forward
         self.steps, self.skipped, self.last, self._begun = 0, 0, None, None
         self._trainable = {p: name for p, name in self.layers.titles.items() if p.requires_grad}
+        self._frozen = {p: name for p, name in self.layers.titles.items() if not p.requires_grad}
         self._first = self._rows(0)
         check_memory(split, self.layers, self._trainable, self._first)
         self._cuts, zeroth, first = divide(self._trainable, self._first)
@@ -162,6 +164,7 @@ class Hybrid(torch.optim.Optimizer):
         """
         if not callable(closure):
             raise ValueError(f"closure={closure!r}: Hybrid evaluates the loss itself; call step(closure) with () -> loss")
+        check_frozen(self._trainable, self._frozen, self.steps)
         self.flush()
         for cut in self._cuts:
             cut.follow()
@@ -266,6 +269,7 @@ class Hybrid(torch.optim.Optimizer):
         return {
             "zo": None if self.zo is None else self.zo.state_dict(),
             "fo": self.fo.state_dict(),
+            "fo_class": type(self.fo).__name__,
             "first_order": self._names(self._first),
             "steps": self.steps,
             "skipped": self.skipped,
@@ -275,8 +279,15 @@ class Hybrid(torch.optim.Optimizer):
         """Resume. Bit for bit what an uninterrupted run would do, given the same parameters. An error leaves all as it was.
 
         Raises:
-            ValueError: the state was saved with another split, with zo=None where there is one or the reverse, or does not fit zo or fo.
+            ValueError: the state was saved by no Hybrid, by one with another split, with zo=None where there is one or the reverse, or
+                with optimizers that zo and fo do not make.
         """
+        mine = self.state_dict()
+        if missing := sorted(mine.keys() - state_dict.keys()):
+            raise ValueError(f"the state was not saved by a Hybrid: it has no {', '.join(missing)}; pass what Hybrid.state_dict() gave")
+        if state_dict["fo_class"] != mine["fo_class"]:
+            then, now = state_dict["fo_class"], mine["fo_class"]
+            raise ValueError(f"the state was saved with an fo that makes {then}, here it makes {now}: make Hybrid as it was made then")
         first, saved = self._names(self._rows(state_dict["steps"])), state_dict["first_order"]
         if first != saved:
             name, _ = sorted(first.items() ^ saved.items())[0]
@@ -286,11 +297,10 @@ class Hybrid(torch.optim.Optimizer):
             )
         if (self.zo is None) != (state_dict["zo"] is None):
             raise ValueError(f"the state was saved {'with' if self.zo is None else 'without'} a zo: make Hybrid as it was made then")
-        before = self.state_dict()
         try:
             self._load(state_dict)
         except BaseException:
-            self._load(before)
+            self._load(mine)
             raise
 
     def _load(self, state_dict):

@@ -1,5 +1,7 @@
 """Which block a parameter belongs to, and which share of it is perturbed: settled at construction, kept in the groups."""
 
+from numbers import Real
+
 import torch
 
 from ..layers import layers
@@ -48,7 +50,7 @@ def kept_by_magnitude(groups, sparsity) -> list[list[float]]:
     Reference: Zhang et al. 2024, "Revisiting Zeroth-Order Optimization for Memory-Efficient LLM Fine-Tuning", section 5, "sparsity-induced
         gradient estimation".
     """
-    if isinstance(sparsity, bool) or not isinstance(sparsity, float | int) or not 0 <= sparsity < 1:
+    if isinstance(sparsity, bool) or not isinstance(sparsity, Real) or not 0 <= sparsity < 1:
         raise ValueError(f"sparsity={sparsity!r}: pass a number in [0, 1), the share of elements that z leaves alone")
     params = [p for group in groups for p in group["params"] if p.numel()]
     # The bits of |x| as an integer are in the order of |x|: the threshold's upper half first, then its lower half.

@@ -26,26 +26,28 @@ def replay(trajectory, params, step, together, progress) -> ZerothOrder:
         raise BadInput(f"together={together!r}: pass an integer >= 1")
     named = _matched(header, params, path)
     check_table([row[:3] for row in header["parameters"]], table(named), path)
-    optimizer = _made(header, named)
-    if optimizer.layout.fingerprint() != header["fingerprint"]:
-        raise BadInput(
-            f"{path}: the layout's fingerprint is {header['fingerprint']!r} in the log and {optimizer.layout.fingerprint()!r} here: the "
-            "parameters share other memory than the run's did; tie those that were tied"
-        )
-    check_base(header, named, path)
-    check_frozen(header, params, named, path)
-    model = over(optimizer.layout, partial(Retracing, together=_queue(optimizer, together)))
-    optimizer.model = model
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", ".* was skipped: a loss was not finite", RuntimeWarning)
-            _repeat(trajectory, optimizer, step, progress, path)
-    finally:
-        optimizer.flush()
-        for part in model.parts:
-            part.drain()
-        optimizer.model = over(optimizer.layout)
-    return optimizer
+    with _trainable(named):
+        optimizer = _made(header, named)
+        if optimizer.layout.fingerprint() != header["fingerprint"]:
+            raise BadInput(
+                f"{path}: the layout's fingerprint is {header['fingerprint']!r} in the log and {optimizer.layout.fingerprint()!r} here: "
+                "the parameters share other memory than the run's did; tie those that were tied"
+            )
+        check_base(header, named, path)
+        check_frozen(header, params, named, path)
+        model = over(optimizer.layout, partial(Retracing, together=_queue(optimizer, together)))
+        optimizer.model = model
+        try:
+            with warnings.catch_warnings():
+                for known in (".* was skipped: a loss was not finite", ".* whose losses did not differ"):  # the run has told
+                    warnings.filterwarnings("ignore", known, RuntimeWarning)
+                _repeat(trajectory, optimizer, step, progress, path)
+        finally:
+            optimizer.flush()
+            for part in model.parts:
+                part.drain()
+            optimizer.model = over(optimizer.layout)
+        return optimizer
 
 
 def _repeat(trajectory, optimizer, end, progress, path):
@@ -84,13 +86,12 @@ def _made(header, named) -> ZerothOrder:
         groups.append({"params": params if params and params[0][0] else [p for _, p in params], **settings})
         groups[-1] |= {name: group[name] for name in OF_EACH if name in group}
     shared = {name: value for name, value in groups[0].items() if name not in ("params", *OF_EACH)}
-    with _trainable(named):
-        return cls(groups, **shared)
+    return cls(groups, **shared)
 
 
 @contextmanager
 def _trainable(named):
-    """Optimizers leave frozen parameters alone; those of a model that was loaded may be frozen."""
+    """Optimizers refuse to move frozen parameters; those of a model that was loaded may be frozen."""
     frozen = [p for _, p in named if not p.requires_grad]
     try:
         for p in frozen:

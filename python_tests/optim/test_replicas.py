@@ -1,0 +1,63 @@
+"""Two processes in a plain loop: those that come apart say so at once, those that need not be told are not, and nobody waits."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import replicas_worker
+import torch
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory):
+    """What each of two processes found."""
+    out = tmp_path_factory.mktemp("replicas")
+    path = os.pathsep.join([str(ROOT), str(ROOT / "python_tests"), os.environ.get("PYTHONPATH", "")])
+    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run([*launch, replicas_worker.__file__, out], env=environment, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    return [torch.load(out / f"{rank}.pt") for rank in (0, 1)]
+
+
+def apart(one, other):
+    return any(not torch.equal(a, b) for a, b in zip(one, other))
+
+
+DIFFER = {
+    "own batches": "losses",
+    "wrapped": "losses",  # by DistributedDataParallel, which averages gradients alone
+    "ForwardGradient": "losses",
+    "other seeds": "seed, weights",
+    "other weights": "weights",
+}
+
+
+@pytest.mark.parametrize("case", DIFFER)
+def test_processes_that_come_apart(case, found):
+    for rank, (_, said) in enumerate(each[case] for each in found):
+        assert len(said) == 1 and "average the loss over processes in the closure" in said[0]
+        assert f"process {rank} and process {1 - rank} differ in their {DIFFER[case]} at step 0" in said[0]
+    assert apart(found[0][case][0], found[1][case][0])
+
+
+@pytest.mark.parametrize("case", ["averaged", "adam averaged", "the same batch"])
+def test_processes_that_stay_together(case, found):
+    (one, said), (other, heard) = (each[case] for each in found)
+    assert not said and not heard and not apart(one, other)
+    assert apart(one, list(replicas_worker.net().parameters()))
+
+
+def test_one_process_may_train_and_replay_alone(found):
+    assert not apart(*found[0]["replayed by one"])
+
+
+@pytest.mark.parametrize("case", ["FSDP False", "FSDP True", "FSDP2"])
+def test_what_is_sharded_is_refused_by_name(case, found):
+    name = "DTensor, a shard of fully_shard" if case == "FSDP2" else "shard of FullyShardedDataParallel"
+    for each in found:
+        assert name in each[case] and "pass the parameters of the plain, whole model" in each[case]

@@ -1,0 +1,63 @@
+"""Whether a saved state is one of this optimizer: asked before anything of it is loaded."""
+
+import torch
+
+from ..noise import SPEC_VERSION
+
+
+def shapes(optimizer) -> list[list[tuple[int, ...]]]:
+    """The shapes of all parameters, group by group."""
+    return [[tuple(p.shape) for p in group["params"]] for group in optimizer.param_groups]
+
+
+def check_saved(optimizer, state_dict, settings) -> None:
+    """
+    Args:
+        optimizer: the ZerothOrder that is to load it.
+        state_dict: what its ``state_dict`` gave, or another optimizer's.
+        settings: names of all settings that a zokern optimizer may have.
+    Raises:
+        ValueError: it was saved by another class of optimizer, by another noise specification, or for other parameters, with the cure.
+    """
+    kind, groups = type(optimizer).__name__, optimizer.param_groups
+    own = f"pass what {kind}.state_dict() gave"
+    again = f"load it into a {kind} of the parameters of the run, in their order and groups"
+    if not {"param_groups", "state"} <= state_dict.keys():
+        raise ValueError(f"state_dict holds {', '.join(map(str, state_dict)) or 'nothing'}, no param_groups and state: {own}")
+    saved = state_dict["param_groups"]
+    if len(saved) != len(groups):
+        raise ValueError(f"the state has {len(saved)} parameter groups, this {kind} has {len(groups)}: {again}")
+    for i, (theirs, mine) in enumerate(zip(saved, groups)):
+        if "noise_spec" not in theirs:
+            raise ValueError(f"param_groups[{i}] was not saved by a zokern optimizer: {own}")
+        if theirs["noise_spec"] != SPEC_VERSION:
+            raise ValueError(
+                f"param_groups[{i}] was saved with noise_spec={theirs['noise_spec']!r}, this zokern makes noise {SPEC_VERSION}: "
+                "resume with the zokern that saved it"
+            )
+        for one, other, has in ((theirs, mine, "has"), (mine, theirs, "has no")):
+            if names := sorted(settings & one.keys() - other.keys()):
+                raise ValueError(
+                    f"param_groups[{i}] was saved by another optimizer than this {kind}: it {has} {', '.join(names)}; load it into one of "
+                    "the class that saved it, made with the same arguments"
+                )
+        if len(theirs["params"]) != len(mine["params"]):
+            raise ValueError(
+                f"param_groups[{i}] was saved with {len(theirs['params'])} parameters, here are {len(mine['params'])}: {again}"
+            )
+        names = theirs.get("param_names"), mine.get("param_names")
+        if all(names) and names[0] != names[1]:
+            then, now = next(pair for pair in zip(*names) if pair[0] != pair[1])
+            raise ValueError(f"param_groups[{i}] was saved with the parameter {then!r} where this {kind} has {now!r}: {again}")
+        _check_shapes(i, state_dict, theirs["params"], mine["params"], again)
+
+
+def _check_shapes(i, state_dict, places, params, again):
+    known = state_dict["shapes"][i] if "shapes" in state_dict else []  # some checkpoints keep param_groups and state alone
+    for j, (place, p) in enumerate(zip(places, params)):
+        held = {name: v for name, v in state_dict["state"].get(place, {}).items() if isinstance(v, torch.Tensor)}
+        for what, shape in [*(("", shape) for shape in known[j : j + 1]), *((f"{name} of ", v.shape) for name, v in held.items())]:
+            if tuple(shape) != tuple(p.shape):
+                raise ValueError(
+                    f"{what}param_groups[{i}]['params'][{j}] was saved as {tuple(shape)}, here it is {tuple(p.shape)}: {again}"
+                )
