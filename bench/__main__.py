@@ -15,9 +15,9 @@ from . import cases, convergence, drift, effective_rank, kernels, memory, models
 from .oracle import Refused
 
 
-def main(argv=None) -> int:
+def main(argv=None, prog="python -m bench") -> int:
     """-> 0; 1 when a case was refused or has failed; 2 when what was asked for is not here."""
-    arguments = parser().parse_args(argv)
+    arguments = parser(prog).parse_args(argv)
     device = torch.device("cuda" if torch.cuda.is_available() and arguments.backend not in ("cpu", "reference") else "cpu")
     if arguments.isa:
         os.environ["ZOKERN_CPU_ISA"] = arguments.isa
@@ -89,12 +89,12 @@ def run(arguments, device) -> int:
     return 1 if failed else 0
 
 
-def parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
+def parser(prog: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog=prog, description=__doc__.partition(": ")[2])
     suites = ("kernels", "step", "memory", "replay", "optimizers", "trainer", "drift", "convergence", "all")
     parser.add_argument("--suite", choices=suites, default="all", help="all: those that tell what this machine does, not convergence")
     parser.add_argument("--quick", action="store_true", help="tiny sizes, to see that everything works: the times mean nothing")
-    parser.add_argument("--out", type=Path, default=record.ROOT / "out" / "bench.jsonl", help="JSON lines, appended (out/bench.jsonl)")
+    parser.add_argument("--out", type=Path, default=Path("out/bench.jsonl"), help="JSON lines, appended (out/bench.jsonl)")
     parser.add_argument("--threads", type=int, help="CPU threads (kernels: all; step: one, and then all)")
     parser.add_argument("--isa", choices=("scalar", "avx2", "avx512"), help="of the C++ backend (the best one)")
     parser.add_argument("--dtype", nargs="+", choices=list(models.DTYPES), help="only these (all)")

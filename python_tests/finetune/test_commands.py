@@ -10,57 +10,16 @@ import time
 from pathlib import Path
 
 import pytest
-import torch
 
 transformers = pytest.importorskip("transformers")
 pytest.importorskip("typer")
 
-from typer.testing import CliRunner  # noqa: E402
+from command_line import equal, zokern  # noqa: E402
 
 from zokern import Trajectory  # noqa: E402
-from zokern.cli import app  # noqa: E402
 from zokern.finetune.optimizers import CLASSES  # noqa: E402
 
 ROOT = Path(__file__).parents[2]
-
-
-def zokern(*arguments, code=0):
-    done = CliRunner().invoke(app, list(map(str, arguments)))
-    assert done.exit_code == code, (done.output, done.exception)
-    return done.stderr if code else done.stdout
-
-
-def tensors(folder):
-    from safetensors.torch import load_file
-
-    return load_file(Path(folder) / "model.safetensors")
-
-
-def equal(a, b):
-    a, b = tensors(a), tensors(b)
-    return a.keys() == b.keys() and all(torch.equal(a[name].view(torch.uint8), b[name].view(torch.uint8)) for name in a)
-
-
-@pytest.fixture
-def few(tiny, sst2, tmp_path):
-    """What every small run here is given."""
-    small = [
-        "--model",
-        tiny,
-        "--task",
-        "sst2",
-        "--data",
-        sst2,
-        "--rows",
-        "32,16,20",
-        "--steps",
-        "4",
-        "--batch-size",
-        "8",
-        "--eval-every",
-        "2",
-    ]
-    return [*small, "--max-length", "32", "--device", "cpu", "--out", tmp_path / "run"]
 
 
 def test_a_configuration_file_is_read_and_the_command_line_goes_before_it(few, tmp_path):
@@ -71,7 +30,7 @@ def test_a_configuration_file_is_read_and_the_command_line_goes_before_it(few, t
     settings = json.loads((tmp_path / "run" / "run.json").read_text())["settings"]
     assert (settings["steps"], settings["batch_size"], settings["lr"], settings["betas"]) == (4, 8, 1e-3, [0.5, 0.25])
     assert (settings["adapter"], settings["optimizer"], settings["blocks"]) == (["lora"], "zo-adam", True)
-    (tmp_path / "run.json").write_text(json.dumps({"model": str(tmp_path / "run"), "split": "train", "rows": 5}))
+    (tmp_path / "run.json").write_text(json.dumps({"model": str(tmp_path / "run"), "split": "train", "sample": 5}))
     assert "on 5 rows" in zokern("evaluate", "--config", tmp_path / "run.json", "--task", "sst2", "--data", tmp_path / "sst2")
 
 
@@ -255,8 +214,12 @@ def test_what_cannot_be_judged(few, tmp_path, tiny):
     assert "has no head for the classes negative, positive" in zokern("evaluate", *given, code=2)
     assert "--model is missing" in zokern("evaluate", code=2)
     for more, message in (
-        (["--rows", "0"], "--rows 0: pass an integer >= 1"),
-        (["--text", "sentence"], "--text ('sentence',) goes with --data without --task"),
+        (["--sample", "0"], "--sample 0: pass an integer >= 1"),
+        (["--sample", "21"], "--sample 21 is more than the 20 rows of --split validation"),
+        (["--rows", "5"], "--rows 5: pass three integers, as to finetune, or --sample 5"),
+        (["--rows", "32,0,20"], "--rows 32,0,20: pass three integers, the last one may be 0"),
+        (["--rows", "32,16,20", "--sample", "5"], "--sample draws others: pass one of them"),
+        (["--text", "sentence"], "--text sentence goes with --data without --task"),
         (["--metrics", tmp_path / "no" / "m.json"], "its folder does not exist"),
         (["--dtype", "int8"], "--dtype int8: pass one of float32"),
     ):
@@ -274,7 +237,10 @@ def test_what_cannot_be_judged(few, tmp_path, tiny):
         (["--rows", "512,256,256"], "512 for train + 256 for validation"),
         (["--shots", "30"], "class 0 has 24 rows"),
         (["--rank", "4"], "--rank is of LoRA and DoRA"),
-        (["--resume", "nowhere", "--steps", "3"], "--resume nowhere goes on with that run's own settings: leave out "),
+        (
+            ["--resume", "nowhere", "--steps", "3"],
+            "--resume nowhere goes on with that run's own settings, and takes --steps alone: leave out ",
+        ),
         (["--rows", ""], "--rows : pass three integers"),
         (["--rows", "32,0,20"], "--rows 32,0,20: pass three integers"),
         (["--accumulate", "5"], "--accumulate 5 times --batch-size 8 is more than the 32 training rows"),

@@ -21,8 +21,8 @@ from zokern.finetune import Settings  # noqa: E402
 ROOT = Path(__file__).parents[2]
 
 
-def zokern(*arguments, cwd, python=("-m", "zokern")):
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "COLUMNS": "120", "CUDA_VISIBLE_DEVICES": ""}
+def zokern(*arguments, cwd, python=("-m", "zokern"), **environment):
+    environment |= {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "COLUMNS": "120", "CUDA_VISIBLE_DEVICES": ""}
     return subprocess.run([sys.executable, *python, *arguments], cwd=cwd, env=environment, capture_output=True, text=True, timeout=300)
 
 
@@ -98,9 +98,29 @@ def test_bad_input_is_one_line_and_exit_code_2(tmp_path, monkeypatch, arguments,
     assert (done.exit_code, done.stderr, os.listdir(tmp_path)) == (2, message, [])
 
 
+def test_without_the_hub_the_option_for_a_copy_is_named(tmp_path):
+    done = zokern("finetune", "--task", "cb", cwd=tmp_path, HF_HUB_OFFLINE="1", HF_HOME=str(tmp_path / "cache"))
+    assert done.returncode == 2 and done.stderr.startswith("error: cb could not be had from the hub") and done.stderr.count("\n") == 1
+    assert "pass a local copy (--data, in Python source=) in the columns idx, premise, hypothesis, label: a file" in done.stderr
+
+
 def test_an_unknown_option_is_typer_s_error():
     done = CliRunner().invoke(app, ["finetune", "--learning-rate", "1"])
     assert done.exit_code == 2 and "--learning-rate" in done.stderr
+
+
+def test_bench_writes_where_the_user_is_and_tells_its_options(tmp_path):
+    given = ["--suite", "drift", "--quick", "--dtype", "fp32"]
+    for out, name in ((["--out", "drift.jsonl"], "drift.jsonl"), ([], "out/bench.jsonl")):
+        done = zokern("bench", *given, *out, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        records = [json.loads(line) for line in (tmp_path / name).read_text().splitlines()]
+        assert records and all(record["suite"] == "drift" for record in records)
+    done = zokern("bench", "--help", cwd=tmp_path)
+    assert done.returncode == 0 and "usage: zokern bench" in done.stdout
+    assert all(option in done.stdout for option in ("--suite", "--quick", "--out", "--backend"))
+    done = zokern("bench", "--suite", "speed", cwd=tmp_path)
+    assert done.returncode == 2 and "invalid choice: 'speed'" in done.stderr
 
 
 # One process imports what takes long; each of its children begins the command without one package.

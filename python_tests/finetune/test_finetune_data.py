@@ -60,6 +60,16 @@ def test_lines_are_counted_through_quoted_newlines_and_blank_lines(tmp_path):
     assert [row["text"] for row in table.rows] == ["two\nlines", "last"] and table.places == ["line 2", "line 5"]
 
 
+@pytest.mark.parametrize("suffix", [".csv", ".tsv", ".jsonl"])
+def test_a_text_may_be_long(tmp_path, suffix):
+    """Python's csv module refuses 131,073 characters of its own accord; another reader's limit stays what it was."""
+    before = csv.field_size_limit()
+    long = [{"text": f"{word} " * 40_000, "label": word} for word in ("good", "bad") * 2]
+    table = read(write(tmp_path / f"data{suffix}", long))
+    assert [row["text"] for row in table.rows] == [row["text"] for row in long]
+    assert csv.field_size_limit() == before
+
+
 def test_a_byte_order_mark_is_no_part_of_the_first_column(tmp_path):
     path = tmp_path / "data.csv"
     path.write_text("text,label\nx,a\n", encoding="utf-8-sig")
@@ -72,6 +82,17 @@ BAD = {
     "ragged.csv": ("text,label\na,0\nb,c,1\n", "line 3: 3 fields, not the 2"),
     "short.tsv": ("text\tlabel\na\t0\nb\n", "line 3: 1 fields, not the 2"),
     "open_quote.csv": ('text,label\nx,0\n"b,1\nc,0\n', "line 3: unexpected end of data"),
+    "semicolons.csv": (
+        "text;label\na;0\nb, or c;1\n",
+        "line 1: 'text;label' has semicolons between its columns, and a .csv file has commas",
+    ),
+    "quoted.csv": ('\n"text";"label"\n"a";"0"\n', 'line 2: \'"text";"label"\' has semicolons'),
+    "tabs.csv": (
+        "text\tlabel\na\t0\nb\t1\n",
+        "has tabs between its columns, and a .csv file has commas: write it with commas, or name it .tsv",
+    ),
+    "bars.csv": ("text|label\na|0\nb|1\n", "has bars between its columns"),
+    "commas.tsv": ("text,label\na,0\nb,1\n", "and a .tsv file has tabs: write it with tabs, or name it .csv"),
     "twice.csv": ("text,text\na,b\n", "a column name occurs twice"),
     "no_label.csv": ("text,mood\na,0\nb,1\n", "no column that is clearly the label: pass --label with one of its columns: text, mood"),
     "two_texts.csv": ("headline,body,label\na,b,0\nc,d,1\n", "several columns that may be the text (headline, body)"),

@@ -100,6 +100,70 @@ def test_a_prefix_begins_as_tokens(monkeypatch):
     assert trained(random)["prompt_encoder.default.embedding.weight"].shape == (3, 2 * LAYERS * WIDTH)
 
 
+SMALL = dict(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32)
+
+
+def other_kind(kind):
+    """-> (model, batch with labels) of a kind that is not a language model alone."""
+    torch.manual_seed(0)
+    image, text = dict(image_size=8, patch_size=4), dict(vocab_size=50, **SMALL)
+    labels, ids = torch.tensor([0, 1]), torch.randint(5, 40, (2, 6))
+    if kind == "vit":
+        model = transformers.ViTForImageClassification(transformers.ViTConfig(**SMALL, **image))
+        return model, dict(pixel_values=torch.randn(2, 3, 8, 8), labels=labels)
+    if kind == "wav2vec2":
+        conv = dict(conv_dim=(8,), conv_stride=(2,), conv_kernel=(2,), num_conv_pos_embeddings=4, num_conv_pos_embedding_groups=2)
+        model = transformers.Wav2Vec2ForSequenceClassification(transformers.Wav2Vec2Config(**SMALL, **conv, num_feat_extract_layers=1))
+        return model, dict(input_values=torch.randn(2, 64), labels=labels)
+    if kind == "bart":
+        sizes = {
+            f"{side}_{what}": n for side in ("encoder", "decoder") for what, n in (("layers", 1), ("attention_heads", 2), ("ffn_dim", 16))
+        }
+        model = transformers.BartForSequenceClassification(transformers.BartConfig(vocab_size=50, d_model=16, **sizes, num_labels=2))
+        ids[:, -1] = model.config.eos_token_id
+        return model, dict(input_ids=ids, labels=labels)
+    vision, text = transformers.CLIPVisionConfig(**SMALL, **image), transformers.LlamaConfig(**text)
+    model = transformers.LlavaForConditionalGeneration(
+        transformers.LlavaConfig(vision_config=vision, text_config=text, image_token_index=49, vision_feature_layer=-1)
+    )
+    ids[:, :4] = 49
+    return model, dict(input_ids=ids, attention_mask=torch.ones_like(ids), pixel_values=torch.randn(2, 3, 8, 8), labels=ids % 49)
+
+
+@pytest.mark.parametrize("method", ["lora", "dora", "prefix", "prompt"])
+@pytest.mark.parametrize("kind, head", [("vit", 2), ("wav2vec2", 4), ("bart", 4), ("llava", 0)])
+def test_other_kinds_are_adapted_with_their_new_head_or_refused(kind, head, method):
+    model, batch = other_kind(kind)
+    refused = {
+        "vit": "puts tokens before a text, and ViTForImageClassification reads pixel_values",
+        "wav2vec2": "puts tokens before a text, and Wav2Vec2ForSequenceClassification reads input_values",
+        "bart": "peft does not find the head of BartForSequenceClassification, classification_head",
+    }
+    if method in ("prefix", "prompt") and kind in refused:
+        with pytest.raises(ValueError, match=refused[kind]):
+            adapt(model, method)
+        return
+    model = adapt(model, method).eval().double()
+    batch = {name: value.double() if value.is_floating_point() else value for name, value in batch.items()}
+    new = [name for name in trained(model) if "lora_" not in name and "prompt_encoder" not in name]
+    assert len(new) == head and all("modules_to_save" in name for name in new)
+    with torch.no_grad():
+        before = model(**batch).loss
+        for p in trained(model).values():
+            held = p.clone()
+            p += torch.randn(p.shape, generator=torch.Generator().manual_seed(0))
+            assert model(**batch).loss != before
+            p.copy_(held)
+        assert model(**batch).loss == before
+
+
+def test_a_model_whose_decoder_sees_no_tokens_alone_begins_with_a_random_prefix():
+    config = transformers.T5Config(vocab_size=50, d_model=16, num_layers=1, num_heads=2, d_ff=32, d_kv=8, decoder_start_token_id=0)
+    with pytest.raises(ValueError, match='T5ForConditionalGeneration cannot be asked for the keys of tokens .*: pass start="random"'):
+        adapt(transformers.T5ForConditionalGeneration(config), "prefix")
+    assert trained(adapt(transformers.T5ForConditionalGeneration(config), "prefix", start="random"))
+
+
 def test_an_adapter_is_saved_and_loaded_by_peft(trainer_of, tmp_path):
     trainer = trainer_of("opt-cls", "lora")
     trainer.train()

@@ -182,7 +182,7 @@ def test_names_and_sources_that_are_not_there(tmp_path):
         tasks.get("zzz")
     with pytest.raises(BadInput, match="split 'dev' is none of squad: pass one of train, validation$"):
         tasks.get("squad").load(tmp_path, "dev")
-    with pytest.raises(BadInput, match="source .*nowhere' of sst2 does not exist"):
+    with pytest.raises(BadInput, match="data .*nowhere' of sst2 does not exist"):
         tasks.get("sst2").load(tmp_path / "nowhere")
     with pytest.raises(BadInput, match="holds no split train of sst2: it holds nothing; put train.csv"):
         tasks.get("sst2").load(tmp_path)
@@ -206,7 +206,7 @@ except tasks.BadInput as error:
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)}
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment).stdout
     assert found.startswith("cb could not be had from the hub as aps/super_glue cb (") and found.count("\n") == 1
-    assert "pass source= with a local copy in the columns idx, premise, hypothesis, label" in found
+    assert "pass a local copy (--data, in Python source=) in the columns idx, premise, hypothesis, label: a file" in found
 
 
 def test_real_rows(data):

@@ -2,14 +2,14 @@
 
 import inspect
 import json
-import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from ..errors import BadInput
+from ..errors import BadInput, first_line
 from ..finetune.restore import Evaluation
 from ..finetune.settings import Settings, title
 from .options import command_of
@@ -31,6 +31,12 @@ def failing(run):
         return run()
     except BadInput as error:
         message = str(error)
+    except RuntimeError as error:
+        import torch
+
+        if not isinstance(error, torch.OutOfMemoryError):
+            raise
+        message = f"no memory is left on the device ({first_line(error)}): pass a smaller --batch-size or --max-length, or --dtype bfloat16"
     except ModuleNotFoundError as missing:
         message = f"{missing.name} is not installed: pip install 'zokern[demo]'"
     typer.echo(f"error: {message}", err=True)
@@ -44,10 +50,10 @@ def _finetune(settings, given, resume):
 
         if resume is None:
             return finetune(settings(), say=typer.echo)
-        if given:
-            options = ", ".join(map(title, sorted(given)))
-            raise BadInput(f"--resume {resume} goes on with that run's own settings: leave out {options}")
-        return go_on(resume, say=typer.echo)
+        if others := given - {"steps"}:
+            options = ", ".join(map(title, sorted(others)))
+            raise BadInput(f"--resume {resume} goes on with that run's own settings, and takes --steps alone: leave out {options}")
+        return go_on(resume, say=typer.echo, steps=settings().steps if given else None)
 
     result = failing(run)
     typer.echo("\n".join(result.lines()))
@@ -55,7 +61,9 @@ def _finetune(settings, given, resume):
         raise typer.Exit(130)
 
 
-RESUME = Annotated[str | None, typer.Option(help="Go on with the run in this folder from its newest checkpoint; no other options.")]
+RESUME = Annotated[
+    str | None, typer.Option(help="Go on with the run in this folder from its newest checkpoint, or to more --steps; no other options.")
+]
 app.command("finetune", help="Fine-tune a language model by forward passes. With no options: a demonstration that needs no network.")(
     command_of(Settings, _finetune, resume=inspect.Parameter("resume", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=RESUME))
 )
@@ -79,7 +87,7 @@ app.command("evaluate", help="Judge a model: of a run on its own held-out and te
 def replay(
     run: Annotated[str, typer.Argument(help="A run's folder (--out of finetune), or the trajectory in it.")],
     out: Annotated[str, typer.Option(help="A new folder for model and tokenizer.")],
-    step: Annotated[int | None, typer.Option(help="Steps to make. Without it: all.", show_default=False)] = None,
+    step: Annotated[str | None, typer.Option(help="Steps to make, or best. Without it: all.", show_default=False)] = None,
     model: Annotated[str | None, typer.Option(help="The base model, where it has moved.", show_default=False)] = None,
     together: Annotated[int, typer.Option(help="Passes over the weights that are made in one read and write.")] = 96,
 ):
@@ -87,13 +95,12 @@ def replay(
 
     def made():
         from ..errors import need
-        from ..finetune.restore import read
         from ..finetune.restore import replay as make
+        from ..finetune.restore import steps_of
 
-        log = Path(run).expanduser()
-        steps = step if step is not None else len(read(str(log / "trajectory.jsonl" if log.is_dir() else log)))
+        steps = steps_of(run, step)
         with need("tqdm").tqdm(total=steps, unit="step", dynamic_ncols=True) as bar:
-            make(run, out, step, model, together, progress=lambda done: bar.update(done - bar.n))
+            make(run, out, steps, model, together, progress=lambda done: bar.update(done - bar.n))
         return steps
 
     typer.echo(f"saved      {out}: the model after step {failing(made)} of {run}")
@@ -123,11 +130,12 @@ def info(
     typer.echo(failing(read))
 
 
-@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []})
 def bench(context: typer.Context):
-    """Measure this machine, in a checkout of the repository; takes what python -m bench takes."""
+    """Measure this machine, in a checkout of the repository; takes what python -m bench takes (zokern bench --help)."""
     root = Path(__file__).resolve().parents[2]
     if not (root / "bench" / "__main__.py").is_file():
         typer.echo("error: the benchmarks are in zokern's repository, not in the package: clone it, pip install -e '.[bench]'", err=True)
         raise typer.Exit(2)
-    raise typer.Exit(subprocess.run([sys.executable, "-m", "bench", *context.args], cwd=root).returncode)
+    sys.path.insert(0, str(root))
+    raise typer.Exit(import_module("bench.__main__").main(context.args, prog="zokern bench"))

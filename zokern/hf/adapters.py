@@ -10,6 +10,7 @@ import peft
 import torch
 from peft.optimizers import create_loraplus_optimizer
 
+from ..errors import first_line
 from ..tasks.virtual_tokens import both_names, cache_name
 
 METHODS = ("lora", "dora", "prefix", "prompt", "head", "full")
@@ -22,6 +23,7 @@ TASKS = {
     "ForTokenClassification": "TOKEN_CLS",
     "ForQuestionAnswering": "QUESTION_ANS",
 }
+NEW_HEADS = ("Classification", "ForQuestionAnswering")  # what such a class puts on its base model begins at random
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,8 @@ def adapt(model, method, task_type=None, *, train_a=False, start="tokens", **opt
         model: of transformers; it is changed, and for peft's methods wrapped.
         method: "lora", "dora", "prefix", "prompt", "head" (what the model has beside its ``base_model``), "full"; or one or more patterns
             over the names of parameters: strings as of fnmatch for the whole name, or compiled regular expressions, which are searched.
-        task_type: peft's, such as "SEQ_CLS" or "CAUSAL_LM". Default None: by the model's class.
+        task_type: peft's, such as "SEQ_CLS" or "CAUSAL_LM". Default None: by the model's class; none for one that reads images or sound, of
+            which "lora" and "dora" adapt any.
         train_a: train LoRA's A as well. Default False.
         start: of a prefix: "tokens", the keys and values that the model has for tokens drawn at random (torch's generator), or "random",
             peft's own. Default "tokens".
@@ -98,15 +101,23 @@ def adapt(model, method, task_type=None, *, train_a=False, start="tokens", **opt
         for name, p in model.named_parameters():
             p.requires_grad_(name in chosen)
         return _in_float32(model) if method == "head" else model
+    head, kind, others = _new_head(model), type(model).__name__, 'pass "lora", "dora", "head", "full" or patterns'
+    if method in ("prefix", "prompt") and _reads(model) != "input_ids":
+        raise ValueError(f"{method!r} puts tokens before a text, and {kind} reads {_reads(model)}: {others}")
     options = {**STARTING_POINTS[method].options, "task_type": task_type or _task_of(model), **options}
     if method in ("lora", "dora"):
-        model = _lora(model, dict(lora_dropout=0.0, use_dora=method == "dora") | options, train_a)
+        model = _lora(model, dict(lora_dropout=0.0, use_dora=method == "dora", modules_to_save=head) | options, train_a)
     elif method == "prompt":
         model = _adapted(model, peft.PromptTuningConfig, options)
     else:
         model = _adapted(model, peft.PrefixTuningConfig, options)
         if start == "tokens":
-            _begin_as_tokens(model)
+            try:
+                _begin_as_tokens(model)
+            except Exception as error:  # of models whose decoder sees no tokens alone
+                raise ValueError(f'{kind} cannot be asked for the keys of tokens ({first_line(error)}): pass start="random"') from None
+    if head and not any("modules_to_save" in name for name, _ in model.named_parameters()):
+        raise ValueError(f"peft does not find the head of {kind}, {' and '.join(head)}, so that {method!r} would leave it random: {others}")
     return _in_float32(model)
 
 
@@ -157,6 +168,14 @@ def _head(model):
     return head
 
 
+def _new_head(model):
+    """Names of the modules that a classifier has on its base model; None for another kind of model, or without a base model."""
+    base = getattr(model, "base_model", model)
+    if base is model or not type(model).__name__.endswith(NEW_HEADS):
+        return None
+    return sorted({name.partition(".")[0] for name in _head(model)} & {name for name, _ in model.named_children()})
+
+
 def _matching(model, patterns):
     names = [name for name, _ in model.named_parameters()]
     chosen = set()
@@ -174,11 +193,18 @@ def _matching(model, patterns):
     return chosen
 
 
+def _reads(model):
+    return getattr(model, "main_input_name", "input_ids")
+
+
 def _task_of(model):
     kind = type(model).__name__
+    if _reads(model) != "input_ids":
+        return None  # by its names for tasks peft makes classes that hand on tokens alone
     for ending, task in TASKS.items():
         if kind.endswith(ending):
-            return task
+            decoder = task == "SEQ_2_SEQ_LM" and not model.config.is_encoder_decoder  # as language models with a vision tower
+            return "CAUSAL_LM" if decoder else task
     raise ValueError(f"task_type=None, and {kind} does not tell: pass one of {', '.join(peft.TaskType)}")
 
 
@@ -192,8 +218,10 @@ def _adapted(model, config, options):
         warnings.simplefilter("ignore", FutureWarning)  # between peft and transformers
         try:
             return both_names(peft.get_peft_model(model, config))
-        except KeyError as error:
-            raise ValueError(f"peft cannot adapt {kind} so ({error}): use another method") from None
+        except ValueError:
+            raise
+        except Exception as error:  # of whatever it did not expect
+            raise ValueError(f"peft cannot adapt {kind} so ({first_line(error)}): use another method") from None
 
 
 def _lora(model, options, train_a):
@@ -217,7 +245,7 @@ def _begin_as_tokens(model):
     from transformers import DynamicCache
 
     config, base = model.active_peft_config, model.get_base_model()
-    tokens = torch.randint(base.config.vocab_size, (1, config.num_virtual_tokens), device=base.device)
+    tokens = torch.randint(base.config.get_text_config(decoder=True).vocab_size, (1, config.num_virtual_tokens), device=base.device)
     training = base.training
     base.eval()
     cache = DynamicCache()

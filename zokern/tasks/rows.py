@@ -11,6 +11,8 @@ from pathlib import Path
 
 from ..errors import BadInput, first_line, need
 
+LONGEST = 2**31 - 1  # characters of a field: what a C long holds everywhere
+SEPARATORS = {";": "semicolons", "\t": "tabs", "|": "bars", ",": "commas"}
 SUFFIXES = (".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".parquet")
 
 
@@ -56,7 +58,9 @@ def read(name: str, split: str = "train") -> Table:
     if not any(line.strip() for line in lines):
         raise BadInput(f"data {name!r} is empty: pass a file with at least one row of each class")
     if suffix in (".csv", ".tsv"):
-        return _separated(name, lines, "\t" if suffix == ".tsv" else ",")
+        separator = "\t" if suffix == ".tsv" else ","
+        _check_separator(name, suffix, lines, separator)
+        return _separated(name, lines, separator)
     return _json(name, lines) if suffix == ".json" else _json_lines(name, lines)
 
 
@@ -67,6 +71,16 @@ def _lines(name, path):
     except UnicodeDecodeError as error:
         line = raw.count(b"\n", 0, error.start) + 1
         raise BadInput(f"data {name!r}, line {line} is not UTF-8 ({error.reason}): save the file as UTF-8") from None
+
+
+def _check_separator(name, suffix, lines, separator):
+    """Refuse a header with another separator than the file's name promises: as a single column it would be a riddle."""
+    line, header = next((i, line) for i, line in enumerate(lines, 1) if line.strip())
+    theirs = next((other for other in SEPARATORS if other in header), None)
+    if separator not in header and theirs:
+        cure = f"write it with {SEPARATORS[separator]}" + {"\t": ", or name it .tsv", ",": ", or name it .csv"}.get(theirs, "")
+        found = f"{header.strip()[:80]!r} has {SEPARATORS[theirs]} between its columns, and a {suffix} file has {SEPARATORS[separator]}"
+        raise BadInput(f"data {name!r}, line {line}: {found}: {cure}")
 
 
 def _separated(name, lines, separator):
@@ -90,6 +104,7 @@ def _parse(name, lines, separator, quoting):
     reader = csv.reader(lines, delimiter=separator, quoting=quoting, strict=True)
     columns, rows, places = None, [], []
     line = 1
+    limit = csv.field_size_limit(LONGEST)  # the module's own is 128 KiB, less than a long document
     try:
         for fields in reader:
             if not fields:
@@ -108,6 +123,8 @@ def _parse(name, lines, separator, quoting):
             line = reader.line_num + 1
     except csv.Error as error:
         raise BadInput(f"data {name!r}, line {line}: {error}: correct the quotes, or double those inside a field") from None
+    finally:
+        csv.field_size_limit(limit)
     return Table(name, columns, rows, places)
 
 

@@ -20,7 +20,7 @@ def read(task, source, split, hub_split) -> rows.Table:
     if path.is_file():
         return rows.read(str(path))
     if not path.is_dir():
-        raise BadInput(f"source {str(source)!r} of {task.name} does not exist: pass a file, a folder, or None for the hub")
+        raise BadInput(f"data {str(source)!r} of {task.name} does not exist: pass a file or a folder that is there, or none, for the hub's")
     names = list(dict.fromkeys((hub_split, split)))
     if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
         return _saved(path, names)
@@ -34,7 +34,8 @@ def _hub(task, split):
     except Exception as error:  # any of a dozen libraries' own
         raise BadInput(
             f"{task.name} could not be had from the hub as {task.repository} {task.config} ({first_line(error)}): check the network, or "
-            f"pass source= with a local copy in the columns {', '.join(task.columns)} (a file, a folder of files, one of save_to_disk)"
+            f"pass a local copy (--data, in Python source=) in the columns {', '.join(task.columns)}: a file, a folder of files, or one of "
+            "save_to_disk"
         ) from None
     return _table(f"{task.repository} {task.config} {split}", data)
 
@@ -44,14 +45,14 @@ def _saved(path, names):
     try:
         data = datasets.load_from_disk(str(path))
     except Exception as error:  # its own, pyarrow's and json's
-        raise BadInput(f"source {str(path)!r} cannot be read ({first_line(error)}): write it again with save_to_disk") from None
+        raise BadInput(f"data {str(path)!r} cannot be read ({first_line(error)}): write it again with save_to_disk") from None
     if isinstance(data, dict):
         found = [name for name in names if name in data]
         if not found:
-            raise BadInput(f"source {str(path)!r} has no split {' or '.join(names)}: it has {', '.join(data)}")
+            raise BadInput(f"data {str(path)!r} has no split {' or '.join(names)}: it has {', '.join(data)}")
         return _table(f"{path} {found[0]}", data[found[0]])
     if data.split is not None and str(data.split) not in names:
-        raise BadInput(f"source {str(path)!r} is the split {str(data.split)!r} alone, not {names[-1]!r}: pass a copy that has it")
+        raise BadInput(f"data {str(path)!r} is the split {str(data.split)!r} alone, not {names[-1]!r}: pass a copy that has it")
     return _table(str(path), data)
 
 
@@ -65,7 +66,7 @@ def _files(task, path, names):
     for name in names:
         one = [path / f"{name}{suffix}" for suffix in rows.SUFFIXES if (path / f"{name}{suffix}").is_file()]
         if len(one) > 1:
-            raise BadInput(f"source {str(path)!r} has {' and '.join(p.name for p in one)}: keep one, or pass the file")
+            raise BadInput(f"data {str(path)!r} has {' and '.join(p.name for p in one)}: keep one, or pass the file")
         if one:
             return rows.read(str(one[0]))
         for folder in (path / task.config, path / "data", path):
@@ -73,7 +74,7 @@ def _files(task, path, names):
             if pieces:
                 return _joined(pieces)
     raise BadInput(
-        f"source {str(path)!r} holds no split {' or '.join(names)} of {task.name}: it holds {_listing(path)}; put "
+        f"data {str(path)!r} holds no split {' or '.join(names)} of {task.name}: it holds {_listing(path)}; put "
         f"{names[-1]}.csv (tsv, json, jsonl, parquet) there, or pass a copy of save_to_disk or of the hub's repository"
     )
 

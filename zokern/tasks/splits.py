@@ -32,7 +32,7 @@ def split(examples, seed: int, train=512, validation=256, test=256) -> Split:
             raise BadInput(f"{name}={size} rows cannot be drawn: pass 0 or more")
     if sum(sizes.values()) > len(examples):
         asked = " + ".join(f"{size} for {name}" for name, size in sizes.items())
-        raise BadInput(f"{asked} are more than the {len(examples)} rows there are: pass smaller numbers, or more rows")
+        raise BadInput(f"{asked} are more than the {len(examples)} rows there are: pass smaller numbers (--rows), or more rows")
     order = iter(shuffled(len(examples), seed))
     return Split(*([examples[next(order)] for _ in range(size)] for size in sizes.values()))
 
@@ -52,6 +52,7 @@ def few_shot(examples, k: int, seed: int) -> tuple[list, list]:
         classes[examples[i].label].append(examples[i])
     for label, rows in sorted(classes.items()):
         if len(rows) < 2 * k:
-            raise BadInput(f"class {label} has {len(rows)} rows, but k={k} for training and {k} for validation need {2 * k}: pass less")
+            need = f"{k} rows of every class (--shots, in Python k) for training and {k} for validation need {2 * k}"
+            raise BadInput(f"class {label} has {len(rows)} rows, but {need}: pass less")
     order = sorted(classes)
     return [row for label in order for row in classes[label][:k]], [row for label in order for row in classes[label][k : 2 * k]]
