@@ -28,6 +28,7 @@ TOTAL, DRY_TOTAL = 480, 2400  # seconds
 SLOWER = 5
 LEAST = 10  # seconds: with less left, no part is begun
 GRACE = 3  # seconds that a part gets to end by itself once it is told to
+OWN_GROUP = {"process_group": 0} if sys.version_info >= (3, 11) else {"preexec_fn": os.setpgrp}
 SUMMARY, RECORDS, LOG = "summary.txt", "bench.jsonl", "log.txt"
 
 
@@ -72,8 +73,8 @@ LAUNCHES = "{python} -m bench.launches"
 PARTS = (
     Part("build", 40, 120, "build.txt", f"env ZOKERN_CUDA=1 {BUILD}", BUILD),
     Part(SEVEN, 0, 240, LOG, f"nice -n 19 env ZOKERN_CUDA=1 {BUILD}", f"env ZOKERN_CUDA=0 {BUILD}", copy="seven", behind=True),
-    Part("tests", 50, 90, "tests.txt", f"{TEST} {{workers}} -k 'not compiled_loop' {TESTS}", f"{TEST} --collect-only -qq {TESTS}"),
-    suite("kernels", 40, 70, "--most 6", "--quick --backend triton --dtype bf16"),
+    Part("tests", 60, 100, "tests.txt", f"{TEST} {{workers}} -k 'not compiled_loop' {TESTS}", f"{TEST} --collect-only -qq {TESTS}"),
+    suite("kernels", 50, 80, "--most 6", "--quick --backend triton --dtype bf16"),
     suite("step", 95, 130, "--most 4"),
     Part("ncu", 20, 40, "ncu.txt", f"{PROFILE} {LAUNCHES} --profile 30", f"{LAUNCHES} --profile 12"),
     suite("replay", 25, 40, "--most 2"),
@@ -199,7 +200,7 @@ class Run:
         with (self.out / part.file).open("a") as told, (self.out / (part.said or part.file)).open("a") as said:
             print(f"== {part.name}: {shlex.join(command)}", file=said, flush=True)
             where = dict(cwd=folder, env=environment, stdin=subprocess.DEVNULL, stdout=told, stderr=said)
-            return subprocess.Popen(command, preexec_fn=os.setpgrp, **where)
+            return subprocess.Popen(command, **where, **OWN_GROUP)
 
 
 def names_in(command) -> list[str]:

@@ -2,6 +2,7 @@
 
 import copy
 import statistics
+import sys
 
 import torch
 
@@ -178,11 +179,15 @@ def peak(call) -> int:
     return torch.cuda.max_memory_allocated()
 
 
-def launches(call) -> int:
-    """Kernels and copies that a call queues on the GPU."""
+def launches(call) -> int | None:
+    """Kernels and copies that a call queues on the GPU; None where the profiler cannot say, with the reason printed."""
     call()
     torch.cuda.synchronize()
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
-        call()
-        torch.cuda.synchronize()
+    try:
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+            call()
+            torch.cuda.synchronize()
+    except Exception as error:
+        print(f"bench: launches are not counted: {record.reason(error)}", file=sys.stderr)
+        return None
     return sum(event.device_type == torch.autograd.DeviceType.CUDA for event in profile.events())

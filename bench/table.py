@@ -102,24 +102,29 @@ def by_case(records) -> list[dict]:
 
 def of_kernels(case) -> dict[str, str]:
     ours, torch, literal = case[kernels.OURS], case[kernels.TORCH], case.get(kernels.LITERAL)
-    scale = 1e9 / ours["n"]
     others = {"triton": kernels.TRITON, "randn4x": kernels.RANDN4X, "randn": kernels.RANDN, "cuRAND": kernels.CURAND}
     return {
         "dtype": ours["dtype"],
         "terms": str(ours["terms"]),
         "n": size(ours),
         "threads": threads(ours),
-        "zokern": f"{ours['ns_per_element']:.3f} [{ours['q1_s'] * scale:.3f} {ours['q3_s'] * scale:.3f}]",
+        "zokern": f"{each(ours)} [{each(ours, 'q1_s')} {each(ours, 'q3_s')}]",
         "GB/s": f"{ours['gb_per_s']:.1f}",
         "of floor": f"{ours['share_of_floor']:.2f}",
-        **{head: f"{case[name]['ns_per_element']:.3f}" if name in case else "" for head, name in others.items()},
-        "torch": f"{torch['ns_per_element']:.3f}",
+        **{head: each(case[name]) if name in case else "" for head, name in others.items()},
+        "torch": each(torch),
         "x": f"{ours['speedup']:.1f}",
-        "MeZO": f"{literal['ns_per_element']:.3f}" if literal else "",
+        "MeZO": each(literal) if literal else "",
         "x ": f"{literal['median_s'] / ours['median_s']:.1f}" if literal else "",
-        "foreach": f"{case[kernels.FOREACH]['ns_per_element']:.2f}" if kernels.FOREACH in case else "",
+        "foreach": each(case[kernels.FOREACH]) if kernels.FOREACH in case else "",
         "host us": f"{ours['host_s'] * 1e6:.0f}" if ours.get("host_s") else "",
     }
+
+
+def each(record, field="median_s") -> str:
+    """Nanoseconds an element, in three digits: a GPU takes about 0.001."""
+    ns = record[field] * 1e9 / record["n"]
+    return f"{ns:.3g}" if ns < 1000 else f"{ns:.0f}"
 
 
 def threads(record) -> str:

@@ -148,6 +148,8 @@ def warmed(candidates, needed, reason) -> tuple[dict, dict]:
     for name, call in candidates.items():
         try:
             call()
+            if torch.cuda.is_initialized():
+                torch.cuda.synchronize()  # or the next one gets the blame
         except Exception as error:
             if name in needed:
                 raise
