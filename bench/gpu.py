@@ -227,7 +227,8 @@ def tail(path, lines=15):
 
 def tools(python, out) -> dict:
     """What the names in braces of PARTS stand for, None where it is not here."""
-    ncu, sanitizer = (shutil.which(name) or shutil.which(name, path="/usr/local/cuda/bin") for name in ("ncu", "compute-sanitizer"))
+    usual = os.pathsep.join(["/usr/local/cuda/bin", *map(str, Path("/opt/nvidia/nsight-compute").glob("*"))])
+    ncu, sanitizer = (shutil.which(name) or shutil.which(name, path=usual) for name in ("ncu", "compute-sanitizer"))
     workers = subprocess.run([python, "-c", "import xdist"], capture_output=True).returncode == 0
     paths = {"python": python, "records": str(out / RECORDS), "ncu": ncu, "sanitizer": sanitizer}
     quoted = {name: path and shlex.quote(path) for name, path in paths.items()}
