@@ -1,5 +1,5 @@
 """The benchmark suite: ``python -m bench``. It imports zokern; nothing imports it.
 
 ``cases`` says what is measured, ``kernels``, ``step`` and ``drift`` measure it, ``oracle`` refuses what is wrong, ``timing`` and
-``clock`` tell the time, ``record`` writes one JSON line a candidate, ``table`` prints them.
+``clock`` tell the time, ``record`` writes one JSON line a candidate, ``table`` prints them. ``gpu`` runs the parts of bench/gpu.sh.
 """

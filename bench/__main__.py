@@ -3,7 +3,9 @@
 import argparse
 import gc
 import os
+import signal
 import sys
+import traceback
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -14,9 +16,11 @@ import zokern
 from . import cases, convergence, drift, effective_rank, kernels, memory, models, optimizers, problems, record, replay, step, table, trainer
 from .oracle import Refused
 
+LOST = 3  # exit status: the cases that are left need another process
+
 
 def main(argv=None, prog="python -m bench") -> int:
-    """-> 0; 1 when a case was refused or has failed; 2 when what was asked for is not here."""
+    """-> 0; 1 when a case was refused or has failed; 2 when what was asked for is not here; LOST when the GPU is."""
     arguments = parser(prog).parse_args(argv)
     device = torch.device("cuda" if torch.cuda.is_available() and arguments.backend not in ("cpu", "reference") else "cpu")
     if arguments.isa:
@@ -67,26 +71,52 @@ def run(arguments, device) -> int:
                 work.append((convergence, case))
         if arguments.problem in (None, "effective rank"):
             work += [(effective_rank, case) for case in cases.effective_ranks(arguments.quick)]
-    records, failed = [], 0
-    for done, (suite, case) in enumerate(work, 1):
-        print(f"bench: {done} of {len(work)}: {case}", file=sys.stderr)
-        try:
-            measured = suite.measure(case, device)
-        except Refused as error:
-            print(f"bench: REFUSED, not timed: {error}", file=sys.stderr)
-            failed += 1
-        except torch.cuda.OutOfMemoryError:
-            print("bench: left out, it does not fit in the memory of this GPU", file=sys.stderr)
-        else:
+    records, status = [], 0
+    try:
+        for done, (suite, case) in enumerate(work[: arguments.most], 1):
+            if done < arguments.begin:
+                continue
+            print(f"bench: {done} of {len(work[: arguments.most])}: {case}", file=sys.stderr, flush=True)
+            measured = measure(suite, case, device)
             record.append(arguments.out, measured)
             records += measured
-        if device.type == "cuda":
-            gc.collect()  # the next model needs the room of this one, whatever still points in circles
-            torch.cuda.empty_cache()
-    print(table.text(records))
-    if failed:
-        print(f"{failed} of {len(work)} cases were refused: their results are wrong")
-    return 1 if failed else 0
+            status = max(status, int(any(map(record.is_fault, measured))))
+            if not usable(device):
+                print(f"bench: the GPU is lost to this process: go on with --begin {done + 1}", file=sys.stderr)
+                return LOST
+    finally:  # whatever ends it: what was measured is told
+        print(table.text(records))
+    return status
+
+
+def measure(suite, case, device) -> list[dict]:
+    """-> the records of a case. An exception costs that case only, and is its record."""
+    name = suite.__name__.rpartition(".")[2]
+    try:
+        return suite.measure(case, device)
+    except Refused as error:
+        print(f"bench: REFUSED, not timed: {error}", file=sys.stderr)
+        reason = record.reason(error)
+    except torch.cuda.OutOfMemoryError as error:
+        print("bench: left out, it does not fit in the memory of this GPU", file=sys.stderr)
+        reason = record.reason(error)
+    except Exception as error:
+        traceback.print_exc()
+        reason = record.reason(error)
+    return [record.failed(name, case, reason, device)]
+
+
+def usable(device) -> bool:
+    """Whether the GPU still answers, its memory free for the next case: after an illegal access it does nothing more for this process."""
+    if device.type != "cuda":
+        return True
+    gc.collect()  # the next model needs the room of this one, whatever still points in circles
+    try:
+        torch.cuda.synchronize()
+        torch.cuda.empty_cache()
+    except RuntimeError:
+        return False
+    return True
 
 
 def parser(prog: str) -> argparse.ArgumentParser:
@@ -95,6 +125,8 @@ def parser(prog: str) -> argparse.ArgumentParser:
     parser.add_argument("--suite", choices=suites, default="all", help="all: those that tell what this machine does, not convergence")
     parser.add_argument("--quick", action="store_true", help="tiny sizes, to see that everything works: the times mean nothing")
     parser.add_argument("--out", type=Path, default=Path("out/bench.jsonl"), help="JSON lines, appended (out/bench.jsonl)")
+    parser.add_argument("--most", type=int, help="so many cases: the first ones, which on a GPU tell the most (all)")
+    parser.add_argument("--begin", type=int, default=1, help="with the case of this number (1)")
     parser.add_argument("--threads", type=int, help="CPU threads (kernels: all; step: one, and then all)")
     parser.add_argument("--isa", choices=("scalar", "avx2", "avx512"), help="of the C++ backend (the best one)")
     parser.add_argument("--dtype", nargs="+", choices=list(models.DTYPES), help="only these (all)")
@@ -105,4 +137,5 @@ def parser(prog: str) -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that the tables are printed all the same
     sys.exit(main())

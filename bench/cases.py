@@ -128,19 +128,22 @@ class EffectiveRank:
 
 
 def kernels(device, quick=False, dtypes=None, threads=None) -> list[Kernel]:
-    """The cases of suite ``kernels``: on a CPU with all threads unless told otherwise."""
+    """The cases of suite ``kernels``: on a CPU with all threads unless told otherwise; on a GPU the most telling first."""
     dtypes = dtypes or list(DTYPES)
     threads = threads or torch.get_num_threads()
     if quick:
         exponents, budget, many, model = (12,), 0.02, (4,), "tiny"
     elif device.type == "cuda":
-        exponents, budget, many, model = (16, 22, 26, 30), 0.4, (4, 16), "OPT-125M"
+        exponents, budget, many, model = (16, 22, 26, 30), 0.8, (4, 16), "OPT-125M"
     else:
         exponents, budget, many, model = (16, 22, 26), 3.0, (4, 16), "OPT-12M"
     cases = [Kernel(dtype, terms, 1 << e, threads, budget) for dtype in dtypes for terms in (1, 2) for e in exponents]
     large = exponents[-1] if device.type == "cuda" else exponents[len(exponents) // 2]  # or torch's way takes minutes
     cases += [Kernel(dtype, terms, 1 << large, threads, budget) for dtype in dtypes for terms in many if dtype != "fp16"]
     cases += [Kernel(dtype, 1, 0, threads, budget, model=model) for dtype in dtypes if dtype != "fp16"]
+    if device.type == "cuda":
+        telling = lambda case: 0 if case.n == 1 << large and case.terms <= 2 else 1 if case.model else 2  # noqa: E731
+        cases.sort(key=lambda case: (case.dtype == "fp16", telling(case)))
     if "fp32" in dtypes and backend_for(device).__name__ == "zokern.kernels.cpu":
         # 512 KiB: more than a first-level cache holds, and less than most second-level ones, which have 1 MiB or more by now.
         cases.append(Kernel("fp32", 1, 1 << (12 if quick else 17), 1, budget, in_l2=True))
@@ -148,7 +151,7 @@ def kernels(device, quick=False, dtypes=None, threads=None) -> list[Kernel]:
 
 
 def steps(device, quick=False, dtypes=None, threads=None) -> list[Step]:
-    """The cases of suite ``step``: on a CPU with one thread and with all, unless told otherwise."""
+    """The cases of suite ``step``: on a CPU with one thread and with all, unless told otherwise; on a GPU the most telling first."""
     every = sorted({1, torch.get_num_threads()}) if threads is None else [threads]
     if quick:
         cases = [Step("tiny", "fp32", 1, 8, every[0], 0.1)]
@@ -158,16 +161,16 @@ def steps(device, quick=False, dtypes=None, threads=None) -> list[Step]:
         cases = [
             Step(model, dtype, batch, tokens, torch.get_num_threads(), budget, trained)
             for model, dtype, batch, tokens, budget, trained in (
+                ("OPT-13B", "bf16", 16, 400, 6.0, False),
                 ("OPT-125M", "bf16", 16, 400, 3.0, True),
-                ("OPT-125M", "fp32", 16, 400, 3.0, True),
-                ("OPT-125M", "bf16", 1, 64, 2.0, True),  # launches weigh the most
                 ("OPT-1.3B", "bf16", 16, 400, 3.0, True),
+                ("OPT-125M", "bf16", 1, 64, 2.0, True),  # launches weigh the most
+                ("OPT-1.3B", "fp32", 16, 400, 4.0, False),
+                ("OPT-125M", "fp32", 16, 400, 3.0, True),
                 ("OPT-1.3B", "bf16", 8, 400, 3.0, True),
                 ("OPT-1.3B", "fp16", 16, 400, 3.0, False),  # backpropagation in float16 would need a loss scale
-                ("OPT-1.3B", "fp32", 16, 400, 4.0, False),
                 ("OPT-2.7B", "bf16", 16, 400, 4.0, False),
                 ("OPT-6.7B", "bf16", 16, 400, 4.0, False),
-                ("OPT-13B", "bf16", 16, 400, 6.0, False),
                 ("OPT-13B", "bf16", 8, 400, 6.0, False),
                 ("RoBERTa-large", "bf16", 64, 128, 3.0, True),
                 ("GPT2-xl", "bf16", 16, 400, 3.0, False),
@@ -177,39 +180,46 @@ def steps(device, quick=False, dtypes=None, threads=None) -> list[Step]:
     return [case for case in cases if not dtypes or case.dtype in dtypes]
 
 
-ROBERTA = [(batch, 128) for batch in (16, 32, 64)] + [(64, 256), (64, 512)]  # batch, tokens: as in MeZO-SVRG's tables 3 and 25
+ROBERTA = [(64, 128), (64, 256), (64, 512), (16, 128), (32, 128)]  # batch, tokens: as in MeZO-SVRG's tables 3 and 25
 FAMILY = ("OPT-1.3B", "OPT-2.7B", "OPT-6.7B", "OPT-13B", "OPT-30B", "OPT-66B", "GPT2-xl")
+LARGEST = 140e9  # bytes of a GPU that holds OPT-66B
 
 
 def memory(device, quick=False, dtypes=None, threads=None) -> list[Memory]:
-    """The cases of suite ``memory``: those of the papers' tables, measured on a GPU, elsewhere reckoned; and which OPT fits where."""
+    """The cases of suite ``memory``: those of the papers' tables, measured on a GPU, the most telling first, elsewhere reckoned; and which
+    OPT fits where."""
     if quick:
         cases = [Memory("tiny", "fp32", 2, 8), Memory("tiny", "fp32", 2, 8, counted=True)]
         cases.append(Memory("tiny", "fp32", 2, 16, counted=True, only=(FULL, LEAN)))
     else:
         on_gpu = device.type == "cuda"
         cases = [] if on_gpu else [Memory("OPT-12M", d, 4, 64) for d in ("fp32", "bf16")]
-        cases += [Memory("RoBERTa-large", d, *size, counted=not on_gpu) for d in ("fp32", "bf16") for size in ROBERTA]
-        cases += [Memory("OPT-13B", d, 4, 400, counted=not on_gpu) for d in ("fp32", "bf16")]
-        cases += [Memory("OPT-125M", d, 8, 256, counted=not on_gpu, only=(FULL, LEAN)) for d in ("fp32", "bf16")]
-        if on_gpu:
+        for d in ("bf16", "fp32"):
+            cases += [Memory("OPT-13B", d, 4, 400, counted=not on_gpu)]
+            cases += [Memory("OPT-125M", d, 8, 256, counted=not on_gpu, only=(FULL, LEAN))]
+            cases += [Memory("RoBERTa-large", d, *size, counted=not on_gpu) for size in ROBERTA]
+        if on_gpu and torch.cuda.get_device_properties(device).total_memory > LARGEST:
             cases.append(Memory("OPT-66B", "bf16", 1, 400, only=("two forwards", "zokern.MeZO")))
-        else:
+        if not on_gpu:
             cases += [Memory(model, "bf16", 1, 400, counted=True) for model in FAMILY]
     return [case for case in cases if not dtypes or case.dtype in dtypes]
 
 
 def replays(device, quick=False, dtypes=None, threads=None) -> list[Replay]:
-    """The cases of suite ``replay``."""
+    """The cases of suite ``replay``, on a GPU the most telling first."""
     threads = threads or torch.get_num_threads()
     if quick:
         cases = [Replay("tiny", "fp32", 8, (1, 4), (1, 8), threads, 0.05, 40)]
     elif device.type == "cpu":
         cases = [Replay("MiniLM", d, 64, (1, 4, 16, 64), (1, 16, 64), threads, 8.0, 1000) for d in ("fp32", "bf16")]
     else:
-        runs = (("OPT-125M", "fp32", 1000), ("OPT-1.3B", "fp32", 1000), ("OPT-1.3B", "bf16", 1000), ("OPT-6.7B", "fp32", 32))
-        cases = [Replay(model, d, steps, (1, 16, steps), (1, 16, min(steps, 64)), threads, 3.0) for model, d, steps in runs]
-        cases += [Replay("MiniLM", "fp32", 64, (64,), (64,), threads, 1.0, 1000)]
+        # (model, dtype, steps, seconds): the first two tell the most; a pass over 1.3e9 float32 weights takes 3.5 ms at least.
+        runs = (("OPT-1.3B", "fp32", 256, 1.0), ("MiniLM", "fp32", 64, 1.0), ("OPT-1.3B", "bf16", 1000, 3.0))
+        runs += (("OPT-125M", "fp32", 1000, 3.0), ("OPT-6.7B", "fp32", 32, 3.0))
+        cases = [
+            Replay(model, d, steps, (1, steps), (min(steps, 64),), threads, budget, 1000 if model == "MiniLM" else 0)
+            for model, d, steps, budget in runs
+        ]
     return [case for case in cases if not dtypes or case.dtype in dtypes]
 
 
@@ -231,11 +241,12 @@ WITH_STATE = ("MeZOSVRG", "ZOMomentum", "ZOAdam")
 
 
 def own_parts(device, quick=False, dtypes=None, threads=None) -> list[OwnPart]:
-    """The cases of suite ``optimizers``: float32, on a CPU with one thread."""
+    """The cases of suite ``optimizers``: float32, on a CPU with one thread; on a GPU those with state first."""
     if dtypes and "fp32" not in dtypes:
         return []
     model, budget = ("tiny", 0.02) if quick else ("OPT-12M", 10.0) if device.type == "cpu" else ("OPT-1.3B", 3.0)
-    return [OwnPart(name, model, "fp32", threads or 1, budget) for name in (*WITHOUT_STATE, *WITH_STATE)]
+    names = (*WITHOUT_STATE, *WITH_STATE) if device.type == "cpu" else (*reversed(WITH_STATE), *WITHOUT_STATE)
+    return [OwnPart(name, model, "fp32", threads or 1, budget) for name in names]
 
 
 MEZO, SVRG, SGD = "zokern.MeZO", "zokern.MeZOSVRG", "torch.optim.SGD"

@@ -49,7 +49,7 @@ def noise(records):
     cases = largest(records)
     figure, axes = sheet((8, 3), xlabel="nanoseconds an element (log scale)", xscale="log")
     for row, case in enumerate(reversed(cases)):
-        for k, (name, color) in enumerate(BARS.items()):
+        for k, (name, color) in enumerate((name, color) for name, color in BARS.items() if name in case):
             value = case[name]["ns_per_element"]
             axes.barh(row + 0.25 - 0.25 * k, value, 0.23, color=color, label=name if not row else None)
             axes.annotate(f" {value:.2g}", (value, row + 0.25 - 0.25 * k), va="center", fontsize="small")

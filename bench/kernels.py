@@ -1,8 +1,7 @@
 """Suite ``kernels``: theta <- theta + sum_k c_k z(key_k) on one tensor or a model's, against what one writes without zokern."""
 
 import itertools
-import statistics
-import time
+import sys
 
 import torch
 
@@ -14,13 +13,15 @@ from . import clock, models, record
 from .cases import Kernel
 from .models import DTYPES
 from .oracle import CHECK, EPS, check
-from .timing import Device, Samples, Wall, interleave
+from .timing import Device, Samples, Wall, host_seconds, interleave, warmed
 
 OURS, TORCH, FOREACH, LITERAL = "zokern", "torch.normal + add_", "torch.normal + _foreach_add_", "MeZO line"
-TRITON, RANDN4X = "zokern, triton", "tl.randn4x"  # on a GPU: the other backend, and a fused kernel of Triton's own normals
+# On a GPU: the other backend; a fused kernel of Triton's own normals, four of each Philox block or one; float32 normals, nothing added.
+TRITON, RANDN4X, RANDN, CURAND = "zokern, triton", "tl.randn4x", "tl.randn", "cuRAND, generated only"
 FLOOR = {"cpu": "mul_", "cuda": "copy"}
 # Reads and writes of n elements: (for each term, for the whole call).
-PASSES = {OURS: (0, 2), TRITON: (0, 2), RANDN4X: (2, 0), TORCH: (4, 0), FOREACH: (4, 0), LITERAL: (8, 0), "mul_": (0, 2), "copy": (0, 2)}
+PASSES = {OURS: (0, 2), TRITON: (0, 2), RANDN4X: (2, 0), RANDN: (2, 0), TORCH: (4, 0), FOREACH: (4, 0), LITERAL: (8, 0)}
+PASSES |= {"mul_": (0, 2), "copy": (0, 2)}
 SWEEPS = 8  # passes in one call of the in-L2 case, so that the call itself weighs little
 
 
@@ -37,29 +38,32 @@ def measure(case: Kernel, device) -> list[dict]:
     calls = {
         OURS: [sweeps(s, terms) if case.in_l2 else one_pass(s, terms) for s in sets],
         TORCH: [normal_add(s, terms) for s in sets],
-        LITERAL: [literal(s, terms) for s in sets],
         FLOOR[device.type]: [floor(s) for s in sets],
+        LITERAL: [literal(s, terms) for s in sets],
     }
     if case.model:
         calls |= {FOREACH: [foreach(s, terms) for s in sets]}
     last, first = sets[0][-1], zokern.Layout(sets[0]).first[-1]
+    check(last, first, terms * SWEEPS if case.in_l2 else terms, calls[OURS][0])
     if device.type == "cuda":
-        calls |= {RANDN4X: [randn4x(s, terms) for s in sets]}
+        calls |= {RANDN4X: [fused(s, terms, "add_four") for s in sets], RANDN: [fused(s, terms, "add_one") for s in sets]}
         if backend_for(device).__name__ != "zokern.kernels.triton":
             calls |= {TRITON: [with_triton(one_pass(s, terms)) for s in sets]}
-            check(last, first, terms, calls[TRITON][0])
-    check(last, first, terms * SWEEPS if case.in_l2 else terms, calls[OURS][0])
-    if len(sets) > 1:  # each one's first call makes its table, or its memory: not to be timed
-        for call in itertools.chain(*calls.values()):
-            call()
-    candidates = {name: in_turn(each) for name, each in calls.items()}
+        if not case.model and (generate := curand(n, case.terms, device)):
+            calls |= {CURAND: [generate]}
+    first_calls = {name: lambda each=each: [call() for call in each] for name, each in calls.items()}
+    if TRITON in calls:
+        first_calls[TRITON] = lambda: [check(last, first, terms, calls[TRITON][0]), *(call() for call in calls[TRITON][1:])]
+    # Each one's first call makes its table, or its memory: not to be timed.
+    run, without = warmed(first_calls, (OURS, TORCH, FLOOR[device.type]), record.reason)
+    candidates = {name: in_turn(calls[name]) for name in run}
     if case.in_l2 and clock.chain():
         candidates["clock"] = clock.chain()
     timer = Device() if device.type == "cuda" else Wall(device)
     samples = interleave(candidates, timer, case.budget)
     ticks = samples.pop("clock", None)
     if case.in_l2:
-        samples[OURS] = Samples(tuple(s / SWEEPS for s in samples[OURS].seconds))
+        samples[OURS] = Samples(tuple(s / SWEEPS for s in samples[OURS].seconds), samples[OURS].late)
     hosts = {name: host_seconds(candidates[name]) for name in candidates} if case.model and device.type == "cuda" else {}
 
     def describe(name):
@@ -67,7 +71,7 @@ def measure(case: Kernel, device) -> list[dict]:
         fields = {
             "suite": "kernels",
             "op": "add_noise_ in L2" if case.in_l2 else f"add_noise_, {case.model}" if case.model else "add_noise_",
-            **(record.backend(device, name == OURS) | ({"backend": "triton", "isa": None} if name in (TRITON, RANDN4X) else {})),
+            **(record.backend(device, name == OURS) | ({"backend": "triton", "isa": None} if name in (TRITON, RANDN4X, RANDN) else {})),
             "dtype": case.dtype,
             "n": n,
             "tensors": len(sets[0]),
@@ -84,10 +88,13 @@ def measure(case: Kernel, device) -> list[dict]:
             fields["cycles_per_element_min"] = samples[name].min / ticks.min * clock.CYCLES / n
         return fields
 
-    return record.lines(device, samples, FLOOR[device.type], TORCH, describe)
+    lost = [record.failed("kernels", case, reason, device, name) for name, reason in without.items()]
+    return record.lines(device, samples, FLOOR[device.type], TORCH, describe) + lost
 
 
 def counted_bytes(name, case, n) -> int:
+    if name == CURAND:
+        return case.terms * n * torch.float32.itemsize
     each, whole = PASSES[name]
     return (each * case.terms + whole) * n * DTYPES[case.dtype].itemsize
 
@@ -107,17 +114,6 @@ def in_turn(calls):
     """One call that makes the next of the calls each time."""
     following = itertools.cycle(calls)
     return lambda: next(following)()
-
-
-def host_seconds(call, rounds=50) -> float:
-    """Median time until the call returns, whatever the device is still doing."""
-    seconds = []
-    for _ in range(rounds):
-        torch.cuda.synchronize()
-        begin = time.perf_counter()
-        call()
-        seconds.append(time.perf_counter() - begin)
-    return statistics.median(seconds)
 
 
 def one_pass(thetas, terms):
@@ -177,13 +173,38 @@ def with_triton(call):
     return forced
 
 
-def randn4x(thetas, terms):
-    from . import randn4x as baseline  # which needs Triton
-
+def fused(thetas, terms, kernel):
     def call():
+        from . import normals  # which needs Triton
+
         for key, c in terms:
             for theta in thetas:
-                baseline.add(theta, key.step, c)
+                normals.add(theta, key.step, c, getattr(normals, kernel))
+
+    return call
+
+
+def curand(n, terms, device):
+    """A call that writes the normals of all terms to memory, one term over the other, by cuRAND's Philox; None where there is no cupy,
+    with the reason printed."""
+    try:
+        import cupy  # noqa: F401 (which finds cuRAND's library)
+        from cupy_backends.cuda.libs import curand
+
+        generator = curand.createGenerator(curand.CURAND_RNG_PSEUDO_PHILOX4_32_10)
+        curand.setPseudoRandomGeneratorSeed(generator, CHECK.seed)
+        curand.setStream(generator, torch.cuda.current_stream(device).cuda_stream)
+        z = torch.empty(n + n % 2, device=device)
+        curand.generateNormal(generator, z.data_ptr(), len(z), 0.0, 1.0)
+        if abs(float(z[: 1 << 20].std()) - 1) > 0.1:
+            raise RuntimeError("its normals have another deviation than 1")
+    except Exception as error:
+        print(f"bench: without cuRAND's normals: {record.reason(error)}", file=sys.stderr)
+        return None
+
+    def call():
+        for _ in range(terms):
+            curand.generateNormal(generator, z.data_ptr(), len(z), 0.0, 1.0)
 
     return call
 

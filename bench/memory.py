@@ -40,12 +40,12 @@ REPORTED |= {("OPT-13B", dtype, 4, 400): OPT_13B for dtype in ("fp32", "bf16")}
 
 
 def measure(case: Memory, device) -> list[dict]:
-    """One step of each method on one model. -> records, one a method; a method that does not fit on the GPU has none.
+    """One step of each method on one model. -> records, one a method; that of one that does not fit on the GPU says so.
 
     Raises:
         Refused: zokern's step is wrong.
     """
-    found = {}
+    found, without = {}, {}
     with FakeTensorMode(shape_env=ShapeEnv()) if case.counted else contextlib.nullcontext():
         model = build(case.model, case.dtype, "cpu" if case.counted else device)
         closure = loss_of(model, case.batch, case.tokens)
@@ -55,9 +55,11 @@ def measure(case: Memory, device) -> list[dict]:
         for name in case.only or METHODS:
             if case.counted and name == OURS:
                 continue  # its kernels take addresses, and here are none
-            with contextlib.suppress(torch.cuda.OutOfMemoryError):
-                steps = 2 if name == ADAM else 1  # its first step makes states that stay
+            steps = 2 if name == ADAM else 1  # its first step makes states that stay
+            try:
                 found[name] = peak_of(method(name, model, closure, case), steps, model, case, device)
+            except Exception as error:
+                without[name] = record.reason(error)
             for p in model.parameters():
                 p.grad = None
             gc.collect()
@@ -83,7 +85,7 @@ def measure(case: Memory, device) -> list[dict]:
         }
         | here
         for name, most in found.items()
-    ]
+    ] + [record.failed("memory", case, reason, device, name) for name, reason in without.items()]
 
 
 def method(name, model, closure, case):

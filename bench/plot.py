@@ -53,6 +53,7 @@ def main(argv=None) -> int:
     parser.add_argument("--figures", type=Path, default=ROOT / "docs" / "figures", help="folder of the pictures")
     arguments = parser.parse_args(argv)
     records = [json.loads(line) for line in arguments.records.read_text().splitlines()]
+    records = [r for r in records if not r.get("error")]
     if not any(r["suite"] == "kernels" for r in records):  # README's table is of the kernels
         figures.draw(records, arguments.figures)
         return 0

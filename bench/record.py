@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # Every record has these; null where one does not apply. A suite may add its own.
 FIELDS = (
     *("suite", "op", "candidate", "backend", "isa", "dtype", "n", "terms", "threads", "timer"),
-    *("median_s", "q1_s", "q3_s", "min_s", "rounds", "ns_per_element", "gb_per_s", "share_of_floor", "speedup"),
+    *("median_s", "q1_s", "q3_s", "min_s", "rounds", "late_rounds", "ns_per_element", "gb_per_s", "share_of_floor", "speedup"),
     *("machine", "versions", "commit", "date"),
 )
 
@@ -42,6 +42,7 @@ def lines(device, samples, floor, baseline, describe) -> list[dict]:
             "q3_s": timed.quartiles[2],
             "min_s": timed.min,
             "rounds": len(timed.seconds),
+            "late_rounds": timed.late,
             "share_of_floor": samples[floor].median / timed.median,
             "speedup": samples[baseline].median / timed.median,
         }
@@ -51,6 +52,35 @@ def lines(device, samples, floor, baseline, describe) -> list[dict]:
     ]
 
 
+def failed(suite, case, reason, device, candidate=None) -> dict:
+    """The record of a case, or of one of its candidates, that there is no result of.
+
+    Args:
+        suite: its name.
+        case: as ``cases`` has it.
+        reason: why, as ``reason`` tells it.
+    """
+    try:
+        here = where(device)
+    except Exception:  # a GPU that has failed answers nothing
+        here = where(torch.device("cpu"))
+    return dict.fromkeys(FIELDS) | {"suite": suite, "op": str(case), "candidate": candidate, "error": reason} | here
+
+
+def reason(error) -> str:
+    """An exception in one line. Nothing of it is kept: its traceback would hold all that was allocated when it was raised."""
+    said = str(error).strip().splitlines() or [""]
+    return f"{type(error).__name__}: {said[0]}"[:300]
+
+
+def is_fault(record) -> bool:
+    """Whether something is wrong: not where there was too little memory, and not where only another way to do the same did not run."""
+    error = record.get("error")
+    if not error or error.startswith("OutOfMemoryError"):
+        return False
+    return record["candidate"] is None or error.startswith("Refused")
+
+
 def where(device) -> dict:
     """On what, of what and when."""
     now = datetime.now(timezone.utc).isoformat(timespec="seconds")
@@ -58,6 +88,7 @@ def where(device) -> dict:
 
 
 def append(path: Path, records: list[dict]) -> None:
+    """Write them, so that they stay if this process does not."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a") as file:
         file.writelines(json.dumps(record) + "\n" for record in records)

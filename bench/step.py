@@ -12,13 +12,14 @@ from . import record
 from .cases import Step
 from .models import build, loss_of
 from .oracle import EPS, check_returned, check_step
-from .timing import Wall, interleave
+from .timing import Turn, Wall, interleave, warmed
 
 OURS, DEFERRED, PUBLISHED, FORWARDS = "zokern.MeZO", "zokern.MeZO, defer", "MeZO as published", "two forwards"
 GRAPH, GRAPH_FORWARDS = "zokern.graph", "two forwards, captured"
 SGD, ADAM = "SGD, backpropagation", "Adam, backpropagation"
 LR = 1e-6
 CAPTURED_UP_TO = 2_000_000_000  # parameters: a graph is for models whose kernels take less time than their launches
+ALONE_FROM = 5_000_000_000  # parameters: three copies of such a model are more than a GPU should be asked to hold
 
 
 class PublishedMeZO:
@@ -61,15 +62,17 @@ def measure(case: Step, device) -> list[dict]:
     """Check, then time. -> records, one a candidate.
 
     Raises:
-        Refused: the check failed. torch.cuda.OutOfMemoryError: three such models do not fit.
+        Refused: the check failed. torch.cuda.OutOfMemoryError: the models do not fit.
     """
     torch.set_num_threads(case.threads)
     ours = build(case.model, case.dtype, device)
+    size = sum(p.numel() for p in ours.parameters())
     batch = case.batch, case.tokens
     check_step(ours.named_parameters(), loss_of(ours, *batch), LR)
     # Models of their own: the published step gives its weights new memory each time, and so would have zokern look for them; with
-    # defer=True the weights are not settled between steps.
-    theirs, waiting = copy.deepcopy(ours), copy.deepcopy(ours)
+    # defer=True the weights are not settled between steps. Where there is room for one model only, both are done between turns.
+    alone = size >= ALONE_FROM
+    theirs, waiting = (ours, ours) if alone else (copy.deepcopy(ours), copy.deepcopy(ours))
     optimizer = zokern.MeZO(ours.parameters(), lr=LR, eps=EPS)
     deferred = zokern.MeZO(waiting.parameters(), lr=LR, eps=EPS, defer=True)
     published, forwards = PublishedMeZO(theirs, LR, EPS), loss_of(ours, *batch)
@@ -80,28 +83,34 @@ def measure(case: Step, device) -> list[dict]:
         forwards(), forwards()
 
     candidates = {
+        FORWARDS: two_forwards,
         OURS: lambda: optimizer.step(closures[OURS]),
         DEFERRED: lambda: deferred.step(closures[DEFERRED]),
         PUBLISHED: lambda: published.step(closures[PUBLISHED]),
-        FORWARDS: two_forwards,
     }
+    if alone:
+        candidates[OURS] = Turn(candidates[OURS], before=lambda: looked_for(optimizer))
+        candidates[DEFERRED] = Turn(candidates[DEFERRED], before=lambda: looked_for(deferred), after=deferred.flush)
     # The forwards first, before zokern has made the tables that it keeps.
-    peaks = {name: peak(candidates[name]) if device.type == "cuda" else None for name in (FORWARDS, *closures)}
+    peaks = {name: peak(call) if device.type == "cuda" else None for name, call in candidates.items()}
     passes = {OURS: lambda: optimizer.model.add([(zokern.NoiseKey(0), EPS)]), PUBLISHED: lambda: published.perturb(0, 1)}
     launched = {name: launches(one_pass) if device.type == "cuda" else None for name, one_pass in passes.items()}
-    size = sum(p.numel() for p in optimizer.layout.params)
+    without = {}
     if device.type == "cuda" and size <= CAPTURED_UP_TO:
-        candidates |= captured(ours, forwards, two_forwards)
+        try:
+            candidates |= captured(ours, forwards, two_forwards)
+        except Exception as error:
+            without[GRAPH] = record.reason(error)
     if case.trained:
         by_name = {SGD: torch.optim.SGD, ADAM: torch.optim.Adam}
         candidates |= {name: trained(theirs, optimizer, closures[PUBLISHED], fused=True) for name, optimizer in by_name.items()}
-    timer = Wall(device, most=1)
-    samples = interleave(candidates, timer, case.budget)
+    run, failed = warmed(candidates, (OURS, PUBLISHED, FORWARDS), record.reason)
+    samples = interleave(run, timer := Wall(device, most=1), case.budget)
     # In pairs: what slows a round down slows down both of its sides.
-    alone = {name: GRAPH_FORWARDS if name == GRAPH else FORWARDS for name in (*closures, GRAPH) if name in candidates}
+    beside = {name: GRAPH_FORWARDS if name == GRAPH else FORWARDS for name in (*closures, GRAPH) if name in run}
     own = {
         name: statistics.median(step - both for step, both in zip(samples[name].seconds, samples[forward].seconds))
-        for name, forward in alone.items()
+        for name, forward in beside.items()
     }
 
     def describe(name):
@@ -117,7 +126,7 @@ def measure(case: Step, device) -> list[dict]:
             "model": case.model,
             "batch": case.batch,
             "tokens": case.tokens,
-            "step_in_forwards": 2 * samples[name].median / samples[alone.get(name, FORWARDS)].median,
+            "step_in_forwards": 2 * samples[name].median / samples[beside.get(name, FORWARDS)].median,
             "optimizer_s": own.get(name),
             # On a busy machine a difference of two times can come out below zero; its ratio would say nothing.
             "optimizer_speedup": own[PUBLISHED] / own[name] if own.get(name, 0) > 0 else None,
@@ -126,7 +135,13 @@ def measure(case: Step, device) -> list[dict]:
             "launches_per_pass": launched.get(name),
         }
 
-    return record.lines(device, samples, FORWARDS, PUBLISHED, describe)
+    lost = [record.failed("step", case, reason, device, name) for name, reason in (without | failed).items()]
+    return record.lines(device, samples, FORWARDS, PUBLISHED, describe) + lost
+
+
+def looked_for(optimizer):
+    """A pass that adds nothing: zokern finds the weights where the published step has left them."""
+    optimizer.model.add([(zokern.NoiseKey(0), 0.0)])
 
 
 def trained(model, optimizer, closure, **how):
@@ -134,24 +149,22 @@ def trained(model, optimizer, closure, **how):
     optimizer = optimizer(model.parameters(), lr=LR, **how)
 
     def call():
-        closure().backward()
-        optimizer.step()
-        optimizer.zero_grad()
+        try:
+            closure().backward()
+            optimizer.step()
+        finally:
+            optimizer.zero_grad()
 
     return call
 
 
 def captured(model, closure, two_forwards) -> dict:
-    """The step and the two forwards as CUDA graphs; nothing where the model cannot be captured, with the reason printed."""
+    """The step and the two forwards as CUDA graphs."""
     optimizer = zokern.MeZO(model.parameters(), lr=LR, eps=EPS)
-    try:
-        step = zokern.graph(optimizer, closure)
-        forwards = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(forwards):
-            two_forwards()
-    except (RuntimeError, ValueError) as error:
-        print(f"bench: not captured in a CUDA graph: {error}", file=sys.stderr)
-        return {}
+    step = zokern.graph(optimizer, closure)
+    forwards = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(forwards):
+        two_forwards()
     check_returned(optimizer.layout, step, moved=lambda: LR * float(optimizer.last.projected_grad.abs()))
     return {GRAPH: step, GRAPH_FORWARDS: forwards.replay}
 
@@ -166,11 +179,15 @@ def peak(call) -> int:
     return torch.cuda.max_memory_allocated()
 
 
-def launches(call) -> int:
-    """Kernels and copies that a call queues on the GPU."""
+def launches(call) -> int | None:
+    """Kernels and copies that a call queues on the GPU; None where the profiler cannot say, with the reason printed."""
     call()
     torch.cuda.synchronize()
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
-        call()
-        torch.cuda.synchronize()
+    try:
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+            call()
+            torch.cuda.synchronize()
+    except Exception as error:
+        print(f"bench: launches are not counted: {record.reason(error)}", file=sys.stderr)
+        return None
     return sum(event.device_type == torch.autograd.DeviceType.CUDA for event in profile.events())

@@ -43,13 +43,16 @@ def text(records) -> str:
     if not records:
         return "no records"
     parts = [heading(records)]
+    if without := [record for record in records if record.get("error")]:
+        parts.append("without a result\n" + "\n".join(map(unmeasured, without)))
+        records = [record for record in records if not record.get("error")]
     rows = {"kernels": of_kernels, "step": of_steps, "memory": of_memory, "replay": of_replay, "trainer": of_trainer, "drift": of_drift}
     for suite, row in rows.items():
         cases = by_case([record for record in records if record["suite"] == suite])
         if cases:
             floor = next((name for case in cases for name in kernels.FLOOR.values() if name in case), "")
             parts.append(f"suite {suite}\n{aligned([row(case) for case in cases])}\n{NOTES[suite].format(floor=floor)}")
-            parts[-1] += "".join(map(cycles, cases)) + (fits(records) if suite == "memory" else "")
+            parts[-1] += "".join(map(cycles, cases)) + "".join(map(late, cases)) + (fits(records) if suite == "memory" else "")
     for name, rows in (("optimizers", runs.of_optimizers), ("convergence", runs.of_runs), ("effective rank", runs.of_effective_rank)):
         if found := rows(records):
             parts.append(f"{name}\n{aligned(found)}\n{NOTES_OF_RUNS[name]}")
@@ -72,6 +75,21 @@ def cycles(case) -> str:
     return f"\nin L2, one thread: {median:.2f} cycles an element (fastest rounds {least:.2f}); clock {clock:.2f} GHz, by a chain of imul"
 
 
+def unmeasured(record) -> str:
+    named = f"{record['suite']}, {record['op']}" + (f", {record['candidate']}" if record["candidate"] else "")
+    return textwrap.fill(f"{named}: {record['error']}", 120, subsequent_indent="  ")
+
+
+def late(case) -> str:
+    """Whose GPU may have idled while it was timed."""
+    lines = []
+    for r in case.values():
+        if r.get("late_rounds"):
+            what = f"{r['candidate']}, {r['dtype']}, {size(r)}, terms {r['terms']}"
+            lines.append(f"\nat most: {what}: the host was late in {r['late_rounds']} of {r['rounds']} rounds")
+    return "".join(lines)
+
+
 def by_case(records) -> list[dict]:
     """[{candidate: record}], one a case."""
     cases = {}
@@ -83,25 +101,30 @@ def by_case(records) -> list[dict]:
 
 
 def of_kernels(case) -> dict[str, str]:
-    ours, torch, literal = (case[name] for name in (kernels.OURS, kernels.TORCH, kernels.LITERAL))
-    scale = 1e9 / ours["n"]
+    ours, torch, literal = case[kernels.OURS], case[kernels.TORCH], case.get(kernels.LITERAL)
+    others = {"triton": kernels.TRITON, "randn4x": kernels.RANDN4X, "randn": kernels.RANDN, "cuRAND": kernels.CURAND}
     return {
         "dtype": ours["dtype"],
         "terms": str(ours["terms"]),
         "n": size(ours),
         "threads": threads(ours),
-        "zokern": f"{ours['ns_per_element']:.3f} [{ours['q1_s'] * scale:.3f} {ours['q3_s'] * scale:.3f}]",
+        "zokern": f"{each(ours)} [{each(ours, 'q1_s')} {each(ours, 'q3_s')}]",
         "GB/s": f"{ours['gb_per_s']:.1f}",
         "of floor": f"{ours['share_of_floor']:.2f}",
-        "triton": f"{case[kernels.TRITON]['ns_per_element']:.3f}" if kernels.TRITON in case else "",
-        "randn4x": f"{case[kernels.RANDN4X]['ns_per_element']:.3f}" if kernels.RANDN4X in case else "",
-        "torch": f"{torch['ns_per_element']:.3f}",
+        **{head: each(case[name]) if name in case else "" for head, name in others.items()},
+        "torch": each(torch),
         "x": f"{ours['speedup']:.1f}",
-        "MeZO": f"{literal['ns_per_element']:.3f}",
-        "x ": f"{literal['median_s'] / ours['median_s']:.1f}",
-        "foreach": f"{case[kernels.FOREACH]['ns_per_element']:.2f}" if kernels.FOREACH in case else "",
+        "MeZO": each(literal) if literal else "",
+        "x ": f"{literal['median_s'] / ours['median_s']:.1f}" if literal else "",
+        "foreach": each(case[kernels.FOREACH]) if kernels.FOREACH in case else "",
         "host us": f"{ours['host_s'] * 1e6:.0f}" if ours.get("host_s") else "",
     }
+
+
+def each(record, field="median_s") -> str:
+    """Nanoseconds an element, in three digits: a GPU takes about 0.001."""
+    ns = record[field] * 1e9 / record["n"]
+    return f"{ns:.3g}" if ns < 1000 else f"{ns:.0f}"
 
 
 def threads(record) -> str:

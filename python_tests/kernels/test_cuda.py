@@ -1,4 +1,5 @@
-"""The CUDA kernels: their bits, by running their source thread by thread on the CPU; their instructions, by nvcc; the rest on a GPU."""
+"""The CUDA kernels: their bits, by running their source thread by thread on the CPU; their instructions, by nvcc. What only
+a GPU shows is in test_cuda_on_gpu.py."""
 
 import ctypes
 import shutil
@@ -9,21 +10,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from accumulate_cases import DTYPES, KEY, add_noise_, assert_same_bits, expected, weights
 from counted_kernels import count
 from retrace_cases import RUNS, check_retrace
 from update_cases import DENSE, KINDS, MIXED, PLACES, Piece, check_update, keys_of
 
 import zokern
-from zokern import Layout, NoiseKey, ops, use_backend
+from zokern import NoiseKey
 from zokern.kernels import cuda
 from zokern.kernels.spans import BLOCK
-from zokern.layout import ALL, Table, pack
 from zokern.noise import reference
 from zokern.ops.moments import RULES
 
 ROOT = Path(__file__).parents[2]
-DTYPES = [torch.float32, torch.bfloat16, torch.float16]
-KEY = NoiseKey(0x123456789ABCDEF0, 7, 3)
 
 
 @pytest.fixture(scope="module")
@@ -79,33 +78,6 @@ def backend(library, monkeypatch):
     monkeypatch.setattr(cuda, "_cuda", OnHost(library))
     monkeypatch.setattr(cuda, "_place", lambda device: (0, 0))
     return cuda
-
-
-def add_noise_(backend, tensors, firsts, keys, coefficients, decay=None, clock=None, last=ALL):
-    """One launch for contiguous CPU tensors of one dtype, tensor i in group i mod groups."""
-    c = torch.tensor(coefficients, dtype=torch.float32)
-    d = None if decay is None else torch.tensor(decay, dtype=torch.float32)
-    rows = [(t.data_ptr(), t.numel(), first, pack(i % c.shape[1], last)) for i, (t, first) in enumerate(zip(tensors, firsts, strict=True))]
-    table = Table(tensors[0].dtype, torch.device("cpu"), c.shape[1], torch.tensor(rows))
-    with backend.clock(None if clock is None else torch.tensor(clock, dtype=torch.int32)):
-        backend.add_noise_(table, keys, c, d)
-
-
-def expected(theta, first, keys, coefficients, decay=None, last=ALL):
-    """The oracle: float32, terms in order, one rounding at the end."""
-    acc = theta.float().numpy() * np.float32(1 if decay is None else decay)
-    for key, c in zip(keys, coefficients, strict=True):
-        acc = reference.fma(np.float32(c), reference.masked_normal(key, last, first, theta.numel()), acc)
-    return torch.from_numpy(acc).to(theta.dtype)
-
-
-def weights(count, dtype, seed=0):
-    return (torch.randn(count, generator=torch.Generator().manual_seed(seed)) * 0.02).to(dtype)
-
-
-def assert_same_bits(a, b):
-    kind = torch.int32 if a.dtype == torch.float32 else torch.int16
-    assert torch.equal(a.view(kind), b.view(kind))
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -320,55 +292,3 @@ def test_no_compiled_update_spills_or_reads_less_than_vectors(sass_of_updates):
     for line in sass_of_updates:
         assert line["spills"] == line["stack_bytes"] == line["shared_bytes"] == 0, line
         assert all(access.endswith(".128") for access in line["accesses"] if line["terms"] != "n" or access.startswith("STG")), line
-
-
-@pytest.mark.gpu
-class TestOnGPU:
-    @pytest.fixture(autouse=True)
-    def forced(self):
-        with use_backend("cuda"):
-            yield
-
-    @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-    @pytest.mark.parametrize("terms", [1, 2, 5])
-    @pytest.mark.parametrize("shift", [0, 1])
-    def test_the_oracle_and_triton(self, dtype, terms, shift):
-        theta = weights(1_000_003, dtype)
-        keys = [NoiseKey(3, step) for step in range(terms)]
-        wanted = expected(theta[shift:], 0, keys, [0.01] * terms, 0.999)
-        for name in ("cuda", "triton"):
-            on_gpu = theta.cuda()[shift:]
-            with use_backend(name):
-                ops.add_noise_(Layout([on_gpu]), [(key, 0.01) for key in keys], 0.999)
-            assert_same_bits(on_gpu.cpu(), wanted)
-
-    @pytest.mark.parametrize("rule, dtype, state", KINDS, ids=str)
-    @pytest.mark.parametrize("n", [1, 2, 9])
-    def test_update(self, rule, dtype, state, n):
-        for pieces in (DENSE, MIXED, *PLACES.values()):
-            check_update(cuda.update_, rule, dtype, state, pieces, keys_of(n), decay=True, device="cuda:0")
-
-    @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-    @pytest.mark.parametrize("passes", RUNS.values(), ids=RUNS)
-    def test_a_run_of_passes(self, dtype, passes):
-        for pieces in (DENSE, MIXED, [Piece(1_000_003, 4096, 1)], *PLACES.values()):
-            check_retrace(cuda.retrace_, dtype, pieces, passes, device="cuda:0")
-
-    def test_runs_on_the_current_stream(self):
-        theta = torch.zeros(1_000_000, device="cuda")
-        layout, stream = Layout([theta]), torch.cuda.Stream()
-        wanted = expected(torch.zeros(1_000_000), 0, [KEY, NoiseKey(1)], [1.0, -0.5])
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            ops.add_noise_(layout, [(KEY, 1.0), (NoiseKey(1), -0.5)])
-        stream.synchronize()
-        assert_same_bits(theta.cpu(), wanted)
-
-    def test_another_device_than_the_current_one(self):
-        if torch.cuda.device_count() < 2:
-            pytest.skip("one GPU here, two are needed")
-        theta = torch.zeros(5000, device="cuda:1")
-        with torch.cuda.device(0):
-            ops.add_noise_(Layout([theta]), [(KEY, 1.0)])
-            assert torch.cuda.current_device() == 0
-        assert_same_bits(theta.cpu(), expected(torch.zeros(5000), 0, [KEY], [1.0]))

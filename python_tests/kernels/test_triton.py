@@ -28,6 +28,8 @@ pytestmark = [
 ]
 ROOT = Path(__file__).resolve().parents[2]
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+if DEVICE == "cuda":
+    pytestmark.append(pytest.mark.gpu)  # all of them: what the interpreter has shown, the compiler may undo
 KEY = NoiseKey(0xFEDCBA9876543210, 7, 5)
 INTEGERS = {torch.float32: torch.int32, torch.bfloat16: torch.int16, torch.float16: torch.int16}
 DTYPES = list(INTEGERS)
@@ -363,6 +365,15 @@ class TestOnGPU:
     def test_a_run_of_passes(self, dtype):
         for passes in RUNS.values():
             check_retrace(backend.retrace_, dtype, [Piece(1_000_003, 4096, 1), *MIXED], passes, device=DEVICE)
+
+    @pytest.mark.parametrize("rule, dtype, state", KINDS, ids=str)
+    @pytest.mark.parametrize("masked", [False, True])
+    def test_update(self, rule, dtype, state, masked):
+        """Two kernels of each kind, which compile for seconds: one key and all noise; nine keys, masks and decay."""
+        every = [[Piece(1_000_003, 4096, 1)], DENSE, MIXED, *PLACES.values()]
+        for pieces in every:
+            if masked == any(piece.last != ALL for piece in pieces):
+                check_update(backend.update_, rule, dtype, state, pieces, keys_of(9 if masked else 1), decay=masked, device=DEVICE)
 
     def test_the_host_does_not_wait(self):
         theta, keys = weights(100_000, torch.bfloat16), [KEY, NoiseKey(1)]

@@ -5,7 +5,6 @@ import io
 import warnings
 from functools import partial
 
-import peft
 import pytest
 import torch
 import transformers
@@ -271,6 +270,7 @@ def test_a_lora_model_and_one_whose_layers_are_given(batch):
         vocab_size=40, hidden_size=16, num_hidden_layers=3, num_attention_heads=2, intermediate_size=24, max_position_embeddings=24
     )
     model = transformers.RobertaForSequenceClassification(config)
+    peft = pytest.importorskip("peft")
     model = peft.get_peft_model(model, peft.LoraConfig(r=2, target_modules=["query", "value"], modules_to_save=["classifier"])).eval()
     labels = torch.randint(0, 2, (5,))
     closure = lambda: model(batch + 2, labels=labels).loss  # noqa: E731

@@ -1,4 +1,4 @@
-"""What one writes in Triton without zokern: theta += c z in one pass, by tl.randn4x. Other numbers than the specification's."""
+"""What one writes in Triton without zokern: theta += c z in one pass, by tl.randn4x or tl.randn. Other numbers than the specification's."""
 
 import torch
 import triton
@@ -8,7 +8,8 @@ BLOCK = 2048
 
 
 @triton.jit
-def kernel(theta, n, seed, c, BLOCK: tl.constexpr):
+def add_four(theta, n, seed, c, BLOCK: tl.constexpr):
+    """Four normals of each Philox block."""
     quarter: tl.constexpr = BLOCK // 4
     block = tl.program_id(0).to(tl.int64)
     lanes = tl.arange(0, quarter)
@@ -21,6 +22,14 @@ def kernel(theta, n, seed, c, BLOCK: tl.constexpr):
         tl.store(here, x.to(theta.dtype.element_ty), inside)
 
 
-def add(theta: torch.Tensor, seed: int, c: float) -> None:
+@triton.jit
+def add_one(theta, n, seed, c, BLOCK: tl.constexpr):
+    """A Philox block for each normal, as Triton's tutorials have it."""
+    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    x = tl.load(theta + at, at < n).to(tl.float32) + c * tl.randn(seed, at)
+    tl.store(theta + at, x.to(theta.dtype.element_ty), at < n)
+
+
+def add(theta: torch.Tensor, seed: int, c: float, kernel=add_four) -> None:
     """theta += c z(seed), in place; contiguous float32, bfloat16 or float16."""
     kernel[(triton.cdiv(theta.numel(), BLOCK),)](theta, theta.numel(), seed, c, BLOCK=BLOCK)

@@ -1,0 +1,89 @@
+"""The GPU kernels launched once or twice, for tools that look into a launch: small ones for compute-sanitizer, large ones for ncu.
+
+compute-sanitizer python -m bench.launches
+ncu --profile-from-start off python -m bench.launches --profile 30
+"""
+
+import argparse
+import sys
+
+import torch
+
+import zokern
+from zokern.noise.spec import ROUNDING
+from zokern.ops.moments import RULES
+
+from .models import DTYPES
+from .oracle import CHECK, EPS, check
+
+SIZES = (1, 3, 4096, 9001)  # elements: less than a vector, a whole tile, tiles with a ragged end
+NUMBERS = (-EPS, 0.9, 0.1, 0.99, 0.01, 1.5, 1e-8)
+SHARED = ("bf16",)  # what Triton, whose kernels compile for seconds each, is asked for
+
+
+def main(argv=None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m bench.launches", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--profile", type=int, metavar="E", help="add_noise_ with one term and two, and Adam, bf16, 2^E elements")
+    arguments = parser.parse_args(argv)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if arguments.profile is not None:
+        profile(1 << arguments.profile, device)
+        return 0
+    for name, status in zokern.backends().items():
+        if name != "reference" and status.startswith("available") and device.type in zokern.kernels._module(name).devices():
+            with zokern.use_backend(name):
+                for dtype in DTYPES if name != "triton" else SHARED:
+                    every(DTYPES[dtype], device, brief=name == "triton")
+            print(f"{name}: {status}: every kernel launched")
+    return 0
+
+
+def profile(n, device):
+    """Each once to compile and to make its table, and once more for the profiler."""
+    theta = torch.randn(n, dtype=torch.bfloat16, device=device).mul_(0.02)
+    layout, state = zokern.Layout([theta]), [[torch.zeros_like(theta)] for _ in "mv"]
+    calls = [
+        lambda terms=terms: zokern.ops.add_noise_(layout, terms) for terms in ([(CHECK, EPS)], [(CHECK, EPS), (zokern.NoiseKey(1), EPS)])
+    ]
+    check(theta, 0, [(CHECK, EPS)], calls[0])
+    calls.append(lambda: zokern.ops.update_(layout, "adam", [(CHECK, 1.0)], NUMBERS, state, rounding=rounding(0)))
+    for call in calls:
+        call()
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+        torch.cuda.profiler.start()
+    for call in calls:
+        call()
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+        torch.cuda.profiler.stop()
+
+
+def every(dtype, device, brief):
+    """Tensors of all sizes in one launch, aligned and not, all of their noise and a part of it; ``brief``: one kind of each kernel."""
+    for keep in (1.0,) if brief else (1.0, 0.5):
+        tensors = [torch.zeros(n + shift, dtype=dtype, device=device)[shift:] for n in SIZES for shift in (0, 1)]
+        layout = zokern.Layout(tensors, keep=[keep] * len(tensors))
+        for count in (1,) if brief else (1, 2, 9):
+            terms = [(zokern.NoiseKey(1, step), EPS) for step in range(count)]
+            for decay in (1.0,) if brief else (1.0, 0.9):
+                zokern.ops.add_noise_(layout, terms, decay)
+                zokern.ops.retrace_(layout, [(terms, decay), (terms, 1.0)])
+            for rule in ("adam",) if brief else RULES:
+                for kind in (torch.bfloat16,) if brief else (torch.float32, torch.bfloat16):
+                    slots = RULES[rule].state
+                    state = [[torch.zeros_like(t, dtype=kind) for t in tensors] for _ in slots]
+                    rounded = rounding(count) if slots and kind == torch.bfloat16 else None
+                    zokern.ops.update_(layout, rule, terms, NUMBERS[: len(RULES[rule].numbers)], state, terms[:1], rounding=rounded)
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        if not all(bool(t.isfinite().all()) for t in tensors):
+            raise RuntimeError(f"{dtype}, keep={keep}: what was added to zeros is not finite")
+
+
+def rounding(step):
+    return zokern.NoiseKey.of(2, step, ROUNDING)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

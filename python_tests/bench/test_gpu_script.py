@@ -1,0 +1,194 @@
+"""bench/gpu.sh keeps its promises: its time, its files, and what becomes of a part that fails. Its commands are those of the real tools."""
+
+import json
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+sys.path.insert(0, str(ROOT))  # bench is no part of the installed package
+
+from bench import __main__ as bench  # noqa: E402
+from bench import gpu, models  # noqa: E402
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A run of parts on a machine with a GPU, begun so many seconds ago."""
+
+    def make(ago=0.0, total=60.0, **tools):
+        tools = {"python": shlex.quote(sys.executable), "workers": "", "ncu": None, **tools}
+        return gpu.Run(tmp_path, tools, {"checkout": tmp_path}, True, time.monotonic() - ago, total)
+
+    return make
+
+
+def python(code):
+    return "{python} -c " + shlex.quote(code).replace("{", "{{").replace("}", "}}")
+
+
+def part(name, code, limit=30, **more):
+    return gpu.Part(name, 1, limit, f"{name}.txt", python(code), None, **more)
+
+
+def test_the_parts_fit_their_call():
+    assert sum(part.estimate for part in gpu.PARTS) <= gpu.TOTAL <= 480
+    assert all(part.estimate <= part.limit for part in gpu.PARTS)
+    files = {name for part in gpu.PARTS for name in (part.file, part.said or part.file)} | {gpu.SUMMARY, gpu.RECORDS, gpu.LOG}
+    assert len(files) <= 8 and all(re.fullmatch(r"[\w.-]+", name) for name in files)
+    assert not any("sass" in (part.command or "") for part in gpu.PARTS)
+
+
+@pytest.mark.parametrize("part", gpu.PARTS, ids=lambda part: part.name)
+def test_the_commands_are_those_of_the_tools(part):
+    """What is given to python -m bench it takes; every test marked gpu lies in a room that is asked for."""
+    for text in filter(None, (part.command, part.dry)):
+        names = {"python": "python", "records": "r.jsonl", "workers": "-n 8", "ncu": "ncu", "sanitizer": "compute-sanitizer"}
+        words = shlex.split(text.format(**names))
+        if "bench" in words:
+            arguments = bench.parser().parse_args(words[words.index("bench") + 1 :])
+            assert arguments.suite != "all" and arguments.out == Path("r.jsonl")
+        if "pytest" in words:
+            rooms = [word for word in words if word.startswith("python_tests/")]
+            marked = [path for path in (ROOT / "python_tests").rglob("test_*.py") if "mark.gpu" in path.read_text()]
+            assert len(marked) > 5
+            for path in set(marked) - {Path(__file__)}:
+                assert any(path.is_relative_to(ROOT / room) for room in rooms), path
+
+
+def test_one_part_that_fails_does_not_stop_the_others(run, tmp_path, capsys):
+    parts = [part("good", "print('here')"), part("bad", "raise SystemExit('no kernel image')"), part("last", "print('there')")]
+    assert run().all(parts) == 1
+    assert "here" in (tmp_path / "good.txt").read_text() and "there" in (tmp_path / "last.txt").read_text()
+    summary = (tmp_path / "summary.txt").read_text()
+    assert re.search(r"good +\d+ s  ok", summary) and re.search(r"bad +\d+ s  FAILED: exit status 1", summary)
+    assert "1 parts failed" in summary and "no kernel image" in capsys.readouterr().out
+    assert run().all(parts[:1]) == 0
+
+
+def test_a_part_that_takes_too_long_is_stopped_with_all_that_it_started(run, tmp_path):
+    code = "import subprocess, sys, time; p = subprocess.Popen(['sleep', '600']); print(p.pid, flush=True); time.sleep(600)"
+    assert run().all([part("long", code, limit=2)]) == 1
+    assert "FAILED: over 2 s" in (tmp_path / "summary.txt").read_text()
+    started = int((tmp_path / "long.txt").read_text().split()[-1])
+    for _ in range(100):  # until whoever inherits it has buried it
+        status = Path(f"/proc/{started}/stat")
+        if not status.exists() or ") Z" in status.read_text():
+            return
+        time.sleep(0.1)
+    os.kill(started, signal.SIGKILL)
+    pytest.fail("it runs on")
+
+
+def test_nothing_is_begun_when_the_time_is_up(run, tmp_path):
+    assert run(ago=55).all([part("late", "print('begun')")]) == 0
+    assert "left out: 5 s were left" in (tmp_path / "summary.txt").read_text() and not (tmp_path / "late.txt").exists()
+
+
+def test_no_part_gets_more_than_what_is_left(run):
+    ten = part("ten", "", limit=10)
+    assert run(ago=0).limit(ten) == 10
+    assert run(ago=54).limit(ten) == pytest.approx(6 - gpu.GRACE, abs=0.5)
+    assert run(ago=100).limit(ten) == 0
+
+
+CASES = """
+import os, signal, sys
+first = int(sys.argv[sys.argv.index("--begin") + 1]) if "--begin" in sys.argv else 1
+for n in range(first, 5):
+    print(f"bench: {n} of 4: case {n}", file=sys.stderr, flush=True)
+    if n == 2:
+        os.kill(os.getpid(), signal.SIGSEGV)
+    if n == 3:
+        sys.exit(3)
+    print("done", n, flush=True)
+"""
+
+
+def test_a_process_that_dies_costs_the_case_that_it_died_in(run, tmp_path):
+    assert run().all([part("bench", CASES, said=gpu.LOG)]) == 1
+    assert [line for line in (tmp_path / "bench.txt").read_text().splitlines()] == ["done 1", "done 4"]
+    (lost,) = [json.loads(line) for line in (tmp_path / gpu.RECORDS).read_text().splitlines()]  # the third has recorded itself
+    assert lost["op"] == "case 2" and lost["error"] == "the process ended with status -11"
+    assert "FAILED: exit status" in (tmp_path / "summary.txt").read_text()
+
+
+def test_what_runs_behind_is_waited_for_and_stopped_at_the_end(run, tmp_path):
+    slow = part("slow", "import time; time.sleep(1); print('built')", behind=True)
+    never = part("never", "import time; time.sleep(600)", behind=True)
+    parts = [slow, never, part("user", "print(open('slow.txt').read())", after="slow"), part("other", "", limit=1, after="never")]
+    made = run()
+    assert made.all(parts) == 1
+    assert "built" in (tmp_path / "user.txt").read_text()
+    assert "FAILED: never is not done" in (tmp_path / "summary.txt").read_text()
+    assert made.behind["never"].poll() is not None
+
+
+def test_a_tool_that_is_missing_is_named(run, tmp_path):
+    assert run().all([gpu.Part("ncu", 1, 5, "ncu.txt", "{ncu} {python} -c 1", None)]) == 0
+    assert "left out: there is no ncu here" in (tmp_path / "summary.txt").read_text()
+
+
+def test_the_whole_script_leaves_its_files_and_no_others_of_its_own(tmp_path, monkeypatch, capsys):
+    """From the command line to the summary, with small parts; what an earlier run has left is gone."""
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / gpu.RECORDS).write_text("old\n")
+    code = python("import zokern, os; print(zokern.__file__, os.environ['BENCH_COMMIT'])")
+    parts = tuple(gpu.Part(name, 1, 30, "bench.txt", code, code, copy=name) for name in ("checkout", "seven"))
+    monkeypatch.setattr(gpu, "PARTS", parts)
+    monkeypatch.setenv("BENCH_COMMIT", "1234abc")
+    monkeypatch.setattr(gpu, "commit", lambda: "1234abc")
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    assert gpu.main([str(out)]) == 0
+    assert {path.name for path in out.iterdir()} == {"summary.txt", "bench.txt"}
+    told = (out / "bench.txt").read_text()
+    assert str(ROOT) not in told and "/checkout/zokern" in told and "/seven/zokern" in told and "1234abc" in told
+    assert "commit 1234abc" in capsys.readouterr().out and "2 s" in (out / "summary.txt").read_text()
+
+
+def test_the_second_copy_has_seven_rounds(tmp_path):
+    folder = gpu.with_seven_rounds(gpu.copied(tmp_path / "seven"))
+    code = "from zokern.noise import spec; print(spec.ROUNDS)"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=folder, env=os.environ | {"PYTHONPATH": str(folder)}, capture_output=True, text=True
+    )
+    assert done.stdout == "7\n" and "kRounds = 7;" in (folder / "csrc/noise/philox.hpp").read_text()
+    with pytest.raises(SystemExit, match="rounds"):
+        gpu.with_seven_rounds(folder)
+
+
+def test_a_copy_without_git_has_a_name(tmp_path, monkeypatch):
+    """BENCH_COMMIT, or what its sources come to: the same in a checkout and in its copy, another one when a source differs."""
+    here = gpu.sources()
+    monkeypatch.setattr(gpu, "ROOT", gpu.copied(tmp_path / "copy"))
+    monkeypatch.delenv("BENCH_COMMIT", raising=False)
+    assert gpu.commit() == here and re.fullmatch("sources-[0-9a-f]{12}", here)
+    gpu.with_seven_rounds(gpu.ROOT)
+    assert gpu.commit() != here
+    monkeypatch.setenv("BENCH_COMMIT", "1234abc")
+    assert gpu.commit() == "1234abc"
+
+
+def test_the_shell_script_asks_for_a_folder():
+    done = subprocess.run(["bash", ROOT / "bench/gpu.sh"], env=os.environ | {"PYTHON": sys.executable}, capture_output=True, text=True)
+    assert done.returncode == 2 and "DIR is missing" in done.stderr
+
+
+@pytest.mark.parametrize("arguments", [[], ["--profile", "12"]])
+def test_every_kernel_is_launched(arguments):
+    """What compute-sanitizer and ncu are given, on this machine's backend."""
+    if reason := models.missing():
+        pytest.skip(reason)
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}  # which takes its time
+    done = subprocess.run([sys.executable, "-m", "bench.launches", *arguments], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert arguments or "every kernel launched" in done.stdout
