@@ -14,6 +14,7 @@ from zokern.errors import BadInput
 from zokern.finetune import finetune, resume
 from zokern.finetune.data import load as load_data
 from zokern.finetune.model import load as load_model
+from zokern.finetune.optimizers import make, with_rates
 from zokern.tasks import HeadReader
 
 transformers = pytest.importorskip("transformers")
@@ -104,9 +105,12 @@ def test_the_adapter_alone_does_the_same(settings):
 
 def test_the_logs_and_the_picture_tell_the_run(settings, drawn):
     run = replace(settings, steps=5, q=2, weight_decay=0.1, lr=1e-3)
-    result = finetune(run, quiet)
+    said = []
+    result = finetune(run, said.append)
     out = Path(run.out)
     record = json.loads((out / "run.json").read_text())
+    assert f"{Path(run.data)}: text from 'text', label from 'label'; 48 training rows, 12 held out" in said[0]
+    assert record["columns"] == metrics(out)["columns"] == {"text": ["text"], "label": "label"}
     assert (record["settings"]["lr"], record["settings"]["q"], record["labels"]) == (1e-3, 2, ["bad", "good"])
     steps = Trajectory.read(out / "trajectory.jsonl")
     assert len(steps) == 5 and all(len(step.readings) == 4 for step in steps.steps)
@@ -284,6 +288,16 @@ def test_models_that_cannot_be_used(settings, tmp_path, tokenizer):
     for path in Path(settings.model).iterdir():
         (tmp_path / "cut" / path.name).write_bytes(path.read_bytes()[: 5000 if path.suffix == ".safetensors" else None])
     assert "cannot be loaded" in refused(tmp_path / "cut")
+
+
+@pytest.mark.parametrize("options", [dict(blocks=True), dict(optimizer="hybrid")], ids=str)
+def test_a_model_whose_layers_no_option_can_name(settings, options):
+    config = transformers.T5Config(vocab_size=40, d_model=16, d_kv=8, d_ff=24, num_layers=1, num_heads=2)
+    model = transformers.T5ForConditionalGeneration(config)
+    option, cure = ("--blocks", "leave it out") if "blocks" in options else ("--optimizer hybrid", "pass another optimizer")
+    message = rf"{option}: a T5For.* has several lists of layers \(.*\), and no option says .*: {cure}, or use zokern in Python$"
+    with pytest.raises(BadInput, match=message):
+        make(with_rates(replace(settings, **options).checked()), model)
 
 
 def test_weights_that_are_not_numbers(settings, tmp_path, tokenizer):

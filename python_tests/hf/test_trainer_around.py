@@ -4,6 +4,7 @@ import math
 import subprocess
 import sys
 import warnings
+from functools import partial
 
 import pytest
 import torch
@@ -248,6 +249,18 @@ def test_a_stock_optimizer_is_refused(arguments, trainer_of):
     made = trainer_of(optimizer=(lambda params, **settings: torch.optim.SGD(params, **settings), {}))
     with pytest.raises(TypeError, match="made a SGD"):
         made.train()
+
+
+@pytest.mark.parametrize("hybrid", [False, True])
+def test_a_stock_trainer_is_told_of_this_one(hybrid, arguments):
+    model = make("opt-lm")
+    optimizer = zokern.MeZO(model.named_parameters())
+    if hybrid:
+        halves = partial(zokern.MeZO, lr=1e-3), partial(torch.optim.SGD, lr=1e-3)
+        optimizer = zokern.Hybrid(model, *halves, zokern.splits.Depth(1))
+    trainer = transformers.Trainer(model, arguments(), train_dataset=rows("opt-lm"), optimizers=(optimizer, None))
+    with pytest.raises(ValueError, match="closure=None: .*take zokern.hf.ZOTrainer"):
+        trainer.train()
 
 
 def test_a_stream_of_rows_trains_but_has_no_full_batch(trainer_of):

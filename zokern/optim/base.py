@@ -46,9 +46,10 @@ class ZerothOrder(torch.optim.Optimizer):
     Args:
         params: parameters, named parameters, or groups of them with settings of their own.
         defaults: settings; of all groups: q, estimator, seed.
-        blocks: None; or the model, whose layers are the blocks (``zokern.layers``: embeddings, each layer, head); or a list of lists
-            of parameters, each trainable one in one of them. Every block is perturbed by itself, the others standing at theta, and has
-            a projected gradient of its own. A step costs that many times the forward passes.
+        blocks: None; or the model, whose layers are the blocks (``zokern.layers``: embeddings, each layer, head); or what
+            ``zokern.layers(model, blocks=[...])`` returns, where they must be named; or a list of lists of parameters or of modules, each
+            trainable parameter in one of them. Every block is perturbed by itself, the others standing at theta, and has a projected
+            gradient of its own. A step costs that many times the forward passes.
         sparsity: None, or the share in [0, 1) of all elements that z leaves alone. Each tensor's own share is what magnitude pruning
             of the weights, as they are now, would take from it; which elements they are is drawn anew for each z.
     Attributes:
@@ -113,7 +114,10 @@ class ZerothOrder(torch.optim.Optimizer):
             if all(float(group["lr"]) == 0 for group in self.param_groups):
                 self._make_state()  # which is why torch.distributed.checkpoint asks for such a step
                 return None
-            raise ValueError("closure=None: zeroth-order steps evaluate the loss themselves; call step(closure) with () -> loss")
+            raise ValueError(
+                "closure=None: zeroth-order steps evaluate the loss themselves; call step(closure) with () -> loss, or, where a loop calls "
+                "step() itself, as transformers' Trainer does, take zokern.hf.ZOTrainer"
+            )
         with self._measured(closure) as estimate:
             self.apply(estimate)
         return estimate.loss

@@ -132,7 +132,10 @@ class Hybrid(torch.optim.Optimizer):
         if closure is not None:
             self.begin(closure)
         if self._begun is None:
-            raise ValueError("closure=None: Hybrid evaluates the loss itself; call step(closure) with () -> loss")
+            raise ValueError(
+                "closure=None: Hybrid evaluates the loss itself; call step(closure) with () -> loss, or, where a loop calls step() itself, "
+                "as transformers' Trainer does, take zokern.hf.ZOTrainer"
+            )
         begun = self._begun
         try:
             if begun.estimate is not None:
