@@ -5,7 +5,7 @@ from functools import partial
 
 import pytest
 import torch
-from optimizer_cases import OPTIMIZERS
+from optimizer_cases import OPTIMIZERS, Half
 
 from zokern import ForwardGradient, ops
 
@@ -91,20 +91,6 @@ def test_a_forward_gradient_is_repeated():
         assert len(first.readings) == 4
         assert torch.equal(second.repeat(first.readings), loss)
         assert all(map(torch.equal, bits(a), bits(b)))
-
-
-class Half:
-    """What one of two processes sees of the loss, where the other one sees as much."""
-
-    def __init__(self, closure):
-        self.closure, self.asked = closure, []
-
-    def __call__(self):
-        return self.closure() / 2
-
-    def agree(self, losses):
-        self.asked.append(len(losses))
-        return [2 * loss for loss in losses]
 
 
 # name -> how many losses are agreed on at once in a step, where they are not all of them

@@ -8,7 +8,7 @@ MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)  # of counter words 0 and 2
 KEY_INCREMENTS = (0x9E3779B9, 0xBB67AE85)
 
 # stream = purpose << 24 | probe
-PERTURBATION, ANCHOR, MASK, ROUNDING = range(4)
+PERTURBATION, ANCHOR, MASK, ROUNDING, CHECK = range(5)
 
 # The first element of every tensor of a layout is a multiple of this.
 ALIGNMENT = 4096

@@ -11,6 +11,7 @@ from ..estimate import Estimate, Heard, measure
 from ..layout import Layout
 from ..noise import SPEC_VERSION, NoiseKey
 from ..perturb import over
+from .check import Check, check
 from .partition import kept_by_magnitude, numbers_of_blocks
 
 # What a setting must be: (test, what to pass instead).
@@ -138,6 +139,24 @@ class ZerothOrder(torch.optim.Optimizer):
         with self._measured(closure) as estimate:
             self.model.settle()
         return estimate
+
+    def check(self, closure, smooth=True, warn=False) -> Check:
+        """Before a run, or within it: is the closure what a step needs, eps in its range, an update more than rounding? ``print`` it.
+
+        Evaluates the loss twice at theta, and at eps / 3, eps and 3 eps to both sides along noise of its own: 2 + 6 forward passes (6 for
+        each block; up to 3 directions where the first one leaves a doubt; of ForwardGradient one, with its derivative). The run goes on
+        bit for bit as without: weights, what is owed, state, counts, logs and torch's, NumPy's and Python's random states are as before.
+        What the closure itself uses up, such as the batches of a loader, is not brought back. Meanwhile the host's memory holds a copy of
+        the parameters.
+
+        Args:
+            closure: as of ``step``: of MeZOSVRG that of the minibatch. All processes call this at once, where its losses are agreed on.
+            smooth: False of a loss that is counted, as an accuracy is: then eps is not judged. Default True.
+            warn: one RuntimeWarning a problem. Default False: they are in ``problems`` of what is returned.
+        Raises:
+            As ``step``.
+        """
+        return check(self, closure, smooth, warn)
 
     def repeat(self, readings) -> torch.Tensor:
         """A step again from its ``readings``, without a forward pass: the same passes over the weights, and so the same bits.

@@ -13,6 +13,7 @@ from ..estimate import Estimate, agreed
 from ..layers import Layers, layers
 from .backward import gradient
 from .base import ZerothOrder
+from .check import Check, check
 from .forward_gradient import ForwardGradient
 from .halves import check_both, check_memory, divide
 from .svrg import MeZOSVRG
@@ -179,6 +180,18 @@ class Hybrid(torch.optim.Optimizer):
             self._forget()
         self._begun = begun
         return begun
+
+    def check(self, closure, smooth=True, warn=False) -> Check:
+        """``ZerothOrder.check`` of the zeroth-order half.
+
+        Raises:
+            ValueError: zo=None, so that there is none.
+        """
+        if self.zo is None:
+            raise ValueError("check of a Hybrid with zo=None: nothing is measured by differences of losses; leave it out")
+        for cut in self._cuts:
+            cut.follow()
+        return check(self.zo, closure, smooth, warn)
 
     def _measure(self, closure) -> HybridStep:
         # The gradient comes first: then the zeroth-order half can restore and update its weights in one pass.
