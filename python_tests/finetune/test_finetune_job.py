@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -132,6 +133,27 @@ def test_a_seed_fixes_the_run(settings, tmp_path):
     assert weights[0] == weights[1] != weights[2]
 
 
+@pytest.mark.parametrize(
+    "options", [{}, dict(objective="accuracy"), dict(optimizer="hybrid", adapter=("full",)), dict(blocks=True)], ids=str
+)
+def test_the_check_before_a_run_finds_nothing_and_leaves_no_trace(settings, tmp_path, options):
+    runs = [replace(settings, out=str(tmp_path / str(i)), no_check=bool(i), lr=1e-3, **options) for i in (0, 1)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", RuntimeWarning)
+        results = [finetune(run, quiet) for run in runs]
+    checked, plain = [[Path(run.out) / name for name in ("model.safetensors", "trajectory.jsonl")] for run in runs]
+    assert checked[0].read_bytes() == plain[0].read_bytes() and results[0].after == results[1].after
+    if "optimizer" not in options:
+        assert checked[1].read_text().splitlines()[1:] == plain[1].read_text().splitlines()[1:]
+    losses = [[entry["loss"] for entry in log(run.out) if "loss" in entry] for run in runs]
+    assert losses[0] == losses[1]
+
+
+def test_updates_that_16_bits_cannot_hold_are_warned_of(settings):
+    with pytest.warns(RuntimeWarning, match="before step 0: an update of .* leaves .* of the weights in 16 bits where they are"):
+        finetune(replace(settings, dtype="bfloat16", adapter=("full",), lr=1e-6, eps=1e-2, steps=1), quiet)
+
+
 def test_many_classes_of_pairs(settings, tmp_path, sentences):
     """Pairs of texts, three classes with names: as in natural language inference."""
     path = tmp_path / "nli.jsonl"
@@ -199,7 +221,7 @@ def test_ctrl_c_saves_the_steps_done(settings, monkeypatch, drawn):
     monkeypatch.setattr(HeadReader, "loss", counted)
     said = []
     before = signal.getsignal(signal.SIGINT)
-    run = replace(settings, steps=9, eval_every=50, lr=1e-3)
+    run = replace(settings, steps=9, eval_every=50, lr=1e-3, no_check=True)
     result = finetune(run, said.append)
     assert result.interrupted and result.steps == 3 and signal.getsignal(signal.SIGINT) is before
     assert f"stopped after step 3 of 9: zokern finetune --resume {run.out}" in said

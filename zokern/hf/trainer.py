@@ -1,5 +1,7 @@
 """ZOTrainer: the Hugging Face Trainer with zeroth-order steps."""
 
+import time
+import warnings
 from contextlib import nullcontext
 from functools import partial
 
@@ -51,16 +53,22 @@ class ZOTrainer(Trainer):
         objective: what to train on instead of the model's loss, differentiable or not: an object with loss(model, inputs) -> 0-dim tensor,
             a mean over rows, and scores(model, inputs) -> [rows, candidates], which are the predictions of ``predict`` and
             ``compute_metrics``. Inputs that the model does not know need remove_unused_columns=False.
+            ``smooth = True`` says that differences of its loss are those of a smooth function, not of a count.
         trajectory: a path where ``zokern.record`` logs the steps. A resumed run continues the log. Not of Hybrid.
+        check: before step 0 of a run that is not resumed call ``optimizer.check`` with the first batch, some 8 forward passes, and warn of
+            each problem. The run is the same bits with it as without. Default True.
+    Attributes:
+        checked: the ``zokern.Check`` of that; None where there was none.
     Raises:
         TypeError: another optimizer than zokern's.
         ValueError: no learning rate but Trainer's default, which is one for Adam; fp16, FSDP, DeepSpeed, several GPUs in one process;
             with Hybrid: trajectory, a learning rate or weight decay for both halves; an argument that would do nothing.
     """
 
-    def __init__(self, model=None, args=None, *others, full_batch="train", objective=None, trajectory=None, **named):
+    def __init__(self, model=None, args=None, *others, full_batch="train", objective=None, trajectory=None, check=True, **named):
         self.full_batch, self.objective, self.trajectory = full_batch, objective, trajectory
         self._micro_batches, self._autocast, self._record = [], None, None
+        self._checks, self.checked, self.check_seconds = check, None, 0.0
         self._interval, self._run = FiniteMean(), FiniteMean()
         arguments.check(args, self)
         super().__init__(model, args, *others, **named)
@@ -176,6 +184,8 @@ class ZOTrainer(Trainer):
             _schedule_lr_full(optimizer)
             step = optimizer.param_groups[0]["step"]
             closures.append(processes.OfAll(lambda: self._loss(model, self._full_batches(step))))
+        if self._checks and self.state.global_step == 0:
+            self._check(optimizer, closures[0])
         loss = optimizer.begin(*closures).loss.to(self.args.device, torch.float32)
         every = self.args.torch_empty_cache_steps
         if every is not None and self.state.global_step % every == 0:
@@ -183,6 +193,17 @@ class ZOTrainer(Trainer):
         self._interval.add(loss)
         self._run.add(loss)
         return loss
+
+    def _check(self, optimizer, closure):
+        """Whether a step will measure what it should."""
+        if isinstance(optimizer, Hybrid) and optimizer.zo is None:
+            return
+        begin = time.perf_counter()
+        self.checked = optimizer.check(closure, smooth=self.objective is None or getattr(self.objective, "smooth", False))
+        self.check_seconds = time.perf_counter() - begin
+        if self.is_world_process_zero():
+            for problem in self.checked.problems:
+                warnings.warn(f"before step 0: {problem} (ZOTrainer(check=False) does not look)", RuntimeWarning, stacklevel=3)
 
     def _counted(self, inputs):
         """-> (inputs, the number of labels or rows that their loss is a mean of, whether it is that of labels)."""

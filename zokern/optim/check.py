@@ -18,7 +18,8 @@ SCALES = (1 / 3, 1.0, 3.0)  # of eps
 DIRECTIONS = 3  # at most: one may lie nearly across the gradient, and its slope then be small by chance; three hardly do
 WOBBLE = 0.05  # of what a step measures: how far the loss may differ from itself
 CLEAR = 4  # spacings of the loss: a difference of fewer is wrong by 10 % and more
-AGREE = 0.25  # relative: how far slopes at eps and at a neighbour of it may differ
+AGREE, DIFFER = 0.25, 0.5  # relative: slopes at eps and at a neighbour of it do; from here on they do not
+LEARNT = 1e-5  # a loss below: of a cross-entropy, rounding of numbers of size 1, from a batch that has nothing more to say
 LOST = 0.5  # share of 16-bit weights that may stand still
 SAMPLE = 1 << 17  # elements of a tensor that are looked at
 BITS = {torch.bfloat16: 8, torch.float16: 11, torch.float32: 24, torch.float64: 53}
@@ -69,7 +70,8 @@ class Check:
         if not self._finite(self.losses):
             shown = " and ".join(f"{loss:g}" for loss in self.losses)
             return [f"the loss at theta is {shown}: a step whose loss is not finite moves nothing; look at the weights and the batch"]
-        found = [self._changing() or self._rounded() or self._out_of_range(), self._vanishing()]
+        learnt = max(map(abs, self.losses)) < LEARNT
+        found = [self._changing() or (None if learnt else self._rounded() or self._out_of_range()), self._vanishing()]
         return [problem for problem in found if problem]
 
     def _changing(self):
@@ -106,13 +108,12 @@ class Check:
         if not self._finite([*below, *here]):
             return f"the loss at theta + eps z is not finite, where it is finite at theta: pass a smaller eps than {self.eps:g}"
         down, up = self._apart
-        if min(down, up) <= AGREE:
+        if min(down, up) <= DIFFER:
             return None
         rms = ", ".join(f"{_rms(slopes):.3g} at {name}" for name, slopes in zip(("eps / 3", "eps", "3 eps"), (below, here, above)))
-        cure = "smaller eps" if down < up / 2 else "larger eps where the model computes in 16 bits, else a far smaller one"
         return (
             f"slopes along the same noise do not agree about eps={self.eps:g} ({rms}; {down:.0%} and {up:.0%} apart): a step follows "
-            f"something else than the gradient; pass a {cure}"
+            "something else than the gradient; pass a smaller eps or, where the model computes in 16 bits, a larger one"
         )
 
     def _vanishing(self):
