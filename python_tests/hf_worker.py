@@ -76,6 +76,7 @@ def run(out, name, method, optimizer, settings, spoil=0, seed=0, kind=ZOTrainer)
     return dict(
         weights=weights(model),
         losses=losses,
+        checked=trainer.checked and vars(trainer.checked),
         eval_loss=trainer.evaluate()["eval_loss"],
         skipped=trainer.zeroth_order.skipped,
         collectives=[n for n in calls if n > 1],  # Trainer has some of one number

@@ -29,6 +29,20 @@ class Replayed(SVRG):
         super().__init__(params, **{**settings, "weight_decay": 0.0, "anchor": "replay"})
 
 
+class Half:
+    """What one of two processes sees of the loss, where the other one sees as much."""
+
+    def __init__(self, closure):
+        self.closure, self.asked = closure, []
+
+    def __call__(self):
+        return self.closure() / 2
+
+    def agree(self, losses):
+        self.asked.append(len(losses))
+        return [2 * loss for loss in losses]
+
+
 def block_by_block(params, **settings):
     """Every trainable parameter a block."""
     params = list(params)

@@ -1,5 +1,8 @@
 """zokern.layers on the models it names: what comes before and after the blocks is told by running the model."""
 
+import re
+from functools import partial
+
 import peft
 import pytest
 import torch
@@ -162,13 +165,14 @@ def test_a_parameter_of_two_blocks_is_the_first_ones():
 
 
 def t5():
-    config = T.T5Config(vocab_size=40, d_model=16, d_kv=8, d_ff=24, num_layers=2, num_heads=2)
+    config = T.T5Config(vocab_size=40, d_model=16, d_kv=8, d_ff=24, num_layers=2, num_heads=2, decoder_start_token_id=0)
     return T.T5ForConditionalGeneration(config)
 
 
 def test_an_encoder_decoder_is_asked_for_its_blocks():
     model = t5()
-    with pytest.raises(ValueError, match=r"several lists of layers \(encoder.block, decoder.block\): pass blocks=\[module"):
+    message = r"several lists of layers \(encoder.block, decoder.block\): .*blocks=\[\*model.encoder.block, \*model.decoder.block\]"
+    with pytest.raises(ValueError, match=message):
         zokern.layers(model)
     found = zokern.layers(model, blocks=[*model.encoder.block, *model.decoder.block])
     assert once(model, found) and len(found.params) == 4 and found.names[3] == "decoder.block.1"
@@ -176,10 +180,56 @@ def test_an_encoder_decoder_is_asked_for_its_blocks():
     assert {found.titles[p] for p in found.head} >= {"encoder.final_layer_norm.weight", "decoder.final_layer_norm.weight"}
 
 
+def llava():
+    vision = dict(hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2, image_size=8, patch_size=4)
+    text = dict(hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=2, vocab_size=40)
+    config = T.LlavaConfig(
+        vision_config=T.CLIPVisionConfig(**vision), text_config=T.LlamaConfig(**text), image_token_id=39, vision_feature_layer=-1
+    )
+    return T.LlavaForConditionalGeneration(config)
+
+
+def of_t5(model):
+    ids = torch.arange(6).view(2, 3)
+    return model(input_ids=ids, labels=ids).loss
+
+
+def of_llava(model):
+    ids = torch.tensor([[39, 39, 39, 39, 5, 6, 7]])
+    return model(input_ids=ids, pixel_values=torch.ones(1, 3, 8, 8), labels=ids).loss
+
+
+@pytest.mark.parametrize("make, loss", [(t5, of_t5), (llava, of_llava)], ids=["T5", "LLaVA"])
+def test_the_cure_for_several_lists_of_layers_is_one(make, loss):
+    """What the message says to pass, in the places that take a model."""
+    torch.manual_seed(0)
+    model = make().eval()
+    with pytest.raises(ValueError) as error:
+        zokern.MeZO(model.named_parameters(), blocks=model)
+    cure = re.search(r"pass (zokern.layers\(.*\)) in the model's place$", str(error.value))[1]
+    found = eval(cure, {"zokern": zokern, "model": model})
+    optimizer = zokern.MeZO(model.named_parameters(), blocks=found)
+    assert once(model, found) and len(optimizer.layout.blocks) == 4 + 2 and optimizer.forwards == 12
+    assert optimizer.step(lambda: loss(model)).isfinite()
+    hybrid = zokern.Hybrid(found, partial(zokern.MeZO, lr=1e-3), partial(torch.optim.SGD, lr=1e-3), zokern.splits.Depth(3))
+    assert hybrid.step(lambda: loss(model)).isfinite()
+
+
+def test_layers_are_shown_by_name_and_number():
+    model = t5()
+    shown = repr(zokern.layers(model, blocks=[*model.encoder.block, *model.decoder.block]))
+    numbers = [sum(p.numel() for block in (model.encoder.block, model.decoder.block) for p in block.parameters()), 40 * 16, 2 * 16]
+    assert shown == (
+        f"Layers(4 blocks: encoder.block.0, ..., decoder.block.1; parameters: {numbers[0]:,} in the blocks, "
+        f"{numbers[1]:,} in the embeddings, {numbers[2]:,} in the head)"
+    )
+    assert repr(zokern.layers(nn.Sequential(nn.Linear(2, 2)))).startswith("Layers(1 block: 0; ")
+
+
 @pytest.mark.parametrize(
     "make, error, message",
     [
-        (lambda: (nn.Linear(2, 2),), ValueError, r"no layers found in a Linear, .*pass blocks=\[module"),
+        (lambda: (nn.Linear(2, 2),), ValueError, r"no layers found in a Linear, .*pass zokern.layers\(model, blocks=\["),
         (lambda: (nn.Sequential(nn.Embedding(2, 2)),), ValueError, "no layers found in a Sequential"),
         (lambda: ([nn.Linear(2, 2)],), TypeError, "model is a list: pass the torch.nn.Module"),
         (lambda: (nn.Sequential(nn.Linear(2, 2)), []), ValueError, r"blocks=\[\]: pass at least one"),

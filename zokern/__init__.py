@@ -7,12 +7,13 @@ from .kernels import backends, use_backend
 from .layers import Layers, layers
 from .layout import Layout
 from .noise import NoiseKey
-from .optim import Annealing, ForwardGradient, Hybrid, MeZO, MeZOSVRG, ZOAdam, ZOConservative, ZOMomentum, ZOSign, splits
+from .optim import Annealing, Check, ForwardGradient, Hybrid, MeZO, MeZOSVRG, ZOAdam, ZOConservative, ZOMomentum, ZOSign, splits
 from .trajectory import Trajectory, record
 from .version import __version__
 
 __all__ = [
     "Annealing",
+    "Check",
     "Estimate",
     "ForwardGradient",
     "Hybrid",

@@ -9,7 +9,7 @@ from torch import nn
 AFTER = re.compile(r"(^|[._])(final|out|head|classifier|pooler|score)")
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Layers:
     """A model in depth: embeddings, blocks in order, head. Each parameter is in exactly one place, tied ones included.
 
@@ -29,6 +29,13 @@ class Layers:
     head: list[nn.Parameter]
     titles: dict[nn.Parameter, str]
 
+    def __repr__(self):
+        shown = self.names if len(self.names) < 4 else [self.names[0], "...", self.names[-1]]
+        parts = ("blocks", sum(self.params, [])), ("embeddings", self.embeddings), ("head", self.head)
+        counts = ", ".join(f"{sum(p.numel() for p in part):,} in the {name}" for name, part in parts)
+        plural = "s" * (len(self.names) > 1)
+        return f"Layers({len(self.names)} block{plural}: {', '.join(shown)}; parameters: {counts})"
+
     def blocks(self) -> list[list[nn.Parameter]]:
         """[embeddings, block 0, ..., block n-1, head], of each the parameters that require a gradient; parts without any are left out."""
         parts = ([p for p in part if p.requires_grad] for part in (self.embeddings, *self.params, self.head))
@@ -46,7 +53,8 @@ def layers(model: nn.Module, blocks=None) -> Layers:
         model: from transformers, wrapped by peft or not, or any module.
         blocks: the modules to take as blocks, in order from input to output. Default None: found as above.
     Raises:
-        ValueError: no blocks or several rivals, as in an encoder-decoder; ``blocks`` that are not the model's, or one inside another.
+        ValueError: no blocks or several rivals, as in an encoder-decoder or a model that sees: pass ``blocks``, and what is returned in the
+            model's place. ``blocks`` that are not the model's, or one inside another.
         TypeError: ``model`` or one of ``blocks`` is no module.
     """
     if not isinstance(model, nn.Module):
@@ -75,15 +83,23 @@ def _stack(model):
             if isinstance(module, kind) and not outer and _has_parameters(module):
                 found[name] = module
         if len(found) > 1:
-            raise ValueError(f"model has several lists of layers ({', '.join(found)}): pass blocks=[module, ...] to zokern.layers")
+            every = ", ".join(f"*{_path(name)}" for name in found)
+            raise ValueError(f"a {type(model).__name__} has several lists of layers ({', '.join(found)}): {_cure(every)}")
         for name, stack in found.items():
             children = [(f"{name}.{child}".lstrip("."), m) for child, m in stack.named_children() if _has_parameters(m)]
             children = [(path, m) for path, m in children if kind is nn.ModuleList or not isinstance(m, nn.Embedding)]
             if children:
                 return children
-    raise ValueError(
-        f"no layers found in a {type(model).__name__}, which has no ModuleList or Sequential: pass blocks=[module, ...] to zokern.layers"
-    )
+    raise ValueError(f"no layers found in a {type(model).__name__}, which has no ModuleList or Sequential: {_cure('...')}")
+
+
+def _cure(blocks):
+    return f"say which modules are the blocks, in order, and pass zokern.layers(model, blocks=[{blocks}]) in the model's place"
+
+
+def _path(name):
+    """The Python that reads a submodule."""
+    return f"model.{name}" if all(part.isidentifier() for part in name.split(".")) else f"model.get_submodule({name!r})"
 
 
 def _named(model, blocks):

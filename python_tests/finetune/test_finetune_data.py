@@ -101,6 +101,11 @@ BAD = {
     "empty_label.csv": ("text,label\na,0\nb,\n", "line 3, column 'label': the label is empty"),
     "missing_label.jsonl": ('{"text": "a", "label": 0}\n{"text": "b"}\n', "line 2, column 'label': the label is empty"),
     "float_label.jsonl": ('{"text": "a", "label": 0.5}\n', "line 1, column 'label': the label is 0.5"),
+    "real_labels.csv": (
+        "text,label\na,0.1\nb,0.30000000000000004\n",
+        "line 2, column 'label': the label is 0.1, a real number: classes are",
+    ),
+    "real_labels.tsv": ("text\tlabel\na\t1\nb\t1e-3\n", "line 3, column 'label': the label is 1e-3, a real number"),
     "number_text.jsonl": ('{"text": 7, "label": 0}\n', "line 1, column 'text': 7 is no text"),
     "one_class.csv": ("text,label\na,yes\nb,yes\n", "holds only the class 'yes'"),
     "misspelt.csv": ("text,label\na,yes\nb,no\nc,yes\nd,no\ne,noo\n", "line 6: the class 'noo' occurs only here"),
@@ -164,6 +169,18 @@ def test_options_that_do_not_fit_the_data(tmp_path, more, message):
 )
 def test_columns_are_found_by_name(names, text, label, found):
     assert columns(Table("x", names, [dict.fromkeys(names, "")], ["row 1"]), text, label) == found
+
+
+def test_the_columns_taken_are_known(tmp_path):
+    data = load_file(write(tmp_path / "data.csv", [{**row, "Label": row["label"], "id": 7} for row in ROWS]), label="Label")
+    assert data.columns == {"text": ["text"], "label": "Label"} and data.described() == "text from 'text', label from 'Label'"
+    pairs = [dict(premise=row["text"], hypothesis="x", gold_label=row["label"]) for row in ROWS]
+    assert load_file(write(tmp_path / "pairs.jsonl", pairs)).described() == "text from 'premise' and 'hypothesis', label from 'gold_label'"
+
+
+def test_classes_may_be_named_by_numbers_and_words(tmp_path):
+    rows = [{"text": f"row {i}", "label": ["1.0", "2.0", "v2.5", "nan"][i % 4]} for i in range(12)]
+    assert load_file(write(tmp_path / "data.csv", rows)).task.labels == ("1.0", "2.0", "nan", "v2.5")
 
 
 def test_held_out_rows_of_their_own(tmp_path):

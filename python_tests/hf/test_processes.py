@@ -11,6 +11,8 @@ import pytest
 import torch
 from hf_cases import farthest, make, same, weights
 
+import zokern
+
 ROOT = Path(__file__).parents[2]
 # name -> how far weights may be from those of one process
 CASES = {
@@ -74,7 +76,18 @@ def test_two_processes_are_one(case, runs):
     assert farthest(one["weights"], first["weights"]) < CASES[case]
     assert first["losses"] == pytest.approx(one["losses"], rel=1e-3 if "bf16" in case else 1e-5)
     assert len(set(one["losses"])) == 4
-    assert first["collectives"] == NUMBERS[case]
+    check = first["checked"]
+    before = [3] + [7 if check["eps"] else 3] * len(check["slopes"]) if check else []
+    assert first["collectives"] == before + NUMBERS[case]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_two_processes_find_the_same_in_a_check(case, runs):
+    one, first, second = (run[case]["checked"] for run in runs)
+    assert first == second and (first is None) == ("frozen" in case)
+    if first is not None:
+        assert first["losses"] == pytest.approx(one["losses"], rel=1e-2 if "bf16" in case else 1e-5)
+        assert not zokern.Check(**first).problems or "bf16" in case
 
 
 def test_a_loss_that_is_not_finite_in_one_process_skips_the_step_in_both(runs):

@@ -133,9 +133,8 @@ def rows_seen(trainer):
 
 def test_a_last_step_of_fewer_micro_batches(trainer_of):
     """10 rows, 4 micro-batches of 2 a step: the second step of the epoch has one. The third begins with the next epoch."""
-    trainer = trainer_of(
-        gradient_accumulation_steps=4, per_device_train_batch_size=2, max_steps=3, trainer={"train_dataset": rows("opt-lm", 10)}
-    )
+    own = {"train_dataset": rows("opt-lm", 10), "check": False}
+    trainer = trainer_of(gradient_accumulation_steps=4, per_device_train_batch_size=2, max_steps=3, trainer=own)
     seen = rows_seen(trainer)
     trainer.train()
     assert [len(ids) for ids in seen] == [8, 8, 2, 2, 8, 8]
@@ -181,7 +180,7 @@ def test_a_step_that_is_broken_off_leaves_nothing(what, trainer_of):
                 self.stopped = 1
                 setattr(control, what, True)
 
-    own = {"callbacks": [Stop()], "train_dataset": rows("opt-lm", 24)}  # three steps an epoch
+    own = {"callbacks": [Stop()], "train_dataset": rows("opt-lm", 24), "check": False}  # three steps an epoch
     trainer = trainer_of(gradient_accumulation_steps=2, max_steps=4, trainer=own)
     seen = rows_seen(trainer)
     trainer.train()
@@ -290,7 +289,7 @@ def test_svrg_has_its_full_batch(full_batch, trainer_of):
     settings = dict(lr=1e-3, lr_full=1e-2, q=3, eps=1e-2)
     trainer = trainer_of(
         optimizer=(zokern.MeZOSVRG, settings),
-        trainer={"full_batch": full_batch, "data_collator": collate},
+        trainer={"full_batch": full_batch, "data_collator": collate, "check": False},
         per_device_train_batch_size=5,
         per_device_eval_batch_size=8,
     )
@@ -318,9 +317,8 @@ def test_the_full_batch_does_not_disturb_the_minibatches(trainer_of):
     """Where the order of an epoch is drawn from torch's own generator."""
     orders = []
     for optimizer in ((zokern.MeZO, {}), (zokern.MeZOSVRG, {"lr": 1e-3, "q": 4})):
-        trainer = trainer_of(
-            optimizer=optimizer, max_steps=8, per_device_train_batch_size=5, accelerator_config={"use_seedable_sampler": False}
-        )
+        settings = dict(max_steps=8, per_device_train_batch_size=5, accelerator_config={"use_seedable_sampler": False})
+        trainer = trainer_of(optimizer=optimizer, trainer={"check": False}, **settings)
         seen = rows_seen(trainer)
         trainer.train()
         orders.append([ids for ids in seen if len(ids) == 5])

@@ -4,6 +4,7 @@ import math
 import subprocess
 import sys
 import warnings
+from functools import partial
 
 import pytest
 import torch
@@ -149,7 +150,36 @@ def test_skipped_steps_are_logged(trainer_of):
         trainer.train()
     logs = [entry for entry in trainer.state.log_history if "loss" in entry]
     assert [entry["skipped_steps"] for entry in logs] == [0, 1, 1, 2, 2, 2]
-    assert math.isnan(logs[1]["loss_plus"]) and math.isfinite(logs[1]["loss"])  # Trainer's logging_nan_inf_filter
+    assert [math.isnan(entry["loss"]) for entry in logs] == [math.isnan(entry["loss_plus"]) for entry in logs]
+
+
+class Sometimes(ZOTrainer):
+    """Whose loss is 4 times that of the model, or not finite, step by step."""
+
+    finite = ()
+
+    def compute_loss(self, *args, **kwargs):
+        return super().compute_loss(*args, **kwargs) * 4 if self.state.global_step in self.finite else torch.tensor(math.nan)
+
+
+@pytest.mark.filterwarnings("ignore:step .* was skipped", "ignore:L\\(theta\\)")
+@pytest.mark.parametrize("filtered", [True, False])
+@pytest.mark.parametrize("finite", [(), (3,), (0, 1, 2), range(6)], ids=str)
+def test_the_loss_that_is_logged_is_the_mean_of_those_that_are_finite(finite, filtered, trainer_of):
+    """Trainer's filter logs 0.0 where none is, and counts an earlier average, or 0, for each that is not."""
+    seen = []
+
+    class Every(transformers.TrainerCallback):
+        def on_optimizer_step(self, args, state, control, **kwargs):
+            seen.append(float(trainer.zeroth_order.last.loss))
+
+    trainer = trainer_of(kind=Sometimes, logging_steps=3, logging_nan_inf_filter=filtered, trainer={"callbacks": [Every()]})
+    trainer.finite = finite
+    output = trainer.train()
+    logged = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    for found, losses in zip([*logged, output.training_loss, output.metrics["train_loss"]], (seen[:3], seen[3:], seen, seen), strict=True):
+        kept = [loss for loss in losses if math.isfinite(loss) or not filtered]
+        assert found == pytest.approx(sum(kept) / len(kept) if kept else math.nan, rel=1e-6, nan_ok=True)
 
 
 @pytest.mark.parametrize("kind", [zokern.ForwardGradient, zokern.MeZO])
@@ -222,6 +252,14 @@ REFUSED = {
     "fp16": (dict(fp16=True), {}, ValueError, "fp16=True scales the loss.*bf16=True"),
     "fsdp": (dict(fsdp="full_shard"), {}, ValueError, "fsdp=.*shards the weights"),
     "neftune": (dict(neftune_noise_alpha=5.0), {}, ValueError, "neftune_noise_alpha=5.0 works in train"),
+    "optim": (dict(optim="sgd"), {}, ValueError, r"optim='sgd' is for an optimizer that Trainer would make: .*zokern.ZOAdam"),
+    "adam_beta1": (dict(adam_beta1=0.8), {}, ValueError, "adam_beta1=0.8 is for an optimizer that Trainer"),
+    "max_grad_norm": (dict(max_grad_norm=0.5), {}, ValueError, "max_grad_norm=0.5 clips gradients, and there are none.*pass 0"),
+    "checkpointing": (dict(activation_checkpointing=True), {}, ValueError, r"activation_checkpointing=True works in train\(\) mode"),
+    "ddp": (dict(ddp_static_graph=True), {}, ValueError, "ddp_static_graph=True is for the DDP wrapper, and there is none"),
+    "generate": (dict(predict_with_generate=True), {}, ValueError, "predict_with_generate=True is for Seq2SeqTrainer.*class ZOSeq2SeqTr"),
+    "beams": (dict(generation_num_beams=4), {}, ValueError, "generation_num_beams=4 is for Seq2SeqTrainer"),
+    "full_batch of none": ({}, {"trainer": {"full_batch": 3}, "optimizer": (zokern.ZOAdam, {})}, ValueError, "is of MeZOSVRG.*a ZOAdam"),
     "Adam's lr": (dict(learning_rate=5e-5), {}, ValueError, "learning_rate=5e-05, Trainer's default"),
     "stock class": ({}, {"optimizer": (torch.optim.AdamW, {})}, TypeError, "AdamW takes gradients.*zokern.MeZO"),
     "full_batch": ({}, {"optimizer": (zokern.MeZOSVRG, {}), "trainer": {"full_batch": 21}}, ValueError, r"full_batch=21 of 20.*\[1, 20\]"),
@@ -241,6 +279,33 @@ def test_what_is_refused(case, arguments, trainer_of, tmp_path):
     assert not (tmp_path / "run" / "checkpoint-1").exists()
 
 
+def test_the_cure_for_an_evaluation_that_generates_is_one(tmp_path, arguments):
+    class ZOSeq2SeqTrainer(ZOTrainer, transformers.Seq2SeqTrainer):
+        pass
+
+    torch.manual_seed(0)
+    sizes = dict(vocab_size=40, d_model=16, d_kv=8, d_ff=24, num_layers=1, num_heads=2, decoder_start_token_id=0)
+    model = transformers.T5ForConditionalGeneration(transformers.T5Config(**sizes))
+    data = [dict(input_ids=torch.arange(3 + i, 9 + i), labels=torch.arange(4)) for i in range(8)]
+    own = dict(predict_with_generate=True, generation_max_length=6, max_steps=2, use_cpu=True, report_to=[], disable_tqdm=True)
+    settings = transformers.Seq2SeqTrainingArguments(str(tmp_path), learning_rate=1e-3, **own)
+    trainer = ZOSeq2SeqTrainer(model, settings, train_dataset=data, eval_dataset=data)
+    trainer.train()
+    found = trainer.predict(data).predictions
+    inputs = torch.stack([row["input_ids"] for row in data])
+    assert found[:, :6].tolist() == model.generate(inputs, max_length=6).tolist() and not found[:, 6:].any()  # Trainer pads
+    with pytest.raises(ValueError, match="predict_with_generate=True with objective="):
+        ZOSeq2SeqTrainer(model, settings, train_dataset=data, objective=Objective())
+
+
+def test_the_cache_is_emptied_as_often_as_asked(trainer_of, monkeypatch):
+    emptied = []
+    monkeypatch.setattr("zokern.hf.trainer.clear_device_cache", lambda: emptied.append(trainer.state.global_step))
+    trainer = trainer_of(torch_empty_cache_steps=2, max_steps=5)
+    trainer.train()
+    assert emptied == [0, 2, 4]
+
+
 def test_a_stock_optimizer_is_refused(arguments, trainer_of):
     model = make("opt-lm")
     with pytest.raises(TypeError, match="SGD takes gradients"):
@@ -248,6 +313,18 @@ def test_a_stock_optimizer_is_refused(arguments, trainer_of):
     made = trainer_of(optimizer=(lambda params, **settings: torch.optim.SGD(params, **settings), {}))
     with pytest.raises(TypeError, match="made a SGD"):
         made.train()
+
+
+@pytest.mark.parametrize("hybrid", [False, True])
+def test_a_stock_trainer_is_told_of_this_one(hybrid, arguments):
+    model = make("opt-lm")
+    optimizer = zokern.MeZO(model.named_parameters())
+    if hybrid:
+        halves = partial(zokern.MeZO, lr=1e-3), partial(torch.optim.SGD, lr=1e-3)
+        optimizer = zokern.Hybrid(model, *halves, zokern.splits.Depth(1))
+    trainer = transformers.Trainer(model, arguments(), train_dataset=rows("opt-lm"), optimizers=(optimizer, None))
+    with pytest.raises(ValueError, match="closure=None: .*take zokern.hf.ZOTrainer"):
+        trainer.train()
 
 
 def test_a_stream_of_rows_trains_but_has_no_full_batch(trainer_of):

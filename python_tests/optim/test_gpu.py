@@ -111,3 +111,20 @@ def test_a_loss_that_is_not_finite_is_noticed_without_waiting():
         opt.step(lambda: theta.sum())
         opt.step(lambda: theta.sum())
     assert opt.skipped == 1
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_check_leaves_no_trace(dtype):
+    """A closure that draws from the device's generator, under which the checked run and the other differ if it is not put back."""
+    runs = []
+    for checked in (False, True):
+        params = parameters("cuda", dtype)
+        opt = MeZO(params, lr=1e-3, eps=1e-2)
+        closure = lambda: sum(((p.float() + torch.rand(p.shape, device="cuda")) ** 2).sum() for p in params)  # noqa: B023, E731
+        torch.manual_seed(1)
+        for _ in range(3):
+            if checked:
+                assert opt.check(closure).wobble > 0
+            opt.step(closure)
+        runs.append([p.detach().cpu() for p in params])
+    assert all(map(torch.equal, *runs))

@@ -42,7 +42,7 @@ def alias_in_blocks(*places):
         (dict(split=splits.Depth(4), freeze=HEAD), ValueError, r"Depth\(k=4\) leaves no parameter to fo: all 234 trainable elements"),
         (dict(split=splits.Depth(4), freeze=HEAD, zo=None), ValueError, "leaves no parameter to fo"),
         (dict(split="half"), TypeError, "split='half': pass zokern.splits.Depth"),
-        (dict(model=nn.Linear(2, 2)), ValueError, r"no layers found .*pass blocks="),
+        (dict(model=nn.Linear(2, 2)), ValueError, r"no layers found .*pass zokern.layers\(model, blocks="),
         (dict(model=alias()), ValueError, "'embed.weight' and 'head.weight' share memory, .*both halves: tie them"),
         (dict(model=alias_in_blocks(2, 3), split=splits.Intra(2)), ValueError, "share memory"),
         (dict(model=alias_in_blocks(0, 3), split=LISA), ValueError, "share memory"),

@@ -139,6 +139,8 @@ def test_blocks_that_are_no_partition_are_refused():
             MeZO(params, blocks=blocks)
     with pytest.raises(TypeError, match=r"blocks\[0\] holds a str"):
         MeZO(params, blocks=["layers"])
+    with pytest.raises(TypeError, match=r"blocks\[0\] is a tensor of shape \(5,\): pass a list"):
+        MeZO(params, blocks=[a, b])
 
 
 def test_a_model_stands_for_its_layers(transformer, tokens):
@@ -146,3 +148,25 @@ def test_a_model_stands_for_its_layers(transformer, tokens):
     assert opt.layout.blocks == [0, 1, 2] and opt.forwards == 6  # embedding (the head is tied to it), two layers
     assert {name.split(".")[0] for name, b in zip(opt.layout.names, opt.layout.block) if b == 0} == {"embed"}
     assert opt.step(lambda: transformer(tokens)).isfinite()
+
+
+def test_modules_stand_for_their_parameters(transformer, tokens):
+    """Of a parameter that two of them share, the first has it."""
+    params = list(transformer.named_parameters())
+    modules = [transformer.embed, *transformer.blocks.layers, transformer.head]
+    with pytest.raises(ValueError, match=r"blocks\[3\] is empty, or holds no parameter .* in no earlier one"):  # the head is tied
+        MeZO(params, blocks=modules)
+    by_module, by_model = (MeZO(params, lr=1e-3, blocks=blocks) for blocks in (modules[:3], transformer))
+    assert by_module.layout.block == by_model.layout.block
+    mixed = MeZO(params, lr=1e-3, blocks=[[transformer.embed.weight], *transformer.blocks.layers])
+    assert mixed.layout.block == by_model.layout.block
+    frozen = transformer.blocks.layers[0].requires_grad_(False)
+    with pytest.raises(ValueError, match=r"blocks\[0\] is empty, or holds no parameter with requires_grad=True"):
+        MeZO(transformer.named_parameters(), blocks=[frozen, transformer])
+
+
+def test_a_parameter_outside_the_modules_names_what_has_a_block_for_it(transformer):
+    with pytest.raises(ValueError, match=r"'embed.weight'\) of shape .* in none of the 2 blocks: add it, or pass zokern.layers\(model"):
+        MeZO(transformer.named_parameters(), blocks=transformer.blocks.layers[:])
+    found = zokern.layers(transformer, blocks=transformer.blocks.layers)
+    assert MeZO(transformer.named_parameters(), blocks=found).layout.blocks == [0, 1, 2]

@@ -1,9 +1,10 @@
 """From a task or a table to examples: which column is the text, which the label, what the classes are, which rows are held out."""
 
 import hashlib
+import math
 import random
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from .. import tasks
@@ -24,8 +25,7 @@ PAIRS = (
     ("text_a", "text_b"),
 )
 LABELS = ("label", "labels", "class", "category", "target", "sentiment", "gold_label", "coarse_label")
-
-
+NAMED = "classes are names or whole numbers; make classes of it (such as low and high), or pass another --label"
 FIELDS = ("first", "second")  # of the rows that are made of a plain table
 
 
@@ -46,6 +46,7 @@ class Data:
         name: for the summary.
         task: how a model is asked, and what is right.
         train, held_out, test: lists of ``tasks.Example``; test may be empty.
+        columns: of a table, {"text": names of one or two columns, "label": name of one}, as taken; {} where there was no choice.
     """
 
     name: str
@@ -53,6 +54,14 @@ class Data:
     train: list[Example]
     held_out: list[Example]
     test: list[Example]
+    columns: dict = field(default_factory=dict)
+
+    def described(self) -> str:
+        """Which columns were taken, in words; "" where there was no choice."""
+        if not self.columns:
+            return ""
+        texts = " and ".join(map(repr, self.columns["text"]))
+        return f"text from {texts}, label from {self.columns['label']!r}"
 
     def digest(self) -> str:
         """16 hex digits of what is trained on and judged by, in its order."""
@@ -115,7 +124,8 @@ def _of_table(settings):
     prompt = tuple("{" + field + "}" for field in fields)
     task = Task(table.name, "", "", fields, tuple(labels), "accuracy", causal=None, head=prompt)
     ids = {name: i for i, name in enumerate(labels)}
-    return Data(table.name, task, *([_example(row, ids) for row in rows] for rows in (train, held_out)), [])
+    rows = ([_example(row, ids) for row in rows] for rows in (train, held_out))
+    return Data(table.name, task, *rows, [], {"text": list(text), "label": label} if settings.data else {})
 
 
 def _example(row, ids):
@@ -181,7 +191,7 @@ def _label(value, where):
         return value.strip()
     if value is None or value == "":
         raise BadInput(f"{where}: the label is empty: fill it in or remove the row")
-    raise BadInput(f"{where}: the label is {value!r}: labels are names or whole numbers")
+    raise BadInput(f"{where}: the label is {value!r}: {NAMED}")
 
 
 def _classes(name, rows, label):
@@ -192,12 +202,24 @@ def _classes(name, rows, label):
     where = f"{name!r}, column {label!r}"
     if len(first) == 1:
         raise BadInput(f"{where} holds only the class {next(iter(first))!r}: add rows of another, or pass another --label")
+    for value, place in first.items():
+        if _is_real(value):
+            raise BadInput(f"{name!r}, {place}, column {label!r}: the label is {value}, a real number: {NAMED}")
     if len(first) > max(20, len(rows) // 4):
         raise BadInput(f"{where} holds {len(first)} classes in {len(rows)} rows, too many to be classes: pass another --label")
     try:
         return sorted(first, key=int)
     except ValueError:
         return sorted(first)
+
+
+def _is_real(label) -> bool:
+    """Whether a label is a number, and no whole one."""
+    try:
+        number = float(label)
+    except ValueError:
+        return False
+    return math.isfinite(number) and not number.is_integer()
 
 
 def _known(settings, text, label, labels):

@@ -83,6 +83,8 @@ def _run(settings, path, say, resumed=None):
     data = load_data(settings)
     if resumed and resumed["digest"] != data.digest():
         raise BadInput(f"--resume {str(path)!r}: the rows are not those that the run began with: restore --data, or begin another run")
+    if data.columns:
+        say(f"{data.name}: {data.described()}; {len(data.train)} training rows, {len(data.held_out)} held out")
     asked = load_model(settings, data)
     make(settings, asked.model)  # what it refuses, it refuses before anything is written
     method = " + ".join(settings.adapter)
@@ -94,7 +96,13 @@ def _run(settings, path, say, resumed=None):
     say(f"{asked.name} on {data.name}: {settings.optimizer}{halves}, {method}, {count:,} parameters, {', '.join(rates)}{new}")
     features = [[asked.reader.encode(example) for example in examples] for examples in (data.train, data.held_out)]
     checkpoint = newest(path) if resumed else None
-    record = {"settings": settings.record(), "labels": list(data.task.labels), "digest": data.digest(), **versions()}
+    record = {
+        "settings": settings.record(),
+        "labels": list(data.task.labels),
+        "columns": data.columns,
+        "digest": data.digest(),
+        **versions(),
+    }
     if resumed is None:
         before = probed = judge(asked, data.held_out, features[1])
     else:
@@ -141,6 +149,7 @@ def _run(settings, path, say, resumed=None):
         optimizer=settings.optimizer,
         data=data.name,
         labels=tuple(data.task.labels),
+        columns=data.columns,
         metric=data.task.metric,
         train_rows=len(data.train),
         held_out_rows=len(data.held_out),

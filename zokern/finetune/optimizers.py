@@ -6,6 +6,7 @@ from dataclasses import replace
 import torch
 
 from ..errors import BadInput, need
+from ..layers import layers
 from ..optim import ForwardGradient, MeZO, MeZOSVRG, ZOAdam, ZOConservative, ZOMomentum, ZOSign
 from . import hybrid
 from .settings import CHOICES, OPTIMIZER, Settings, title
@@ -52,6 +53,8 @@ def make(settings: Settings, model):
     """
     made = None if settings.zeroth is None else _zeroth(settings, model)
     first = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    if settings.optimizer == "hybrid":
+        _layers(model, "--optimizer hybrid", "pass another optimizer")
     try:
         if settings.optimizer == "hybrid":
             made, first = hybrid.make(settings, model, made), model
@@ -60,6 +63,14 @@ def make(settings: Settings, model):
     except ValueError as error:
         raise BadInput(f"--optimizer {settings.optimizer}: {error}") from None
     return cls, options
+
+
+def _layers(model, option, cure):
+    try:
+        return layers(model)
+    except ValueError as error:
+        reason = str(error).partition(":")[0]
+        raise BadInput(f"{option}: {reason}, and no option says which of them are its blocks: {cure}, or use zokern in Python") from None
 
 
 def _zeroth(settings, model):
@@ -75,7 +86,7 @@ def _zeroth(settings, model):
             cure = ", or pass " + " or ".join(having) if having else ""
             raise BadInput(f"{title(name)} is no option of {option} {settings.zeroth}: leave it out{cure}")
     if "blocks" in given:
-        given["blocks"] = model
+        given["blocks"] = _layers(model, "--blocks", "leave it out")
     if "state_dtype" in given:
         given["state_dtype"] = getattr(torch, given["state_dtype"])
     return cls, dict(given, lr=settings.lr, seed=settings.seed)

@@ -29,6 +29,7 @@ class Result:
     optimizer: str
     data: str
     labels: tuple[str, ...]
+    columns: dict
     metric: str
     train_rows: int
     held_out_rows: int

@@ -75,7 +75,7 @@ def evaluate(what: Evaluation) -> dict:
     if asked.fresh_head:
         classes = ", ".join(data.task.labels)
         raise BadInput(f"--model {what.model!r} has no head for the classes {classes}: pass a model that was trained on them")
-    found = {"model": what.model, "data": data.name}
+    found = {"model": what.model, "data": f"{data.name}, {data.described()}" if data.columns else data.name}
     for name, examples in sets.items():
         if examples:
             features = [asked.reader.encode(example) for example in examples]

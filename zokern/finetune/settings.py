@@ -142,6 +142,7 @@ class Settings:
     max_length: int = _option("Tokens a row; longer texts are cut.", 128)
     dtype: str = _option("float32, bfloat16 or float16.", "float32")
     device: str | None = _option("cpu or cuda. Without it: a GPU where there is one.")
+    no_check: bool = _option("Do not check, by some forward passes before the first step, that losses, eps and rounding are sound.", False)
     out: str | None = _option("Folder for model, curve and logs. Without it: zokern-finetune, or -2, ...")
     overwrite: bool = _option("Replace an earlier run in --out.", False)
 

@@ -155,6 +155,7 @@ class Training:
             objective=self.reader,
             full_batch=settings.full_batch or "train",
             trajectory=None if hybrid else str(self.path / output.TRAJECTORY),
+            check=not settings.no_check,
             callbacks=[_watch(self)],
             **chosen,
         )
@@ -188,6 +189,8 @@ def _watch(training):
 
         def on_step_end(self, args, state, control, **kwargs):
             training.here += 1
+            if training.here == 1:
+                self.begin += training.trainer.check_seconds
             self.bar.update()
             if state.global_step % training.settings.eval_every == 0 or state.global_step == state.max_steps:
                 self._clock()

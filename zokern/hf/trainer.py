@@ -1,33 +1,24 @@
 """ZOTrainer: the Hugging Face Trainer with zeroth-order steps."""
 
+import time
+import warnings
 from contextlib import nullcontext
 from functools import partial
 
 import torch
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from accelerate.utils.memory import clear_device_cache
+from transformers import Trainer, TrainerCallback
 from transformers.trainer_pt_utils import find_batch_size
 
 import zokern
 
 from ..optim import ForwardGradient, Hybrid, MeZO, MeZOSVRG, ZerothOrder
 from ..optim.backward import backpropagated
-from . import processes
+from . import arguments, processes
+from .arguments import ADAMS_LR
+from .mean import FiniteMean
 
 SIXTEEN = (torch.bfloat16, torch.float16)
-ADAMS_LR = TrainingArguments.__dataclass_fields__["learning_rate"].default
-REFUSED = (
-    (
-        "fp16",
-        "scales the loss for gradients, and zeroth-order steps have none: pass bf16=True, or, but with Hybrid, load the model in float16",
-    ),
-    ("fsdp", "shards the weights, and the two losses of a step would be of stale ones: leave it out; a step needs the memory of inference"),
-    ("deepspeed", "drives its own backward pass and optimizer: leave it out; a step needs the memory of inference"),
-    (
-        "parallelism_config",
-        "splits one model over processes, but its noise is that of a whole one: leave it out; batches are split over them",
-    ),
-    ("neftune_noise_alpha", "works in train() mode only, and the losses of a step are evaluated in eval() mode: leave it out"),
-)
 
 
 class ZOTrainer(Trainer):
@@ -51,8 +42,9 @@ class ZOTrainer(Trainer):
     finite; of Hybrid ``grad_norm`` as well. With logging_nan_inf_filter=False nothing else in a step waits for a GPU, Hybrid's own
     look at its losses excepted.
 
-    Inert, where there is no gradient: max_grad_norm, gradient_checkpointing, optim. With defer=True, callbacks that look at the weights
-    call ``flush()`` first; evaluation, prediction and saving do.
+    What has no meaning without gradients (gradient_checkpointing, optim, adam_beta1, another max_grad_norm than Trainer's, but for
+    Hybrid's) is refused. With defer=True, callbacks that look at the weights call ``flush()`` first; evaluation, prediction and saving do.
+    Where evaluation is to generate (Seq2SeqTrainingArguments), ``class ZOSeq2SeqTrainer(ZOTrainer, Seq2SeqTrainer): pass``.
 
     Args:
         model, args, ...: as of Trainer.
@@ -61,31 +53,29 @@ class ZOTrainer(Trainer):
         objective: what to train on instead of the model's loss, differentiable or not: an object with loss(model, inputs) -> 0-dim tensor,
             a mean over rows, and scores(model, inputs) -> [rows, candidates], which are the predictions of ``predict`` and
             ``compute_metrics``. Inputs that the model does not know need remove_unused_columns=False.
+            ``smooth = True`` says that differences of its loss are those of a smooth function, not of a count.
         trajectory: a path where ``zokern.record`` logs the steps. A resumed run continues the log. Not of Hybrid.
+        check: before step 0 of a run that is not resumed call ``optimizer.check`` with the first batch, some 8 forward passes, and warn of
+            each problem. The run is the same bits with it as without. Default True.
+    Attributes:
+        checked: the ``zokern.Check`` of that; None where there was none.
     Raises:
         TypeError: another optimizer than zokern's.
         ValueError: no learning rate but Trainer's default, which is one for Adam; fp16, FSDP, DeepSpeed, several GPUs in one process;
-            with Hybrid: trajectory, gradient_checkpointing, a learning rate or weight decay for both halves.
+            with Hybrid: trajectory, a learning rate or weight decay for both halves; an argument that would do nothing.
     """
 
-    def __init__(self, model=None, args=None, *others, full_batch="train", objective=None, trajectory=None, **named):
-        self._check_arguments(args)
+    def __init__(self, model=None, args=None, *others, full_batch="train", objective=None, trajectory=None, check=True, **named):
         self.full_batch, self.objective, self.trajectory = full_batch, objective, trajectory
         self._micro_batches, self._autocast, self._record = [], None, None
+        self._checks, self.checked, self.check_seconds = check, None, 0.0
+        self._interval, self._run = FiniteMean(), FiniteMean()
+        arguments.check(args, self)
         super().__init__(model, args, *others, **named)
         self._check_optimizer()
         # Every process weights its own losses when they are gathered.
         self.args.average_tokens_across_devices = False
         self.add_callback(_Watch(self))
-
-    def _check_arguments(self, args):
-        for name, cure in REFUSED:
-            if getattr(args, name, None):
-                raise ValueError(f"{name}={getattr(args, name)!r} {cure}")
-        if getattr(args, "n_gpu", 0) > 1:
-            raise ValueError(
-                f"{args.n_gpu} GPUs in one process: launch one a GPU (torchrun, accelerate launch), or set CUDA_VISIBLE_DEVICES"
-            )
 
     def _check_optimizer(self):
         optimizer, (make, settings) = self.optimizer, self.optimizer_cls_and_kwargs or (MeZO, {})
@@ -97,11 +87,15 @@ class ZOTrainer(Trainer):
             )
         if issubclass(made, Hybrid):
             self._check_hybrid()
-        elif optimizer is None and "lr" not in settings and self.args.learning_rate == ADAMS_LR:
+        else:
+            arguments.check_clipping(self.args)
+        if not issubclass(made, Hybrid) and optimizer is None and "lr" not in settings and self.args.learning_rate == ADAMS_LR:
             raise ValueError(
                 f"learning_rate={ADAMS_LR:g}, Trainer's default, is one for Adam: pass TrainingArguments(learning_rate=...), or lr among "
                 "the optimizer's settings (zokern.hf.STARTING_POINTS has some)"
             )
+        if self.full_batch != "train" and made is not ZerothOrder and not issubclass(made, MeZOSVRG):
+            raise ValueError(f"full_batch={self.full_batch!r} is of MeZOSVRG, and the optimizer is a {made.__name__}: leave it out")
         if issubclass(made, MeZOSVRG) and self.train_dataset is not None:
             self._check_full_batch()
 
@@ -111,12 +105,6 @@ class ZOTrainer(Trainer):
                 f"trajectory={str(self.trajectory)!r} with Hybrid, whose first-order steps are not decided by a few numbers: leave it out; "
                 "checkpoints resume the run"
             )
-        for name in ("gradient_checkpointing", "activation_checkpointing"):  # of older and newer transformers
-            if getattr(self.args, name, None):
-                raise ValueError(
-                    f"{name}=True works in train() mode only, and the losses of a step are evaluated in eval() mode: leave it out; "
-                    "zokern.splits.Depth keeps the activations of its upper blocks alone"
-                )
         for name, plain in (("learning_rate", ADAMS_LR), ("weight_decay", 0.0)):
             if self.optimizer is None and getattr(self.args, name) != plain:
                 raise ValueError(
@@ -135,9 +123,9 @@ class ZOTrainer(Trainer):
         super().create_accelerator_and_postprocess()
         for name, found in (("fsdp", self.is_fsdp_enabled), ("deepspeed", self.is_deepspeed_enabled)):
             if found:  # by accelerate's launcher
-                raise ValueError(f"{name} {dict(REFUSED)[name]}")
+                raise ValueError(f"{name} {arguments.REFUSED[name]}")
         if getattr(self.accelerator, "scaler", None) is not None:
-            raise ValueError(f"mixed precision {self.accelerator.mixed_precision} {dict(REFUSED)['fp16']}")
+            raise ValueError(f"mixed precision {self.accelerator.mixed_precision} {arguments.REFUSED['fp16']}")
         # There are no gradients that a DDP wrapper could reduce.
         self.accelerator.prepare_model = partial(self.accelerator.prepare_model, evaluation_mode=True)
         # Hybrid may hold a part of a parameter, with a gradient of its own.
@@ -196,7 +184,26 @@ class ZOTrainer(Trainer):
             _schedule_lr_full(optimizer)
             step = optimizer.param_groups[0]["step"]
             closures.append(processes.OfAll(lambda: self._loss(model, self._full_batches(step))))
-        return optimizer.begin(*closures).loss.to(self.args.device, torch.float32)
+        if self._checks and self.state.global_step == 0:
+            self._check(optimizer, closures[0])
+        loss = optimizer.begin(*closures).loss.to(self.args.device, torch.float32)
+        every = self.args.torch_empty_cache_steps
+        if every is not None and self.state.global_step % every == 0:
+            clear_device_cache()
+        self._interval.add(loss)
+        self._run.add(loss)
+        return loss
+
+    def _check(self, optimizer, closure):
+        """Whether a step will measure what it should."""
+        if isinstance(optimizer, Hybrid) and optimizer.zo is None:
+            return
+        begin = time.perf_counter()
+        self.checked = optimizer.check(closure, smooth=self.objective is None or getattr(self.objective, "smooth", False))
+        self.check_seconds = time.perf_counter() - begin
+        if self.is_world_process_zero():
+            for problem in self.checked.problems:
+                warnings.warn(f"before step 0: {problem} (ZOTrainer(check=False) does not look)", RuntimeWarning, stacklevel=3)
 
     def _counted(self, inputs):
         """-> (inputs, the number of labels or rows that their loss is a mean of, whether it is that of labels)."""
@@ -274,8 +281,10 @@ class ZOTrainer(Trainer):
 
     def train(self, *args, **kwargs):
         self._choose_autocast()
+        self._interval, self._run = FiniteMean(), FiniteMean()
         try:
-            return super().train(*args, **kwargs)
+            output = super().train(*args, **kwargs)
+            return output._replace(training_loss=output.metrics["train_loss"])
         finally:
             self.flush()
             if self._record is not None:
@@ -298,6 +307,11 @@ class ZOTrainer(Trainer):
             if not isinstance(self.zeroth_order, Hybrid):
                 logs.pop("grad_norm", None)
             logs.update(self._measured())
+        for name, mean in (("loss", self._interval), ("train_loss", self._run)):
+            if name in logs and self.args.logging_nan_inf_filter:
+                logs[name] = mean.value(logs[name])
+        if "loss" in logs:
+            self._interval = FiniteMean()
         super().log(logs, *args, **kwargs)
 
     def _measured(self):

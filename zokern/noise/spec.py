@@ -9,6 +9,7 @@ KEY_INCREMENTS = (0x9E3779B9, 0xBB67AE85)
 
 # stream = purpose << 24 | probe
 PERTURBATION, ANCHOR, MASK, ROUNDING = range(4)
+CHECK = 254  # counted down from 255, away from those of steps
 
 # The first element of every tensor of a layout is a multiple of this.
 ALIGNMENT = 4096

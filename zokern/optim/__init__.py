@@ -2,6 +2,7 @@
 
 from . import splits
 from .base import ZerothOrder
+from .check import Check
 from .forward_gradient import ForwardGradient
 from .hybrid import Hybrid, HybridStep
 from .mezo import MeZO, ZOConservative, ZOSign
@@ -10,6 +11,7 @@ from .svrg import Annealing, MeZOSVRG
 
 __all__ = [
     "Annealing",
+    "Check",
     "ForwardGradient",
     "Hybrid",
     "HybridStep",

@@ -11,6 +11,7 @@ from ..estimate import Estimate, Heard, measure
 from ..layout import Layout
 from ..noise import SPEC_VERSION, NoiseKey
 from ..perturb import over
+from .check import Check, check
 from .frozen import check_frozen
 from .partition import kept_by_magnitude, numbers_of_blocks
 from .saved import check_saved, shapes
@@ -49,9 +50,10 @@ class ZerothOrder(torch.optim.Optimizer):
     Args:
         params: parameters, named parameters, or groups of them with settings of their own.
         defaults: settings; of all groups: q, estimator, seed.
-        blocks: None; or the model, whose layers are the blocks (``zokern.layers``: embeddings, each layer, head); or a list of lists
-            of parameters, each trainable one in one of them. Every block is perturbed by itself, the others standing at theta, and has
-            a projected gradient of its own. A step costs that many times the forward passes.
+        blocks: None; or the model, whose layers are the blocks (``zokern.layers``: embeddings, each layer, head); or what
+            ``zokern.layers(model, blocks=[...])`` returns, where they must be named; or a list of lists of parameters or of modules, each
+            trainable parameter in one of them. Every block is perturbed by itself, the others standing at theta, and has a projected
+            gradient of its own. A step costs that many times the forward passes.
         sparsity: None, or the share in [0, 1) of all elements that z leaves alone. Each tensor's own share is what magnitude pruning
             of the weights, as they are now, would take from it; which elements they are is drawn anew for each z.
     Attributes:
@@ -117,7 +119,10 @@ class ZerothOrder(torch.optim.Optimizer):
             if all(float(group["lr"]) == 0 for group in self.param_groups):
                 self._make_state()  # which is why torch.distributed.checkpoint asks for such a step
                 return None
-            raise ValueError("closure=None: zeroth-order steps evaluate the loss themselves; call step(closure) with () -> loss")
+            raise ValueError(
+                "closure=None: zeroth-order steps evaluate the loss themselves; call step(closure) with () -> loss, or, where a loop calls "
+                "step() itself, as transformers' Trainer does, take zokern.hf.ZOTrainer"
+            )
         with self._measured(closure) as estimate:
             self._move_along(estimate)
         return estimate.loss
@@ -138,6 +143,24 @@ class ZerothOrder(torch.optim.Optimizer):
         with self._measured(closure) as estimate:
             self.model.settle()
         return estimate
+
+    def check(self, closure, smooth=True, warn=False) -> Check:
+        """Before a run, or within it: is the closure what a step needs, eps in its range, an update more than rounding? ``print`` it.
+
+        Evaluates the loss twice at theta, and at eps / 3, eps and 3 eps to both sides along noise of its own: 2 + 6 forward passes (6 for
+        each block; up to 3 directions where the first one leaves a doubt; of ForwardGradient one, with its derivative). The run goes on
+        bit for bit as without: weights, what is owed, state, counts, logs and torch's, NumPy's and Python's random states are as before.
+        What the closure itself uses up, such as the batches of a loader, is not brought back. Meanwhile the host's memory holds a copy of
+        the parameters.
+
+        Args:
+            closure: as of ``step``: of MeZOSVRG that of the minibatch. All processes call this at once, where its losses are agreed on.
+            smooth: False of a loss that is counted, as an accuracy is: then eps is not judged. Default True.
+            warn: one RuntimeWarning a problem. Default False: they are in ``problems`` of what is returned.
+        Raises:
+            As ``step``.
+        """
+        return check(self, closure, smooth, warn)
 
     def repeat(self, readings) -> torch.Tensor:
         """A step again from its ``readings``, without a forward pass: the same passes over the weights, and so the same bits.

@@ -13,6 +13,7 @@ from ..estimate import Estimate, agreed
 from ..layers import Layers, layers
 from .backward import gradient
 from .base import ZerothOrder
+from .check import Check, check
 from .forward_gradient import ForwardGradient
 from .frozen import check_frozen
 from .halves import check_both, check_memory, divide
@@ -134,7 +135,10 @@ class Hybrid(torch.optim.Optimizer):
         if closure is not None:
             self.begin(closure)
         if self._begun is None:
-            raise ValueError("closure=None: Hybrid evaluates the loss itself; call step(closure) with () -> loss")
+            raise ValueError(
+                "closure=None: Hybrid evaluates the loss itself; call step(closure) with () -> loss, or, where a loop calls step() itself, "
+                "as transformers' Trainer does, take zokern.hf.ZOTrainer"
+            )
         begun = self._begun
         try:
             if begun.estimate is not None:
@@ -179,6 +183,18 @@ class Hybrid(torch.optim.Optimizer):
             self._forget()
         self._begun = begun
         return begun
+
+    def check(self, closure, smooth=True, warn=False) -> Check:
+        """``ZerothOrder.check`` of the zeroth-order half.
+
+        Raises:
+            ValueError: zo=None, so that there is none.
+        """
+        if self.zo is None:
+            raise ValueError("check of a Hybrid with zo=None: nothing is measured by differences of losses; leave it out")
+        for cut in self._cuts:
+            cut.follow()
+        return check(self.zo, closure, smooth, warn)
 
     def _measure(self, closure) -> HybridStep:
         # The gradient comes first: then the zeroth-order half can restore and update its weights in one pass.

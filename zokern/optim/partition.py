@@ -4,7 +4,7 @@ from numbers import Real
 
 import torch
 
-from ..layers import layers
+from ..layers import Layers, layers
 from ..ops.handover import pieces
 
 
@@ -13,20 +13,27 @@ def numbers_of_blocks(groups, blocks) -> list[list[int]]:
 
     Args:
         groups: as in ``torch.optim``.
-        blocks: list of lists of parameters, or a model, whose layers they then are.
+        blocks: list of lists of parameters, or of modules, whose parameters they then are (of one that two modules share, the first
+            has it); a model, whose layers they then are, or its ``Layers``.
     Raises:
-        ValueError: a block that is empty, or a parameter in none or in two of them.
+        ValueError: a block that is empty, or a parameter in none or in two of them; a model whose layers are not found.
     """
     if isinstance(blocks, torch.nn.Module):
-        blocks = layers(blocks).blocks()
+        blocks = layers(blocks)
+    if isinstance(blocks, Layers):
+        blocks = blocks.blocks()
     number = {}
     for b, block in enumerate(blocks):
+        if isinstance(block, torch.nn.Module):
+            block = [p for p in block.parameters() if p.requires_grad and number.get(id(p), b) == b]
+        elif isinstance(block, torch.Tensor):
+            raise TypeError(f"blocks[{b}] is a tensor of shape {tuple(block.shape)}: pass a list of parameters, or a module")
         block = list(block)
         if not block:
-            raise ValueError(f"blocks[{b}] is empty: leave it out")
+            raise ValueError(f"blocks[{b}] is empty, or holds no parameter with requires_grad=True that is in no earlier one: leave it out")
         for p in block:
             if not isinstance(p, torch.Tensor):
-                raise TypeError(f"blocks[{b}] holds a {type(p).__name__}: pass lists of parameters")
+                raise TypeError(f"blocks[{b}] holds a {type(p).__name__}: pass lists of parameters, modules, or zokern.layers(model)")
             if number.setdefault(id(p), b) != b:
                 raise ValueError(f"a parameter of shape {tuple(p.shape)} is in blocks[{number[id(p)]}] and in blocks[{b}]: pass it in one")
     for g, group in enumerate(groups):
@@ -34,7 +41,8 @@ def numbers_of_blocks(groups, blocks) -> list[list[int]]:
             if id(p) not in number:
                 name = f" ({group['param_names'][i]!r})" if "param_names" in group else ""
                 raise ValueError(
-                    f"param_groups[{g}]['params'][{i}]{name} of shape {tuple(p.shape)} is in none of the {len(blocks)} blocks: add it"
+                    f"param_groups[{g}]['params'][{i}]{name} of shape {tuple(p.shape)} is in none of the {len(blocks)} blocks: add it, or "
+                    "pass zokern.layers(model, blocks=[...]), which has blocks for what is before and behind them"
                 )
     return [[number[id(p)] for p in group["params"]] for group in groups]
 

@@ -44,6 +44,11 @@ class Reader:
         self.task, self.tokenizer, self.objective, self.prompt = task, tokenizer, objective, prompt
         self.max_length = max_length or min(tokenizer.model_max_length, LONGEST)
 
+    @property
+    def smooth(self) -> bool:
+        """Whether ``loss`` is a smooth function of the weights, and not a count."""
+        return self.objective not in ("accuracy", "f1")
+
     def encode(self, example) -> dict:
         """Features of a row: what ``collate`` takes. Needs no model, and may run in a loader's workers."""
         raise NotImplementedError

@@ -1,0 +1,65 @@
+"""TrainingArguments that would do nothing here, or the wrong thing: refused by name, with the cure."""
+
+from transformers import Seq2SeqTrainer, TrainingArguments
+
+FIELDS = TrainingArguments.__dataclass_fields__
+ADAMS_LR = FIELDS["learning_rate"].default
+EVAL = "works in train() mode only, and the losses of a step are evaluated in eval() mode: leave it out"
+CHECKPOINTS = f"{EVAL}; a step needs the memory of inference, and of a Hybrid zokern.splits.Depth keeps the activations of its upper blocks"
+REFUSED = {
+    "fp16": "scales the loss for gradients, and zeroth-order steps have none: pass bf16=True, or, but with Hybrid, load the model in "
+    "float16",
+    "fsdp": "shards the weights, and the two losses of a step would be of stale ones: leave it out; a step needs the memory of inference",
+    "deepspeed": "drives its own backward pass and optimizer: leave it out; a step needs the memory of inference",
+    "parallelism_config": "splits one model over processes, but its noise is that of a whole one: leave it out; batches are "
+    "split over them",
+    "neftune_noise_alpha": EVAL,
+    "gradient_checkpointing": CHECKPOINTS,
+    "activation_checkpointing": CHECKPOINTS,  # of newer transformers
+    **dict.fromkeys(
+        ("ddp_find_unused_parameters", "ddp_bucket_cap_mb", "ddp_broadcast_buffers", "ddp_static_graph"),
+        "is for the DDP wrapper, and there is none: leave it out; batches are split over the processes without it",
+    ),
+}
+GENERATION = ("predict_with_generate", "generation_max_length", "generation_num_beams", "generation_config", "sortish_sampler")
+ADAMS = "is for an optimizer that Trainer would make: leave it out, and pass optimizer_cls_and_kwargs=(zokern.ZOAdam, {...})"
+OPTIMIZERS = ("optim", "optim_args", "optim_target_modules", "adam_beta1", "adam_beta2", "adam_epsilon")
+
+
+def check(args, trainer) -> None:
+    """
+    Raises:
+        ValueError: an argument that cannot be honoured, by name.
+    """
+    for name, cure in REFUSED.items():
+        if getattr(args, name, None):
+            raise ValueError(f"{name}={getattr(args, name)!r} {cure}")
+    for name in OPTIMIZERS:
+        value, usual = getattr(args, name, None), {FIELDS[name].default} if name in FIELDS else set()
+        if value not in (None, *usual, *({args.default_optim} if name == "optim" else ())):
+            raise ValueError(f"{name}={getattr(value, 'value', value)!r} {ADAMS}")
+    if not isinstance(trainer, Seq2SeqTrainer):
+        for name in GENERATION:
+            if getattr(args, name, None):
+                raise ValueError(
+                    f"{name}={getattr(args, name)!r} is for Seq2SeqTrainer, whose evaluation generates: pass it to both at once, "
+                    "class ZOSeq2SeqTrainer(zokern.hf.ZOTrainer, transformers.Seq2SeqTrainer): pass"
+                )
+    elif getattr(args, "predict_with_generate", False) and trainer.objective is not None:
+        raise ValueError("predict_with_generate=True with objective=, whose scores are the predictions: leave out one of the two")
+    if getattr(args, "n_gpu", 0) > 1:
+        raise ValueError(f"{args.n_gpu} GPUs in one process: launch one a GPU (torchrun, accelerate launch), or set CUDA_VISIBLE_DEVICES")
+
+
+def check_clipping(args) -> None:
+    """Without a Hybrid, which has gradients to clip.
+
+    Raises:
+        ValueError: max_grad_norm, where it is not Trainer's default and not off.
+    """
+    usual = FIELDS["max_grad_norm"].default
+    if args.max_grad_norm not in (None, 0, usual):
+        raise ValueError(
+            f"max_grad_norm={args.max_grad_norm:g} clips gradients, and there are none but Hybrid's: leave it at {usual:g}, or pass 0; "
+            "zokern.ZOSign and ZOAdam take steps whose length does not follow the gradient's"
+        )

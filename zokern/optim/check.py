@@ -1,0 +1,308 @@
+"""Before a run: is the closure what a step needs, is eps where differences say something, is an update more than rounding?"""
+
+import math
+import random
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import numpy
+import torch
+
+from ..estimate import agreed, evaluate
+from ..noise import NoiseKey
+from ..noise.spec import CHECK
+from ..ops import make_noise
+from .watch import warn as say
+
+SCALES = (1 / 3, 1.0, 3.0)  # of eps
+DIRECTIONS = 3  # at most: one may lie nearly across the gradient, and its slope then be small by chance; three hardly do
+WOBBLE = 0.05  # of what a step measures: how far the loss may differ from itself
+CLEAR = 4  # spacings of the loss: a difference of fewer is wrong by 10 % and more
+AGREE, DIFFER = 0.25, 0.5  # relative: slopes at eps and at a neighbour of it do; from here on they do not
+LEARNT = 1e-5  # a loss below: of a cross-entropy, rounding of numbers of size 1, from a batch that has nothing more to say
+LOST = 0.5  # share of 16-bit weights that may stand still
+SAMPLE = 1 << 17  # elements of a tensor that are looked at
+BITS = {torch.bfloat16: 8, torch.float16: 11, torch.float32: 24, torch.float64: 53}
+
+
+@dataclass(frozen=True)
+class Check:
+    """What ``optimizer.check(closure)`` found. ``print`` it.
+
+    Attributes:
+        losses: of two calls at theta; in units of the loss, as all differences.
+        dtype: of the losses that the closure returned, "float32" for one; "number" of a number.
+        bits: significant bits that they have: 24 of float32, 8 of bfloat16; fewer where they were rounded before, or are counted.
+        difference: what a step measures, L(theta + eps z) - L(theta - eps z), or - L(theta) where the estimator is one-sided: the root
+            mean square over directions and blocks. None of ForwardGradient, and where the loss at theta was not finite.
+        eps: perturbation radius in units of theta, of the first group; None of ForwardGradient, which has none.
+        slopes: one tuple for each direction and block: the central differences at eps / 3, eps and 3 eps, loss per unit of theta; of
+            ForwardGradient the derivative alone. Divided by the first group's eps, where groups differ.
+        update: size of an element's update, root mean square over elements, in units of theta, at the largest lr that is scheduled.
+        lost: the share in [0, 1] of the elements in 16 bits that such an update leaves where they are, by rounding. None: there are none.
+        smooth: whether slopes were compared.
+    """
+
+    losses: tuple[float, ...]
+    dtype: str
+    bits: int
+    difference: float | None = None
+    eps: float | None = None
+    slopes: list[tuple[float, ...]] = field(default_factory=list)
+    update: float = 0.0
+    lost: float | None = None
+    smooth: bool = True
+
+    @property
+    def wobble(self) -> float:
+        """How far the losses at theta are apart."""
+        return max(self.losses) - min(self.losses)
+
+    @property
+    def rounding(self) -> float:
+        """The spacing of numbers of so many bits at the losses: less is no difference."""
+        size = max(map(abs, self.losses))
+        return 2.0 ** (math.frexp(size)[1] - self.bits) if 0 < size < math.inf else 0.0
+
+    @property
+    def problems(self) -> list[str]:
+        """Sentences, each with a cause and its cure. Empty where all is well."""
+        if not self._finite(self.losses):
+            shown = " and ".join(f"{loss:g}" for loss in self.losses)
+            return [f"the loss at theta is {shown}: a step whose loss is not finite moves nothing; look at the weights and the batch"]
+        learnt = max(map(abs, self.losses)) < LEARNT
+        found = [self._changing() or (None if learnt else self._rounded() or self._out_of_range()), self._vanishing()]
+        return [problem for problem in found if problem]
+
+    def _changing(self):
+        if self._wobbles:
+            one, other = (f"{loss:.9g}" for loss in self.losses)
+            measures = f" where a step measures {self.difference:.2g}" if self.difference is not None else ""
+            return (
+                f"the closure gave {one} and {other} at the same weights, which is {self.wobble:.2g} apart{measures}: call model.eval(), "
+                "so that there is no dropout, and let all calls of a step see one batch"
+            )
+
+    def _rounded(self):
+        if not self.smooth or self.difference is None or not math.isfinite(self.difference):
+            return None
+        if self.difference > 0 and self.difference >= CLEAR * self.rounding:
+            return None
+        spaced = f"a step measures a difference of {self.difference:.2g}, and losses of {self.bits} bits are {self.rounding:.2g} apart"
+        if self.dtype in ("bfloat16", "float16"):
+            return f"{spaced}: compute the loss in float32, as in cross_entropy(logits.float(), labels), not in {self.dtype}"
+        if self.difference == 0:
+            return (
+                f"the loss is the same, bit for bit, at theta + eps z and theta - eps z with eps={self.eps:g}: it does not depend on the "
+                "parameters given, was rounded to 16 bits on its way, or is counted, as an accuracy is; pass the parameters that the "
+                "closure reads, compute the loss in float32, or pass a larger eps"
+            )
+        if self.bits <= BITS[torch.float16]:
+            return f"{spaced}: they were rounded to 16 bits on their way, or are counted; compute them in float32, or pass smooth=False"
+        return f"{spaced}, so that it is mostly rounding: pass a larger eps, or compute the loss in float64"
+
+    def _out_of_range(self):
+        if not self.smooth or self.eps is None or not self.slopes:
+            return None
+        below, here, above = zip(*self.slopes)
+        if not self._finite([*below, *here]):
+            return f"the loss at theta + eps z is not finite, where it is finite at theta: pass a smaller eps than {self.eps:g}"
+        down, up = self._apart
+        if min(down, up) <= DIFFER:
+            return None
+        rms = ", ".join(f"{_rms(slopes):.3g} at {name}" for name, slopes in zip(("eps / 3", "eps", "3 eps"), (below, here, above)))
+        return (
+            f"slopes along the same noise do not agree about eps={self.eps:g} ({rms}; {down:.0%} and {up:.0%} apart): a step follows "
+            "something else than the gradient; pass a smaller eps or, where the model computes in 16 bits, a larger one"
+        )
+
+    def _vanishing(self):
+        if self.lost is not None and self.lost > LOST:
+            return (
+                f"an update of {self.update:.2g} an element leaves {self.lost:.0%} of the weights in 16 bits where they are, since it is "
+                "below half their spacing: train float32 weights (model.float(), or an adapter of zokern.hf.adapt), or pass a larger lr"
+            )
+
+    @property
+    def _wobbles(self):
+        measured = WOBBLE * (self.difference or 0.0)
+        return self.wobble > max(measured, CLEAR * self.rounding if self.smooth else 0.0)
+
+    @property
+    def _settled(self):
+        """Whether more directions would say the same. Of losses that all processes agree on alone, so that all go on or none."""
+        return self.wobble <= WOBBLE * self.difference and max(self._apart) <= AGREE
+
+    @property
+    def _apart(self) -> tuple[float, float]:
+        """How far the slopes at eps are from those at eps / 3 and at 3 eps, relative to the larger; NaN where there is no number."""
+        if len(self.slopes[0]) == 1:
+            return 0.0, 0.0
+        below, here, above = zip(*self.slopes)
+        return tuple(_rms([a - b for a, b in zip(here, other)]) / (max(_rms(here), _rms(other)) or math.nan) for other in (below, above))
+
+    @staticmethod
+    def _finite(numbers):
+        return all(map(math.isfinite, numbers))
+
+    def __str__(self):
+        same = "the same bits" if self.wobble == 0 else f"{self.wobble:.2g} apart"
+        lines = [
+            f"loss        {self.losses[0]:.9g}, and again: {same}; {self.dtype} of {self.bits} bits, spaced {self.rounding:.2g}",
+        ]
+        if self.difference is not None:
+            lines.append(f"difference  {self.difference:.3g} in a step")
+        for slopes in self.slopes[:DIRECTIONS]:
+            if self.eps is None or len(slopes) == 1:
+                lines.append(f"slope       {slopes[-1]:.6g}")
+            else:
+                below, here, above = slopes
+                lines.append(f"slope       {here:.6g} at eps = {self.eps:g}; {below:.6g} at eps / 3, {above:.6g} at 3 eps")
+        if self.slopes:
+            lost = "" if self.lost is None else f", lost to rounding in {self.lost:.0%} of the weights in 16 bits"
+            lines.append(f"update      {self.update:.2g} an element{lost}")
+        return "\n".join([*lines, *(f"problem     {problem}" for problem in self.problems or ["none"])])
+
+
+def check(optimizer, closure, smooth=True, warn=False) -> Check:
+    """See ``ZerothOrder.check``."""
+    with torch.no_grad(), _undisturbed(optimizer) as held:
+        seen, model = _Seen(closure), optimizer.model
+        losses = tuple(map(float, evaluate(seen, model, [(model, [])] * 2)))
+        found = Check(losses, seen.dtype, seen.bits, smooth=smooth)
+        differences, slopes, moves = [], [], []
+        group = optimizer.param_groups[0]
+        eps = float(group["eps"]) if "eps" in group else None
+        for direction in range(DIRECTIONS if smooth else 1):
+            if not Check._finite(losses):
+                break
+            key = NoiseKey.of(group["seed"], group["step"], CHECK, direction)
+            if eps is None:
+                measured = [(float(optimizer._derivative(closure, key).projected_grad),)]
+            else:
+                measured = _sides(optimizer, seen, key, eps, SCALES if smooth else (1.0,), losses[0], differences)
+            slopes += measured
+            moves.append(_moved(optimizer, held, key, [slope[len(slope) // 2] for slope in measured]))
+            updates, lost = zip(*moves)
+            difference, lost = _rms(differences) if differences else None, None if None in lost else sum(lost) / len(lost)
+            found = Check(losses, seen.dtype, seen.bits, difference, eps, slopes, _rms(updates), lost, smooth)
+            if eps is None or found._settled:
+                break
+    if warn:
+        for problem in found.problems:
+            say(f"{type(optimizer).__name__}: {problem}")
+    return found
+
+
+def _sides(optimizer, closure, key, eps, scales, base, differences):
+    """-> for each block the slopes along z(key), one a scale; what a step would measure of each is added to ``differences``."""
+    model, radius = optimizer.model, optimizer._setting("eps")
+    places = [(part, [(key, side * scale * radius)]) for part in model.parts for scale in scales for side in (1, -1)]
+    losses = iter(map(float, evaluate(closure, model, places)))
+    one_sided = optimizer.param_groups[0].get("estimator") == "one-sided"
+    found = []
+    for _ in model.parts:
+        slopes = []
+        for scale in scales:
+            plus, minus = next(losses), next(losses)
+            slopes.append((plus - minus) / (2 * scale * eps))
+            if scale == 1:
+                differences.append(plus - (base if one_sided else minus))
+        found.append(tuple(slopes))
+    return found
+
+
+def _moved(optimizer, weights, key, slopes):
+    """-> (an element's update along z(key), root mean square; the share of elements in 16 bits that it leaves where they are, or None)."""
+    layout, eps = optimizer.layout, optimizer.param_groups[0].get("eps")
+    slope_of = dict(zip(layout.blocks, slopes))
+    squares = moving = still = sixteen = 0.0
+    for i, p in enumerate(weights):
+        group = optimizer.param_groups[layout.cells[layout.group[i]][0]]
+        slope = slope_of[layout.block[i]]
+        size = _size(group, slope if eps is None else slope * float(eps) / float(group["eps"]))
+        count = p.numel() * layout.keep[i]
+        squares, moving = squares + count * size**2, moving + count
+        if p.element_size() == 2 and p.numel() and size and math.isfinite(size):
+            part = p.reshape(-1)[:SAMPLE]
+            moved = (part.float() + size * make_noise(key, layout.first[i], part.numel())).to(p.dtype)
+            still, sixteen = still + count * float((moved == part).double().mean()), sixteen + count
+    return math.sqrt(squares / moving), still / sixteen if sixteen else None
+
+
+def _size(group, slope):
+    """Root mean square of an element's update by the optimizer's rule, at the largest lr that is scheduled."""
+    lr = max(float(group[name]) for name in ("lr", "initial_lr", "lr_full") if name in group)
+    if "betas" in group or group.get("form") == "element":  # a step's length is lr, whatever the slope
+        return lr
+    size = lr * (1.0 if group.get("form") == "scalar" else abs(slope))
+    if "lr_full" not in group:  # whose q is no number of directions
+        size /= math.sqrt(group["q"])
+    return size / math.sqrt(1 - group["momentum"] ** 2) if "momentum" in group else size
+
+
+def _rms(numbers):
+    return math.sqrt(sum(x * x for x in numbers) / len(numbers))
+
+
+class _Seen:
+    """A closure whose losses' precision is looked at."""
+
+    def __init__(self, closure):
+        self.closure, self.given = closure, []
+
+    def __call__(self):
+        self.given.append(self.closure())
+        return self.given[-1]
+
+    def agree(self, losses):
+        return agreed(self.closure, losses)
+
+    @property
+    def dtype(self) -> str:
+        loss = self.given[0]
+        return str(loss.dtype).removeprefix("torch.") if isinstance(loss, torch.Tensor) else "number"
+
+    @property
+    def bits(self) -> int:
+        """The fewest, of a format, that hold every loss that was given."""
+        most = max(BITS.get(loss.dtype, 53) if isinstance(loss, torch.Tensor) else 53 for loss in self.given)
+        values = [float(loss) for loss in self.given]
+        for bits in sorted(BITS.values()):
+            if bits >= most or all(_fits(value, bits) for value in values):
+                return min(bits, most)
+
+
+def _fits(value, bits):
+    mantissa, _ = math.frexp(value) if math.isfinite(value) else (0.0, 0)
+    return (mantissa * 2**bits).is_integer()
+
+
+@contextmanager
+def _undisturbed(optimizer):
+    """-> copies of the weights, in the host's memory.
+
+    Afterwards the weights, where they stand and what they owe, the counts and the random states are as before, bit for bit.
+    """
+    optimizer._check_untouched()
+    params, parts = optimizer.layout.params, optimizer.model.parts
+    held = [p.detach().to("cpu", copy=True) for p in params]  # a way back in place would round them once
+    owed, readings = [part.owed for part in parts], optimizer.readings
+    python, arrays = random.getstate(), numpy.random.get_state()
+    optimizer.readings = []
+    try:
+        with torch.random.fork_rng(sorted({p.device.index for p in params if p.is_cuda})):
+            yield held
+    finally:
+        random.setstate(python)
+        numpy.random.set_state(arrays)
+        with torch.no_grad():
+            for p, saved in zip(params, held):
+                p.copy_(saved)
+        for part, before in zip(parts, owed):
+            part.owed = before
+            part.passes += 1  # or a log would take it for somebody else's
+        optimizer.readings = readings
+        if optimizer._versions is not None:
+            optimizer._versions = [p._version for p in params]
+        torch.clear_autocast_cache()
