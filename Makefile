@@ -49,7 +49,7 @@ clean:
 	rm -rf .venv .venv-* build *.egg-info zokern/*.so
 
 $(VENV)/installed: Makefile $(PINS) pyproject.toml setup.py $(wildcard csrc/*/*.hpp csrc/*/*.cpp csrc/*/*.cu)
-	$(PYTHON) -m venv $(VENV)
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install -q --upgrade -c $(PINS) pip
 	$(BIN)/pip install -q $(TORCH)
 	$(BIN)/pip install -q -c $(PINS) --build-constraint $(PINS) -e ".[test]"
