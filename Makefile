@@ -1,11 +1,15 @@
 # make demo | test | bench | lint | docs-check: each makes .venv and installs into it first, where that has not been done.
+# make newest | oldest: the tests with the newest and the oldest releases that pyproject.toml allows. make lock: writes the pins.
 PYTHON ?= python3
-TORCH ?= torch==2.13.0
-BIN := .venv/bin
+VENV ?= .venv
+PINS ?= constraints/pinned.txt
+# torch, and the Triton that its CUDA build asks for. The pins leave out what comes with a torch, so that another can take its place.
+TORCH ?= torch==2.13.0 "triton==3.7.1; sys_platform == 'linux'"
+BIN := $(VENV)/bin
 export HF_HUB_DISABLE_TELEMETRY = 1
 
-.PHONY: install demo test bench lint docs-check clean
-install: .venv/installed
+.PHONY: install demo test bench lint docs-check newest oldest lock clean
+install: $(VENV)/installed
 
 demo: install
 	$(BIN)/python -m zokern finetune
@@ -23,12 +27,30 @@ lint: install
 docs-check: install
 	$(BIN)/python docs/check.py README.md docs/*.md CONTRIBUTING.md
 
-clean:
-	rm -rf .venv build *.egg-info zokern/*.so
+newest: export VENV = .venv-newest
+newest: export PINS = /dev/null
+newest: export TORCH = torch
+oldest: export VENV = .venv-oldest
+oldest: export PINS = constraints/oldest.txt
+oldest: export TORCH = -c constraints/oldest.txt torch
+newest oldest:
+	rm -rf $(VENV)
+	$(MAKE) test
 
-.venv/installed: pyproject.toml setup.py $(wildcard csrc/*/*.hpp csrc/*/*.cpp csrc/*/*.cu)
-	$(PYTHON) -m venv .venv
-	$(BIN)/pip install -q --upgrade pip
+COMPILE = .venv-lock/bin/uv pip compile pyproject.toml --all-extras --group build --universal --python-version 3.10 --upgrade \
+	--no-annotate --custom-compile-command "make lock" --quiet
+lock:
+	$(PYTHON) -m venv --clear .venv-lock
+	.venv-lock/bin/pip install -q uv
+	printf '%s\n' $(TORCH) | $(COMPILE) --constraints - | grep -Ev '^(torch|triton|cuda|nvidia)\b' >constraints/pinned.txt
+	$(COMPILE) --resolution lowest-direct | grep -Ev '^(cuda|nvidia)\b' >constraints/oldest.txt
+
+clean:
+	rm -rf .venv .venv-* build *.egg-info zokern/*.so
+
+$(VENV)/installed: Makefile $(PINS) pyproject.toml setup.py $(wildcard csrc/*/*.hpp csrc/*/*.cpp csrc/*/*.cu)
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install -q --upgrade -c $(PINS) pip
 	$(BIN)/pip install -q $(TORCH)
-	$(BIN)/pip install -q -e ".[test]"
+	$(BIN)/pip install -q -c $(PINS) --build-constraint $(PINS) -e ".[test]"
 	touch $@

@@ -58,6 +58,10 @@ def test_fma_is_not_fooled_by_a_sum_that_float64_rounds_to_a_tie():
     assert reference.fma(a, b, odd) == odd and reference.fma(-a, b, -odd) == -odd
 
 
+def test_fma_of_arrays_of_one_element_is_an_array():
+    assert reference.fma(*np.ones((3, 1), np.float32)).shape == (1,)
+
+
 def test_mask_keeps_what_it_was_asked_to_keep():
     """Density within 5 standard deviations: a false alarm in 1.7 million runs."""
     n = 1 << 18

@@ -86,7 +86,8 @@ def horner(coefficients, x):
 
 def fma(a, b, c):
     """a * b + c with one rounding. In float64 the product is exact; the sum is rounded to odd, then once to float32."""
-    product, c = np.float64(a) * np.float64(b), np.float64(c)
+    a, b, c = (np.asarray(x, np.float64) for x in (a, b, c))  # NumPy 1.26: np.float64(array of one) is a scalar
+    product = a * b
     total = product + c
     back = total - product
     error = (product - (total - back)) + (c - back)
