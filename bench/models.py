@@ -67,14 +67,14 @@ def build(name, dtype, device):
     import transformers
 
     model, config, size = MODELS[name]
-    config = getattr(transformers, config)(**size)
+    model, config = getattr(transformers, model), getattr(transformers, config)(**size)
     config.use_cache = False
     torch.manual_seed(0)
     before = torch.get_default_dtype()
     torch.set_default_dtype(DTYPES[dtype])
     try:
         with torch.device(device):
-            return getattr(transformers, model)(config).eval()
+            return model(config).eval()
     finally:
         torch.set_default_dtype(before)
 

@@ -72,8 +72,9 @@ def token_losses(model, inputs, where, targets, chunk=256) -> torch.Tensor:
     losses = [cross_entropy(part.float(), target, reduction="none") for part, target in zip(logits.split(chunk), targets.split(chunk))]
     done = len(logits)
     del logits
-    for part, target in zip(hidden[done:].split(chunk) if done < n else (), targets[done:].split(chunk)):
-        losses.append(cross_entropy(head(part[None])[0].float(), target, reduction="none"))
+    if done < n:
+        for part, target in zip(hidden[done:].split(chunk), targets[done:].split(chunk)):
+            losses.append(cross_entropy(head(part[None])[0].float(), target, reduction="none"))
     return torch.cat(losses)
 
 
