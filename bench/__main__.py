@@ -119,7 +119,7 @@ def usable(device) -> bool:
     return True
 
 
-def parser(prog: str) -> argparse.ArgumentParser:
+def parser(prog: str = "python -m bench") -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog=prog, description=__doc__.partition(": ")[2])
     suites = ("kernels", "step", "memory", "replay", "optimizers", "trainer", "drift", "convergence", "all")
     parser.add_argument("--suite", choices=suites, default="all", help="all: those that tell what this machine does, not convergence")
