@@ -116,11 +116,37 @@ def in_inference_mode(w):
         return w.sum()
 
 
+@torch.library.custom_op("zokern_tests::cubed", mutates_args=())
+def cubed(x: torch.Tensor) -> torch.Tensor:
+    return x**3
+
+
+cubed.register_autograd(
+    lambda ctx, grad: 3 * grad * ctx.saved_tensors[0] ** 2, setup_context=lambda ctx, inputs, output: ctx.save_for_backward(*inputs)
+)
+
+
+@torch.library.custom_op("zokern_tests::doubled_", mutates_args=("x",))
+def doubled_(x: torch.Tensor) -> None:
+    x.mul_(2)
+
+
+@torch.library.custom_op("zokern_tests::largest", mutates_args=())
+def largest(x: torch.Tensor) -> torch.Tensor:
+    return x.argmax()
+
+
 REFUSED = {
     "inference mode": (in_inference_mode, r"theta\[0\] \('layer.weight'\) is read .*\(by sum\).*use torch.no_grad\(\)"),
     "a custom function on it": (Square.apply, r"theta\[0\] \('layer.weight'\) is read .* custom autograd.Function"),
     "a custom function later": (lambda w: Square.apply(w * 2), "forward mode stopped: .*jvp.*zokern.MeZO"),
     "its address": (lambda w: w.data_ptr(), r"'layer.weight'\) is read by its address .*zokern.MeZO"),
+    "a library's operation": (
+        lambda w: cubed(w).sum(),
+        "forward mode stopped: the operation zokern_tests::cubed has no forward AD.*zokern.MeZO",
+    ),
+    "a library's operation later": (lambda w: torch.ops.zokern_tests.cubed(w * 2), "the operation zokern_tests::cubed has no"),
+    "a library's operation in place": (lambda w: doubled_(w * 2), "the operation zokern_tests::doubled_ has no"),
     "no formula": (lambda w: torch.cdist(w, w), "forward mode stopped: .*_cdist_forward.*attn_implementation='eager'"),
 }
 
@@ -133,6 +159,11 @@ def test_what_would_lose_the_derivative_is_refused_by_name(w, what):
     assert forward_ad.unpack_dual(w).tangent is None
     with tangents(Layout([w]), [w], KEY):
         assert forward_ad.unpack_dual(w.sum()).tangent is not None
+
+
+def test_a_librarys_operation_that_gives_no_real_number(w):
+    value, (z,) = derivative(lambda: w.flatten()[largest(w)] + w.sum(), w)
+    torch.testing.assert_close(value, z.flatten()[w.argmax()] + z.sum(), rtol=1e-5, atol=1e-5)
 
 
 def test_compiled_code_is_passed_over_inside_only(w):

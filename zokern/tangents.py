@@ -4,9 +4,11 @@ import sys
 from contextlib import contextmanager, nullcontext
 
 import torch
+from torch._ops import OpOverload, OpOverloadPacket
 from torch.autograd import forward_ad
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
 
 from . import ops
 from .layout import Layout
@@ -15,6 +17,7 @@ from .noise import NoiseKey
 # What describes a tensor. Attributes do, or are views of it (.T), which are known for what they are.
 DESCRIBE = {"__get__", "__set__", "__len__", "size", "dim", "numel", "stride", "storage_offset", "element_size"}
 DESCRIBE |= {"is_contiguous", "is_floating_point"}
+OPERATIONS = (OpOverload, OpOverloadPacket)
 
 
 @contextmanager
@@ -65,7 +68,10 @@ class _Duals(TorchFunctionMode):
         name, kwargs = getattr(func, "__name__", ""), kwargs or {}
         if name not in DESCRIBE:
             args, kwargs = self._duals(args, name), self._duals(kwargs, name)
-        return func(*args, **kwargs)
+        result = func(*args, **kwargs)
+        if isinstance(func, OPERATIONS):
+            _check_carried(func, (args, kwargs), result)
+        return result
 
     def _duals(self, value, name):
         """The value, with the dual of every parameter in it in the parameter's place, and of views that have no tangent yet."""
@@ -89,6 +95,21 @@ class _Duals(TorchFunctionMode):
         if tensor is not owner:
             z = z.as_strided(tensor.shape, tensor.stride(), tensor.storage_offset() - owner.storage_offset())
         return forward_ad.make_dual(tensor, z)
+
+
+def _check_carried(func, given, result):
+    """Of an operation that a library has defined (torch.library.custom_op), torch drops the derivative without a word."""
+    name = str(getattr(func, "_qualified_op_name", None) or func.name()).partition(".")[0]
+    numbers = [t for t in tree_leaves(result) if isinstance(t, torch.Tensor) and t.is_floating_point()]
+    in_place = result is None
+    if name.startswith(("aten::", "prims::")) or not in_place and (not numbers or any(map(_has_tangent, numbers))):
+        return
+    if any(map(_has_tangent, (t for t in tree_leaves(given) if isinstance(t, torch.Tensor)))):
+        raise NotImplementedError(f"the operation {name} has no forward AD derivative")
+
+
+def _has_tangent(tensor):
+    return forward_ad.unpack_dual(tensor).tangent is not None
 
 
 def _places(layout, params):
