@@ -57,8 +57,9 @@ def test_peak_memory_is_what_the_tensors_say(quick):
     run, counted, forward = by_case(quick[0], "memory")
     assert set(run) == {"two forwards", "zokern.MeZO", "MeZO as published", "SGD, backpropagation", "Adam, backpropagation"}
     assert set(counted) == set(run) - {"zokern.MeZO"}
+    spare = 128 if torch.__version__.startswith("2.6.") else 0  # of some 94,000 that are run: its fake tensors are counted so
     for name, r in counted.items():
-        assert r["op"] == "counted" and r["peak_bytes"] == run[name]["peak_bytes"]
+        assert r["op"] == "counted" and 0 <= r["peak_bytes"] - run[name]["peak_bytes"] <= spare
     weights = sum(p.numel() * 4 for p in models.build("tiny", "fp32", "cpu").parameters())
     peaks = {name: r["peak_bytes"] for name, r in run.items()}
     assert {r["weights_bytes"] for r in run.values()} == {weights} and weights < peaks["two forwards"]
