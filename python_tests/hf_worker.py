@@ -1,5 +1,6 @@
 """One of several processes of a run: python hf_worker.py OUT, under torchrun's environment. Saves what each case came to."""
 
+import dataclasses
 import gc
 import os
 import sys
@@ -76,7 +77,7 @@ def run(out, name, method, optimizer, settings, spoil=0, seed=0, kind=ZOTrainer)
     return dict(
         weights=weights(model),
         losses=losses,
-        checked=trainer.checked and vars(trainer.checked),
+        checked=trainer.checked and dataclasses.asdict(trainer.checked),
         eval_loss=trainer.evaluate()["eval_loss"],
         skipped=trainer.zeroth_order.skipped,
         collectives=[n for n in calls if n > 1],  # Trainer has some of one number

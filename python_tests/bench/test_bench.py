@@ -4,10 +4,12 @@ import json
 import os
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 import torch
+from packaging.version import Version
 
 import zokern
 from zokern.kernels import backend_for
@@ -57,7 +59,8 @@ def test_peak_memory_is_what_the_tensors_say(quick):
     run, counted, forward = by_case(quick[0], "memory")
     assert set(run) == {"two forwards", "zokern.MeZO", "MeZO as published", "SGD, backpropagation", "Adam, backpropagation"}
     assert set(counted) == set(run) - {"zokern.MeZO"}
-    spare = 128 if torch.__version__.startswith("2.6.") else 0  # of some 94,000 that are run: its fake tensors are counted so
+    # For OPT, transformers before 5.20 leaves out a mask of ones only where it can read it, which it cannot while tensors are only counted.
+    spare = 2 * 8 * 8 if Version(version("transformers")) < Version("5.20") else 0
     for name, r in counted.items():
         assert r["op"] == "counted" and 0 <= r["peak_bytes"] - run[name]["peak_bytes"] <= spare
     weights = sum(p.numel() * 4 for p in models.build("tiny", "fp32", "cpu").parameters())
