@@ -58,4 +58,5 @@ every = [torch.empty_like(check) for _ in range(processes)]
 distributed.all_gather(every, check)
 if rank == 0:
     print(f"{processes} processes, the same weights in each: {all(torch.equal(other, check) for other in every)}")
+distributed.barrier()  # nobody leaves while another still listens
 distributed.destroy_process_group()
