@@ -45,6 +45,18 @@ def test_trained_parts(name, method, dtype):
     assert model.peft_config["default"].task_type == ("CAUSAL_LM" if name == "opt-lm" else "SEQ_CLS")
 
 
+def loss_that_every_part_moves(model, batch):
+    """The loss, which is another with any trained tensor moved, and the same when all are back."""
+    before = model(**batch).loss
+    for p in trained(model).values():
+        held = p.clone()
+        p += torch.randn(p.shape, generator=torch.Generator().manual_seed(0))
+        assert model(**batch).loss != before
+        p.copy_(held)
+    assert model(**batch).loss == before
+    return before
+
+
 @pytest.mark.parametrize("method", TRAINED)
 @pytest.mark.parametrize("name", HEADS)
 def test_the_loss_depends_on_every_part(name, method):
@@ -52,13 +64,7 @@ def test_the_loss_depends_on_every_part(name, method):
     model = make(name, method).eval()
     batch = transformers.default_data_collator(rows(name, 4))
     with torch.no_grad():
-        before = model(**batch).loss
-        for p in trained(model).values():
-            held = p.clone()
-            p += torch.randn(p.shape, generator=torch.Generator().manual_seed(0))
-            assert model(**batch).loss != before
-            p.copy_(held)
-        assert model(**batch).loss == before
+        before = loss_that_every_part_moves(model, batch)
         for part, p in model.named_parameters():
             if "lora_A" in part:
                 p += 1.0
@@ -148,13 +154,7 @@ def test_other_kinds_are_adapted_with_their_new_head_or_refused(kind, head, meth
     new = [name for name in trained(model) if "lora_" not in name and "prompt_encoder" not in name]
     assert len(new) == head and all("modules_to_save" in name for name in new)
     with torch.no_grad():
-        before = model(**batch).loss
-        for p in trained(model).values():
-            held = p.clone()
-            p += torch.randn(p.shape, generator=torch.Generator().manual_seed(0))
-            assert model(**batch).loss != before
-            p.copy_(held)
-        assert model(**batch).loss == before
+        loss_that_every_part_moves(model, batch)
 
 
 def test_a_model_whose_decoder_sees_no_tokens_alone_begins_with_a_random_prefix():
