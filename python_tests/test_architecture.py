@@ -17,11 +17,12 @@ BELOW = {
     "kernels": {"noise", "_cpu", "_cuda"},
     "layout": {"noise"},
     "ops": {"kernels", "layout", "noise"},
+    "signals": set(),
     "perturb": {"ops", "layout", "kernels", "noise"},
     "tangents": {"ops", "layout", "kernels", "noise"},
-    "estimate": {"perturb", "ops", "layout", "kernels", "noise"},
+    "estimate": {"signals", "perturb", "ops", "layout", "kernels", "noise"},
     "layers": set(),
-    "optim": {"estimate", "perturb", "tangents", "layers", "ops", "layout", "kernels", "noise"},
+    "optim": {"signals", "estimate", "perturb", "tangents", "layers", "ops", "layout", "kernels", "noise"},
 }
 BELOW["capture"] = set(BELOW)
 EVERYTHING = set(BELOW) | {"zokern", "errors"}

@@ -7,6 +7,7 @@ import torch
 from .kernels import backend_for
 from .ops.handover import tell_autograd
 from .optim.base import ZerothOrder
+from .signals import let_through, whole
 
 WARM_UP = 3  # calls of the closure before it is captured, as torch's documentation of CUDA graphs asks for
 LIVE = ("lr", "eps")  # settings that schedulers may change between replays; the others are as they were at capture
@@ -27,6 +28,7 @@ class Graph:
         ValueError: an optimizer that cannot be captured. RuntimeError: CUDA's, where the closure cannot be; the weights are restored.
     """
 
+    @whole
     def __init__(self, optimizer: ZerothOrder, closure):
         self.optimizer = optimizer
         self.device = _checked(optimizer)
@@ -44,6 +46,7 @@ class Graph:
         self._warm_up(closure)
         self._capture(closure)
 
+    @whole
     def __call__(self) -> torch.Tensor:
         """One step. -> mean of the losses, a 0-dim float64 tensor on the device, overwritten by the next call."""
         optimizer, groups = self.optimizer, self.optimizer.param_groups
@@ -86,7 +89,7 @@ class Graph:
         stream.wait_stream(torch.cuda.current_stream(self.device))
         with torch.cuda.stream(stream), torch.no_grad():
             for _ in range(WARM_UP):
-                closure()
+                let_through(closure)
             self._tables, _ = self.optimizer.layout.tables()  # kept, because the graph reads their copies on the device
             self._captured_places = self._places()
             for table in self._tables:

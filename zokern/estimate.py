@@ -7,6 +7,9 @@ from numbers import Real
 import torch
 
 from .noise import NoiseKey
+from .signals import let_through
+
+LARGEST = 1e18  # directional derivative: the square of a larger one, times that of an element of z, is more than float32 holds
 
 
 @dataclass(frozen=True)
@@ -19,7 +22,7 @@ class Estimate:
         losses: 0-dim float64 tensors in the order of evaluation: plus and minus of each query, or L(theta) and the plus of each.
         projected_grad: the directional derivative as measured: float64, 0-dim, [groups] where eps differs between groups or there are
             blocks, with a leading dimension of queries where there are several; None for an estimate made from terms alone.
-        skipped: 0-dim bool tensor: a loss was not finite, so the estimate moves nothing.
+        skipped: 0-dim bool tensor: a loss was not finite, or the derivative beyond 1e18, so the estimate moves nothing.
     """
 
     terms: list[tuple[NoiseKey, float | torch.Tensor]]
@@ -93,8 +96,14 @@ def average(estimates: list[Estimate]) -> Estimate:
 
 def _difference(key, there, here, distance, losses) -> Estimate:
     grad = (there - here) / distance
-    skipped = ~torch.isfinite(there + here)
+    skipped = overflows(grad)
     return Estimate([(key, torch.where(skipped, 0.0, grad))], losses, grad, skipped)
+
+
+def overflows(grad) -> torch.Tensor:
+    """Whether a derivative, 0-dim or [groups], is not finite, or so large that its update would not be: a 0-dim bool tensor."""
+    good = grad.abs() < LARGEST
+    return ~(good.all() if good.dim() else good)
 
 
 def _of_blocks(layout, estimates) -> Estimate:
@@ -125,12 +134,12 @@ def evaluate(closure, model, places) -> list[torch.Tensor]:
             if moving is not model and part is not moving and part.owes:
                 part.settle()
         with moving.at(terms), torch.no_grad():
-            losses.append(scalar(closure(), model.layout.params[0].device))
+            losses.append(scalar(let_through(closure), model.layout.params[0].device))
     return agreed(closure, losses)
 
 
 def agreed(closure, losses) -> list[torch.Tensor]:
-    return closure.agree(losses) if hasattr(closure, "agree") else losses
+    return let_through(closure.agree, losses) if hasattr(closure, "agree") else losses
 
 
 @dataclass(frozen=True)

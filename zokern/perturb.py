@@ -90,12 +90,11 @@ class InPlace:
 
     @contextmanager
     def _owing(self, owed):
-        """What is owed after the pass inside. A signal that comes during a pass is raised when the pass is through; an error is raised
-        before anything has moved."""
+        """What is owed after the pass inside. Signals wait for its end; an error is raised before anything has moved."""
         before, self.owed = self.owed, owed
         try:
             yield
-        except Exception:
+        except BaseException:
             self.owed = before
             raise
 

@@ -228,6 +228,26 @@ def test_a_closure_that_returns_no_scalar_is_told_so(make, bad, error, message):
     assert (theta - before).abs().max() <= RESTORED
 
 
+@pytest.mark.parametrize("size", [3.4e38, 1e30, 1e300])
+def test_losses_so_large_that_an_update_would_not_be_finite_move_nothing(make, size):
+    (theta,) = parameters(500)
+    before, calls = theta.detach().clone(), []
+    opt = make([theta], lr=10.0)
+
+    def closure():
+        calls.append(0)
+        return size * (1 if len(calls) % 2 else -1) if len(calls) <= 12 else float((theta.double() ** 2).sum())
+
+    with pytest.warns(RuntimeWarning, match="step 0 was skipped"):
+        opt.step(closure)
+    assert (theta - before).abs().max() <= RESTORED and opt.skipped == 1
+    calls += [0] * 12
+    opt.param_groups[0]["lr"] = 1e-5
+    for _ in range(3):
+        opt.step(closure)
+    assert opt.skipped == 1 and theta.isfinite().all() and not torch.equal(theta, before)
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("call", [0, 1])
 @pytest.mark.parametrize("kind", [float, torch.tensor])

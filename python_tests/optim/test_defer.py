@@ -3,11 +3,12 @@
 import copy
 import pickle
 import warnings
+from functools import partial
 
 import pytest
 import torch
 
-from zokern import MeZO, ops
+from zokern import MeZO, MeZOSVRG, ops
 
 
 def parameters():
@@ -64,7 +65,6 @@ def test_a_skipped_step_moves_nothing():
     [
         MeZO.state_dict,
         MeZO.flush,
-        pickle.dumps,
         copy.copy,
         lambda opt: opt.add_param_group({"params": [torch.ones(3, requires_grad=True)]}),
     ],
@@ -75,6 +75,39 @@ def test_whoever_looks_through_the_optimizer_sees_settled_weights(look):
     look(opt)
     for a, b in zip(eager, deferred):
         torch.testing.assert_close(a, b, rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize("order", ["model first", "optimizer first"])
+@pytest.mark.parametrize("between", [False, True], ids=["between steps", "between the halves"])
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))], ids=["deepcopy", "pickle"])
+@pytest.mark.parametrize("make", [partial(MeZO, defer=True), partial(MeZOSVRG, anchor="copy", q=3)], ids=["MeZO", "MeZOSVRG"])
+def test_a_copy_owes_what_is_owed(order, between, copied, make):
+    """Whichever is copied first: copy and original are the same run, bit for bit, and ``flush`` brings both to theta."""
+    net = torch.nn.Linear(5, 3)
+    opt = make(net.parameters(), lr=1e-2, eps=0.1)
+    full = lambda net, opt: [lambda: loss_of(net)] * (2 if isinstance(opt, MeZOSVRG) else 1)  # noqa: E731
+    for _ in range(2):
+        opt.step(*full(net, opt))
+    if between:
+        opt.begin(*full(net, opt))
+    pair = copied((net, opt) if order == "model first" else (opt, net))
+    twin, other = pair if order == "model first" else pair[::-1]
+    assert next(twin.parameters()) is other.param_groups[0]["params"][0]
+    for _ in range(3):
+        opt.flush()
+        other.flush()
+        assert all(map(torch.equal, net.parameters(), twin.parameters()))
+        assert all(map(torch.equal, anchors(opt), anchors(other)))
+        opt.step(*full(net, opt))
+        other.step(*full(twin, other))
+
+
+def anchors(opt):
+    return [opt.state[p].get("anchor", p) for p in opt.layout.params]
+
+
+def loss_of(net):
+    return sum((p.double() ** 2).sum() for p in net.parameters())
 
 
 def test_estimating_settles():

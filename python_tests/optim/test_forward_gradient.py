@@ -314,3 +314,11 @@ def test_a_scheduler_drives_lr():
     before = w.detach().clone()
     optimizer.step(lambda: (w**2).sum())
     assert torch.equal(w, before)
+
+
+def test_a_derivative_so_large_that_an_update_would_not_be_finite_moves_nothing():
+    w = torch.nn.Parameter(torch.randn(50))
+    before, opt = w.detach().clone(), ForwardGradient([w], lr=1e-3)
+    with pytest.warns(RuntimeWarning, match="step 0 was skipped"):
+        opt.step(lambda: (w * 1e20).sum())
+    assert torch.equal(w, before) and opt.skipped == 1

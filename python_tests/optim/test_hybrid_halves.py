@@ -120,7 +120,7 @@ def test_one_scheduler_drives_both_halves_each_from_its_own_lr(net, batch):
 @pytest.mark.parametrize("between", [False, True], ids=["between steps", "between the halves"])
 @pytest.mark.parametrize("split", SPLITS, ids=str)
 def test_a_copy_goes_on_by_itself(net, batch, split, between):
-    """deepcopy and pickle keep the whole, the model included; a measurement is not kept, and costs the way back."""
+    """deepcopy and pickle keep the whole, the model and what it owes included; a measurement is not kept."""
     hybrid = hybrid_of(net, split=split)
     scheduler = torch.optim.lr_scheduler.ExponentialLR(hybrid, 0.9)  # it wraps step
     hybrid.register_step_post_hook(lambda *_: None)  # which no pickle takes
@@ -133,6 +133,8 @@ def test_a_copy_goes_on_by_itself(net, batch, split, between):
     torch.save((net, hybrid), saved)  # a pickle that keeps what is a view of what
     saved.seek(0)
     for other, copied in (copy.deepcopy((net, hybrid)), torch.load(saved, weights_only=False)):
+        hybrid.flush()
+        copied.flush()
         assert all(map(torch.equal, net.parameters(), other.parameters())) and copied.steps == 4
         with pytest.raises(ValueError, match="closure=None"):
             copied.step()

@@ -1,6 +1,7 @@
 """A state is loaded by the optimizer that saved it, and by no other: what does not fit is refused before anything is written."""
 
 import copy
+import math
 from functools import partial
 
 import pytest
@@ -8,7 +9,7 @@ import torch
 from hybrid_cases import Net
 from optimizer_cases import OPTIMIZERS
 
-from zokern import ForwardGradient, Hybrid, MeZO, ZOAdam, splits
+from zokern import ForwardGradient, Hybrid, MeZO, MeZOSVRG, ZOAdam, splits
 
 MAKE = {**OPTIMIZERS, "ForwardGradient": ForwardGradient}
 # Optimizers that differ in the values of their settings alone, which a state brings along.
@@ -125,3 +126,38 @@ def test_between_hybrids_and_others():
     _, adam = hybrid(torch.optim.AdamW)
     match = "saved with an fo that makes AdamW, here it makes SGD"
     untouched(optimizer, params, lambda: optimizer.load_state_dict(adam.state_dict()), ValueError, match)
+
+
+FORGED = {
+    "lr": [math.nan, -1.0, math.inf, "0.1", None, [1.0]],
+    "eps": [0.0, math.nan, "x"],
+    "weight_decay": [math.inf, {}],
+    "q": [0, 1 << 24, 1 << 32, 1.5, None],
+    "seed": [-1, 1 << 64, "0"],
+    "step": [-1, 1 << 32, 0.5, None],
+    "skipped": [-1, math.inf, "x"],
+    "estimator": ["three-point", 1],
+    "defer": [1.5, "False"],
+    "keep": [[], [2.0] * 2, "xy", None],
+    "block": [[], None, ["a", "b"], [0, 0, 0]],
+    "betas": [(0.9,), (0.9, 1.0), 0.9],
+    "trail": [5, {}, {"anchor": 0, "g_full": 1, "good": True, "moves": ()}],
+}
+
+
+@pytest.mark.parametrize("group", [0, 1])
+@pytest.mark.parametrize("name", FORGED)
+def test_a_setting_that_no_state_holds_is_refused_before_anything_changes(name, group):
+    makers = {"betas": ZOAdam, "trail": MeZOSVRG, "keep": partial(MeZO, sparsity=0.3)}
+    params = [torch.nn.Parameter(torch.randn(4)) for _ in range(3)]
+    blocks = {"blocks": [[p] for p in params]} if name == "block" else {}
+    optimizer = makers.get(name, MeZO)([{"params": params[:2]}, {"params": params[2:]}], **blocks)
+    for _ in range(2):
+        closures = [lambda: sum((p**2).sum() for p in params)] * (2 if isinstance(optimizer, MeZOSVRG) else 1)
+        optimizer.step(*closures)
+    state, before = copy.deepcopy(optimizer.state_dict()), copy.deepcopy(optimizer.state_dict())
+    for value in FORGED[name]:
+        state["param_groups"][group][name] = value
+        with pytest.raises(ValueError, match=f"the state was changed since it was saved.*{name}"):
+            optimizer.load_state_dict(copy.deepcopy(state))
+        assert repr(optimizer.state_dict()) == repr(before)

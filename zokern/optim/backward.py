@@ -2,6 +2,8 @@
 
 import torch
 
+from ..signals import let_through
+
 
 def gradient(closure, params) -> torch.Tensor:
     """The loss, detached, with its gradient in ``.grad`` of ``params``.
@@ -14,7 +16,9 @@ def gradient(closure, params) -> torch.Tensor:
         TypeError, ValueError: what the closure returned is no scalar, or cannot be differentiated.
     """
     with torch.enable_grad():
-        return closure.differentiate(params) if hasattr(closure, "differentiate") else backpropagated(closure())
+        if hasattr(closure, "differentiate"):
+            return let_through(closure.differentiate, params)
+        return let_through(lambda: backpropagated(closure()))
 
 
 def backpropagated(loss) -> torch.Tensor:

@@ -1,43 +1,19 @@
 """The contract that every optimizer keeps: torch's interface, restored weights, exact resume."""
 
-import math
 from contextlib import contextmanager
-from numbers import Integral, Real
-from operator import index
 
 import torch
 
 from ..estimate import Estimate, Heard, measure
-from ..layout import Layout
 from ..noise import SPEC_VERSION, NoiseKey
 from ..perturb import over
+from ..signals import whole
 from .check import Check, check
 from .frozen import check_frozen
-from .partition import kept_by_magnitude, numbers_of_blocks
+from .partition import kept_by_magnitude, layout_of, numbers_of_blocks
 from .saved import check_saved, shapes
+from .settings import SHARED, check_settings
 from .watch import Replicas, Watch
-
-# What a setting must be: (test, what to pass instead).
-RULES = {
-    "lr": (lambda x: 0 <= x < math.inf, "a number >= 0"),
-    "eps": (lambda x: 0 < x < math.inf, "a number > 0"),
-    "weight_decay": (lambda x: 0 <= x < math.inf, "a number >= 0"),
-    "q": (lambda x: index(x) >= 1, "an integer >= 1"),
-    "estimator": (lambda x: x in ("two-point", "one-sided"), '"two-point" or "one-sided"'),
-    "defer": (lambda x: x is True or x is False, "True or False"),
-    "lr_full": (lambda x: 0 <= x < math.inf, "a number >= 0"),
-    "anchor": (lambda x: x in (None, "copy", "replay"), '"copy", "replay" or None'),
-    "form": (lambda x: x in ("element", "scalar"), '"element" or "scalar"'),
-    "momentum": (lambda x: 0 <= x < 1, "a number in [0, 1)"),
-    "betas": (lambda x: len(x) == 2 and all(0 <= b < 1 for b in x), "two numbers in [0, 1)"),
-    "delta": (lambda x: 0 < x < math.inf, "a number > 0"),
-    "amsgrad": (lambda x: x is True or x is False, "True or False"),
-    "bias_correction": (lambda x: x is True or x is False, "True or False"),
-    "state_dtype": (lambda x: x in (torch.float32, torch.bfloat16), "torch.float32 or torch.bfloat16"),
-    "seed": (lambda x: 0 <= index(x) < 1 << 64, "an integer in [0, 2**64)"),
-}
-# One value for the whole optimizer, kept in every group.
-SHARED = ("seed", "step", "q", "defer", "estimator", "anchor", "form", "amsgrad", "bias_correction", "state_dtype", "noise_spec")
 
 
 class ZerothOrder(torch.optim.Optimizer):
@@ -98,6 +74,10 @@ class ZerothOrder(torch.optim.Optimizer):
         keys = [self._key(probe) for probe in range(group["q"])]
         return measure(self.model, closure, keys, self._setting("eps"), group["estimator"])
 
+    @staticmethod
+    def profile_hook_step(step):  # with which torch wraps ``step``: the hooks, a log's among them, are of the whole
+        return whole(torch.optim.Optimizer.profile_hook_step(step))
+
     def step(self, closure=None):
         """One step: measure the loss at the perturbed weights, then move.
 
@@ -127,23 +107,26 @@ class ZerothOrder(torch.optim.Optimizer):
             self._move_along(estimate)
         return estimate.loss
 
+    @whole
     def begin(self, closure) -> Estimate:
         """The first half of ``step``: measure, and leave the rest to ``step()`` without a closure, for loops that call that themselves.
 
         Between the halves the weights stand beside theta, and so the whole is as many passes as one step; ``flush`` brings them to
         theta. An estimate that is not followed by ``step()`` moves nothing. Arguments and errors as in ``step``.
         """
-        with self._measured(closure) as self._begun:
-            pass
-        self._versions = [p._version for p in self.layout.params]
-        return self._begun
+        with self._measured(closure) as estimate:
+            self._versions = [p._version for p in self.layout.params]
+        self._begun = estimate
+        return estimate
 
+    @whole
     def estimate(self, closure) -> Estimate:
         """Measure a gradient estimate and restore the weights; ``apply`` moves along it. Arguments and errors as in ``step``."""
         with self._measured(closure) as estimate:
             self.model.settle()
         return estimate
 
+    @whole
     def check(self, closure, smooth=True, warn=False) -> Check:
         """Before a run, or within it: is the closure what a step needs, eps in its range, an update more than rounding? ``print`` it.
 
@@ -162,6 +145,7 @@ class ZerothOrder(torch.optim.Optimizer):
         """
         return check(self, closure, smooth, warn)
 
+    @whole
     def repeat(self, readings) -> torch.Tensor:
         """A step again from its ``readings``, without a forward pass: the same passes over the weights, and so the same bits.
 
@@ -217,6 +201,7 @@ class ZerothOrder(torch.optim.Optimizer):
             self.model.settle()
             raise
 
+    @whole
     def apply(self, estimate: Estimate) -> None:
         """Move along an estimate and count one step. An Estimate of logged terms replays a step without evaluating anything."""
         self._check_frozen()
@@ -237,23 +222,28 @@ class ZerothOrder(torch.optim.Optimizer):
         first = self.param_groups[0]
         self.watch.step(first["step"] - 1, first["skipped"], estimate.projected_grad)
 
+    @whole
     def flush(self) -> None:
         """Bring the weights to where the steps so far have led. With defer=True they stand elsewhere after a step: call this before
-        the model is evaluated, saved or changed. state_dict, pickle, deepcopy and add_param_group call it themselves.
+        the model is evaluated, saved or changed. state_dict, load_state_dict, copy.copy and add_param_group call it themselves; what
+        pickle and deepcopy make, together with the model or alone, owes what this one owes.
 
         Raises:
             RuntimeError: the weights were changed since the last step, so that what is owed no longer fits them.
         """
         self._check_untouched()
+        owes = any(part.owes for part in self._moving)
         if self._begun is None:
-            self.flushes += self._owes
+            self.flushes += owes
         else:
-            self.detours += self._owes
-        self.model.settle()
+            self.detours += owes
+        for part in self._moving:
+            part.settle()
 
     @property
-    def _owes(self) -> bool:
-        return self.model.owes
+    def _moving(self) -> list:
+        """What moves weights, and may owe the way back."""
+        return self.model.parts
 
     def _check_untouched(self):
         """What is owed was reckoned from the weights as the last step left them."""
@@ -266,19 +256,26 @@ class ZerothOrder(torch.optim.Optimizer):
     def _check_frozen(self):
         check_frozen(self._trained, self._frozen, self.param_groups[0]["step"])
 
+    @whole
     def state_dict(self):
         self.flush()
         return super().state_dict() | {"shapes": shapes(self)}
 
     def __getstate__(self):
-        self.flush()
-        return super().__getstate__() | {"_frozen": self._frozen}
+        return super().__getstate__() | {"_frozen": self._frozen, "_owed": [part.owed for part in self._moving]}
+
+    def __copy__(self):
+        self.flush()  # both would owe the same
+        twin = type(self).__new__(type(self))
+        twin.__setstate__(self.__getstate__())
+        return twin
 
     @property
     def skipped(self) -> int:
         """Steps so far whose loss was not finite. Reading it waits for the device."""
         return int(self.param_groups[0]["skipped"])
 
+    @whole
     def add_param_group(self, param_group):
         if hasattr(self, "model"):
             first = self.param_groups[0]
@@ -286,7 +283,7 @@ class ZerothOrder(torch.optim.Optimizer):
         super().add_param_group(param_group)
         group = self.param_groups[-1]
         try:
-            self._check(group)
+            check_settings(group, len(self.param_groups) - 1, self.param_groups[0])
             named = _named(group)
             live = [i for i, (p, _) in enumerate(named) if p.requires_grad]
             for name in ("params", "param_names"):
@@ -303,6 +300,7 @@ class ZerothOrder(torch.optim.Optimizer):
             raise
         self._frozen = {p: name for p, name in (*self._frozen.items(), *named) if not p.requires_grad}
 
+    @whole
     def load_state_dict(self, state_dict):
         """Resume. Bit for bit what an uninterrupted run would do, given the same parameters.
 
@@ -310,7 +308,7 @@ class ZerothOrder(torch.optim.Optimizer):
             ValueError: the state was saved by an optimizer of another class or of other settings than values, by another noise
                 specification, or for parameters of other names or shapes. Nothing is changed then.
         """
-        check_saved(self, state_dict, {*RULES, "keep", "block", "trail"})
+        check_saved(self, state_dict)
         self.flush()
         super().load_state_dict({**state_dict, "state": {}})
         # torch would round what is kept in float32 to the dtype of 16-bit parameters.
@@ -320,10 +318,16 @@ class ZerothOrder(torch.optim.Optimizer):
                 held = state_dict["state"][i]
                 self.state[p] = {name: v.to(p.device, copy=True) if isinstance(v, torch.Tensor) else v for name, v in held.items()}
 
+    @whole
     def __setstate__(self, state):
+        state = dict(state)
+        owed = state.pop("_owed", [])
         super().__setstate__(state)
         self._start(self.param_groups[0].get("skipped", 0))
         self._bind()
+        for part, owes in zip(self._moving, owed):
+            part.owed = owes
+        self._versions = [p._version for p in self.layout.params]
 
     def _start(self, skipped=0):
         """What a run does not need to be resumed."""
@@ -334,27 +338,11 @@ class ZerothOrder(torch.optim.Optimizer):
     def _bind(self):
         if hasattr(self, "model"):
             self.flush()
-        listed = {name: [x for g in self.param_groups for x in g[name]] for name in ("keep", "block") if name in self.param_groups[0]}
-        self.layout = Layout(self.param_groups, listed.get("keep"), listed.get("block"))
+        self.layout = layout_of(self.param_groups)
         self.model = over(self.layout)
         self._trained = {
             p: name for g in self.param_groups for p, name in zip(g["params"], g.get("param_names") or [""] * len(g["params"]))
         }
-
-    def _check(self, group):
-        for name, (holds, cure) in RULES.items():
-            if name in group:
-                group[name] = _plain(group[name])
-                try:
-                    good = holds(group[name])
-                except (TypeError, ValueError, RuntimeError):
-                    good = False
-                if not good:
-                    raise ValueError(f"{name}={group[name]!r} in param_groups[{len(self.param_groups) - 1}]: pass {cure}")
-        for name in SHARED:
-            mine, first = group.get(name), self.param_groups[0].get(name)
-            if mine != first:
-                raise ValueError(f"{name}={mine!r} differs from param_groups[0]'s {name}={first!r}: pass one {name} for all")
 
     def _key(self, probe=0, purpose=0) -> NoiseKey:
         group = self.param_groups[0]
@@ -385,12 +373,3 @@ class ZerothOrder(torch.optim.Optimizer):
 def _named(group):
     """[(parameter, name or "")] of a group."""
     return list(zip(group["params"], group.get("param_names") or [""] * len(group["params"])))
-
-
-def _plain(value):
-    """A setting as a state_dict may hold it: numbers of other libraries as Python's."""
-    if isinstance(value, tuple | list):
-        return tuple(map(_plain, value))
-    if isinstance(value, Real) and not isinstance(value, bool):
-        return int(value) if isinstance(value, Integral) else float(value)
-    return value

@@ -3,7 +3,8 @@
 import torch
 from torch.autograd import forward_ad
 
-from ..estimate import Estimate, agreed, average, scalar
+from ..estimate import Estimate, agreed, average, overflows, scalar
+from ..signals import let_through
 from ..tangents import tangents
 from .base import ZerothOrder
 
@@ -68,13 +69,13 @@ class ForwardGradient(ZerothOrder):
         """The loss and its derivative along z(key), g = <grad L(theta), z>."""
         params = [p for group in self.param_groups for p in group["params"]]
         with tangents(self.layout, params, key):
-            dual = _unpacked(closure())
+            dual = _unpacked(let_through(closure))
             loss, grad = agreed(closure, [scalar(number, self.layout.params[0].device) for number in dual])
         self.readings += [loss, grad]
         return self._known(key, loss, grad)
 
     def _known(self, key, loss, grad) -> Estimate:
-        skipped = ~(torch.isfinite(loss) & torch.isfinite(grad))
+        skipped = overflows(grad) | ~torch.isfinite(loss)
         return Estimate([(key, torch.where(skipped, 0.0, grad))], (loss,), grad, skipped)
 
     def _update(self, estimate: Estimate) -> None:

@@ -11,6 +11,7 @@ import torch
 
 from ..estimate import Estimate, agreed
 from ..layers import Layers, layers
+from ..signals import whole
 from .backward import gradient
 from .base import ZerothOrder
 from .check import Check, check
@@ -120,6 +121,8 @@ class Hybrid(torch.optim.Optimizer):
     def forwards(self) -> int:
         return 1 if self.zo is None else self.zo.forwards + (not self.share_forward)
 
+    profile_hook_step = staticmethod(ZerothOrder.profile_hook_step)
+
     def step(self, closure=None):
         """One step: measure both halves, then move both.
 
@@ -160,6 +163,7 @@ class Hybrid(torch.optim.Optimizer):
             self._share_out()
         return self.last.estimate.loss if self.share_forward else self.last.loss
 
+    @whole
     def begin(self, closure) -> HybridStep:
         """The first half of ``step``: measure, and leave the rest to ``step()`` without a closure, for loops that call that themselves.
 
@@ -170,8 +174,6 @@ class Hybrid(torch.optim.Optimizer):
             raise ValueError(f"closure={closure!r}: Hybrid evaluates the loss itself; call step(closure) with () -> loss")
         check_frozen(self._trainable, self._frozen, self.steps)
         self.flush()
-        for cut in self._cuts:
-            cut.follow()
         self._forget()
         try:
             begun = self._measure_at_once(closure) if self.share_forward else self._measure(closure)
@@ -184,6 +186,7 @@ class Hybrid(torch.optim.Optimizer):
         self._begun = begun
         return begun
 
+    @whole
     def check(self, closure, smooth=True, warn=False) -> Check:
         """``ZerothOrder.check`` of the zeroth-order half.
 
@@ -207,11 +210,15 @@ class Hybrid(torch.optim.Optimizer):
         estimate = self.zo.begin(_FirstDifferentiated(self, closure))
         return HybridStep(self.zo.readings[0], estimate, bool(estimate.skipped))
 
+    @whole
     def flush(self) -> None:
         """Bring the weights to where the steps so far have led, between ``begin`` and ``step()``; else they are there."""
+        for cut in self._cuts:
+            cut.follow()
         if self.zo is not None:
             self.zo.flush()
 
+    @whole
     def _differentiate(self, closure):
         """Loss and .grad of the first-order parameters, where the weights stand."""
         with self._first_order_alone():
@@ -291,6 +298,7 @@ class Hybrid(torch.optim.Optimizer):
             "skipped": self.skipped,
         }
 
+    @whole
     def load_state_dict(self, state_dict) -> None:
         """Resume. Bit for bit what an uninterrupted run would do, given the same parameters. An error leaves all as it was.
 
@@ -336,7 +344,6 @@ class Hybrid(torch.optim.Optimizer):
         raise TypeError("Hybrid's parameters are those of its model, divided by its split: make another Hybrid")
 
     def __getstate__(self):
-        self.flush()
         held = (name for name in self.__dict__ if name != "step" and not name.startswith("_optimizer_"))  # schedulers wrap step; hooks
         return {name: self.__dict__[name] for name in held} | {"_begun": None}
 

@@ -5,7 +5,14 @@ from numbers import Real
 import torch
 
 from ..layers import Layers, layers
+from ..layout import Layout
 from ..ops.handover import pieces
+
+
+def layout_of(groups) -> Layout:
+    """The layout of all parameters of groups, with the blocks and shares that they keep."""
+    listed = {name: [x for g in groups for x in g[name]] for name in ("keep", "block") if name in groups[0]}
+    return Layout(groups, listed.get("keep"), listed.get("block"))
 
 
 def numbers_of_blocks(groups, blocks) -> list[list[int]]:

@@ -3,6 +3,10 @@
 import torch
 
 from ..noise import SPEC_VERSION
+from .partition import layout_of
+from .settings import RULES, check_settings
+
+KEPT = {*RULES, "keep", "block"}  # what groups may have beside their parameters
 
 
 def shapes(optimizer) -> list[list[tuple[int, ...]]]:
@@ -10,14 +14,14 @@ def shapes(optimizer) -> list[list[tuple[int, ...]]]:
     return [[tuple(p.shape) for p in group["params"]] for group in optimizer.param_groups]
 
 
-def check_saved(optimizer, state_dict, settings) -> None:
+def check_saved(optimizer, state_dict) -> None:
     """
     Args:
         optimizer: the ZerothOrder that is to load it.
         state_dict: what its ``state_dict`` gave, or another optimizer's.
-        settings: names of all settings that a zokern optimizer may have.
     Raises:
-        ValueError: it was saved by another class of optimizer, by another noise specification, or for other parameters, with the cure.
+        ValueError: it was saved by another class of optimizer, by another noise specification, or for other parameters, with the cure; or
+            a setting in it is out of its range.
     """
     kind, groups = type(optimizer).__name__, optimizer.param_groups
     own = f"pass what {kind}.state_dict() gave"
@@ -36,7 +40,7 @@ def check_saved(optimizer, state_dict, settings) -> None:
                 "resume with the zokern that saved it"
             )
         for one, other, has in ((theirs, mine, "has"), (mine, theirs, "has no")):
-            if names := sorted(settings & one.keys() - other.keys()):
+            if names := sorted(KEPT & one.keys() - other.keys()):
                 raise ValueError(
                     f"param_groups[{i}] was saved by another optimizer than this {kind}: it {has} {', '.join(names)}; load it into one of "
                     "the class that saved it, made with the same arguments"
@@ -50,6 +54,16 @@ def check_saved(optimizer, state_dict, settings) -> None:
             then, now = next(pair for pair in zip(*names) if pair[0] != pair[1])
             raise ValueError(f"param_groups[{i}] was saved with the parameter {then!r} where this {kind} has {now!r}: {again}")
         _check_shapes(i, state_dict, theirs["params"], mine["params"], again)
+    try:
+        for i, group in enumerate(saved):
+            check_settings(dict(group), i, saved[0])
+            for name, kind in (("keep", float), ("block", int)):
+                held = group.get(name, [kind()] * len(group["params"]))
+                if not isinstance(held, list | tuple) or [*map(type, held)] != [kind] * len(group["params"]):
+                    raise ValueError(f"{name}={group[name]!r} in param_groups[{i}]: pass one {kind.__name__} for each parameter")
+        layout_of([{**mine, **{name: theirs[name] for name in ("keep", "block") if name in theirs}} for mine, theirs in zip(groups, saved)])
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"the state was changed since it was saved: {error}; {own}") from None
 
 
 def _check_shapes(i, state_dict, places, params, again):

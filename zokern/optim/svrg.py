@@ -8,6 +8,7 @@ import torch
 from ..estimate import Estimate, measure
 from ..noise.spec import ANCHOR
 from ..perturb import InPlace
+from ..signals import whole
 from .base import ZerothOrder
 
 
@@ -32,8 +33,8 @@ class MeZOSVRG(ZerothOrder):
             all parameters are float32, else "copy".
         seed: in [0, 2**64). Default 0.
         sparsity: sparse estimates, see ``ZerothOrder``; both sides of a control variate have the same mask. Default None.
-    State: with anchor="copy", "anchor" of each parameter, which between steps stands eps z beside it: ``state_dict``, pickle, deepcopy
-        and ``flush`` bring it back. ``param_groups`` hold "trail": the anchor's step, g_full, whether its loss was finite, and with
+    State: with anchor="copy", "anchor" of each parameter, which between steps stands eps z beside it: ``state_dict`` and ``flush``
+        bring it back. ``param_groups`` hold "trail": the anchor's step, g_full, whether its loss was finite, and with
         anchor="replay" the coefficients of every step since.
     Raises:
         ValueError: q < 1, anchor="replay" with weight_decay, a setting out of range.
@@ -78,11 +79,13 @@ class MeZOSVRG(ZerothOrder):
         with self._at_hand(full_closure):
             return super().step(closure)
 
+    @whole
     def begin(self, closure, full_closure=None) -> Estimate:
         """The first half of ``step``, see ``ZerothOrder.begin``. Arguments as in ``step``."""
         with self._at_hand(full_closure):
             return super().begin(closure)
 
+    @whole
     def estimate(self, closure, full_closure=None) -> Estimate:
         """Measure and restore; ``apply`` moves along it. Arguments as in ``step``."""
         with self._at_hand(full_closure):
@@ -105,6 +108,7 @@ class MeZOSVRG(ZerothOrder):
         finally:
             self._full_closure = None
 
+    @whole
     def add_param_group(self, param_group):
         if hasattr(self, "model") and not self.at_anchor:
             raise ValueError(f"step {self.param_groups[0]['step']} is between two anchors: add parameters where `at_anchor` is True")
@@ -196,13 +200,9 @@ class MeZOSVRG(ZerothOrder):
         return self._copy
 
     @property
-    def _owes(self):
-        return super()._owes or (self._copy is not None and self._copy.owes)
-
-    def flush(self) -> None:
-        super().flush()
-        if self._copy is not None:
-            self._copy.settle()
+    def _moving(self):
+        copied = self._copies and all("anchor" in self.state.get(p, ()) for p in self.layout.params)
+        return [*super()._moving, *([self._anchor] if copied else [])]
 
     def _bind(self):
         super()._bind()

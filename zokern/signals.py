@@ -1,0 +1,72 @@
+"""Signals wait while the weights and what is known of them are apart.
+
+Python runs the handler of a signal between any two instructions of its main thread, and a handler may raise, as that of Ctrl-C does: after
+a pass over the weights and before the line that says so, for one. In a function that is ``whole`` handlers wait until it ends, or until it
+calls something that is not its own, by ``let_through``.
+"""
+
+import threading
+from _signal import SIG_DFL, SIG_IGN, getsignal, signal  # those of the module signal spend twenty times as long, on enums
+from functools import wraps
+from signal import valid_signals
+
+SIGNALS = sorted(map(int, valid_signals()))
+_holding = False  # whether signals wait; of the main thread, to which alone they come
+_handlers = {}  # number of a signal -> its handler, where _wait has its place
+_came = []  # (number, frame) of those that wait
+
+
+def whole(function):
+    """The function, in which signals wait. What a handler then raises is raised when all is done."""
+
+    @wraps(function)
+    def undivided(*args, **kwargs):
+        global _holding
+        if _holding or threading.current_thread() is not threading.main_thread():
+            return function(*args, **kwargs)
+        mine = {n: handler for n, handler in zip(SIGNALS, map(getsignal, SIGNALS)) if handler not in (SIG_DFL, SIG_IGN, None, _wait)}
+        try:
+            _handlers.update(mine)
+            for number in mine:
+                signal(number, _wait)
+            _holding = True
+            return function(*args, **kwargs)
+        finally:
+            _holding = False
+            try:
+                for number in mine:
+                    if getsignal(number) is _wait:  # and not one that was put there meanwhile
+                        signal(number, _handlers[number])
+            finally:
+                _deliver()
+
+    return undivided
+
+
+def let_through(function, *args):
+    """What ``function(*args)`` gives; those that wait come first, and while it runs none does."""
+    global _holding
+    if not _holding or threading.current_thread() is not threading.main_thread():
+        return function(*args)
+    try:
+        _holding = False
+        _deliver()
+        return function(*args)
+    finally:
+        _holding = True
+
+
+def _wait(number, frame):
+    if _holding:
+        _came.append((number, frame))
+    else:
+        _handlers[number](number, frame)
+
+
+def _deliver():
+    if _came:
+        number, frame = _came.pop(0)
+        try:
+            _handlers[number](number, frame)
+        finally:
+            _deliver()
