@@ -12,7 +12,8 @@ from signal import valid_signals
 
 SIGNALS = sorted(map(int, valid_signals()))
 _holding = False  # whether signals wait; of the main thread, to which alone they come
-_handlers = {}  # number of a signal -> its handler, where _wait has its place
+_within = False  # whether a function that is whole runs, be it in what it lets signals through to
+_handlers = {}  # number of a signal -> its handler, where _wait has or had its place
 _came = []  # (number, frame) of those that wait
 
 
@@ -21,23 +22,21 @@ def whole(function):
 
     @wraps(function)
     def undivided(*args, **kwargs):
-        global _holding
+        global _holding, _within
         if _holding or threading.current_thread() is not threading.main_thread():
             return function(*args, **kwargs)
-        mine = {n: handler for n, handler in zip(SIGNALS, map(getsignal, SIGNALS)) if handler not in (SIG_DFL, SIG_IGN, None, _wait)}
+        within = _within
         try:
-            _handlers.update(mine)
-            for number in mine:
-                signal(number, _wait)
-            _holding = True
+            _holding = _within = True
+            if not within:
+                _take()
             return function(*args, **kwargs)
         finally:
-            _holding = False
             try:
-                for number in mine:
-                    if getsignal(number) is _wait:  # and not one that was put there meanwhile
-                        signal(number, _handlers[number])
+                if not within:
+                    _give_back()
             finally:
+                _within, _holding = within, False
                 _deliver()
 
     return undivided
@@ -54,6 +53,19 @@ def let_through(function, *args):
         return function(*args)
     finally:
         _holding = True
+
+
+def _take():
+    for number, handler in zip(SIGNALS, map(getsignal, SIGNALS)):
+        if handler not in (SIG_DFL, SIG_IGN, None, _wait):
+            _handlers[number] = handler
+            signal(number, _wait)
+
+
+def _give_back():
+    for number, handler in _handlers.items():
+        if getsignal(number) is _wait:  # and not one that was put there meanwhile
+            signal(number, handler)
 
 
 def _wait(number, frame):
