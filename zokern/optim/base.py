@@ -88,7 +88,7 @@ class ZerothOrder(torch.optim.Optimizer):
             Mean of the losses, a 0-dim float64 tensor on the parameters' device; ``last`` holds the rest.
         Raises:
             ValueError, TypeError: no closure, or one that returns no scalar. Whatever the closure raises. The weights are
-            restored first.
+            restored first. What the handler of a signal raises, as that of Ctrl-C does: while the closure runs, or when the step is done.
         """
         if closure is None:
             if self._begun is not None:
