@@ -110,6 +110,12 @@ def test_the_callers_treatment_of_floats_changes_nothing(isa, dtypes, n, mode, m
     assert torch.equal(z, ops.make_noise(KEYS[0], 3, 1001))
 
 
+def test_the_oracle_keeps_denormals():
+    dtypes = torch.float32, torch.float32
+    for name, result in passes(reference, *dtypes, denormals_flushed).items():
+        assert torch.equal(result, expected(*dtypes)[name]), name
+
+
 def in_a_process(code):
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert not run.returncode, (run.returncode, run.stderr)
