@@ -182,6 +182,11 @@ def test_memory_that_was_taken_away_is_refused(told, left):
     assert theta.all() and before.all()
 
 
+def test_what_is_no_tensor_has_no_place(told):
+    with pytest.raises(TypeError, match="float"):
+        ops.update_(Layout([zeros(3)]), "momentum", [], (1.0, 0.5), [[1.0]])
+
+
 def test_the_memory_of_a_state_that_was_taken_away_is_refused(told):
     layout, m = Layout([zeros(4, 4)]), zeros(4, 4)
     ops.update_(layout, "momentum", [], (1.0, 0.5), [[m]])

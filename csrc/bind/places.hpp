@@ -4,6 +4,7 @@
 
 #include <pybind11/pybind11.h>
 
+#include <cstddef>
 #include <cstdint>
 #include <string>
 
@@ -38,8 +39,9 @@ inline pybind11::cpp_function places_by(const pybind11::type& type) {
         told.reserve(tensors.size() * 64);
         for (const pybind11::handle tensor : tensors) {
             DLTensor t;
-            const bool is_one = PyObject_TypeCheck(tensor.ptr(), reinterpret_cast<PyTypeObject*>(type.ptr()));
-            if (!is_one || api->dltensor_from_py_object_no_sync(tensor.ptr(), &t)) {
+            if (!PyObject_TypeCheck(tensor.ptr(), reinterpret_cast<PyTypeObject*>(type.ptr())))
+                throw pybind11::type_error("a " + std::string(Py_TYPE(tensor.ptr())->tp_name) + " is no tensor: pass tensors");
+            if (api->dltensor_from_py_object_no_sync(tensor.ptr(), &t)) {
                 PyErr_Clear();
                 return pybind11::bytes();
             }

@@ -5,6 +5,7 @@
 #include <cfenv>
 #include <cstring>
 #include <limits>
+#include <utility>
 
 #ifdef _OPENMP
 #include <omp.h>
@@ -34,16 +35,16 @@ bool alone = false;
 constexpr bool alone = true;
 #endif
 
-// The registers that say how floats are rounded and whether denormals count. (Portably, reading and setting them takes 0.2 us.)
+// What says how floats are rounded and whether denormals count. (The portable way takes 0.2 us a pass.)
 #if defined(__x86_64__)
-using Rounding = unsigned;
-void get(Rounding& r) { r = _mm_getcsr(); }
-void set(const Rounding& r) { _mm_setcsr(r); }
+using Control = unsigned;
+void get(Control& c) { c = _mm_getcsr(); }
+void set(const Control& c) { _mm_setcsr(c); }
 void set_default() { _mm_setcsr(0x1F80); }
 #else
-using Rounding = std::fenv_t;
-void get(Rounding& r) { std::fegetenv(&r); }
-void set(const Rounding& r) { std::fesetenv(&r); }
+using Control = std::fenv_t;
+void get(Control& c) { std::fegetenv(&c); }
+void set(const Control& c) { std::fesetenv(&c); }
 void set_default() { std::fesetenv(FE_DFL_ENV); }
 #endif
 
@@ -56,7 +57,7 @@ public:
     DefaultFloats(const DefaultFloats&) = delete;
 
 private:
-    Rounding before_;
+    Control before_;
 };
 
 /// One thread's terms for the row and counter range at hand.

@@ -143,8 +143,6 @@ def _check_state(rule, state, layout):
         if len(tensors) != len(layout.params):
             raise ValueError(f"state {slot!r} has {len(tensors)} tensors: pass one for each of the {len(layout.params)} parameters")
         for i, (tensor, param) in enumerate(zip(tensors, layout.params)):
-            if not isinstance(tensor, torch.Tensor):
-                raise TypeError(f"state {slot!r}[{i}] is a {type(tensor).__name__}: pass a tensor")
             if tensor.shape != param.shape or tensor.device != param.device or (param.is_contiguous() and not tensor.is_contiguous()):
                 raise ValueError(
                     f"state {slot!r}[{i}] has shape {tuple(tensor.shape)}, strides {tensor.stride()}, on {tensor.device}; theta[{i}] has "
