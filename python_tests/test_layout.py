@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from zokern import Layout
+from zokern import Layout, NoiseKey, ops, places, use_backend
 from zokern.layout import ALL, pack, unpack
 
 
@@ -86,6 +86,113 @@ def test_tables_follow_parameters_that_move():
     theta.data = torch.ones(8, dtype=torch.int32).float().double()
     with pytest.raises(TypeError, match=r"theta\[0\] is torch.float64"):
         layout.tables()
+
+
+@pytest.fixture(params=["compiled", "plain"])
+def told(request, monkeypatch):
+    """Both ways to tell where tensors lie."""
+    if request.param == "plain":
+        monkeypatch.setattr(places, "_way", lambda: places._plainly)
+    elif places._way() is places._plainly:
+        pytest.skip("not built, or a torch that does not offer it")
+
+
+# What takes a tensor's place at its address, [4, 4] in the first 16 numbers of 64.
+SAME_ADDRESS = {
+    "transposed": lambda old: old.t(),
+    "strides": lambda old: old.as_strided((4, 4), (16, 2)),
+    "dtype": lambda old: old.view(torch.float16 if old.dtype == torch.bfloat16 else torch.bfloat16)[:, :4],
+}
+
+
+def views(dtype, n):
+    generator = torch.Generator().manual_seed(3)
+    return [torch.randn(64, generator=generator).to(dtype)[:16].view(4, 4) for _ in range(n)]
+
+
+@pytest.mark.parametrize("replaced", SAME_ADDRESS.values(), ids=SAME_ADDRESS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_a_parameter_replaced_at_its_address_is_seen(told, replaced, dtype):
+    """The one in the middle of three, between two passes; every number of its memory as the oracle leaves it."""
+    results = []
+    for again in (False, True):
+        params, after = views(dtype, 3), [(NoiseKey(2), 0.5)]
+        layout = Layout(params)
+        if not again:
+            ops.add_noise_(layout, [(NoiseKey(1), 0.0)])
+        params[1].data = replaced(params[1].data)
+        if again:
+            with use_backend("reference"):
+                ops.add_noise_(Layout(params), after)
+        else:
+            ops.add_noise_(layout, after)
+        results.append([bytes(p.untyped_storage()) for p in params])
+    assert results[0] == results[1]
+
+
+@pytest.mark.parametrize(
+    "replaced",
+    [SAME_ADDRESS["transposed"], SAME_ADDRESS["strides"], lambda old: old.view(torch.bfloat16).as_strided((4, 4), (4, 1))],
+    ids=SAME_ADDRESS,
+)
+def test_a_state_replaced_at_its_address_is_refused(told, replaced):
+    """Strided where its parameter is contiguous, or of another dtype than its neighbours."""
+    params, state = [zeros(4, 4) for _ in range(3)], [views(torch.float32, 3)]
+    layout, step = Layout(params), ("momentum", [(NoiseKey(1), 1.0)], (1.0, 0.5))
+    ops.update_(layout, *step, state)
+    held, memory = [p.clone() for p in params], bytes(state[0][1].untyped_storage())
+    state[0][1].data = replaced(state[0][1])
+    with pytest.raises((TypeError, ValueError), match=r"state 'm'\[1\] "):
+        ops.update_(layout, *step, state)
+    assert all(map(torch.equal, params, held)) and bytes(state[0][1].untyped_storage()) == memory
+
+
+@pytest.mark.parametrize("replaced, shape", [(lambda old: old[:2], r"\(2, 4\)"), (lambda old: old.view(8, 2), r"\(8, 2\)")])
+def test_another_shape_is_another_parameter(told, replaced, shape):
+    params = views(torch.float32, 3)
+    layout = Layout(params)
+    layout.tables()
+    params[1].data = replaced(params[1].data)
+    with pytest.raises(ValueError, match=rf"theta\[1\] has shape {shape} now, it had \(4, 4\): make a new optimizer"):
+        ops.add_noise_(layout, [(NoiseKey(1), 1.0)])
+
+
+def test_parameters_that_come_to_share_memory_are_refused(told):
+    a, b = zeros(4, 4), zeros(4, 4)
+    layout = Layout([("a", a), ("b", b)])
+    ops.add_noise_(layout, [(NoiseKey(1), 1.0)])
+    b.data = a.data
+    with pytest.raises(ValueError, match=r"theta\[1\] \('b'\) lies in the memory of another parameter now"):
+        ops.add_noise_(layout, [(NoiseKey(1), 1.0)])
+
+
+@pytest.mark.parametrize("left", [0, 60])
+def test_memory_that_was_taken_away_is_refused(told, left):
+    message = rf"'b'\) reaches to byte 64 of a storage of {left}: its memory was taken away"
+    theta, before = zeros(4, 4), zeros(3)
+    layout = Layout([("a", before), ("b", theta)])
+    ops.add_noise_(layout, [(NoiseKey(1), 0.0)])
+    theta.untyped_storage().resize_(left)
+    for act in (lambda: ops.add_noise_(layout, [(NoiseKey(1), 1.0)]), lambda: Layout([("a", before), ("b", theta)])):
+        with pytest.raises(ValueError, match=message):
+            act()
+    theta.untyped_storage().resize_(64)
+    theta.zero_()
+    ops.add_noise_(layout, [(NoiseKey(1), 1.0)])
+    assert theta.all() and before.all()
+
+
+def test_what_is_no_tensor_has_no_place(told):
+    with pytest.raises(TypeError, match="float"):
+        ops.update_(Layout([zeros(3)]), "momentum", [], (1.0, 0.5), [[1.0]])
+
+
+def test_the_memory_of_a_state_that_was_taken_away_is_refused(told):
+    layout, m = Layout([zeros(4, 4)]), zeros(4, 4)
+    ops.update_(layout, "momentum", [], (1.0, 0.5), [[m]])
+    m.untyped_storage().resize_(0)
+    with pytest.raises(ValueError, match=r"state 'm'\[0\] reaches to byte 64 of a storage of 0"):
+        ops.update_(layout, "momentum", [], (1.0, 0.5), [[m]])
 
 
 def test_a_row_names_its_group_and_the_greatest_mask_word_that_is_kept():

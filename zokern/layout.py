@@ -10,6 +10,7 @@ import torch
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from .noise.spec import ALIGNMENT, SPEC_VERSION
+from .places import places
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 ALL = 0xFFFFFFFF  # the greatest mask word that is kept, where every element is
@@ -91,7 +92,7 @@ class Layout:
             share, number of its block. Where there are blocks, each pair (group of params, block) is a group.
         groups: number of groups.
         cells: [(group of params, block)], one a group.
-        places: addresses of the parameters, and dtypes of two, as ``tables`` last saw them; None before.
+        places: of the parameters, as ``tables`` last saw them; None before.
         state: what ``ops.update_`` last saw beside the parameters; None before.
     Raises:
         TypeError, ValueError: a parameter that cannot be perturbed, by number and name, with the cure.
@@ -115,7 +116,7 @@ class Layout:
         self.group = [self.cells.index(listed[i]) for i in kept]
         self.block = [block[i] for i in kept]
         self.keep = [keep[i] for i in kept]
-        self.sizes = [tensor.numel() for tensor in self.params]
+        self.shapes = [tensor.shape for tensor in self.params]
         self.first, end = [], 0
         for tensor in self.params:
             self.first.append(end)
@@ -126,7 +127,7 @@ class Layout:
 
     def fingerprint(self) -> str:
         """Names the map from elements to noise (specification, shapes, order, shares), whatever the dtypes and devices."""
-        shapes = [(first, *tensor.shape) for first, tensor in zip(self.first, self.params)]
+        shapes = [(first, *shape) for first, shape in zip(self.first, self.shapes)]
         sparse = (self.keep,) if min(self.keep) < 1 else ()
         return hashlib.sha256(repr((SPEC_VERSION, shapes, *sparse)).encode()).hexdigest()[:16]
 
@@ -145,7 +146,7 @@ class Layout:
     def part(self, block: int) -> "Layout":
         """The layout of one block alone: the same indices, and so the same noise."""
         part, mine = copy.copy(self), [i for i, b in enumerate(self.block) if b == block]
-        for name in ("params", "names", "sizes", "first", "group", "keep", "block"):
+        for name in ("params", "names", "shapes", "first", "group", "keep", "block"):
             setattr(part, name, [getattr(self, name)[i] for i in mine])
         part.places = part.state = None
         return part
@@ -158,26 +159,27 @@ class Layout:
 
     def tables(self):
         """-> (tables of the contiguous parameters, places in ``params`` of the others). Remade when a parameter moved."""
-        # Every pass asks, so it must be quick. A parameter moves when its dtype changes; a model that is converted twice may come
-        # back to where it was in another dtype, but not with its first and last parameter in the old one.
-        places = [*map(torch.Tensor.data_ptr, self.params), self.params[0].dtype, self.params[-1].dtype]
-        if places != self.places:
+        seen = places(self.params)
+        if not seen or seen != self.places:
             self._tables, self._strided = self._lay_out()
-            self.places, self.state = places, None
+            self.places, self.state = seen, None
         return self._tables, self._strided
 
     def _lay_out(self):
         rows, strided = defaultdict(list), []
         for i, tensor in enumerate(self.params):
-            _check(tensor, _title(i, self.names[i]))
-            if tensor.numel() != self.sizes[i]:
+            title = _title(i, self.names[i])
+            _check(tensor, title)
+            if tensor.shape != self.shapes[i]:
                 raise ValueError(
-                    f"{_title(i, self.names[i])} has {tensor.numel()} elements now, it had {self.sizes[i]}: make a new optimizer for it"
+                    f"{title} has shape {tuple(tensor.shape)} now, it had {tuple(self.shapes[i])}: make a new optimizer for it"
                 )
             if tensor.is_contiguous():
                 rows[tensor.dtype, tensor.device].append(i)
             else:
                 strided.append(i)
+        for i in set(range(len(self.params))).difference(_without_aliases([*zip(self.names, self.params, self.group)])):
+            raise ValueError(f"{_title(i, self.names[i])} lies in the memory of another parameter now: make a new optimizer")
         row = lambda i: (self.params[i].data_ptr(), self.params[i].numel(), self.first[i], self.word(i))  # noqa: E731
         return [Table(*place, self.groups, torch.tensor([*map(row, r)]), tuple(r)) for place, r in rows.items()], strided
 
@@ -245,6 +247,11 @@ def _check(tensor, name):
     if tensor.dtype not in DTYPES:
         cure = "pass .float()" if tensor.dtype.is_floating_point else "leave it out; only float32, bfloat16, float16 can be perturbed"
         raise TypeError(f"{name} is {tensor.dtype}: {cure}")
+    check_memory(tensor, name)
+
+
+def check_memory(tensor, name):
+    """Refuse elements that share memory, or have none."""
     if any(stride == 0 and size > 1 for size, stride in zip(tensor.shape, tensor.stride())):
         raise ValueError(f"{name} is expanded (stride 0): pass .contiguous()")
     reach = 0
@@ -252,6 +259,12 @@ def _check(tensor, name):
         if stride <= reach:
             raise ValueError(f"{name} overlaps itself (shape {tuple(tensor.shape)}, strides {tensor.stride()}): pass .contiguous()")
         reach += stride * (size - 1)
+    end = (tensor.storage_offset() + reach + 1) * tensor.element_size() if tensor.numel() else 0
+    if tensor.untyped_storage().nbytes() < end:
+        raise ValueError(
+            f"{name} reaches to byte {end} of a storage of {tensor.untyped_storage().nbytes()}: its memory was taken away (resize_), by a "
+            "wrapper that shards or offloads it, perhaps; pass the parameters of the plain, whole model"
+        )
 
 
 def _without_aliases(named):

@@ -6,6 +6,7 @@
 #include <tuple>
 
 #include "../cpu/threads.hpp"
+#include "places.hpp"
 
 namespace {
 
@@ -71,6 +72,7 @@ PYBIND11_MODULE(_cpu, m) {
     m.def("add_noise_", &add_noise_);
     m.def("retrace_", &retrace_);
     m.def("update_", &update_);
+    m.def("places_by", &zokern::places_by);
 #ifdef _OPENMP
     m.attr("openmp") = true;
 #else

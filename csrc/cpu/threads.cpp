@@ -2,11 +2,17 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cfenv>
 #include <cstring>
 #include <limits>
+#include <utility>
 
 #ifdef _OPENMP
 #include <omp.h>
+#include <pthread.h>
+#endif
+#if defined(__x86_64__)
+#include <immintrin.h>
 #endif
 
 namespace zokern {
@@ -20,6 +26,39 @@ constexpr int64_t kGrain = 1 << 10;
 constexpr int64_t kKeysAPart = 4, kMostParts = 16;
 constexpr uint32_t kAll = 0xFFFFFFFF;  // the greatest mask word there is
 constexpr uint32_t kMaskPurpose = 2;
+
+#ifdef _OPENMP
+// A forked child has none of the threads that OpenMP counts on, and would wait for them for ever: it works alone.
+bool alone = false;
+[[maybe_unused]] const int watched = pthread_atfork(nullptr, nullptr, [] { alone = true; });
+#else
+constexpr bool alone = true;
+#endif
+
+// What says how floats are rounded and whether denormals count. (The portable way takes 0.2 us a pass.)
+#if defined(__x86_64__)
+using Control = unsigned;
+void get(Control& c) { c = _mm_getcsr(); }
+void set(const Control& c) { _mm_setcsr(c); }
+void set_default() { _mm_setcsr(0x1F80); }
+#else
+using Control = std::fenv_t;
+void get(Control& c) { std::fegetenv(&c); }
+void set(const Control& c) { std::fesetenv(&c); }
+void set_default() { std::fesetenv(FE_DFL_ENV); }
+#endif
+
+/// While it lives, this thread's floats are the specification's: to nearest even, with denormals. What torch.set_flush_denormal and
+/// fesetround set is one thread's own, and a thread begins with what its maker had then.
+class DefaultFloats {
+public:
+    DefaultFloats() { get(before_), set_default(); }
+    ~DefaultFloats() { set(before_); }
+    DefaultFloats(const DefaultFloats&) = delete;
+
+private:
+    Control before_;
+};
 
 /// One thread's terms for the row and counter range at hand.
 class Terms {
@@ -93,33 +132,41 @@ void in_runs(const Row& row, int64_t begin, int64_t end, const Run& run) {
     }
 }
 
-/// Parts the elements of all rows among threads. work() makes what one part is done with: (index of a row, begin, end).
+/// Parts the elements of all rows among threads. work() makes what one thread does its parts with: (index of a row, begin, end). All
+/// memory is taken here, before anything moves: an exception may not leave a thread.
 template <class Work>
 void in_parallel(const Row* rows, size_t n_rows, size_t n_keys, int max_threads, const Work& work) {
     std::vector<int64_t> starts(n_rows + 1, 0);  // in grains
     for (size_t i = 0; i < n_rows; ++i) starts[i + 1] = starts[i] + (rows[i].count + kGrain - 1) / kGrain;
     const int64_t grains = starts.back(), keys = static_cast<int64_t>(std::max<size_t>(n_keys, 1));
-    const int threads = static_cast<int>(std::clamp<int64_t>(grains * kGrain * keys / kWorthAThread, 1, std::max(max_threads, 1)));
+    const int most = alone ? 1 : std::max(max_threads, 1);
+    const int threads = static_cast<int>(std::clamp<int64_t>(grains * kGrain * keys / kWorthAThread, 1, most));
     // Cores are not equally fast. With few keys, though, memory is what counts, and a thread keeps to its own.
     const int64_t parts = threads == 1 ? 1 : threads * std::clamp<int64_t>(keys / kKeysAPart, 1, kMostParts);
+    std::vector<decltype(work())> workers;
+    workers.reserve(threads);
+    while (static_cast<int>(workers.size()) < threads) workers.push_back(work());
 
-    const auto do_part = [&](int64_t part) {
-        auto one = work();
-        const int64_t begin = grains * part / parts, end = grains * (part + 1) / parts;
-        size_t i = std::upper_bound(starts.begin(), starts.end(), begin) - starts.begin() - 1;
-        for (; i < n_rows && starts[i] < end; ++i)
-            one(i, std::max<int64_t>(begin - starts[i], 0) * kGrain, std::min((end - starts[i]) * kGrain, rows[i].count));
+    std::atomic<int64_t> taken{0};
+    const auto take_part = [&](int thread, int team) noexcept {
+        const DefaultFloats floats;
+        auto one = std::move(workers[thread]);
+        // A smaller team than asked for (OMP_DYNAMIC, a limit, nesting) must still do all of the work.
+        for (int64_t part = thread; part < parts; part = team + taken++) {
+            const int64_t begin = grains * part / parts, end = grains * (part + 1) / parts;
+            size_t i = std::upper_bound(starts.begin(), starts.end(), begin) - starts.begin() - 1;
+            for (; i < n_rows && starts[i] < end; ++i)
+                one(i, std::max<int64_t>(begin - starts[i], 0) * kGrain, std::min((end - starts[i]) * kGrain, rows[i].count));
+        }
     };
 #ifdef _OPENMP
     if (threads > 1) {
-        // A smaller team than asked for (OMP_DYNAMIC, a limit, nesting) must still do all of the work.
-        std::atomic<int64_t> taken{0};
 #pragma omp parallel num_threads(threads)
-        for (int64_t part = omp_get_thread_num(); part < parts; part = omp_get_num_threads() + taken++) do_part(part);
+        take_part(omp_get_thread_num(), omp_get_num_threads());
         return;
     }
 #endif
-    for (int64_t part = 0; part < parts; ++part) do_part(part);
+    take_part(0, 1);
 }
 
 }  // namespace

@@ -153,3 +153,15 @@ def test_intra_follows_a_model_that_is_converted_or_reloaded(net, batch):
     assert all(p.dtype == torch.bfloat16 for p in hybrid.zo.layout.params)
     changed = (net.layers[3][0].weight != before[7]).any(1)
     assert changed[:3].any() and changed[3:].any()
+
+
+@pytest.mark.parametrize(
+    "replaced", [lambda w: w.t(), lambda w: w[:3], lambda w: w.view(torch.bfloat16)[:, :4]], ids=["t", "less", "dtype"]
+)
+def test_a_cut_follows_a_parameter_that_is_replaced_at_its_address(replaced):
+    whole = nn.Parameter(torch.randn(4, 4))
+    cut = splits.Cut.of(whole, 1)
+    whole.data = replaced(whole.data)
+    cut.follow()
+    for part, rows in ((cut.first, whole[:1]), (cut.zeroth, whole[1:])):
+        assert (part.data_ptr(), part.dtype, part.shape, part.stride()) == (rows.data_ptr(), rows.dtype, rows.shape, rows.stride())

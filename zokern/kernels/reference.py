@@ -1,6 +1,7 @@
 """The primitives in NumPy, for CPU memory: slow, and what the other backends are held to."""
 
 import ctypes
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -19,6 +20,18 @@ def devices():
     return ("cpu",)
 
 
+@contextmanager
+def _denormals():
+    """With them, though torch.set_flush_denormal has this thread lose them, in NumPy too. (Another rounding mode is obeyed.)"""
+    flushed = not (f32([1]) * f32([0x3F800000])).view(U32)[0]
+    torch.set_flush_denormal(False)
+    try:
+        yield
+    finally:
+        torch.set_flush_denormal(flushed)
+
+
+@_denormals()
 def add_noise_(table, keys, coefficients, decay):
     coefficients, decay = coefficients.numpy(), None if decay is None else decay.numpy()
     load, store, bits_type = STORAGE[table.dtype]
@@ -34,6 +47,7 @@ def add_noise_(table, keys, coefficients, decay):
             part[:] = store(acc)
 
 
+@_denormals()
 def retrace_(table, keys, uses, values):
     uses, values = uses.tolist(), values.numpy()
     load, store, bits_type = STORAGE[table.dtype]
@@ -51,6 +65,7 @@ def retrace_(table, keys, uses, values):
             part[:] = store(x)
 
 
+@_denormals()
 def update_(table, rule, keys, a, b, decay, numbers, state, rounding):
     a, b, numbers, decay = a.numpy(), b.numpy(), numbers.numpy(), None if decay is None else decay.numpy()
     load, store, bits_type = STORAGE[table.dtype]

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 import torch
 
 from ..kernels import backend_for
-from ..layout import Layout, State
+from ..layout import Layout, State, check_memory
 from ..noise import NoiseKey
 from ..noise.spec import ROUNDING
+from ..places import places
 from .checks import check_decay, check_number, check_terms
 from .handover import gathered, place, table_of, tell_autograd
 
@@ -77,9 +78,9 @@ def update_(layout: Layout, rule: str, terms, numbers, state=(), owed=(), decay=
         check_number(f"numbers[{n}] ({rule.numbers[n]})", value, groups)
     state = [list(slot) for slot in state]
     tables, strided = layout.tables()
-    places = [rule.name, *(place for slot in state for place in map(torch.Tensor.data_ptr, slot))]
-    if layout.state is None or places != layout.state.places:
-        layout.state = _Seen(places, _check_state(rule, state, layout))
+    seen = [rule.name, *map(places, state)]
+    if layout.state is None or not all(seen) or seen != layout.state.places:
+        layout.state = _Seen(seen, _check_state(rule, state, layout))
     dtype = layout.state.dtype
     rounding = _rounding_keys(rule, dtype, rounding)
 
@@ -113,7 +114,7 @@ def _merged(terms):
 
 @dataclass(frozen=True)
 class _Seen:
-    """State that has been checked, by its addresses: the next step need not."""
+    """State that has been checked, by its places: the next step need not."""
 
     places: list
     dtype: torch.dtype
@@ -149,6 +150,7 @@ def _check_state(rule, state, layout):
                 )
             if tensor.dtype != dtype or dtype not in STATE_DTYPES:
                 raise TypeError(f"state {slot!r}[{i}] is {tensor.dtype}: pass all of it in float32, or all of it in bfloat16")
+            check_memory(tensor, f"state {slot!r}[{i}]")
     return dtype
 
 

@@ -141,7 +141,8 @@ class Cut:
 
     def follow(self):
         """Look where the parameter lies now: model.to() moves it."""
-        if self.first.data_ptr() != self.whole.data_ptr() or self.first.dtype != self.whole.dtype:
+        lies = [(p.data_ptr(), p.dtype, p.stride(), p.shape[1:]) for p in (self.first, self.whole)]
+        if lies[0] != lies[1] or len(self.first) + len(self.zeroth) != len(self.whole):
             self.first.data, self.zeroth.data = self.whole.detach()[: self.rows], self.whole.detach()[self.rows :]
 
     def keep(self, whole):
