@@ -110,7 +110,7 @@ BAD = {
     "one_class.csv": ("text,label\na,yes\nb,yes\n", "holds only the class 'yes'"),
     "misspelt.csv": ("text,label\na,yes\nb,no\nc,yes\nd,no\ne,noo\n", "line 6: the class 'noo' occurs only here"),
     "not_classes.csv": ("text,label\n" + "".join(f"a,{i}\n" for i in range(30)), "30 classes in 30 rows"),
-    "broken.json": ('[{"text": "a",\n "label": }]', "line 2, character 11: not JSON"),
+    "broken.json": ('[{"text": "a",\n "label": }]', "line 2: not JSON (Expecting value, character 11)"),
     "broken.jsonl": ('{"text": "a", "label": 0}\n{"text": \n', "line 2"),
     "array.jsonl": ("[1]\n", "line 1: a list where an object"),
     "object.json": ('{"text": "a"}', "holds a dict"),
