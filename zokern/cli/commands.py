@@ -109,7 +109,7 @@ def replay(
         from ..finetune.restore import steps_of
 
         steps = steps_of(run, step)
-        with need("tqdm").tqdm(total=steps, unit="step", dynamic_ncols=True) as bar:
+        with need("tqdm").tqdm(total=steps, unit="step", dynamic_ncols=True, delay=0.01) as bar:
             make(run, out, steps, model, together, lambda done: bar.update(done - bar.n), trust_remote_code)
         return steps
 

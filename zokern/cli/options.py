@@ -10,7 +10,7 @@ import typer
 
 from ..documents import Unreadable, of_json, of_yaml
 from ..errors import BadInput
-from ..finetune.settings import EACH_TIME, nearest, title
+from ..finetune.settings import EACH_TIME, nearest, shown, title
 from ..finetune.values import KINDS, brief, fit
 from .streams import fail
 
@@ -68,7 +68,8 @@ def _value(name, value, hint):
             return tuple(kind(part.strip()) for part in value.split(",")) if value else ()
         return kind(value)
     except ValueError:
-        raise BadInput(f"{name} {value}: pass {f'{kind.__name__}s with commas between them' if several else KINDS[kind][1]}") from None
+        words = f"{kind.__name__}s with commas between them" if several else KINDS[kind][1]
+        raise BadInput(f"{name} {shown(value)}: pass {words}") from None
 
 
 def _config(hints):

@@ -19,7 +19,7 @@ from .model import settle_network
 from .optimizers import make, with_rates
 from .probe import probe
 from .report import Result, draw, peak_mib
-from .settings import PATHS, Settings, title
+from .settings import PATHS, Settings, shown, title
 from .train import Training, interruptible, newest, step_of
 
 
@@ -73,8 +73,8 @@ def settings_of(folder: str, record: dict) -> Settings:
     try:
         return Settings.of(record["settings"])
     except BadInput as error:
-        made = f"by zokern {record['zokern']}" if isinstance(record.get("zokern"), str) else "as it says by none"
-        raise BadInput(f"{str(Path(folder) / output.RUN)!r}, made {made}: in its settings {error}; or restore the file") from None
+        where = f"{str(Path(folder) / output.RUN)!r}, of zokern {shown(record['zokern'])}"
+        raise BadInput(f"{where}: in its settings {error}; or restore the file") from None
 
 
 def _run(settings, path, say, resumed=None):

@@ -22,6 +22,7 @@ RUN, INITIAL, TRAJECTORY, CHECKPOINTS = "run.json", "initial.safetensors", "traj
 HELD = {  # in run.json, beside the settings
     "labels": tuple[str, ...],
     "digest": str,
+    "zokern": str,
     **dict.fromkeys(("before", "probed"), dict[str, float]),
     "extended": tuple[int, ...] | None,
 }

@@ -173,7 +173,7 @@ class Settings:
         for name, choices in CHOICES.items():
             value = getattr(self, name)
             if value is not None and value not in choices:
-                raise BadInput(f"{title(name)} {value}: pass one of {', '.join(choices)}{nearest(value, choices)}")
+                raise BadInput(f"{title(name)} {shown(value)}: pass one of {', '.join(choices)}{nearest(value, choices)}")
         self._together()
         lora = not self.adapter and self.model is None
         local = {name: path for name in PATHS if os.path.exists(path := os.path.expanduser(getattr(self, name) or ""))}
@@ -273,8 +273,9 @@ def nearest(name: str, known) -> str:
 
 
 def shown(value):
-    """A value as its option takes it."""
-    return ",".join(map(str, value)) if isinstance(value, tuple) else value
+    """A value as its option takes it, in a line."""
+    text = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+    return text if text.isprintable() and len(text) <= 80 else brief(text)
 
 
 def _device():
