@@ -86,7 +86,7 @@ class Settings:
     the rest."""
 
     model: str | None = _option("Local folder or hub id. Without it: a small MiniLM, with LoRA.")
-    trust_remote_code: bool = _option("Run the Python code that comes with --model, and nothing else does. Read it first.", False)
+    trust_remote_code: bool = _option("Run the Python code that comes with --model. Read it first.", False)
     task: str | None = _option("A task that zokern knows: sst2, rte, boolq, ... (docs/tasks.md).")
     data: str | None = _option(
         "With --task: a local copy of it. Else: csv, tsv, json, jsonl or parquet file, or a hub data set (name or name:config); without "
