@@ -112,6 +112,13 @@ BAD = {
     "not_classes.csv": ("text,label\n" + "".join(f"a,{i}\n" for i in range(30)), "30 classes in 30 rows"),
     "broken.json": ('[{"text": "a",\n "label": }]', "line 2: not JSON (Expecting value, character 11)"),
     "broken.jsonl": ('{"text": "a", "label": 0}\n{"text": \n', "line 2"),
+    "twice.jsonl": ('{"text": "a", "label": 0}\n{"text": "b", "label": 1, "text": "c"}\n', "line 2: 'text' is there twice"),
+    "deep.jsonl": ('{"text": "a", "label": 0}\n' + "[" * 9999 + "\n", "line 2: nested too deeply"),
+    "digits.json": ("[" + "9" * 9999 + "]", "line 1: not JSON"),
+    "half.jsonl": (
+        '{"text": "a", "label": 0}\n{"text": "\\ud800", "label": 1}\n',
+        "line 2, column 'text': '\\ud800' holds half a character",
+    ),
     "array.jsonl": ("[1]\n", "line 1: a list where an object"),
     "object.json": ('{"text": "a"}', "holds a dict"),
     "not.parquet": ("text", "is not a parquet file"),

@@ -154,6 +154,9 @@ def _objects(name, entries):
     for place, entry in entries:
         if not isinstance(entry, dict):
             raise BadInput(f"data {name!r}, {place}: a {type(entry).__name__} where an object with a text and a label is due: correct it")
+        for column, value in entry.items():
+            if isinstance(value, str) and not value.isascii() and any("\ud800" <= c <= "\udfff" for c in value):
+                raise BadInput(f"data {name!r}, {place}, column {column!r}: {value[:80]!r} holds half a character: correct it")
     columns = list(dict.fromkeys(column for _, entry in entries for column in entry))
     return Table(name, columns, [entry for _, entry in entries], [place for place, _ in entries])
 
