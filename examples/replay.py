@@ -22,9 +22,9 @@ given = parser.parse_args()
 lr = given.lr or (2e-5 if given.model == MINILM else 1e-6)  # small models bear more: docs/settings.md
 
 torch.manual_seed(0)
-tokenizer = AutoTokenizer.from_pretrained(given.model)
+tokenizer = AutoTokenizer.from_pretrained(given.model, trust_remote_code=False)
 tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token  # which a causal model's may lack
-base = AutoModelForSequenceClassification.from_pretrained(given.model, pad_token_id=tokenizer.pad_token_id)
+base = AutoModelForSequenceClassification.from_pretrained(given.model, pad_token_id=tokenizer.pad_token_id, trust_remote_code=False)
 base = base.eval().to(getattr(torch, given.dtype))
 classes, rows = ["networkx", "sympy"], docstring_sentences()
 

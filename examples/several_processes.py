@@ -29,9 +29,9 @@ rank, processes = distributed.get_rank(), distributed.get_world_size()
 device = torch.device("cuda", rank % torch.cuda.device_count()) if cuda else torch.device("cpu")
 
 torch.manual_seed(0)  # the new head's first values, the same in every process
-tokenizer = AutoTokenizer.from_pretrained(given.model)
+tokenizer = AutoTokenizer.from_pretrained(given.model, trust_remote_code=False)
 tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token  # which a causal model's may lack
-model = AutoModelForSequenceClassification.from_pretrained(given.model, pad_token_id=tokenizer.pad_token_id)
+model = AutoModelForSequenceClassification.from_pretrained(given.model, pad_token_id=tokenizer.pad_token_id, trust_remote_code=False)
 model = model.eval().to(device)  # not in DistributedDataParallel
 classes = ["networkx", "sympy"]
 rows = docstring_sentences(classes)

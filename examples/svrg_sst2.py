@@ -23,10 +23,10 @@ task = tasks.get("sst2")
 train, held_out, _ = tasks.split(task.load(given.data, "train"), seed=0, train=given.rows, validation=given.rows // 2, test=0)
 
 torch.manual_seed(0)
-tokenizer = AutoTokenizer.from_pretrained(given.model)
+tokenizer = AutoTokenizer.from_pretrained(given.model, trust_remote_code=False)
 tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token  # which a causal model's may lack
 sizes = dict(num_labels=len(task.labels), pad_token_id=tokenizer.pad_token_id)
-model = AutoModelForSequenceClassification.from_pretrained(given.model, **sizes).eval()
+model = AutoModelForSequenceClassification.from_pretrained(given.model, **sizes, trust_remote_code=False).eval()
 reader = tasks.reader(task, "head", tokenizer, max_length=64)
 rows = [reader.encode(example) for example in train]
 

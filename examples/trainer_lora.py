@@ -23,9 +23,10 @@ given = parser.parse_args()
 lr = given.lr or (3e-2 if given.model == MINILM else 1e-4)  # small models bear more: docs/settings.md
 
 torch.manual_seed(0)
-tokenizer = AutoTokenizer.from_pretrained(given.model)
+tokenizer = AutoTokenizer.from_pretrained(given.model, trust_remote_code=False)
 tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token  # which a causal model's may lack
-model = adapt(AutoModelForSequenceClassification.from_pretrained(given.model, pad_token_id=tokenizer.pad_token_id), "lora")
+model = AutoModelForSequenceClassification.from_pretrained(given.model, pad_token_id=tokenizer.pad_token_id, trust_remote_code=False)
+model = adapt(model, "lora")
 
 classes = ["networkx", "sympy"]
 data = datasets.Dataset.from_list(docstring_sentences(classes))

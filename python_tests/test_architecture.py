@@ -26,10 +26,11 @@ BELOW = {
     "optim": {"signals", "estimate", "perturb", "tangents", "layers", "ops", "layout", "kernels", "noise"},
 }
 BELOW["capture"] = set(BELOW)
-EVERYTHING = set(BELOW) | {"zokern", "errors"}
+EVERYTHING = set(BELOW) | {"zokern", "errors", "documents"}
 ABOVE = {
     "errors": set(),
-    "tasks": {"errors"},
+    "documents": {"errors"},
+    "tasks": {"errors", "documents"},
     "trajectory": EVERYTHING,
     "hf": EVERYTHING | {"tasks", "trajectory"},
     "finetune": EVERYTHING | {"tasks", "trajectory", "hf"},

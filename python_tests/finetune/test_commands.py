@@ -41,7 +41,7 @@ def test_a_configuration_file_is_read_and_the_command_line_goes_before_it(few, t
         ("a.yaml", "steps: [1", "line 1: not YAML"),
         ("a.json", '{"steps": 4,}', "line 1: not JSON"),
         ("a.json", "[1]", "holds no options"),
-        ("a.yaml", "steps:\n  many: 4", "'steps' holds a table"),
+        ("a.yaml", "steps:\n  many: 4", "'steps' is a table: pass an integer"),
         ("a.toml", "steps = 4", "ends in '.toml': pass a .yaml, .yml or .json file"),
     ],
 )

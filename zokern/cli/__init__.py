@@ -1,5 +1,6 @@
 """zokern finetune | evaluate | replay | info | bench."""
 
 from .commands import app
+from .streams import lasting
 
-__all__ = ["app"]
+__all__ = ["app", "lasting"]

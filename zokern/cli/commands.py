@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import os
 import sys
 from importlib import import_module
 from pathlib import Path
@@ -13,6 +14,7 @@ from ..errors import BadInput, first_line
 from ..finetune.restore import Evaluation
 from ..finetune.settings import Settings, title
 from .options import command_of
+from .streams import fail, tell
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 
@@ -21,7 +23,7 @@ app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_
 def zokern():
     """Zeroth-order fine-tuning of language models: two forward passes a step, no gradients.
 
-    Exit codes: 0 done, 2 input that cannot be used, 130 interrupted.
+    Exit codes: 0 done, 2 input that cannot be used, 130 interrupted, 141 done, but nobody read to the end what was printed.
     """
 
 
@@ -30,17 +32,21 @@ def failing(run):
     try:
         return run()
     except BadInput as error:
-        message = str(error)
+        message = error
+    except OSError as error:
+        what = "a file" if error.filename is None else repr(os.fsdecode(error.filename))
+        message = f"{what} cannot be used ({error.strerror or first_line(error)}): check that it is there, and may be read or written"
     except RuntimeError as error:
         import torch
 
+        if str(error) == "Could not determine home directory.":  # pathlib's
+            fail("a path begins with ~ and the name of no user here: write it out")
         if not isinstance(error, torch.OutOfMemoryError):
             raise
         message = f"no memory is left on the device ({first_line(error)}): pass a smaller --batch-size or --max-length, or --dtype bfloat16"
     except ModuleNotFoundError as missing:
         message = f"{missing.name} is not installed: pip install 'zokern[demo]'"
-    typer.echo(f"error: {message}", err=True)
-    raise typer.Exit(2)
+    fail(message)
 
 
 def _finetune(settings, given, resume):
@@ -49,14 +55,15 @@ def _finetune(settings, given, resume):
         from ..finetune import resume as go_on
 
         if resume is None:
-            return finetune(settings(), say=typer.echo)
-        if others := given - {"steps"}:
+            return finetune(settings(), say=tell)
+        if others := given - {"steps", "trust_remote_code"}:
             options = ", ".join(map(title, sorted(others)))
             raise BadInput(f"--resume {resume} goes on with that run's own settings, and takes --steps alone: leave out {options}")
-        return go_on(resume, say=typer.echo, steps=settings().steps if given else None)
+        more = settings()
+        return go_on(resume, tell, more.steps if "steps" in given else None, more.trust_remote_code)
 
     result = failing(run)
-    typer.echo("\n".join(result.lines()))
+    tell("\n".join(result.lines()))
     if result.interrupted:
         raise typer.Exit(130)
 
@@ -75,7 +82,7 @@ def _evaluate(what, given):
 
         return as_lines(evaluate(what()))
 
-    typer.echo("\n".join(failing(run)))
+    tell("\n".join(failing(run)))
 
 
 app.command("evaluate", help="Judge a model: of a run on its own held-out and test rows, or any on a task or a table.")(
@@ -90,6 +97,9 @@ def replay(
     step: Annotated[str | None, typer.Option(help="Steps to make, or best. Without it: all.", show_default=False)] = None,
     model: Annotated[str | None, typer.Option(help="The base model, where it has moved.", show_default=False)] = None,
     together: Annotated[int, typer.Option(help="Passes over the weights that are made in one read and write.")] = 96,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Run the Python code that comes with the base model. Read it first.")
+    ] = False,
 ):
     """Make a fine-tuned model again from the base model and a trajectory, without a forward pass, bit for bit."""
 
@@ -99,11 +109,11 @@ def replay(
         from ..finetune.restore import steps_of
 
         steps = steps_of(run, step)
-        with need("tqdm").tqdm(total=steps, unit="step", dynamic_ncols=True) as bar:
-            make(run, out, steps, model, together, progress=lambda done: bar.update(done - bar.n))
+        with need("tqdm").tqdm(total=steps, unit="step", dynamic_ncols=True, delay=0.01) as bar:
+            make(run, out, steps, model, together, lambda done: bar.update(done - bar.n), trust_remote_code)
         return steps
 
-    typer.echo(f"saved      {out}: the model after step {failing(made)} of {run}")
+    tell(f"saved      {out}: the model after step {failing(made)} of {run}")
 
 
 @app.command()
@@ -127,7 +137,7 @@ def info(
                 raise BadInput(f"--save {save!r} cannot be written ({error.strerror}): pass a file in a folder that is there") from None
         return json.dumps(describe(trajectory), indent=1) if as_json else "\n".join(lines(trajectory))
 
-    typer.echo(failing(read))
+    tell(failing(read))
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []})

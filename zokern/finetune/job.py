@@ -19,7 +19,7 @@ from .model import settle_network
 from .optimizers import make, with_rates
 from .probe import probe
 from .report import Result, draw, peak_mib
-from .settings import PATHS, Settings, title
+from .settings import PATHS, Settings, shown, title
 from .train import Training, interruptible, newest, step_of
 
 
@@ -40,7 +40,7 @@ def finetune(settings: Settings, say=print) -> Result:
     return _run(settings, path, say)
 
 
-def resume(folder: str, say=print, steps: int | None = None) -> Result:
+def resume(folder: str, say=print, steps: int | None = None, trust_remote_code: bool = False) -> Result:
     """Go on with a run that was stopped, from its newest checkpoint, as if it had not been: bit for bit. Or with one that is done.
 
     Args:
@@ -48,13 +48,14 @@ def resume(folder: str, say=print, steps: int | None = None) -> Result:
         steps: more than the run was asked for. With a constant schedule it ends where a run of so many steps does, bit for bit; with
             another one the learning rate is, from the newest checkpoint on, that of a run of so many steps. Default None: as many as it
             was asked for.
+        trust_remote_code: run the code that comes with the model. Default False, whatever the run was begun with.
     Raises:
         BadInput: there is no such run, it is done and no more steps are asked for, or the data or the model are not what they were.
             Nothing is written then.
     """
     path = Path(folder).expanduser().absolute()
     record = output.run_of(folder)
-    settings = replace(settings_of(folder, record), out=str(path))
+    settings = replace(settings_of(folder, record), out=str(path), trust_remote_code=trust_remote_code)
     more = "a larger --steps"
     if steps is not None and steps < settings.steps:
         raise BadInput(f"--steps {steps} with --resume {folder!r}, a run of {settings.steps} steps: pass {more}, or leave it out")
@@ -67,12 +68,13 @@ def settings_of(folder: str, record: dict) -> Settings:
     """The settings in a run's record.
 
     Raises:
-        BadInput: another zokern wrote them.
+        BadInput: another zokern wrote them, or they are none.
     """
     try:
         return Settings.of(record["settings"])
-    except TypeError as error:
-        raise BadInput(f"{folder!r} was made with settings that this zokern does not have ({error}): use the zokern that made it") from None
+    except BadInput as error:
+        where = f"{str(Path(folder) / output.RUN)!r}, of zokern {shown(record['zokern'])}"
+        raise BadInput(f"{where}: in its settings {error}; or restore the file") from None
 
 
 def _run(settings, path, say, resumed=None):
@@ -107,6 +109,9 @@ def _run(settings, path, say, resumed=None):
         before = probed = judge(asked, data.held_out, features[1])
     else:
         before, probed = resumed["before"], resumed["probed"]
+        for name in (data.task.metric, *(() if data.task.writes else ("loss",))):
+            if not {name} <= before.keys() & probed.keys():
+                raise BadInput(f"{str(path / output.RUN)!r} lacks the {name} of before or probed: restore the file")
     if settings.head == "probe" and resumed is None:
         probe(asked, features[0])
         probed = judge(asked, data.held_out, features[1])

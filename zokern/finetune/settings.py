@@ -1,12 +1,14 @@
 """Everything that decides a run, each option with the one line that says what it is."""
 
 import math
+import os
 import re
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from difflib import get_close_matches
 from pathlib import Path
 
 from ..errors import BadInput
+from .values import brief, fitting
 
 DTYPES = ("float32", "bfloat16", "float16")
 CHOICES = {
@@ -55,6 +57,7 @@ OPTIMIZER = (
     "state_dtype",
 )
 PATHS = ("model", "data", "eval_data")  # or names on the hub
+EACH_TIME = ("out", "overwrite", "trust_remote_code")  # of the command line alone: what a file of another run says of them is not taken
 POSITIVE = "a number > 0", lambda x: 0 < x < math.inf
 NATURAL = "an integer >= 1", lambda x: x >= 1
 RANGES = {
@@ -83,6 +86,7 @@ class Settings:
     the rest."""
 
     model: str | None = _option("Local folder or hub id. Without it: a small MiniLM, with LoRA.")
+    trust_remote_code: bool = _option("Run the Python code that comes with --model. Read it first.", False)
     task: str | None = _option("A task that zokern knows: sst2, rte, boolq, ... (docs/tasks.md).")
     data: str | None = _option(
         "With --task: a local copy of it. Else: csv, tsv, json, jsonl or parquet file, or a hub data set (name or name:config); without "
@@ -157,8 +161,11 @@ class Settings:
         """The same with what follows from the rest filled in, lr and eps excepted.
 
         Raises:
-            BadInput: a value out of range, or options that do not go together, by the names of the options.
+            BadInput: a value of another type or out of range, or options that do not go together, by the names of the options.
         """
+        return fitting(self, title)._checked()
+
+    def _checked(self):
         for name, (cure, holds) in RANGES.items():
             value = getattr(self, name)
             if value is not None and (value != () or name == "rows") and not holds(value):
@@ -166,13 +173,13 @@ class Settings:
         for name, choices in CHOICES.items():
             value = getattr(self, name)
             if value is not None and value not in choices:
-                raise BadInput(f"{title(name)} {value}: pass one of {', '.join(choices)}{nearest(value, choices)}")
+                raise BadInput(f"{title(name)} {shown(value)}: pass one of {', '.join(choices)}{nearest(value, choices)}")
         self._together()
         lora = not self.adapter and self.model is None
-        local = {name: getattr(self, name) for name in PATHS if getattr(self, name) and Path(getattr(self, name)).expanduser().exists()}
+        local = {name: path for name in PATHS if os.path.exists(path := os.path.expanduser(getattr(self, name) or ""))}
         return replace(
             self,
-            **{name: str(Path(path).expanduser().absolute()) for name, path in local.items()},  # from wherever the run is gone on with
+            **{name: str(Path(path).absolute()) for name, path in local.items()},  # from wherever the run is gone on with
             adapter=self.adapter or (("lora",) if lora else ("full",)),
             ask=self.ask or "head",
             **({"zo": self.zo or "mezo", "fo": self.fo or "adamw"} if self.optimizer == "hybrid" else {}),
@@ -239,8 +246,19 @@ class Settings:
 
     @classmethod
     def of(cls, record: dict) -> "Settings":
-        """The settings that ``record`` wrote."""
-        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in record.items()})
+        """The settings that ``record`` wrote, checked; code of a model's is trusted by who runs it, not by a file.
+
+        Raises:
+            BadInput: a setting that is not known here, one that is missing, or what ``checked`` refuses.
+        """
+        known = [f.name for f in fields(cls) if f.name != "trust_remote_code"]
+        for name in record:
+            if name not in (*known, "trust_remote_code"):
+                raise BadInput(f"{brief(name)} is no setting of this zokern{nearest(name, known)}: use the zokern that made it")
+        for name in known:
+            if name not in record:
+                raise BadInput(f"{name!r} is missing: use the zokern that made it")
+        return cls(**{name: record[name] for name in known}).checked()
 
 
 def title(name: str) -> str:
@@ -255,8 +273,9 @@ def nearest(name: str, known) -> str:
 
 
 def shown(value):
-    """A value as its option takes it."""
-    return ",".join(map(str, value)) if isinstance(value, tuple) else value
+    """A value as its option takes it, in a line."""
+    text = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+    return text if text.isprintable() and len(text) <= 80 else brief(text)
 
 
 def _device():

@@ -6,9 +6,10 @@ unbalanced quotes swallow lines) and do not say on which line a file is wrong.
 
 import csv
 import io
-import json
+import os
 from pathlib import Path
 
+from ..documents import Unreadable, of_json
 from ..errors import BadInput, first_line, need
 
 LONGEST = 2**31 - 1  # characters of a field: what a C long holds everywhere
@@ -34,8 +35,8 @@ class Table:
 
 def is_local(name: str) -> bool:
     """Whether data or a model is meant as a path: it exists, or looks like nothing else."""
-    path = Path(name).expanduser()
-    return path.exists() or path.suffix.lower() in SUFFIXES or name.startswith((".", "/", "~")) or "\\" in name
+    path = Path(os.path.expanduser(name))
+    return os.path.exists(path) or path.suffix.lower() in SUFFIXES or name.startswith((".", "/", "~")) or "\\" in name
 
 
 def read(name: str, split: str = "train") -> Table:
@@ -129,11 +130,10 @@ def _parse(name, lines, separator, quoting):
 
 
 def _json(name, lines):
-    text = "".join(lines)
     try:
-        value = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise BadInput(f"data {name!r}, line {error.lineno}, character {error.colno}: not JSON ({error.msg}): correct it") from None
+        value = of_json("".join(lines))
+    except Unreadable as error:
+        raise BadInput(f"data {name!r}, line {error.line}: {error}: correct it") from None
     if not isinstance(value, list):
         raise BadInput(f"data {name!r} holds a {type(value).__name__}: pass a list of objects, or one object a line in a .jsonl")
     return _objects(name, [(f"row {i}", entry) for i, entry in enumerate(value, 1)])
@@ -144,9 +144,9 @@ def _json_lines(name, lines):
     for i, line in enumerate(lines, 1):
         if line.strip():
             try:
-                entries.append((f"line {i}", json.loads(line)))
-            except json.JSONDecodeError as error:
-                raise BadInput(f"data {name!r}, line {i}, character {error.colno}: not JSON ({error.msg}): correct it") from None
+                entries.append((f"line {i}", of_json(line)))
+            except Unreadable as error:
+                raise BadInput(f"data {name!r}, line {i}: {error}: correct it") from None
     return _objects(name, entries)
 
 
@@ -154,6 +154,9 @@ def _objects(name, entries):
     for place, entry in entries:
         if not isinstance(entry, dict):
             raise BadInput(f"data {name!r}, {place}: a {type(entry).__name__} where an object with a text and a label is due: correct it")
+        for column, value in entry.items():
+            if isinstance(value, str) and not value.isascii() and any("\ud800" <= c <= "\udfff" for c in value):
+                raise BadInput(f"data {name!r}, {place}, column {column!r}: {value[:80]!r} holds half a character: correct it")
     columns = list(dict.fromkeys(column for _, entry in entries for column in entry))
     return Table(name, columns, [entry for _, entry in entries], [place for place, _ in entries])
 
@@ -171,7 +174,7 @@ def _hub(name, split):
     datasets = need("datasets")
     repository, _, config = name.partition(":")
     try:
-        data = datasets.load_dataset(repository, config or None, split=split)
+        data = datasets.load_dataset(repository, config or None, split=split, trust_remote_code=False)
     except Exception as error:  # any of a dozen libraries' own
         raise BadInput(
             f"data {name!r} is no file here and could not be had from the hub ({first_line(error)}): check the path, the name, "

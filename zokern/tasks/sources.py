@@ -30,7 +30,7 @@ def read(task, source, split, hub_split) -> rows.Table:
 def _hub(task, split):
     datasets = need("datasets")
     try:
-        data = datasets.load_dataset(task.repository, task.config, split=split)
+        data = datasets.load_dataset(task.repository, task.config, split=split, trust_remote_code=False)
     except Exception as error:  # any of a dozen libraries' own
         raise BadInput(
             f"{task.name} could not be had from the hub as {task.repository} {task.config} ({first_line(error)}): check the network, or "

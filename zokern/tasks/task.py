@@ -1,8 +1,8 @@
 """A task: a data set of the hub or a local copy of it, how models are asked, and how their answers are judged."""
 
-import json
 from dataclasses import dataclass, field
 
+from ..documents import Unreadable, of_json
 from ..errors import BadInput
 from . import metrics, sources
 from .prompts import Prompt, columns
@@ -123,7 +123,7 @@ class Task:
         if name.casefold() in names:
             return names[name.casefold()]
         numbered = any(label.isdigit() for label in self.labels)  # then a number is a name, not an id
-        if not numbered and name.isdigit() and int(name) < len(self.labels):
+        if not numbered and name.isdecimal() and len(name) < 5 and int(name) < len(self.labels):
             return int(name)
         known = ", ".join(self.labels if numbered else [f"{i} or {label}" for i, label in enumerate(self.labels)])
         raise BadInput(f"{where}: the label is {value!r}: {self.name} has {known}; -1 or nothing where it is not known")
@@ -140,9 +140,9 @@ def _value(value, kind, place, column, texts):
             raise BadInput(f"{place}, column {column!r}: {value!r} is no whole number: correct the row") from None
     if kind == "struct" and isinstance(value, str) and value.strip():
         try:
-            return json.loads(value)
-        except json.JSONDecodeError as error:
-            raise BadInput(f"{place}, column {column!r}: not JSON ({error.msg}): write it as JSON, or use jsonl or parquet") from None
+            return of_json(value)
+        except Unreadable as error:
+            raise BadInput(f"{place}, column {column!r}: {error}: write it as JSON, or use jsonl or parquet") from None
     return value
 
 

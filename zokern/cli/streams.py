@@ -1,0 +1,75 @@
+"""What the command says: on streams that may be full or have lost their reader, of files that others wrote."""
+
+import errno
+import os
+import sys
+
+import typer
+
+BROKEN_PIPE = 141  # what a shell says of a process that SIGPIPE ended: 128 + 13
+
+
+def tell(text: str) -> None:
+    """Print lines. What is no character to be seen, such as the escapes that a terminal obeys, is printed as its code."""
+    typer.echo("\n".join(map(_visible, text.split("\n"))))
+
+
+def fail(error) -> None:
+    """End the command with one line and exit code 2."""
+    typer.echo(f"error: {_visible(str(error))}", err=True)
+    raise typer.Exit(2) from None
+
+
+def _visible(line):
+    return line if line.isprintable() else "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
+
+
+class Lasting:
+    """A stream whose failure ends nothing: from the first error on, which is kept, what is written goes nowhere.
+
+    A run does not lose its steps because nobody reads on.
+    """
+
+    def __init__(self, stream):
+        self.stream, self.error = stream, None
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+
+    def __getattr__(self, name):
+        return getattr(self.stream, name)
+
+    def write(self, text):
+        self._try(self.stream.write, text)
+        return len(text)
+
+    def flush(self):
+        self._try(self.stream.flush)
+
+    def _try(self, act, *given):
+        try:
+            act(*given)
+        except OSError as error:
+            self.error = self.error or error
+            with open(os.devnull, "w") as nowhere:  # where Python flushes at exit what the stream still holds
+                os.dup2(nowhere.fileno(), self.stream.fileno())
+
+
+def lasting(command) -> None:
+    """Run a command that ends in SystemExit; where its output was not all written, the exit code says so.
+
+    Raises:
+        SystemExit: the command's; where that is 0, 141 after a broken pipe, and 2 with a line after any other error.
+    """
+    for name in ("stdout", "stderr"):
+        setattr(sys, name, Lasting(getattr(sys, name) or open(os.devnull, "w")))
+    try:
+        command()
+    except SystemExit as end:
+        sys.stdout.flush()
+        if end.code or sys.stdout.error is None:
+            raise
+        if sys.stdout.error.errno == errno.EPIPE:
+            raise SystemExit(BROKEN_PIPE) from None
+        reason = sys.stdout.error.strerror
+        print(f"error: standard output cannot be written ({reason}): send it elsewhere; files are whole", file=sys.stderr)
+        raise SystemExit(2) from None

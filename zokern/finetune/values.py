@@ -1,0 +1,59 @@
+"""What a field may hold, by its annotation: the one check of a run's record, of configuration files, and of settings made in Python."""
+
+from dataclasses import fields, replace
+from numbers import Integral, Real
+from types import UnionType
+from typing import get_args, get_origin, get_type_hints
+
+from ..errors import BadInput
+
+KINDS = {bool: (bool, "true or false"), int: (Integral, "an integer"), float: (Real, "a number"), str: (str, "text")}
+
+
+def fit(name: str, value, hint):
+    """A value as a field of this annotation holds it: a bool, int, float or str, or a tuple or dict of these; None where it may be.
+
+    Args:
+        name: what an error calls it.
+    Raises:
+        BadInput: it is of another kind, an integer of more than 64 bits, or text that no file could be named by.
+    """
+    if isinstance(hint, UnionType):
+        if value is None:
+            return None
+        (hint,) = (kind for kind in get_args(hint) if kind is not type(None))
+    if get_origin(hint) is tuple:
+        _demand(isinstance(value, list | tuple), name, value, "a list")
+        return tuple(fit(f"{name}, of which item {i}", item, get_args(hint)[0]) for i, item in enumerate(value, 1))
+    if get_origin(hint) is dict:
+        _demand(isinstance(value, dict), name, value, "a table")
+        return {key: fit(f"{name}, of which {key!r}", item, get_args(hint)[1]) for key, item in value.items()}
+    kind, words = KINDS[hint]
+    _demand(isinstance(value, kind) and (hint is bool or not isinstance(value, bool)), name, value, words)
+    if hint is str:
+        whole = "\0" not in value and not any("\ud800" <= c <= "\udfff" for c in value)
+        _demand(whole, name, value, "text without NUL and without half a character")
+    elif isinstance(value, Integral):
+        _demand(-(1 << 63) <= value < 1 << 63, name, value, f"{words} of 64 bits")
+    return hint(value)
+
+
+def fitting(settings, called=repr):
+    """A dataclass with every field as ``fit`` has it; ``called`` makes of a field's name what an error calls it."""
+    hints = get_type_hints(type(settings))
+    return replace(settings, **{f.name: fit(called(f.name), getattr(settings, f.name), hints[f.name]) for f in fields(settings)})
+
+
+def brief(value) -> str:
+    """A value of any kind and size, for a line."""
+    if isinstance(value, Integral) and int(value).bit_length() > 64:
+        return f"an integer of {int(value).bit_length()} bits"
+    if value is None or isinstance(value, str | Real):
+        text = repr(value)
+        return text if len(text) <= 80 else f"{text[:80]}..."
+    return {list: "a list", tuple: "a list", dict: "a table"}.get(type(value), f"a {type(value).__name__}")
+
+
+def _demand(holds, name, value, words):
+    if not holds:
+        raise BadInput(f"{name} is {brief(value)}: pass {words}")
