@@ -1,8 +1,8 @@
 """Runs of ``zokern finetune`` on disks that are too small: python full_disk.py tmpfs|limit FOLDER SIZES ... -- OPTIONS.
 
-Of every size, in KiB: a run on a disk of so many, or whose files may not be larger; then, with room, what its message advises, until a run is
-done. Prints a JSON line each: {"size", "runs": [[exit code, standard error], ...], "model": sha256 of what is saved, "left": names}. One
-process imports what takes long, and forks a child for every size. A tmpfs needs ``unshare -rm`` around it.
+Of every size, in KiB: a run on a disk of so many, or whose files may not be larger; then, with room, what its message advises. Prints a
+JSON line each: {"size", "runs": [[exit code, last line of standard error], ...], "model": sha256 of what is saved, "left": names after the
+first run}. One process imports what takes long, and forks a child for every size. A tmpfs needs ``unshare --map-root-user --mount``.
 """
 
 import hashlib

@@ -36,7 +36,7 @@ DONE = {
     "not whole epochs": dict(max_steps=4),
     "whole epochs": dict(max_steps=5),
     "accumulated": dict(max_steps=4, gradient_accumulation_steps=2),
-    "the last batch dropped": dict(max_steps=4, per_device_train_batch_size=3, gradient_accumulation_steps=4, dataloader_drop_last=True),
+    "the last batch dropped": dict(max_steps=3, per_device_train_batch_size=3, gradient_accumulation_steps=4, dataloader_drop_last=True),
     "epochs": dict(max_steps=-1, num_train_epochs=1.5, gradient_accumulation_steps=2),
     "of no length": dict(max_steps=4, train_dataset=Endless()),
     "constant rate": dict(max_steps=4, lr_scheduler_type="constant"),
@@ -143,7 +143,7 @@ def test_a_checkpoint_without_digests_is_read_and_told(saved, trainer_of, tmp_pa
     folder = shutil.copytree(source, tmp_path / "checkpoint-2")
     (folder / "SHA256SUMS").unlink()
     again = trainer("full", trainer_of)
-    with pytest.warns(RuntimeWarning, match="has no SHA256SUMS: all of its parts are there, but a change of single bits would not be seen"):
+    with pytest.warns(RuntimeWarning, match="has no SHA256SUMS .*: all of its parts are there, but"):
         again.train(resume_from_checkpoint=str(folder))
     assert same(weights(again.model), weights(whole.model))
     for name in ("model.safetensors", "optimizer.pt", "scheduler.pt", "trainer_state.json", "rng_state.pth"):

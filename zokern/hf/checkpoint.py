@@ -64,7 +64,7 @@ def check(folder, rng=None) -> None:
             raise _bad(folder, name, "is missing")
         if sums and name not in sums:
             raise _bad(folder, SUMS, f"does not list {name}")
-    if not any(Path(name).suffix in (".safetensors", ".bin") and name != TRAINING_ARGS_NAME for name in parts):
+    if not any(path.suffix in (".safetensors", ".bin") for path in parts.values()):
         raise _bad(folder, "model.safetensors, or an adapter's", "is missing")
     for name, path in parts.items():
         if not path.stat().st_size:
@@ -72,8 +72,9 @@ def check(folder, rng=None) -> None:
         if not (_reads(path) if sums is None else name not in sums or _sha256(path) == sums[name]):
             raise _bad(folder, name, "is damaged: its bytes are not those that were saved")
     if sums is None:
-        what = f"{str(folder)!r} has no {SUMS}: all of its parts are there, but a change of single bits would not be seen"
-        warnings.warn(f"{what} (Trainer, or an earlier zokern, saved it)", RuntimeWarning, stacklevel=3)
+        who = "Trainer or an earlier zokern saved it, or a process that was killed then"
+        what = f"{str(folder)!r} has no {SUMS} ({who}): all of its parts are there, but a change of single bits would not be seen"
+        warnings.warn(what, RuntimeWarning, stacklevel=3)
 
 
 @contextmanager
@@ -121,8 +122,9 @@ def _finished(folder):
 
 
 def _parts(folder):
-    """name -> path."""
-    return {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.suffix in READ and path.is_file()}
+    """name -> path of what is read again."""
+    found = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.suffix in READ and path.is_file()}
+    return {name: path for name, path in found.items() if name != TRAINING_ARGS_NAME}
 
 
 def _sums(folder):
