@@ -29,68 +29,60 @@ def contents(folder):
     return {path.relative_to(folder): path.read_bytes() for path in Path(folder).rglob("*") if path.is_file()}
 
 
-def python(*arguments, before=()):
+ENDS = ("limit:0", "limit:100", "killed:0", "tmpfs:8", "tmpfs:60")  # KiB: nothing; no model; no step; no optimizer.pt
+ALONE = ("unshare", "--map-root-user", "--mount")
+
+
+@pytest.fixture(scope="module")
+def cut_short(tmp_path_factory, tiny, sentences):
+    """end -> what cut_short.py found of it, of those that this machine can make, and of "whole:0"."""
+    folder = tmp_path_factory.mktemp("ends")
+    table = folder / "80.csv"
+    table.write_text("\n".join(["text,label", *(f"{text},{label}" for text, label in sentences(80))]) + "\n")
+    given = [
+        "--model",
+        tiny,
+        "--data",
+        table,
+        "--batch-size",
+        4,
+        "--accumulate",
+        2,
+        "--steps",
+        25,
+        "--save-every",
+        5,
+    ]  # 8 of 64 rows a step
+    given += ["--adapter", "lora", "--optimizer", "zo-adam", "--lr", "1e-2", "--max-length", 32, "--device", "cpu", "--eval-every", 10]
+    alone = ALONE if not subprocess.run([*ALONE, "mount", "-t", "tmpfs", "none", folder], capture_output=True).returncode else ()
+    ends = [end for end in ("whole:0", *ENDS) if alone or not end.startswith("tmpfs")]
     path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path, "CUDA_VISIBLE_DEVICES": ""}
-    given = [*before, sys.executable, *map(str, arguments)]
-    return subprocess.run(given, env=environment, capture_output=True, text=True, timeout=300)
-
-
-# It is killed when it is about to save the model, the last checkpoint being there.
-KILLED = """
-import os, signal, sys
-from zokern.cli import app
-from zokern.finetune import output
-output.whole = lambda path, begin=output.whole: os.kill(os.getpid(), signal.SIGKILL) if (path / "log.jsonl").exists() else begin(path)
-app(sys.argv[1:])
-"""
-
-
-def test_a_run_killed_after_its_last_checkpoint_makes_no_step_more(tiny, csv_of, tmp_path):
-    """25 steps of 8 of 64 rows: in the middle of an epoch."""
-    given = ["--model", tiny, "--data", csv_of(80), "--batch-size", 4, "--accumulate", 2, "--steps", 25, "--save-every", 5]
-    given += ["--max-length", 32, "--device", "cpu", "--lr", "1e-2", "--schedule", "constant", "--eval-every", 10]
-    run, whole = tmp_path / "run", tmp_path / "whole"
-    assert python("-c", KILLED, "finetune", *given, "--out", run).returncode == -signal.SIGKILL
-    assert (run / "checkpoints" / "checkpoint-25" / "SHA256SUMS").exists() and not (run / "metrics.json").exists()
-    zokern("finetune", "--resume", run)
-    zokern("finetune", *given, "--out", whole)
-    assert equal(run, whole) and (run / "trajectory.jsonl").read_bytes() == (whole / "trajectory.jsonl").read_bytes()
-    found, expected = (json.loads((folder / "metrics.json").read_text()) for folder in (run, whole))
-    timed = {"train_seconds", "seconds", "steps_per_second", "peak_mib", "out", "load"}
-    assert {name: found[name] for name in found if name not in timed} == {name: expected[name] for name in found if name not in timed}
-    assert found["steps"] == 25 and 0 < found["train_seconds"]
-
-
-SIZES = {"tmpfs": (8, 60), "limit": (0, 100)}  # KiB: before the first step; a checkpoint's torch.save, and the model at the end
-
-
-@pytest.mark.parametrize("kind", SIZES)
-def test_on_a_disk_that_is_full_a_run_is_one_line_and_goes_on_with_room(kind, few, tmp_path):
-    """A real disk that is too small, where a process may make one; everywhere, files that may not grow."""
-    alone = ["unshare", "--map-root-user", "--mount"] if kind == "tmpfs" else []
-    if alone and subprocess.run([*alone, "mount", "-t", "tmpfs", "none", tmp_path], capture_output=True).returncode:
-        pytest.skip("this process may not mount a tmpfs in a namespace of its own (unshare --map-root-user --mount)")
-    given = [*few[:-2], "--adapter", "lora", "--optimizer", "zo-adam", "--lr", "1e-2", "--save-every", "2"]
-    (tmp_path / "disks").mkdir()
-    done = python(Path(__file__).with_name("full_disk.py"), kind, tmp_path / "disks", *SIZES[kind], "--", *given, before=alone)
+    command = [*alone, sys.executable, Path(__file__).with_name("cut_short.py"), folder, *ends, "--", *given]
+    done = subprocess.run(list(map(str, command)), env=environment, capture_output=True, text=True, timeout=300)
     found = [json.loads(line[7:]) for line in done.stdout.splitlines() if line.startswith("RESULT ")]
-    assert [of["size"] for of in found] == list(SIZES[kind]), done.stderr
-    begun = 0
-    for of in found:
-        (code, error), *others = of["runs"]
-        run = tmp_path / "disks" / str(of["size"]) / "run"
-        assert code == 2 and re.fullmatch(
-            rf"error: '{run}\S*' cannot be written \(.+; [\d.]+ MiB are free there\): make room there.*", error
-        )
-        assert [code for code, _ in others] == [0], others
-        if of["left"] is None:
-            assert error.endswith("make room there")
-        else:
-            begun += 1
-            assert {"run.json", "initial.safetensors"} <= set(of["left"]) and error.endswith(f", then zokern finetune --resume {run}")
-    zokern("finetune", *given, "--out", tmp_path / "run")
-    assert 0 < begun < len(found) and {of["model"] for of in found} == {output._sha256(tmp_path / "run" / "model.safetensors")}
+    assert [of["end"] for of in found] == ends, done.stderr
+    return folder, {of["end"]: of for of in found}
+
+
+@pytest.mark.parametrize("end", ENDS)
+def test_a_run_that_is_cut_short_tells_and_goes_on_as_if_it_had_not_been(end, cut_short):
+    """A full disk is one line; where all 25 steps are done, in the middle of an epoch, none is made."""
+    folder, ends = cut_short
+    if end not in ends:
+        pytest.skip(f"no tmpfs of its own for this process: {' '.join(ALONE)} mount is refused")
+    whole, found, run = ends["whole:0"], ends[end], folder / end.replace(":", "-") / "run"
+    (code, error), (again, told) = found["runs"]
+    assert again == 0, told
+    assert found["found"] == whole["found"] and len(whole["runs"]) == 1 and len(whole["found"]) == 2
+    if end == "killed:0":
+        assert code == -signal.SIGKILL and "metrics.json" not in found["left"]
+        return
+    assert code == 2 and re.fullmatch(rf"error: '{run}\S*' cannot be written \(.+; [\d.]+ MiB are free there\): make room there.*", error)
+    if end in ("limit:0", "tmpfs:8"):
+        assert found["left"] is None and error.endswith("make room there")
+    else:
+        assert {"run.json", "initial.safetensors"} <= set(found["left"]) and error.endswith(f", then zokern finetune --resume {run}")
 
 
 @contextmanager
