@@ -45,9 +45,7 @@ def _why(error):
     number, text = getattr(error, "errno", None), str(error)
     if found := re.search(r"\(os error (\d+)\)", text):  # safetensors
         number = int(found[1])
-    if (
-        number is None and isinstance(error, RuntimeError) and re.search("inline_container|iostream", text)
-    ):  # torch.save, which seldom says why
+    if number is None and isinstance(error, RuntimeError) and re.search("inline_container|iostream", text):  # torch, which seldom says why
         reason = re.search("strerror: (.*)", text)
         return (reason[1], "make it writable") if reason else ("torch could not write all of it", "make room there")
     return (os.strerror(number), "make room there" if number in FULL else "make it writable") if number else (None, None)

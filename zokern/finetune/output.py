@@ -22,10 +22,8 @@ from ..errors import BadInput, need, writing
 RUN, INITIAL, TRAJECTORY, CHECKPOINTS = "run.json", "initial.safetensors", "trajectory.jsonl", "checkpoints"
 HELD = {"settings": dict, "labels": list, "before": dict, "probed": dict, "digest": str}  # in run.json
 LOG, METRICS, CURVE = "log.jsonl", "metrics.json", "curve.png"
-LOCK, DRAFT = (
-    ".zokern-lock",
-    ".zokern-draft.",
-)  # there while a process writes into the folder; the beginning of names of what is not whole yet
+LOCK = ".zokern-lock"  # there while a process writes into the folder
+DRAFT = ".zokern-draft."  # how the name of what is not whole yet begins
 
 
 @contextmanager

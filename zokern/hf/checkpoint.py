@@ -74,7 +74,7 @@ def check(folder, rng=None) -> None:
     if sums is None:
         who = "Trainer or an earlier zokern saved it, or a process that was killed then"
         what = f"{str(folder)!r} has no {SUMS} ({who}): all of its parts are there, but a change of single bits would not be seen"
-        warnings.warn(what, RuntimeWarning, stacklevel=3)
+        warnings.warn(what, RuntimeWarning, stacklevel=4)
 
 
 @contextmanager
@@ -98,6 +98,7 @@ def saving(folder: Path, trainer):
             (folder / f".{SUMS}").write_text(sums, encoding="utf-8")
             (folder / f".{SUMS}").replace(folder / SUMS)
         _rotate(folder, limit, trainer.state.best_model_checkpoint)
+    trainer.accelerator.wait_for_everyone()
 
 
 def _rotate(saved, limit, best):
