@@ -1,11 +1,54 @@
-"""What is wrong with what the user gave, in one line."""
+"""What is wrong with what the user gave, or with the disk, in one line."""
 
+import errno
+import os
+import re
+import shutil
+from contextlib import contextmanager
 from importlib import import_module
 from importlib.util import find_spec
+from pathlib import Path
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class BadInput(ValueError):
     """An input cannot be used. The message is one line: the thing, its value and the cure."""
+
+
+class Unwritable(BadInput, OSError):
+    """A file cannot be written, whatever the reason. The message is one line: the file, the reason, the space left."""
+
+
+@contextmanager
+def writing(place):
+    """What any library raises in here because a file cannot be written is an ``Unwritable``.
+
+    Args:
+        place: the file or folder that is written; an error that names its file itself goes before it.
+    """
+    try:
+        yield
+    except Unwritable:
+        raise
+    except Exception as error:
+        reason, cure = _why(error)
+        if reason is None:
+            raise
+        file = Path(getattr(error, "filename", None) or place).absolute()
+        free = shutil.disk_usage(next(folder for folder in (file, *file.parents) if folder.is_dir())).free
+        raise Unwritable(f"{str(file)!r} cannot be written ({reason}; {free / 2**20:.1f} MiB are free there): {cure}") from error
+
+
+def _why(error):
+    """-> (what the operating system says, what helps); (None, None) of an error that is none of writing."""
+    number, text = getattr(error, "errno", None), str(error)
+    if found := re.search(r"\(os error (\d+)\)", text):  # safetensors
+        number = int(found[1])
+    if number is None and isinstance(error, RuntimeError) and re.search("inline_container|iostream", text):  # torch, which seldom says why
+        reason = re.search("strerror: (.*)", text)
+        return (reason[1], "make it writable") if reason else ("torch could not write all of it", "make room there")
+    return (os.strerror(number), "make room there" if number in FULL else "make it writable") if number else (None, None)
 
 
 def require(*modules) -> None:

@@ -153,7 +153,7 @@ def test_resume_refuses_other_rows_and_a_damaged_checkpoint(few, tmp_path):
     state = tmp_path / "run" / "checkpoints" / "checkpoint-4" / "optimizer.pt"
     state.write_bytes(state.read_bytes()[:100])
     error = zokern("finetune", "--resume", tmp_path / "run", code=2)
-    assert "checkpoint-4' cannot be loaded" in error and "remove it to go on from the one before" in error
+    assert "checkpoint-4': optimizer.pt is damaged" in error and "move it elsewhere to go on from checkpoint-2" in error
     shutil.rmtree(state.parent)
     zokern("finetune", "--resume", tmp_path / "run")
     (tmp_path / "run" / "metrics.json").unlink()
@@ -274,6 +274,23 @@ def started(arguments, cwd):
     )
 
 
+def nobody_else_writes_there(process, new, run):
+    """While a process has the folder of its run, however long it takes."""
+    process.send_signal(signal.SIGSTOP)
+    try:
+        for given in (["finetune", "--resume", run], ["finetune", *new, "--overwrite"]):
+            error = zokern(*given, code=2)
+            assert error == f"error: another process writes into {str(run)!r}: wait until it is done, or pass another folder\n"
+    finally:
+        process.send_signal(signal.SIGCONT)
+
+
+def logged(run):
+    """What log.jsonl says of a run's steps, but for seconds."""
+    entries = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    return [{name: entry[name] for name in entry if name != "train_seconds"} for entry in entries if "train_runtime" not in entry]
+
+
 def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(few, tmp_path):
     """The process itself is killed, or hears Ctrl-C, between two checkpoints."""
     few = [*few, "--steps", "100", "--lr", "1e-3", "--eval-every", "50", "--save-every", "10"]
@@ -287,6 +304,8 @@ def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(few, tmp_path):
             until = time.time() + 120
             while not (log.exists() and log.read_bytes().count(b"\n") > 25) and time.time() < until and process.poll() is None:
                 time.sleep(0.01)
+            if sign == signal.SIGKILL:
+                nobody_else_writes_there(process, [*few, "--out", run], run)
             process.send_signal(sign)
             _, error = process.communicate(timeout=120)
         finally:
@@ -295,7 +314,11 @@ def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(few, tmp_path):
         steps = log.read_bytes().count(b"\n") - 1
         assert 20 < steps < 100 and not (run / "metrics.json").exists()
         assert f"{steps}" in zokern("info", log)
+        with open(run / "log.jsonl", "a") as entries:
+            entries.write('{"step": 99, "eval_loss": 0.0, "eval_accuracy": 1.0}\n{"step": 99, "eval_l')
         zokern("finetune", "--resume", run)
         assert equal(run, tmp_path / "whole") and log.read_bytes() == whole
+        assert sign == signal.SIGINT or logged(run) == logged(tmp_path / "whole")  # which logs the step after which it stops
+        assert not [name for name in os.listdir(run) if name.startswith(".")]
     zokern("replay", run, "--out", tmp_path / "again")
     assert equal(run, tmp_path / "again")

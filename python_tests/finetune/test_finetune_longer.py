@@ -115,25 +115,11 @@ def test_an_extension_that_is_refused_changes_nothing(few, tmp_path):
         ([], "that run is done"),
         (["--steps", "6", "--lr", "1e-3"], "takes --steps alone: leave out --lr"),
         (["--steps", "0"], "--steps 0 with --resume"),
-        (["--steps", "6"], "checkpoint-4' cannot be loaded"),
+        (["--steps", "6"], "checkpoint-4': optimizer.pt is damaged"),
     ):
         error = zokern("finetune", "--resume", run, *given, code=2)
         assert message in error and error.rstrip().rpartition("\n")[2].startswith("error: ")
         assert contents(run) == before
-
-
-def test_where_all_steps_are_done_none_is_made(few, tmp_path):
-    """As when the process was killed while it saved: the last step's checkpoint is there, and no result."""
-    run = tmp_path / "run"
-    zokern("finetune", *few, "--adapter", "lora", "--lr", "1e-2", "--steps", "5")
-    before, result = contents(run), of(run)
-    (run / "metrics.json").unlink()
-    zokern("finetune", "--resume", run)
-    found = of(run)
-    timed = {"train_seconds", "seconds", "steps_per_second", "peak_mib"}
-    assert {name: found[name] for name in found if name not in timed} == {name: result[name] for name in result if name not in timed}
-    for name in ("model.safetensors", "trajectory.jsonl", "log.jsonl"):
-        assert (run / name).read_bytes() == before[Path(name)]
 
 
 def test_an_extension_that_is_stopped_goes_on(few, tmp_path, monkeypatch):

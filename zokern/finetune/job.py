@@ -1,7 +1,6 @@
 """The whole job: data, model, training, files, summary."""
 
 import platform
-import shutil
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +8,7 @@ from pathlib import Path
 import torch
 
 from .. import __version__, backends
-from ..errors import BadInput, need, require
+from ..errors import BadInput, Unwritable, need, require
 from . import output
 from .data import load as load_data
 from .features import head_of
@@ -20,7 +19,7 @@ from .optimizers import make, with_rates
 from .probe import probe
 from .report import Result, draw, peak_mib
 from .settings import PATHS, Settings, shown, title
-from .train import Training, interruptible, newest, step_of
+from .train import Training, interruptible
 
 
 def finetune(settings: Settings, say=print) -> Result:
@@ -37,7 +36,8 @@ def finetune(settings: Settings, say=print) -> Result:
         given = getattr(settings, name)
         if given and Path(given).absolute().is_relative_to(path):
             raise BadInput(f"{title(name)} {given!r} is in --out {settings.out!r}, which the run would replace: pass another folder")
-    return _run(settings, path, say)
+    with output.claimed(settings.out, settings.overwrite):
+        return _run(settings, path, say)
 
 
 def resume(folder: str, say=print, steps: int | None = None, trust_remote_code: bool = False) -> Result:
@@ -54,6 +54,12 @@ def resume(folder: str, say=print, steps: int | None = None, trust_remote_code: 
             Nothing is written then.
     """
     path = Path(folder).expanduser().absolute()
+    output.run_of(folder)  # there is one
+    with output.locked(path):
+        return _resume(folder, path, say, steps, trust_remote_code)
+
+
+def _resume(folder, path, say, steps, trust_remote_code):
     record = output.run_of(folder)
     settings = replace(settings_of(folder, record), out=str(path), trust_remote_code=trust_remote_code)
     more = "a larger --steps"
@@ -97,7 +103,7 @@ def _run(settings, path, say, resumed=None):
     new = ", new classification head" if asked.fresh_head else ""
     say(f"{asked.name} on {data.name}: {settings.optimizer}{halves}, {method}, {count:,} parameters, {', '.join(rates)}{new}")
     features = [[asked.reader.encode(example) for example in examples] for examples in (data.train, data.held_out)]
-    checkpoint = newest(path) if resumed else None
+    checkpoint = need("zokern.hf.checkpoint").newest(path / output.CHECKPOINTS) if resumed else None
     record = {
         "settings": settings.record(),
         "labels": list(data.task.labels),
@@ -116,71 +122,70 @@ def _run(settings, path, say, resumed=None):
         probe(asked, features[0])
         probed = judge(asked, data.held_out, features[1])
     if resumed is None:
-        output.begin(path, record | {"before": before, "probed": probed})
-        output.save_parameters(path / output.INITIAL, _initial(settings, asked))
+        output.begin(path, record | {"before": before, "probed": probed}, _initial(settings, asked))
     if extended := resumed is not None and resumed["settings"]["steps"] != settings.steps:
         before_it = output.extend(path, resumed, settings.record())
-        done, asked_for = step_of(checkpoint) if checkpoint else 0, resumed["settings"]["steps"]
-        if not done:
-            say(f"no checkpoint is left in {path}: from the first step on")
-        elif settings.schedule != "constant":
+        done, asked_for = int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0, resumed["settings"]["steps"]
+        if done and settings.schedule != "constant":
             as_of = f"--schedule {settings.schedule} over {settings.steps} steps"
             say(f"from step {done + 1} on the learning rate is that of {as_of}; up to there it was as over {asked_for}")
     if resumed is not None and checkpoint is None:
-        output.load_parameters(path / output.INITIAL, asked.model)
+        say(f"no checkpoint is left in {path}: from the first step on")
+        output.load_initial(path, resumed, asked.model)
         (path / output.TRAJECTORY).unlink(missing_ok=True)
     training = None
     try:
         training = Training(asked, settings, data, features, path)
         with interruptible(training.stopped):
             training.run(checkpoint)
-    except Exception:
+        if training.interrupted:
+            say(f"stopped after step {training.steps} of {settings.steps}: zokern finetune --resume {path}")
+        with output.whole(path) as draft:
+            asked.save(draft)
+            after = judge(asked, data.held_out, features[1])
+            test = judge(asked, data.test, [asked.reader.encode(example) for example in data.test]) if data.test else None
+            draw(training.history, data.task.metric, f"{asked.name}, {settings.optimizer}, {method}", draft / output.CURVE)
+        result = Result(
+            model=asked.name,
+            method=method,
+            optimizer=settings.optimizer,
+            data=data.name,
+            labels=tuple(data.task.labels),
+            columns=data.columns,
+            metric=data.task.metric,
+            train_rows=len(data.train),
+            held_out_rows=len(data.held_out),
+            test_rows=len(data.test),
+            trained_parameters=count,
+            parameters=sum(p.numel() for p in asked.model.parameters()),
+            before=before,
+            probed=probed if settings.head == "probe" else None,
+            after=after,
+            best=training.best,
+            kept=settings.keep,
+            test=test,
+            steps=training.steps,
+            forwards=training.forwards,
+            backwards=training.backwards,
+            skipped=training.skipped,
+            interrupted=training.interrupted,
+            train_seconds=training.seconds,
+            seconds=time.perf_counter() - begin,
+            steps_per_second=training.steps / training.seconds if training.seconds else 0.0,
+            peak_mib=peak_mib(next(asked.model.parameters()).device),
+            out=str(settings.out),
+            load=asked.load(str(settings.out)),
+        )
+        if not training.interrupted:
+            output.write(path / output.METRICS, result.json())
+    except Exception as error:
         if resumed is None and (training is None or not training.steps):
-            shutil.rmtree(path)  # nothing has been learnt in it
+            output.clear(path)  # nothing has been learnt in it
         elif extended and (training is None or not training.here):
             output.restore(path, before_it)
+        elif isinstance(error, Unwritable):
+            raise Unwritable(f"{error}, then zokern finetune --resume {path}") from error
         raise
-    if training.interrupted:
-        say(f"stopped after step {training.steps} of {settings.steps}: zokern finetune --resume {path}")
-    parameters = sum(p.numel() for p in asked.model.parameters())
-    with output.whole(path) as draft:
-        asked.save(draft)
-        after = judge(asked, data.held_out, features[1])
-        test = judge(asked, data.test, [asked.reader.encode(example) for example in data.test]) if data.test else None
-        draw(training.history, data.task.metric, f"{asked.name}, {settings.optimizer}, {method}", draft / output.CURVE)
-    result = Result(
-        model=asked.name,
-        method=method,
-        optimizer=settings.optimizer,
-        data=data.name,
-        labels=tuple(data.task.labels),
-        columns=data.columns,
-        metric=data.task.metric,
-        train_rows=len(data.train),
-        held_out_rows=len(data.held_out),
-        test_rows=len(data.test),
-        trained_parameters=count,
-        parameters=parameters,
-        before=before,
-        probed=probed if settings.head == "probe" else None,
-        after=after,
-        best=training.best,
-        kept=settings.keep,
-        test=test,
-        steps=training.steps,
-        forwards=training.forwards,
-        backwards=training.backwards,
-        skipped=training.skipped,
-        interrupted=training.interrupted,
-        train_seconds=training.seconds,
-        seconds=time.perf_counter() - begin,
-        steps_per_second=training.steps / training.seconds if training.seconds else 0.0,
-        peak_mib=peak_mib(next(asked.model.parameters()).device),
-        out=str(settings.out),
-        load=asked.load(str(settings.out)),
-    )
-    if not training.interrupted:
-        output.write(path / output.METRICS, result.json())
     return result
 
 

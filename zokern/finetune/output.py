@@ -8,37 +8,56 @@ log.jsonl           losses and metrics as logged
 metrics.json        the result, once the run is done; with the model, its tokenizer, adapter/ and curve.png
 """
 
+import fcntl
+import hashlib
 import json
 import os
 import shutil
-from contextlib import contextmanager
+import warnings
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ..documents import Unreadable, of_json
-from ..errors import BadInput, need
+from ..errors import BadInput, need, writing
 from .values import fit
 
 RUN, INITIAL, TRAJECTORY, CHECKPOINTS = "run.json", "initial.safetensors", "trajectory.jsonl", "checkpoints"
 HELD = {  # in run.json, beside the settings
     "labels": tuple[str, ...],
     "digest": str,
+    "initial": str | None,
     "zokern": str,
     **dict.fromkeys(("before", "probed"), dict[str, float]),
     "extended": tuple[int, ...] | None,
 }
 LOG, METRICS, CURVE = "log.jsonl", "metrics.json", "curve.png"
+LOCK = ".zokern-lock"  # there while a process writes into the folder
+DRAFT = ".zokern-draft."  # how the name of what is not whole yet begins
 
 
-def check(out: str, overwrite: bool) -> Path:
-    """-> the absolute path of ``out``.
+@contextmanager
+def claimed(out: str, overwrite: bool | None = None):
+    """Yields the absolute path of ``out``, which nobody else writes into meanwhile.
 
+    Args:
+        overwrite: whether an earlier run in it is to be replaced. Default None: nobody can ask for that.
     Raises:
-        BadInput: it is a file, or holds what may not be replaced.
+        BadInput: it is a file, holds what may not be replaced, cannot be written, or another process writes into it.
     """
+    path = check(out, overwrite)
+    with locked(path):
+        check(out, overwrite)  # another process may just have left
+        yield path
+
+
+def check(out: str, overwrite: bool | None) -> Path:
+    """-> the absolute path of ``out``. Arguments and errors as of ``claimed``."""
     path = Path(out).expanduser().absolute()
     if path.exists() and not path.is_dir():
         raise BadInput(f"--out {out!r} is a file: pass a folder")
-    if path.is_dir() and any(path.iterdir()):
+    if path.is_dir() and not all(held.name.startswith((LOCK, DRAFT)) for held in path.iterdir()):
+        if overwrite is None:
+            raise BadInput(f"--out {out!r} exists and is not empty: pass another folder")
         if not overwrite:
             unfinished = (path / RUN).is_file() and not (path / METRICS).is_file()
             resume = f", or --resume {out} to go on with the run in it" if unfinished else ""
@@ -48,19 +67,72 @@ def check(out: str, overwrite: bool) -> Path:
     return path
 
 
-def begin(path: Path, record: dict) -> None:
-    """Make the folder of a new run, in place of an earlier one.
+@contextmanager
+def locked(path: Path):
+    """The folder is this process's alone until it leaves the block, or ends anyhow. It is made if need be, and goes if it stays empty.
 
+    Raises:
+        BadInput: it is another's, or cannot be written.
+    """
+    made = [folder for folder in (path, *path.parents) if not folder.exists()]
+    with writing(path):
+        path.mkdir(parents=True, exist_ok=True)
+        file = os.open(path / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        _lock(file, path)
+        for draft in path.glob(f"{DRAFT}*"):  # of a process that was killed
+            _remove(draft)
+        try:
+            yield
+        finally:
+            with suppress(OSError):  # read-only by now, say: a lock that is left is nobody's
+                (path / LOCK).unlink()
+    finally:
+        os.close(file)
+        with suppress(OSError):  # it holds something
+            for folder in made:
+                folder.rmdir()
+
+
+def _lock(file, path):
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.fstat(file).st_nlink:
+            return
+    except BlockingIOError:
+        pass
+    except OSError as error:
+        warnings.warn(f"{path} cannot be locked ({error.strerror}): let no other process write into it", RuntimeWarning, stacklevel=4)
+        return
+    raise BadInput(f"another process writes into {str(path)!r}: wait until it is done, or pass another folder")
+
+
+def begin(path: Path, record: dict, initial: dict) -> None:
+    """Fill the folder of a new run, in place of an earlier one, which stays until the new one's files are on the disk.
+
+    Args:
+        record: of run.json. initial: the parameters of initial.safetensors, by name.
     Raises:
         BadInput: it cannot be written.
     """
-    try:
-        if path.exists():
-            shutil.rmtree(path)
-        path.mkdir(parents=True)
-        write(path / RUN, json.dumps(record, indent=1))
-    except OSError as error:
-        raise BadInput(f"--out {str(path)!r} cannot be written ({error.strerror}): pass another folder") from None
+    with whole(path) as draft:
+        save_parameters(draft / INITIAL, initial)
+        (draft / RUN).write_text(json.dumps({**record, "initial": _sha256(draft / INITIAL)}, indent=1), encoding="utf-8")
+        clear(path, but=RUN)  # with that it is a run that --overwrite replaces, whenever this process ends
+
+
+def clear(path: Path, but: str = "") -> None:
+    """Remove what a folder holds, other than one name, the lock and drafts."""
+    for held in path.iterdir():
+        if held.name != but and not held.name.startswith((LOCK, DRAFT)):
+            _remove(held)
+
+
+def _remove(path):
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
 
 
 def extend(path: Path, record: dict, settings: dict) -> dict:
@@ -107,14 +179,29 @@ def run_of(folder: str) -> dict:
 
 
 def write(path: Path, text: str) -> None:
-    """A text file, whole or not at all."""
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        draft.write_text(text, encoding="utf-8")
-        draft.replace(path)
-    except OSError as error:
-        draft.unlink(missing_ok=True)
-        raise BadInput(f"{str(path)!r} cannot be written ({error.strerror}): pass a file in a folder that is there") from None
+    """A text file, whole or not at all.
+
+    Raises:
+        BadInput: it cannot be written.
+    """
+    draft = path.with_name(f"{DRAFT}{path.name}.{os.getpid()}")
+    with writing(path):
+        try:
+            draft.write_text(text, encoding="utf-8")
+            draft.replace(path)
+        except OSError as error:
+            draft.unlink(missing_ok=True)
+            raise OSError(error.errno, error.strerror, str(path)) from None
+
+
+def append(path: Path, text: str) -> None:
+    """Lines at the end of a text file. A process that ends here may leave a part of them.
+
+    Raises:
+        BadInput: it cannot be written.
+    """
+    with writing(path), open(path, "a", encoding="utf-8") as file:
+        file.write(text)
 
 
 def save_parameters(path: Path, named: dict) -> None:
@@ -122,35 +209,48 @@ def save_parameters(path: Path, named: dict) -> None:
     need("safetensors.torch").save_file({name: p.detach().cpu().contiguous() for name, p in named.items()}, path)
 
 
-def load_parameters(path: Path, model) -> None:
-    """What ``save_parameters`` wrote, into a model.
+def load_initial(folder: Path, record: dict, model) -> None:
+    """Bring the parameters with which a run began into a model.
 
+    Args:
+        record: what its run.json says.
     Raises:
-        BadInput: the file is not there or damaged, or holds what the model has not.
+        BadInput: their file is missing or damaged, or holds what the model has not.
     """
-    safetensors = need("safetensors")
-    own = dict(model.named_parameters())
+    path, safetensors = folder / INITIAL, need("safetensors")
+    own, digest = dict(model.named_parameters()), record.get("initial")  # a run of an earlier zokern has none
     try:
+        if digest and _sha256(path) != digest:
+            raise BadInput(f"{str(path)!r} is not the file that the run began with: restore it, or begin the run again")
         with safetensors.safe_open(str(path), "pt") as file, need("torch").no_grad():
             for name in file.keys():
                 own[name].copy_(file.get_tensor(name))
     except (OSError, safetensors.SafetensorError) as error:
-        raise BadInput(f"{str(path)!r} cannot be read ({error}): it belongs beside {RUN}; start the run again") from None
+        raise BadInput(f"{str(path)!r} cannot be read ({error}): it belongs beside {RUN}; restore it, or begin the run again") from None
     except (KeyError, RuntimeError) as error:
         raise BadInput(f"{str(path)!r} does not fit the model ({error}): pass the model that the run began with") from None
 
 
+def _sha256(path):
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
 @contextmanager
 def whole(path: Path):
-    """Yields a temporary folder, whose contents move into ``path`` when all went well and vanish when anything did not."""
-    draft = path / f".draft.{os.getpid()}"
-    draft.mkdir()
-    try:
-        yield draft
-        for made in draft.iterdir():
-            place = path / made.name
-            if place.is_dir():
-                shutil.rmtree(place)
-            made.replace(place)
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
+    """Yields a temporary folder, whose contents move into ``path`` when all went well and vanish when anything did not.
+
+    Raises:
+        BadInput: it cannot be written.
+    """
+    draft = path / f"{DRAFT}{os.getpid()}"
+    with writing(path):
+        draft.mkdir()
+        try:
+            yield draft
+            for made in sorted(draft.iterdir(), key=lambda made: made.name != RUN):
+                place = path / made.name
+                if place.is_dir():
+                    shutil.rmtree(place)
+                made.replace(place)
+        finally:
+            shutil.rmtree(draft, ignore_errors=True)

@@ -175,7 +175,11 @@ def replay(
         BadInput: the run, its trajectory or the base model cannot be used; with what differs.
     """
     path, log = _folder_and_log(run)
-    target = output.check(out, overwrite=False)
+    with output.claimed(out) as target:
+        return _replay(path, log, target, step, model, together, progress, trust_remote_code)
+
+
+def _replay(path, log, target, step, model, together, progress, trust_remote_code):
     record = output.run_of(str(path))
     settings = settings_of(str(path), record)
     trajectory = read(str(log))
@@ -184,12 +188,8 @@ def replay(
     settings = replace(settings, model=model or settings.model, trust_remote_code=trust_remote_code)
     settle_network(replace(settings, data=None, eval_data=None, task=None))
     asked = load_model(replace(settings, device="cpu"), Data("", _task_of(settings, record), [], [], []))
-    output.load_parameters(path / output.INITIAL, asked.model)
+    output.load_initial(path, record, asked.model)
     trajectory.replay(asked.model, step=step, together=together, progress=progress)
-    try:
-        target.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise BadInput(f"--out {out!r} cannot be written ({error.strerror}): pass another folder") from None
     with output.whole(target) as draft:
         asked.save(draft)
     return asked
@@ -211,7 +211,8 @@ def steps_of(run: str, step: str | None = None) -> int:
     record = output.run_of(str(path))
     metric, judged = _task_of(settings_of(str(path), record), record).metric, path / output.LOG
     try:
-        best = best_of([json.loads(line) for line in judged.read_text(encoding="utf-8").splitlines()], metric)
+        lines = judged.read_text(encoding="utf-8").split("\n")[:-1]  # behind the last one is nothing, or what a killed process left of it
+        best = best_of([json.loads(line) for line in lines], metric)
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise BadInput(f"--step best: {str(judged)!r} cannot be read ({first_line(error)}): pass a number of steps") from None
     if best is None or not isinstance(best["step"], int):

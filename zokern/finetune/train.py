@@ -8,7 +8,7 @@ import warnings
 from contextlib import contextmanager
 from pathlib import Path
 
-from ..errors import BadInput, first_line, need
+from ..errors import BadInput, first_line, need, writing
 from . import optimizers, output
 from .features import TOGETHER, FrozenBody, head_of, seen_by
 from .judge import judge
@@ -26,7 +26,7 @@ class Training:
     """A run of ``settings.steps`` steps in the folder ``path``.
 
     Attributes:
-        seconds: in training steps, without the judging, those before the checkpoint that the run goes on from included.
+        seconds: in training steps, without judging and saving, those before the checkpoint that the run goes on from included.
         here: training steps of this process.
         history: what was logged, in the order of steps, as Trainer keeps it: dicts with "step".
         interrupted: whether the user stopped the run before its last step.
@@ -84,25 +84,29 @@ class Training:
             warnings.filterwarnings("ignore", category=UserWarning, module="torch.utils.data")  # pinned memory without a GPU
             try:
                 self.trainer.train(resume_from_checkpoint=resume and str(resume))
-            except _AllStepsDone:
-                pass
             except BadInput:
                 raise
-            except Exception as error:  # of pickle, safetensors, torch and Trainer
-                if resume is not None and not self.here:
-                    cure = "remove it to go on from the one before"
-                    raise BadInput(f"--resume: {str(resume)!r} cannot be loaded ({first_line(error)}): {cure}") from None
-                if isinstance(error, ValueError):
-                    raise BadInput(first_line(error)) from None
+            except OSError as error:
+                if not str(error.filename).startswith(str(self.path)):
+                    raise
+                with writing(self.path):
+                    raise
+            except ValueError as error:
+                raise BadInput(first_line(error)) from None
+            except RuntimeError as error:  # NotImplementedError is one
                 if isinstance(error, NotImplementedError) and self.settings.zeroth == "forward-gradient":
                     what = f"--{'zo' if self.settings.optimizer == 'hybrid' else 'optimizer'}"
                     raise BadInput(f"{what} forward-gradient: {' '.join(str(error).split())}: pass {what} mezo") from None
+                if resume and not self.steps and str(error).startswith("Error(s) in loading state_dict"):
+                    raise BadInput(f"checkpoint {str(resume)!r} is of another model: restore the --model that the run began with") from None
                 raise
             finally:
                 if self.bar is not None:
                     self.bar.close()
         if self.settings.keep == "best" and self.best and self.best["step"] != self.steps:
-            self.trainer._load_from_checkpoint(str(_checkpoint(self.path, self.best["step"])))
+            kept = self.path / output.CHECKPOINTS / f"checkpoint-{self.best['step']}"
+            need("zokern.hf.checkpoint").check(kept)
+            self.trainer._load_from_checkpoint(str(kept))
 
     def _reader(self, features):
         """Who is asked in training: the head alone, where nothing else is trained and it sees one vector a row."""
@@ -163,25 +167,19 @@ class Training:
         return trainer
 
 
-class _AllStepsDone(Exception):
-    """The checkpoint that a run goes on from is that of its last step. Trainer would make one more."""
-
-
 def _watch(training):
     """The callback that judges, writes the log, and stops."""
     transformers, tqdm = need("transformers"), need("tqdm").tqdm
 
     class Watch(transformers.TrainerCallback):
         def __init__(self):
-            self.stopped, self.begin, self.seen, self.shown = [], 0.0, (0, 0), {}
+            self.stopped, self.begin, self.seen, self.shown, self.logged = [], 0.0, (0, 0), {}, 0
 
         def on_train_begin(self, args, state, control, lr_scheduler, **kwargs):
             self.bar = training.bar = tqdm(total=state.max_steps, initial=state.global_step, unit="step", dynamic_ncols=True)
             if state.global_step == 0:
                 self._judge(state)
             training.seconds = max((entry.get(SECONDS, 0.0) for entry in state.log_history), default=0.0)
-            if state.global_step >= state.max_steps:
-                raise _AllStepsDone
             if state.global_step:  # the checkpoint's learning rate is that of the steps that were then asked for
                 lr_scheduler.last_epoch -= 1
                 lr_scheduler.step()
@@ -205,6 +203,9 @@ def _watch(training):
             if control.should_save or state.global_step % args.save_steps == 0:
                 control.should_log = True  # a checkpoint knows the seconds so far
 
+        def on_save(self, args, state, control, **kwargs):
+            self.begin = time.perf_counter()  # as a run sees it that goes on from there
+
         def on_train_end(self, args, state, control, **kwargs):
             self._clock()
 
@@ -224,8 +225,10 @@ def _watch(training):
                     raise BadInput(f"the loss was not finite in {last}, {shown}: pass a smaller {' or '.join(rates)}")
                 if skipped - before < state.global_step - steps:
                     self.seen = state.global_step, skipped
-            lines = (json.dumps({name: _json(value) for name, value in entry.items()}) for entry in state.log_history)
-            output.write(training.path / output.LOG, "".join(f"{line}\n" for line in lines))
+            lines = (json.dumps({name: _json(value) for name, value in entry.items()}) for entry in state.log_history[self.logged :])
+            write = output.append if self.logged else output.write  # at first all that the checkpoint knows: what came later comes again
+            write(training.path / output.LOG, "".join(f"{line}\n" for line in lines))
+            self.logged = len(state.log_history)
 
         def _clock(self):
             now = time.perf_counter()
@@ -243,21 +246,6 @@ def _watch(training):
 def _json(value):
     """JSON has no NaN: what is not finite has no figure."""
     return None if isinstance(value, float) and not -float("inf") < value < float("inf") else value
-
-
-def newest(path: Path) -> Path | None:
-    """The newest checkpoint that is whole: what is written last is there."""
-    found = [p for p in (path / output.CHECKPOINTS).glob("checkpoint-*") if (p / "trainer_state.json").is_file()]
-    return max(found, key=step_of, default=None)
-
-
-def step_of(checkpoint: Path) -> int:
-    """After how many steps it was written."""
-    return int(checkpoint.name.rpartition("-")[2])
-
-
-def _checkpoint(path: Path, step: int) -> Path:
-    return path / output.CHECKPOINTS / f"checkpoint-{step}"
 
 
 @contextmanager

@@ -17,6 +17,6 @@ class FiniteMean:
     def value(self, otherwise: float) -> float:
         """The mean, NaN of none; ``otherwise`` where every loss was finite."""
         finite = int(self.count)
-        if finite == self.steps:
+        if 0 < finite == self.steps:
             return otherwise
         return float(self.sum) / finite if finite else float("nan")

@@ -4,6 +4,7 @@ import time
 import warnings
 from contextlib import nullcontext
 from functools import partial
+from pathlib import Path
 
 import torch
 from accelerate.utils.memory import clear_device_cache
@@ -14,7 +15,7 @@ import zokern
 
 from ..optim import ForwardGradient, Hybrid, MeZO, MeZOSVRG, ZerothOrder
 from ..optim.backward import backpropagated
-from . import arguments, processes
+from . import arguments, checkpoint, processes
 from .arguments import ADAMS_LR
 from .mean import FiniteMean
 
@@ -279,17 +280,33 @@ class ZOTrainer(Trainer):
         if sixteen and torch.float32 in dtypes:
             self._autocast = sixteen.pop()
 
-    def train(self, *args, **kwargs):
+    def train(self, resume_from_checkpoint=None, *args, **kwargs):
+        resume_from_checkpoint = checkpoint.to_resume(resume_from_checkpoint, self.args)
         self._choose_autocast()
         self._interval, self._run = FiniteMean(), FiniteMean()
         try:
-            output = super().train(*args, **kwargs)
+            output = super().train(resume_from_checkpoint, *args, **kwargs)
             return output._replace(training_loss=output.metrics["train_loss"])
         finally:
             self.flush()
             if self._record is not None:
                 self._record.close()
                 self._record = None
+
+    def _run_epoch(self, *args, **kwargs):
+        if self.state.global_step < self.state.max_steps:
+            super()._run_epoch(*args, **kwargs)
+        else:  # resumed where all steps are done: Trainer would make one more
+            self.control.should_training_stop = True
+
+    def _save_checkpoint(self, model, trial):
+        folder = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"
+        with checkpoint.saving(folder, self):
+            super()._save_checkpoint(model, trial)
+
+    def _load_best_model(self):
+        checkpoint.check(self.state.best_model_checkpoint)
+        super()._load_best_model()
 
     def evaluation_loop(self, *args, **kwargs):
         self.flush()
@@ -308,7 +325,7 @@ class ZOTrainer(Trainer):
                 logs.pop("grad_norm", None)
             logs.update(self._measured())
         for name, mean in (("loss", self._interval), ("train_loss", self._run)):
-            if name in logs and self.args.logging_nan_inf_filter:
+            if name in logs and (self.args.logging_nan_inf_filter or not mean.steps):
                 logs[name] = mean.value(logs[name])
         if "loss" in logs:
             self._interval = FiniteMean()

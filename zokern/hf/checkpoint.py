@@ -1,0 +1,172 @@
+"""The checkpoints of a run: what one must hold for the run to go on bit for bit, which are there, and which go."""
+
+import errno
+import hashlib
+import json
+import re
+import shutil
+import warnings
+import zipfile
+from contextlib import contextmanager
+from itertools import takewhile
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from transformers.trainer import TRAINING_ARGS_NAME
+
+from ..errors import BadInput, writing
+
+SUMS = "SHA256SUMS"  # of what is read again; written last, and what `sha256sum -c SHA256SUMS` reads, too
+READ = (".safetensors", ".bin", ".pt", ".pth", ".json")
+STATE = "trainer_state.json"  # what Trainer writes last
+NEEDED = (STATE, "optimizer.pt", "scheduler.pt")
+
+
+def all_of(folder) -> dict[int, Path]:
+    """step -> checkpoint, in the order of steps, whenever they were written. Other folders, such as checkpoint-best, are not looked at."""
+    named = {path: re.fullmatch(r"checkpoint-(\d+)", path.name) for path in Path(folder).glob("checkpoint-*") if path.is_dir()}
+    return dict(sorted((int(found[1]), path) for path, found in named.items() if found))
+
+
+def newest(folder) -> Path | None:
+    """The checkpoint after the most steps of those that were saved to the end."""
+    return max((item for item in all_of(folder).items() if _finished(item[1])), default=(0, None))[1]
+
+
+def to_resume(given, args) -> str | None:
+    """What ``train(resume_from_checkpoint=given)`` goes on from: a checkpoint that is what was saved. True: the newest.
+
+    Raises:
+        BadInput: as of ``check``, or there is none.
+    """
+    folder = newest(args.output_dir) if given is True else given
+    if given is True and folder is None:
+        raise BadInput(f"resume_from_checkpoint=True: {args.output_dir!r} holds no checkpoint that was saved to its end: leave it out")
+    if not folder:
+        return None
+    check(folder, "rng_state.pth" if args.world_size <= 1 else f"rng_state_{args.process_index}.pth")
+    return str(folder)
+
+
+def check(folder, rng=None) -> None:
+    """Whether a checkpoint is what was saved. One without digests (Trainer's own, or an earlier zokern's) is read as far as that tells.
+
+    Args:
+        rng: the file of this process's random numbers, if a run is to go on. Default None: its weights are all that is wanted.
+    Raises:
+        BadInput: a part is missing, empty or damaged, by name.
+    """
+    folder = Path(folder)
+    parts, sums = _parts(folder), _sums(folder)
+    for name in (*(sums or ()), *((*NEEDED, rng) if rng else ())):
+        if name not in parts:
+            raise _bad(folder, name, "is missing")
+        if sums and name not in sums:
+            raise _bad(folder, SUMS, f"does not list {name}")
+    if not any(path.suffix in (".safetensors", ".bin") for path in parts.values()):
+        raise _bad(folder, "model.safetensors, or an adapter's", "is missing")
+    for name, path in parts.items():
+        if not path.stat().st_size:
+            raise _bad(folder, name, "is empty")
+        if not (_reads(path) if sums is None else name not in sums or _sha256(path) == sums[name]):
+            raise _bad(folder, name, "is damaged: its bytes are not those that were saved")
+    if sums is None:
+        who = "Trainer or an earlier zokern saved it, or a process that was killed then"
+        what = f"{str(folder)!r} has no {SUMS} ({who}): all of its parts are there, but a change of single bits would not be seen"
+        warnings.warn(what, RuntimeWarning, stacklevel=4)
+
+
+@contextmanager
+def saving(folder: Path, trainer):
+    """Around Trainer's saving of a checkpoint: it is whole once its digests are there, and only then others go. Trainer would remove
+    them before that, by the time when they were changed, whatever their name."""
+    args = trainer.args
+    limit, args.save_total_limit = args.save_total_limit, None
+    try:
+        with writing(folder):
+            if args.should_save:
+                _unfinish(folder)
+            yield
+    finally:
+        args.save_total_limit = limit
+    trainer.accelerator.wait_for_everyone()  # each process has a part
+    if args.should_save:
+        with writing(folder):
+            torch.save(args, folder / TRAINING_ARGS_NAME)  # with their own save_total_limit
+            sums = "".join(f"{_sha256(path)}  {name}\n" for name, path in _parts(folder).items())
+            (folder / f".{SUMS}").write_text(sums, encoding="utf-8")
+            (folder / f".{SUMS}").replace(folder / SUMS)
+        _rotate(folder, limit, trainer.state.best_model_checkpoint)
+    trainer.accelerator.wait_for_everyone()
+
+
+def _rotate(saved, limit, best):
+    """Keep ``limit`` checkpoints, with the one just saved and the best. Those of later steps are of an earlier run, and go first."""
+    found = all_of(saved.parent)
+    done = next(step for step, path in found.items() if path == saved)
+    order = sorted(found, key=lambda step: (step <= done, step))
+    others = [found[step] for step in order if found[step] not in (saved, best and Path(best))]
+    for path in others[: max(0, len(found) - limit)] if limit and limit > 0 else ():
+        _unfinish(path)
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _unfinish(folder):
+    """What is written over, or removed, is no checkpoint from now on."""
+    for name in (SUMS, STATE):
+        (folder / name).unlink(missing_ok=True)
+
+
+def _finished(folder):
+    return (folder / SUMS).is_file() or ((folder / STATE).is_file() and _reads(folder / STATE))
+
+
+def _parts(folder):
+    """name -> path of what is read again."""
+    found = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.suffix in READ and path.is_file()}
+    return {name: path for name, path in found.items() if name != TRAINING_ARGS_NAME}
+
+
+def _sums(folder):
+    """name -> digest; None where there are none."""
+    if not (folder / SUMS).is_file():
+        return None
+    lines = (folder / SUMS).read_bytes().decode(errors="replace").splitlines()
+    if not lines or not all(re.fullmatch("[0-9a-f]{64}  .+", line) for line in lines):
+        raise _bad(folder, SUMS, "is damaged")
+    return {line[66:]: line[:64] for line in lines}
+
+
+def _sha256(path):
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while part := file.read(1 << 20):
+            digest.update(part)
+    return digest.hexdigest()
+
+
+def _reads(path):
+    """Whether a file can be read as what its name says: torch's are zip files, with a checksum of each entry."""
+    try:
+        if path.suffix == ".json":
+            json.loads(path.read_bytes())
+        elif path.suffix == ".safetensors":
+            safe_open(path, "pt")
+        else:
+            with zipfile.ZipFile(path) as file:
+                return file.testzip() is None
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # zipfile seeks where a damaged offset says
+            raise
+        return False
+    except Exception:  # of json, safetensors and zipfile
+        return False
+    return True
+
+
+def _bad(folder, name, what):
+    earlier = takewhile(lambda path: path.name != folder.name, all_of(folder.absolute().parent).values())
+    before = [path.name for path in earlier if _finished(path)]
+    cure = f"move it elsewhere to go on from {before[-1]}" if before else "restore it, or move it elsewhere to begin again"
+    return BadInput(f"checkpoint {str(folder)!r}: {name} {what}: {cure}")
