@@ -14,7 +14,7 @@ from ..perturb import over
 from .check import Check, check
 from .frozen import check_frozen
 from .partition import kept_by_magnitude, numbers_of_blocks
-from .saved import check_saved, shapes
+from .saved import check_saved, logged, shapes
 from .watch import Replicas, Watch
 
 # What a setting must be: (test, what to pass instead).
@@ -67,6 +67,7 @@ class ZerothOrder(torch.optim.Optimizer):
     """
 
     capturable = True  # by zokern.graph: the update is made of terms alone
+    logged = None  # where in a log of zokern.record the optimizer stands
 
     def __init__(self, params, defaults, blocks=None, sparsity=None):
         self._start()
@@ -268,11 +269,11 @@ class ZerothOrder(torch.optim.Optimizer):
 
     def state_dict(self):
         self.flush()
-        return super().state_dict() | {"shapes": shapes(self)}
+        return super().state_dict() | {"shapes": shapes(self), **logged(self)}
 
     def __getstate__(self):
         self.flush()
-        return super().__getstate__() | {"_frozen": self._frozen}
+        return super().__getstate__() | {"_frozen": self._frozen, **logged(self)}
 
     @property
     def skipped(self) -> int:
@@ -313,6 +314,7 @@ class ZerothOrder(torch.optim.Optimizer):
         check_saved(self, state_dict, {*RULES, "keep", "block", "trail"})
         self.flush()
         super().load_state_dict({**state_dict, "state": {}})
+        self.logged = state_dict.get("logged")
         # torch would round what is kept in float32 to the dtype of 16-bit parameters.
         numbers = (i for group in state_dict["param_groups"] for i in group["params"])
         for i, p in zip(numbers, (p for group in self.param_groups for p in group["params"])):
