@@ -20,6 +20,7 @@ CLASSES = {c.__name__: c for c in (MeZO, ZOConservative, ZOSign, ZOMomentum, ZOA
 DECIDING = ("repeat", "apply", "_estimate", "_update", "_due", "_again", "_heard", "_measured", "_key", "_setting", "_decay")
 FIXED = ("seed", "q", "estimator", "defer", "anchor", "form", "amsgrad", "bias_correction", "state_dtype")
 OF_EACH = ("block", "keep")  # one for each parameter of a group
+JSON = {float, int, bool, type(None)}
 STATES = {"float32": torch.float32, "bfloat16": torch.bfloat16}  # dtypes of a state
 NUMBERS = {  # dtypes of 0-dim tensors among the settings
     str(dtype).removeprefix("torch."): dtype
@@ -120,7 +121,7 @@ def names(optimizer) -> list[str]:
 
 def plain(name, value):
     """A setting as JSON has it."""
-    if value is None or isinstance(value, bool | str):
+    if type(value) in JSON or isinstance(value, str):
         return value
     if isinstance(value, torch.Tensor) and not value.dim():
         return {"tensor": value.item(), "dtype": str(value.dtype).removeprefix("torch.")}
@@ -141,6 +142,8 @@ def restored(cls, name, value):
     Raises:
         TypeError, ValueError, OverflowError, RuntimeError, KeyError: it is of another kind.
     """
+    if type(value) is float:
+        return value
     default = defaults(cls)[name]
     if isinstance(default, torch.dtype):
         return STATES[value]
