@@ -162,3 +162,21 @@ def test_a_description(log):
 def test_skipped_steps_are_counted_as_the_optimizer_counts_them(recorded, name, nan_at):
     path, _, optimizer = recorded(name, steps=6, nan_at=nan_at)
     assert trajectory.describe(Trajectory.read(path))["skipped"] == optimizer.skipped
+
+
+def test_no_flipped_bit_goes_unnoticed(recorded):
+    """Of all bits of a log. One in its last line feed makes that line a torn one."""
+    path = recorded("ZOAdam", steps=4, groups=1)[0]
+    data, whole = path.read_bytes(), [repr(step) for step in Trajectory.read(path).steps]
+    torn = 0
+    for at in range(len(data)):
+        for bit in range(8):
+            path.write_bytes(data[:at] + bytes([data[at] ^ 1 << bit]) + data[at + 1 :])
+            try:
+                run = Trajectory.read(path)
+            except ValueError as error:
+                assert "run.jsonl, line " in str(error) and "\n" not in str(error)
+                continue
+            torn += 1
+            assert run.torn and [repr(step) for step in run.steps] == whole[:3] and at == len(data) - 1
+    assert torn == 8
