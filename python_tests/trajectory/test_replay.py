@@ -174,6 +174,20 @@ def test_a_log_without_names(tmp_path):
         assert all(torch.equal(p, found[name]) for name, p in net.named_parameters())
 
 
+def test_parameters_of_the_same_name_are_told_by_their_order(tmp_path):
+    def halves():
+        return [("weight", torch.nn.Parameter(torch.full((3,), float(i)))) for i in range(2)]
+
+    given, path = halves(), tmp_path / "run.jsonl"
+    optimizer = MeZO(given, lr=0.1)
+    with record(optimizer, path):
+        for _ in range(3):
+            optimizer.step(lambda: sum(p.square().sum() * (i + 1) for i, (_, p) in enumerate(given)))
+    again = halves()
+    Trajectory.read(path).replay(again)
+    assert all(torch.equal(p, q) for (_, p), (_, q) in zip(given, again))
+
+
 def test_settings_that_change(tmp_path):
     """Of each kind, for one group and for both, and lr as a tensor."""
     net, path = Net(torch.float16), tmp_path / "run.jsonl"

@@ -184,7 +184,7 @@ def test_a_state_that_does_not_say(tmp_path, logged):
     optimizer.load_state_dict(held["optimizer"])
     with (
         record(optimizer, path, resume=True),
-        pytest.warns(RuntimeWarning, match="it is not known which weights .* up to step 5, not later"),
+        pytest.warns(RuntimeWarning, match="does not say which weights .* up to step 5, not later"),
     ):
         train(optimizer, net, range(5, 7))
     with pytest.raises(ValueError, match="up to step 5"):

@@ -7,7 +7,7 @@ from ..errors import BadInput
 from ..layout import DTYPES
 from ..optim import MeZOSVRG
 from ..optim.base import RULES
-from .header import CLASSES, OF_EACH, apart, defaults, restored, settings_of
+from .header import CLASSES, apart, defaults, restored, settings_of
 from .text import parse_header, parse_step, shown
 
 MARKS = ("flushed", "disturbed")  # of a step, beside its settings
@@ -56,12 +56,11 @@ HEADER = {
     "frozen": (lambda x: type(x) is dict and all(map(_hex, x.values())), "16 hex digits for each name"),
     "notes": (lambda x: _nested(x) <= DEEP, f"at most {DEEP} levels deep"),
 }
-# What a group holds one of for each parameter: (the argument that it comes from, test, what it is to be).
+# What a group may hold one of for each parameter (OF_EACH): (the argument that it comes from, test, what it is to be).
 EACH = {
     "block": ("blocks", _whole, "an integer >= 0"),
     "keep": ("sparsity", lambda x: type(x) in (int, float) and 2**-32 <= x <= 1, "a number in (0, 1]"),
 }
-assert tuple(EACH) == OF_EACH
 
 
 class Reader:
@@ -190,5 +189,3 @@ def _check_header(header):
                 raise ValueError(f"groups[{i}]: {name}={shown(group[name])}: it is {what} for each parameter")
     if sum(group["params"] for group in groups) != len(rows):
         raise ValueError(f"the groups have {sum(group['params'] for group in groups)} parameters, and {len(rows)} are listed")
-    if len({bool(name) for name, *_ in rows}) > 1 or rows and rows[0][0] and len({name for name, *_ in rows}) < len(rows):
-        raise ValueError("some parameters have a name, and others have none or the same")

@@ -146,7 +146,8 @@ class Recorder:
         if step != self.log.step:
             raise RuntimeError(
                 f"the optimizer made step {step} where {self.path} expects step {self.log.step}: steps by apply() or zokern.graph are not "
-                "recorded; after load_state_dict, close this recorder and pass zokern.record(..., resume=True)"
+                "recorded, nor is one that was interrupted after it had moved the weights; after load_state_dict, close this recorder and "
+                "pass zokern.record(..., resume=True)"
             )
         if optimizer.layout is not self._layout:
             if self._table != table(listed(optimizer)):
@@ -168,7 +169,7 @@ class Recorder:
         if why and not self._warned:
             self._warned = True
             warnings.warn(
-                f"{why} between steps {step - 1} and {step}: from {self.path} they can be made again up to step {step}, not later",
+                f"{why} between steps {step - 1} and {step}: from {self.path} the weights can be made again up to step {step}, not later",
                 RuntimeWarning,
                 stacklevel=2,
             )
@@ -184,8 +185,9 @@ class Recorder:
 def record(optimizer: ZerothOrder, path, notes: dict | None = None, every: int = 1, resume: bool = False, model=None) -> Recorder:
     """Write a log of a run, from which ``zokern.Trajectory`` makes its weights again at any step, bit for bit.
 
-    Registers a step hook: ``step(closure)`` and ``begin`` with ``step()`` are recorded. Of several processes that train together, let one
-    record: their optimizers take the same steps. A line reaches the operating system at once, so that it survives the process.
+    Registers a step hook: ``step(closure)`` and ``begin`` with ``step()`` are recorded; what was begun before is dropped. Of several
+    processes that train together, let one record: their optimizers take the same steps. A line reaches the operating system at once, so
+    that it survives the process.
 
     Args:
         optimizer: any of zokern's but Hybrid, or a wrapper that has it as ``.optimizer``; at step 0, without state.
@@ -193,8 +195,9 @@ def record(optimizer: ZerothOrder, path, notes: dict | None = None, every: int =
         notes: anything for the header that JSON can hold. Default None: {}.
         every: steps between writes. Each waits for the device once, and what was not written is lost with the process; ``flush``,
             ``close`` and Python's exit write it. Default 1.
-        resume: go on with the log at the optimizer's step, after ``load_state_dict``: lines of that step and later ones are dropped. At
-            step 0 the log may also be missing. Default False.
+        resume: go on with the log at the optimizer's step, after ``load_state_dict``: lines of that step and later ones are dropped. The
+            weights must be those that the state was saved with, while this log was recorded or after; where the state does not say, the
+            log can be followed up to there. At step 0 the log may also be missing. Default False.
         model: the torch.nn.Module that the parameters are of: digests of its other weights go into the header, and a replay into a
             module, or a resumed run, is refused over others. Default None: they are not looked at.
     Returns:

@@ -110,7 +110,8 @@ def _trainable(named):
 def _matched(header, params, path) -> list[tuple[str, torch.Tensor]]:
     """[(name in the log, tensor)] in the log's order."""
     rows, given = header["parameters"], _named(params)
-    if rows and rows[0][0] and given and all(name for name, _ in given):
+    names = {name for name, *_ in rows} - {""}
+    if names and len(names) == len(rows) and given and all(name for name, _ in given):
         by_name = dict(given)
         missing = [repr(name) for name, *_ in rows if name not in by_name]
         if missing:

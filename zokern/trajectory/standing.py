@@ -49,14 +49,14 @@ def standing(optimizer, step: int, crc: int, disturbed: bool) -> dict:
 
 
 def why_disturbed(optimizer, path, step: int, crc: int) -> str | None:
-    """Compare what an optimizer, at a step, says of its log with that log. -> why the log cannot be followed any more, or None.
+    """Compare what an optimizer, at a step, says of its log with that log. -> why the log cannot be followed from here on, or None.
 
     Raises:
         BadInput: the log, the weights or the step are others.
     """
     says = logged(optimizer).get("logged")
     if not isinstance(says, dict) or says.keys() != {"step", "crc", "weights", "disturbed"}:
-        return "it is not known which weights the state belongs to, since no recorded optimizer's state_dict() gave it, and"
+        return "a state that does not say which weights it belongs to, as that of a recorded optimizer does, was loaded"
     if says["step"] != step:
         raise BadInput(
             f"the optimizer is at step {step}, its log was left at step {says['step']}, and the steps in between are in none: load a state "
