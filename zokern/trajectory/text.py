@@ -14,8 +14,8 @@ from ..noise import SPEC_VERSION
 
 FORMAT = 1
 NO_HEADER = "is not the header of a trajectory: pass a log that zokern.record wrote"
-ENDS = {"losses": 3.4028235677973366e38, "exact": math.inf}  # what is nearer to 0 is a float32, or a float64
-SEALS = {8: b',"crc":"%08x"}', 4: b',"crc":"%04x"}'}
+FLOAT32 = 3.4028235677973366e38  # what is nearer to 0 is not rounded to infinity
+SEALS = {8: (b',"crc":"%08x"}', 0xFFFFFFFF), 4: (b',"crc":"%04x"}', 0xFFFF)}  # by hex digits: what ends a line, and what it shows
 _FLOAT = struct.Struct("f")
 
 
@@ -70,21 +70,20 @@ def parse_step(path, number: int, line: bytes, step: int, crc: int) -> tuple[lis
         BadInput: it is not that line as it was written.
     """
     held = _json(path, number, line)
-    if held.get("step") != step or type(held["step"]) is not int:
-        raise BadInput(
-            f"{path}, line {number} holds step {shown(held.get('step'))} where step {step} is due: lines are missing or out of order"
-        )
+    given = held.pop("step", None)
+    if given != step or type(given) is not int:
+        raise BadInput(f"{path}, line {number} holds step {shown(given)} where step {step} is due: lines are missing or out of order")
     crc = _sealed(path, number, line, crc, 4)
-    del held["step"], held["crc"]
-    key = "losses" if "losses" in held else "exact"
-    readings = held.pop(key, None)
+    del held["crc"]
+    short = "losses" in held
+    end, readings = (FLOAT32, held.pop("losses")) if short else (math.inf, held.pop("exact", None))
     try:
         for x in readings:
-            if not (x is None or type(x) is float and -ENDS[key] < x < ENDS[key]):
+            if not (-end < x < end if type(x) is float else x is None):
                 raise TypeError
         if None in readings:
             readings = [math.nan if x is None else x for x in readings]
-        if key == "losses":
+        if short:
             readings = array("f", readings).tolist()
     except TypeError:
         raise BadInput(f"{path}, line {number} holds no readings that can be read: restore it, or cut the log off before it") from None
@@ -153,7 +152,8 @@ _decode_once = json.JSONDecoder(object_pairs_hook=_object).decode
 def _sealed(path, number, line, crc, digits):
     """-> the checksum of everything up to a line, in which that ends."""
     crc = zlib.crc32(line[: -10 - digits], crc)
-    if not line.endswith(SEALS[digits] % (crc & (1 << 4 * digits) - 1)):
+    seal, shows = SEALS[digits]
+    if not line.endswith(seal % (crc & shows)):
         what = "its checksum is another" if re.search(rb',"crc":"[0-9a-f]{%d}"}$' % digits, line) else "it does not end in a checksum"
         cure = "restore it" if number == 1 else "restore it, or cut the log off before it"
         raise BadInput(f"{path}, line {number} was edited: {what}; {cure}")
