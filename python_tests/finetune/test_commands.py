@@ -196,10 +196,6 @@ def test_info_tells_the_run_and_an_edited_log_its_line(few, tmp_path):
     text = zokern("info", tmp_path / "run")
     assert "MeZO" in text and "4" in text
     assert json.loads(zokern("info", tmp_path / "run", "--json"))["steps"] == 4
-    zokern("info", tmp_path / "run", "--save", tmp_path / "run.safetensors")
-    assert zokern("info", tmp_path / "run.safetensors", "--json").count("\n") > 5
-    saved, logged = (Trajectory.read(tmp_path / name).losses() for name in ("run.safetensors", "run/trajectory.jsonl"))
-    assert list(saved) == list(logged)
     log = tmp_path / "run" / "trajectory.jsonl"
     lines = log.read_text().splitlines(keepends=True)
     log.write_text("".join([*lines[:2], lines[2].replace("0.", "1.", 1), *lines[3:]]))

@@ -234,7 +234,6 @@ REFUSED = {
     "a file that holds something": (one, dict(path="held"), ValueError, "exists and is not empty: pass another path, or resume=True"),
     "a folder": (one, dict(path="."), ValueError, "is no file"),
     "a device": (one, dict(path="/dev/full"), ValueError, "is no file"),
-    "safetensors": (one, dict(path="a.safetensors"), ValueError, "a log is written as text"),
     "every": (one, dict(every=0), ValueError, "every=0: pass an integer >= 1"),
     "notes": (one, dict(notes={"a": torch.ones(1)}), TypeError, "notes cannot be written as JSON"),
     "a number that JSON has not": (one, dict(notes={"a": float("nan")}), TypeError, "notes cannot be written as JSON"),
@@ -249,7 +248,7 @@ REFUSED = {
     "a rule of one's own": (lambda _: Own([torch.nn.Parameter(torch.ones(3))]), {}, TypeError, "a MeZO with a _update of its own"),
     "nothing to resume": (at_a_step, dict(resume=True), ValueError, "holds no run, the optimizer is at step 1"),
     "a step past the log": (at_a_step, dict(path="short", resume=True), ValueError, "ends after 0 steps, the optimizer is at step 1"),
-    "no log": (at_a_step, dict(path="held", resume=True), ValueError, "line 1 is not JSON"),
+    "no log": (at_a_step, dict(path="held", resume=True), ValueError, "line 1 is not the header of a trajectory"),
 }
 
 

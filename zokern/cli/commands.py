@@ -118,9 +118,8 @@ def replay(
 
 @app.command()
 def info(
-    log: Annotated[str, typer.Argument(help="A trajectory (.jsonl or .safetensors), or a run's folder.")],
+    log: Annotated[str, typer.Argument(help="A trajectory, or a run's folder.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-    save: Annotated[str | None, typer.Option(help="Write it again as this file: .jsonl or .safetensors.", show_default=False)] = None,
 ):
     """Print what a trajectory holds."""
 
@@ -130,11 +129,6 @@ def info(
 
         path = Path(log).expanduser()
         trajectory = read(str(path / "trajectory.jsonl" if path.is_dir() else path))
-        if save is not None:
-            try:
-                trajectory.save(save)
-            except OSError as error:
-                raise BadInput(f"--save {save!r} cannot be written ({error.strerror}): pass a file in a folder that is there") from None
         return json.dumps(describe(trajectory), indent=1) if as_json else "\n".join(lines(trajectory))
 
     tell(failing(read))

@@ -11,7 +11,7 @@ from ..signals import whole
 from .check import Check, check
 from .frozen import check_frozen
 from .partition import kept_by_magnitude, layout_of, numbers_of_blocks
-from .saved import check_saved, shapes
+from .saved import check_saved, logged, shapes
 from .settings import SHARED, check_settings
 from .watch import Replicas, Watch
 
@@ -43,6 +43,7 @@ class ZerothOrder(torch.optim.Optimizer):
     """
 
     capturable = True  # by zokern.graph: the update is made of terms alone
+    logged = None  # where in a log of zokern.record the optimizer stands
 
     def __init__(self, params, defaults, blocks=None, sparsity=None):
         self._start()
@@ -259,10 +260,12 @@ class ZerothOrder(torch.optim.Optimizer):
     @whole
     def state_dict(self):
         self.flush()
-        return super().state_dict() | {"shapes": shapes(self)}
+        return super().state_dict() | {"shapes": shapes(self), **logged(self)}
 
     def __getstate__(self):
-        return super().__getstate__() | {"_frozen": self._frozen, "_owed": [part.owed for part in self._moving]}
+        owed = [part.owed for part in self._moving]
+        stands = {} if self.model.owes else logged(self)  # weights that owe are at no step of a log
+        return super().__getstate__() | {"_frozen": self._frozen, "_owed": owed, **stands}
 
     def __copy__(self):
         self.flush()  # both would owe the same
@@ -311,6 +314,7 @@ class ZerothOrder(torch.optim.Optimizer):
         check_saved(self, state_dict)
         self.flush()
         super().load_state_dict({**state_dict, "state": {}})
+        self.logged = state_dict.get("logged")
         # torch would round what is kept in float32 to the dtype of 16-bit parameters.
         numbers = (i for group in state_dict["param_groups"] for i in group["params"])
         for i, p in zip(numbers, (p for group in self.param_groups for p in group["params"])):

@@ -14,6 +14,12 @@ def shapes(optimizer) -> list[list[tuple[int, ...]]]:
     return [[tuple(p.shape) for p in group["params"]] for group in optimizer.param_groups]
 
 
+def logged(optimizer) -> dict:
+    """{"logged": where in its log the optimizer stands}, for its saved state; {} where no log knows of it (zokern/trajectory)."""
+    found = optimizer.logged(optimizer) if callable(optimizer.logged) else optimizer.logged
+    return {} if found is None else {"logged": found}
+
+
 def check_saved(optimizer, state_dict) -> None:
     """
     Args:

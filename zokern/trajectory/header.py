@@ -20,6 +20,15 @@ CLASSES = {c.__name__: c for c in (MeZO, ZOConservative, ZOSign, ZOMomentum, ZOA
 DECIDING = ("repeat", "apply", "_estimate", "_update", "_due", "_again", "_heard", "_measured", "_key", "_setting", "_decay")
 FIXED = ("seed", "q", "estimator", "defer", "anchor", "form", "amsgrad", "bias_correction", "state_dtype")
 OF_EACH = ("block", "keep")  # one for each parameter of a group
+JSON = {float, int, bool, type(None)}
+STATES = {"float32": torch.float32, "bfloat16": torch.bfloat16}  # dtypes of a state
+NUMBERS = {  # dtypes of 0-dim tensors among the settings
+    str(dtype).removeprefix("torch."): dtype
+    for dtype in (
+        *(torch.float64, torch.float32, torch.bfloat16, torch.float16),
+        *(torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8),
+    )
+}
 
 
 def header_of(optimizer: ZerothOrder, notes, model=None) -> dict:
@@ -86,6 +95,11 @@ def digests(tensors) -> list[str]:
         return list(threads.map(digest, tensors))
 
 
+def combined(digests) -> str:
+    """One digest of all weights."""
+    return hashlib.sha256("".join(digests).encode()).hexdigest()[:16]
+
+
 def frozen(model, trained) -> dict[str, str]:
     """name -> digest of what a module has beside the parameters that are trained, as its ``state_dict`` names it."""
     mine = {(p.device, p.data_ptr()) for p in trained}
@@ -102,12 +116,12 @@ def groups_of(optimizer) -> list[dict]:
 
 def names(optimizer) -> list[str]:
     """Of the settings: what the constructor takes and the groups hold. torch and its schedulers add others to them."""
-    return [name for name in _defaults(class_of(optimizer)) if name in optimizer.param_groups[0] and name != "params"]
+    return [name for name in defaults(class_of(optimizer)) if name in optimizer.param_groups[0] and name != "params"]
 
 
 def plain(name, value):
     """A setting as JSON has it."""
-    if value is None or isinstance(value, bool | str):
+    if type(value) in JSON or isinstance(value, str):
         return value
     if isinstance(value, torch.Tensor) and not value.dim():
         return {"tensor": value.item(), "dtype": str(value.dtype).removeprefix("torch.")}
@@ -123,22 +137,38 @@ def plain(name, value):
 
 
 def restored(cls, name, value):
-    """A setting as the optimizer had it, from JSON."""
-    default = _defaults(cls)[name]
+    """A setting as the optimizer had it, from JSON.
+
+    Raises:
+        TypeError, ValueError, OverflowError, RuntimeError, KeyError: it is of another kind.
+    """
+    if type(value) is float:
+        return value
+    default = defaults(cls)[name]
     if isinstance(default, torch.dtype):
-        return getattr(torch, value)
+        return STATES[value]
     if isinstance(default, tuple):
-        return tuple(_number(item) for item in value)
-    return _number(value)
+        return tuple(map(_number, value))
+    return value if isinstance(default, bool | str | None) else _number(value)
 
 
 @cache
-def _defaults(cls):
+def defaults(cls) -> dict:
+    """name -> default of what an optimizer is made with."""
     return {name: parameter.default for name, parameter in inspect.signature(cls).parameters.items()}
 
 
 def _number(value):
-    return torch.tensor(value["tensor"], dtype=getattr(torch, value["dtype"])) if isinstance(value, dict) else value
+    if isinstance(value, dict):
+        number, dtype = value["tensor"], NUMBERS[value["dtype"]]
+        made = torch.tensor(number, dtype=dtype)
+        if len(value) > 2 or made.item() != _number(number):
+            raise ValueError
+        return made
+    if type(value) not in (int, float):
+        raise TypeError
+    float(value)  # an integer may be too large for a computation
+    return value
 
 
 def settings_of(header: dict) -> dict:
@@ -154,7 +184,7 @@ def together(values: list):
 
 def apart(value, like, groups: int) -> list:
     """What ``together`` was given. ``like``: the same setting of one group."""
-    many = isinstance(value, list) and (not isinstance(like, list) or isinstance(value[0], list))
+    many = isinstance(value, list) and (not isinstance(like, list) or bool(value) and isinstance(value[0], list))
     return value if many else [value] * groups
 
 

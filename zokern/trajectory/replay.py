@@ -7,17 +7,17 @@ from functools import partial
 
 import torch
 
-from ..errors import BadInput
+from ..errors import BadInput, first_line
 from ..optim import ZerothOrder
 from ..perturb import Retracing, over
 from .header import CLASSES, OF_EACH, apart, check_base, check_frozen, check_table, few, restored, table
-
-MARKS = ("flushed", "disturbed")  # of a step, beside its settings
+from .reader import MARKS
+from .standing import Seen, standing
 
 
 def replay(trajectory, params, step, together, progress) -> ZerothOrder:
     """See ``Trajectory.replay``."""
-    header, path = trajectory.header, trajectory.path or "the trajectory"
+    header, path = trajectory.header, trajectory.path
     if step is None:
         step = len(trajectory)
     if isinstance(step, bool) or not isinstance(step, int) or not 0 <= step <= len(trajectory):
@@ -27,7 +27,10 @@ def replay(trajectory, params, step, together, progress) -> ZerothOrder:
     named = _matched(header, params, path)
     check_table([row[:3] for row in header["parameters"]], table(named), path)
     with _trainable(named):
-        optimizer = _made(header, named)
+        try:
+            optimizer = _made(header, named)
+        except (TypeError, ValueError) as error:
+            raise BadInput(f"{path} is the log of a run that cannot be made again of these parameters: {first_line(error)}") from None
         if optimizer.layout.fingerprint() != header["fingerprint"]:
             raise BadInput(
                 f"{path}: the layout's fingerprint is {header['fingerprint']!r} in the log and {optimizer.layout.fingerprint()!r} here: "
@@ -47,6 +50,8 @@ def replay(trajectory, params, step, together, progress) -> ZerothOrder:
             for part in model.parts:
                 part.drain()
             optimizer.model = over(optimizer.layout)
+        seen, crc = Seen.of(optimizer), trajectory.checksums[step]
+        optimizer.logged = lambda it: standing(it, step, crc, seen.why(Seen.of(it), step) is not None)
         return optimizer
 
 
@@ -65,6 +70,8 @@ def _repeat(trajectory, optimizer, end, progress, path):
             if name not in MARKS:
                 for group, own in zip(groups, apart(value, trajectory.header["groups"][0][name], len(groups))):
                     group[name] = restored(cls, name, own)
+        if not i and len(readings) != optimizer._due():  # blocks that parameters tied to others' make up alone are none
+            raise BadInput(f"{path}, line 2 has {len(readings)} readings, a step over these parameters {optimizer._due()}: pass the run's")
         optimizer.repeat(readings)
         if progress is not None:
             progress(i + 1)
@@ -77,8 +84,6 @@ def _queue(optimizer, together):
 
 def _made(header, named) -> ZerothOrder:
     """The optimizer of the log over these parameters, as it was at step 0."""
-    if header["optimizer"] not in CLASSES:
-        raise BadInput(f"optimizer {header['optimizer']!r} is none that can be replayed: {', '.join(CLASSES)}")
     cls, left, groups = CLASSES[header["optimizer"]], iter(named), []
     for group in header["groups"]:
         params = [next(left) for _ in range(group["params"])]
@@ -105,7 +110,8 @@ def _trainable(named):
 def _matched(header, params, path) -> list[tuple[str, torch.Tensor]]:
     """[(name in the log, tensor)] in the log's order."""
     rows, given = header["parameters"], _named(params)
-    if rows and rows[0][0] and given and all(name for name, _ in given):
+    names = {name for name, *_ in rows} - {""}
+    if names and len(names) == len(rows) and given and all(name for name, _ in given):
         by_name = dict(given)
         missing = [repr(name) for name, *_ in rows if name not in by_name]
         if missing:

@@ -1,11 +1,10 @@
 """What a log says of its run, for people."""
 
-import hashlib
 import math
 
 import numpy as np
 
-from .header import OF_EACH, settings_of
+from .header import OF_EACH, combined, settings_of
 from .text import header_line
 
 
@@ -18,13 +17,12 @@ def describe(trajectory) -> dict:
         optimizer; settings: at step 0, a list where groups differ; changed: names of the settings that did;
         groups, tensors, parameters: how many; dtypes: name -> parameters; sparse_or_in_blocks: which of "keep" and "block" there are;
         noise_spec, version, format, fingerprint; base: 16 hex digits for all base weights; torn; notes;
-        bytes: of the file that was read; bytes_a_step: of its lines. None where there is no such file.
+        bytes: of the file; bytes_a_step: of its lines, None where there are none.
     """
     header, losses = trajectory.header, trajectory.losses()
     dtypes = {}
     for _, shape, dtype, _ in header["parameters"]:
         dtypes[dtype] = dtypes.get(dtype, 0) + math.prod(shape)
-    text = trajectory.path is not None and trajectory.path.suffix != ".safetensors"
     disturbed = sorted(step for step, changes in trajectory.steps.others.items() if changes.get("disturbed"))
     settings = settings_of(header)
     changed = {name for name, *_ in trajectory.steps.columns} | {name for c in trajectory.steps.others.values() for name in c}
@@ -46,9 +44,9 @@ def describe(trajectory) -> dict:
         "version": header["version"],
         "format": header["format"],
         "fingerprint": header["fingerprint"],
-        "base": hashlib.sha256("".join(row[3] for row in header["parameters"]).encode()).hexdigest()[:16],
+        "base": combined(row[3] for row in header["parameters"]),
         "bytes": trajectory.size,
-        "bytes_a_step": round((trajectory.size - len(header_line(header))) / len(trajectory), 1) if text and len(trajectory) else None,
+        "bytes_a_step": round((trajectory.size - len(header_line(header))) / len(trajectory), 1) if len(trajectory) else None,
         "torn": trajectory.torn,
         "notes": header["notes"],
     }
@@ -67,8 +65,7 @@ def lines(trajectory) -> list[str]:
     each = f", with {' and '.join(d['sparse_or_in_blocks'])} of their own" if d["sparse_or_in_blocks"] else ""
     text.append(f"parameters: {kinds} in {_many(d['tensors'], 'tensor')} and {_many(d['groups'], 'group')}{each}")
     text.append(f"base weights {d['base']}, layout {d['fingerprint']}, noise specification {d['noise_spec']}, zokern {d['version']}")
-    if d["bytes"] is not None:
-        text.append(f"{d['bytes']:,} bytes" + (f", {d['bytes_a_step']} a step" if d["bytes_a_step"] else ""))
+    text.append(f"{d['bytes']:,} bytes" + (f", {d['bytes_a_step']} a step" if d["bytes_a_step"] else ""))
     text += [f"{name}: {value}" for name, value in d["notes"].items()] if isinstance(d["notes"], dict) else [f"notes: {d['notes']}"]
     if d["torn"]:
         text.append(f"the last line was cut off and is left out: the log is good up to step {d['steps']}")

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import struct
 import zlib
 from array import array
@@ -12,9 +13,10 @@ from ..errors import BadInput
 from ..noise import SPEC_VERSION
 
 FORMAT = 1
-KEYS = ("version", "optimizer", "groups", "parameters", "fingerprint", "notes")  # of a header, beside those that say what it is
+NO_HEADER = "is not the header of a trajectory: pass a log that zokern.record wrote"
+FLOAT32 = 3.4028235677973366e38  # what is nearer to 0 is not rounded to infinity
+SEALS = {8: (b',"crc":"%08x"}', 0xFFFFFFFF), 4: (b',"crc":"%04x"}', 0xFFFF)}  # by hex digits: what ends a line, and what it shows
 _FLOAT = struct.Struct("f")
-_decode = json.JSONDecoder().decode
 
 
 def header_line(header: dict) -> str:
@@ -46,21 +48,19 @@ def parse_header(path, line: bytes) -> tuple[dict, int]:
         BadInput: the line is no header that this zokern can use.
     """
     header = _json(path, 1, line)
+    try:
+        json.dumps(header, ensure_ascii=False, allow_nan=False).encode()  # numbers and characters that cannot be written again
+    except (ValueError, RecursionError):
+        raise BadInput(f"{path}, line 1 {NO_HEADER}") from None
     if header.get("zokern") != "trajectory":
-        raise BadInput(f"{path}, line 1 is not the header of a trajectory: pass a log that zokern.record wrote")
+        raise BadInput(f"{path}, line 1 {NO_HEADER}")
     if header.get("format") != FORMAT:
-        raise BadInput(f"{path}, line 1: format {header.get('format')!r}, this zokern reads {FORMAT}: use the zokern that wrote it")
-    if header.get("noise_spec") != SPEC_VERSION:
-        raise BadInput(
-            f"{path}, line 1: noise_spec={header.get('noise_spec')!r}, this zokern makes noise {SPEC_VERSION}: use the zokern that wrote it"
-        )
-    body, crc = _body(path, 1, line, 8)
-    if header.pop("crc") != f"{zlib.crc32(body):08x}":
-        raise BadInput(f"{path}, line 1 was edited: its checksum is another; restore it")
-    missing = [key for key in KEYS if key not in header]
-    if missing:
-        raise BadInput(f"{path}, line 1 lacks {missing[0]!r}: restore it")
-    return header, zlib.crc32(body)
+        raise BadInput(f"{path}, line 1: format {shown(header.get('format'))}, this zokern reads {FORMAT}: use the zokern that wrote it")
+    if (noise := header.get("noise_spec")) != SPEC_VERSION:
+        raise BadInput(f"{path}, line 1: noise_spec={shown(noise)}, this zokern makes noise {SPEC_VERSION}: use the zokern that wrote it")
+    crc = _sealed(path, 1, line, 0, 8)
+    del header["crc"]
+    return header, crc
 
 
 def parse_step(path, number: int, line: bytes, step: int, crc: int) -> tuple[list[float], dict, int]:
@@ -70,26 +70,37 @@ def parse_step(path, number: int, line: bytes, step: int, crc: int) -> tuple[lis
         BadInput: it is not that line as it was written.
     """
     held = _json(path, number, line)
-    if held.get("step") != step:
-        raise BadInput(f"{path}, line {number} holds step {held.get('step')!r} where step {step} is due: lines are missing or out of order")
-    body, given = _body(path, number, line, 4)
-    crc = zlib.crc32(body, crc)
-    if given != f"{crc & 0xFFFF:04x}":
-        raise BadInput(f"{path}, line {number} was edited: its checksum is another; restore it, or cut the log off before it")
-    del held["step"], held["crc"]
+    given = held.pop("step", None)
+    if given != step or type(given) is not int:
+        raise BadInput(f"{path}, line {number} holds step {shown(given)} where step {step} is due: lines are missing or out of order")
+    crc = _sealed(path, number, line, crc, 4)
+    del held["crc"]
+    short = "losses" in held
+    end, readings = (FLOAT32, held.pop("losses")) if short else (math.inf, held.pop("exact", None))
     try:
-        if "losses" in held:
-            losses = held.pop("losses")
-            readings = array("f", [math.nan if x is None else x for x in losses] if None in losses else losses).tolist()
-        else:
-            readings = [math.nan if x is None else float(x) for x in held.pop("exact")]
-    except (KeyError, TypeError, ValueError, OverflowError):
+        for x in readings:
+            if not (-end < x < end if type(x) is float else x is None):
+                raise TypeError
+        if None in readings:
+            readings = [math.nan if x is None else x for x in readings]
+        if short:
+            readings = array("f", readings).tolist()
+    except TypeError:
         raise BadInput(f"{path}, line {number} holds no readings that can be read: restore it, or cut the log off before it") from None
     return readings, held, crc
 
 
 def compact(value) -> str:
     return json.dumps(value, separators=(",", ":"), allow_nan=False)
+
+
+def shown(value) -> str:
+    """A value of a log, for a message."""
+    try:
+        text = repr(value)
+    except RecursionError:
+        text = "..."
+    return text if len(text) < 80 else f"{text[:77]}..."
 
 
 def _float32(readings):
@@ -111,17 +122,39 @@ def _float32(readings):
 
 def _json(path, number, line):
     try:
-        held = _decode(line.decode())  # json.loads spends as long again on guessing the encoding
-    except ValueError:
-        held = None
-    if not isinstance(held, dict):
-        raise BadInput(f"{path}, line {number} is not JSON, or cut off: restore it, or cut the log off before it")
+        text = line.decode()
+        held, end = _scan(text, 0)  # json.loads spends as long again on guessing the encoding
+        if end != len(text) or not isinstance(held, dict):
+            raise ValueError
+        if text.count(":") != len(held):  # objects in it, or a name twice
+            _decode_once(text)
+    except (ValueError, StopIteration, RecursionError):
+        what = NO_HEADER if number == 1 else "is not JSON, or cut off: restore it, or cut the log off before it"
+        raise BadInput(f"{path}, line {number} {what}") from None
     return held
 
 
-def _body(path, number, line, digits):
-    """-> (what the checksum of a line is of, the checksum that it gives)."""
-    cut = len(line) - digits - len(',"crc":""}')
-    if cut < 0 or line[cut : cut + 8] != b',"crc":"' or line[-2:] != b'"}':
-        raise BadInput(f"{path}, line {number} was edited: it does not end in a checksum; restore it, or cut the log off before it")
-    return line[:cut], line[-2 - digits : -2].decode("ascii", "replace")
+def _refuse(constant):
+    raise ValueError(f"{constant} is no JSON")
+
+
+def _object(pairs):
+    held = dict(pairs)
+    if len(held) < len(pairs):
+        raise ValueError("a name twice")
+    return held
+
+
+_scan = json.JSONDecoder(parse_constant=_refuse).scan_once
+_decode_once = json.JSONDecoder(object_pairs_hook=_object).decode
+
+
+def _sealed(path, number, line, crc, digits):
+    """-> the checksum of everything up to a line, in which that ends."""
+    crc = zlib.crc32(line[: -10 - digits], crc)
+    seal, shows = SEALS[digits]
+    if not line.endswith(seal % (crc & shows)):
+        what = "its checksum is another" if re.search(rb',"crc":"[0-9a-f]{%d}"}$' % digits, line) else "it does not end in a checksum"
+        cure = "restore it" if number == 1 else "restore it, or cut the log off before it"
+        raise BadInput(f"{path}, line {number} was edited: {what}; {cure}")
+    return crc

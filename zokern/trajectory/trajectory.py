@@ -1,14 +1,14 @@
-"""A run that was recorded: read, kept, saved, and made again."""
+"""A run that was recorded: read, kept, and made again."""
 
-import os
+from array import array
 from pathlib import Path
 
 import numpy as np
 
-from ..errors import BadInput, first_line, need
-from .replay import MARKS, replay
+from ..errors import BadInput
+from .reader import Reader
+from .replay import replay
 from .steps import Steps
-from .text import header_line, parse_header, parse_step, step_line
 
 
 class Trajectory:
@@ -17,53 +17,35 @@ class Trajectory:
     Attributes:
         header: dict: noise_spec, version, optimizer, groups (settings), parameters ([name, shape, dtype, hash]), fingerprint, notes.
         steps: a sequence of ``Step``: readings, and the settings that changed.
+        checksums: of the header and of each step's line, chained: array of unsigned integers.
+        path, size: where it was read from, and bytes there.
         torn: whether the log's last line was cut off, as by a process that was killed, and left out.
-        path, size: where it was read from, and bytes there. None for one that was not read.
     """
 
-    def __init__(self, header: dict, steps: Steps, torn: bool = False, path: Path | None = None, size: int | None = None):
-        self.header, self.steps, self.torn, self.path, self.size = header, steps, torn, path, size
+    def __init__(self, header: dict, steps: Steps, checksums: array, path: Path, size: int, torn: bool):
+        self.header, self.steps, self.checksums, self.path, self.size, self.torn = header, steps, checksums, path, size, torn
 
     def __len__(self):
         return len(self.steps)
 
     @classmethod
     def read(cls, path) -> "Trajectory":
-        """A log, or in .safetensors what ``save`` made of it.
+        """A log, each line of which is checked.
 
         Raises:
-            BadInput (a ValueError): no such log, with the line; OSError: no such file.
+            BadInput (a ValueError): it is no log of a run, with the line; OSError: no such file.
         """
         path = Path(path)
         data = path.read_bytes()
-        if path.suffix == ".safetensors":
-            return cls(*_unpacked(path, data), False, path, len(data))
         *lines, rest = data.split(b"\n")
         if not lines:
             raise BadInput(f"{path}, line 1 is cut off or missing: the run ended before its first step")
-        header, crc = parse_header(path, lines[0])
-        steps = Steps()
-        for step, line in enumerate(lines[1:]):
-            readings, changes, crc = parse_step(path, step + 2, line, step, crc)
-            steps.append(readings, changes)
-        return cls(header, steps, bool(rest), path, len(data) - len(rest))
-
-    def save(self, path) -> None:
-        """Write all of it to a new file, or over one: .safetensors, or .jsonl as it was recorded. It appears whole or not at all.
-
-        Raises:
-            BadInput: another suffix, or safetensors is not installed. OSError: the file cannot be written.
-        """
-        path = Path(path)
-        if path.suffix not in (".safetensors", ".jsonl"):
-            raise BadInput(f"path={str(path)!r}: pass a name in .safetensors or .jsonl")
-        data = self._packed() if path.suffix == ".safetensors" else self._text().encode()
-        draft = path.with_name(f".{path.name}.{os.getpid()}")
-        try:
-            draft.write_bytes(data)
-            draft.replace(path)
-        finally:
-            draft.unlink(missing_ok=True)
+        reader, steps = Reader(path, lines[0]), Steps()
+        checksums = array("L", [reader.crc])
+        for line in lines[1:]:
+            steps.append(*reader.step(line))
+            checksums.append(reader.crc)
+        return cls(reader.header, steps, checksums, path, len(data) - len(rest), bool(rest))
 
     def losses(self) -> np.ndarray:
         """What each step returned: the mean of its losses, float64 [steps]; NaN where one was not finite."""
@@ -108,36 +90,3 @@ class Trajectory:
         if name == "ZOConservative":  # its candidates come last
             return np.arange(count - (2 if group["estimator"] == "one-sided" else 3))
         return np.arange(count)
-
-    def _text(self) -> str:
-        line = header_line(self.header)
-        _, crc = parse_header(self.path, line[:-1].encode())
-        order = [*self.header["groups"][0], *MARKS]
-        text = [line]
-        for i, (readings, changes) in enumerate(self.steps):
-            line, crc = step_line(i, readings, {name: changes[name] for name in order if name in changes}, crc)
-            text.append(line)
-        return "".join(text)
-
-    def _packed(self) -> bytes:
-        need("safetensors")
-        from safetensors.numpy import save
-
-        return save(self.steps.arrays(), {"header": header_line(self.header)})
-
-
-def _unpacked(path, data):
-    need("safetensors")
-    from safetensors import SafetensorError, safe_open
-    from safetensors.numpy import load
-
-    try:
-        with safe_open(path, "np") as file:
-            text = (file.metadata() or {}).get("header", "")
-        if not text:
-            raise BadInput(f"{path} holds no trajectory: pass what Trajectory.save wrote")
-        return parse_header(path, text.rstrip("\n").encode())[0], Steps.of(load(data))
-    except BadInput:
-        raise
-    except (SafetensorError, KeyError, ValueError) as error:
-        raise BadInput(f"{path} cannot be read ({first_line(error)}): pass what Trajectory.save wrote") from None
