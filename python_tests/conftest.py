@@ -31,6 +31,13 @@ def pytest_collection_modifyitems(items):
             item.add_marker(pytest.mark.skip(reason="needs a GPU: torch.cuda.is_available() is False"))
 
 
+def pytest_terminal_summary(terminalreporter):
+    """What the attacks counted (attack/conftest.py)."""
+    reports = [report for status in ("passed", "failed") for report in terminalreporter.stats.get(status, ())]
+    for said in sorted(value for report in reports for name, value in report.user_properties if name == "attack" and report.when == "call"):
+        terminalreporter.write_line(f"attack: {said}")
+
+
 def pytest_sessionfinish():
     gc.unfreeze()
 
