@@ -16,6 +16,11 @@ class Found(Counter):
     def blame(self, message):
         self.wrong.append(message)
 
+    def blames(self, what, why):
+        """Where there is a reason."""
+        if why:
+            self.blame(f"{what}: {why}")
+
     def judge(self):
         """At the end of a test."""
         said = ", ".join(f"{n:,} {what}" for what, n in self.items())

@@ -4,12 +4,13 @@ import copy
 import gc
 import warnings
 from functools import cache, partial
+from itertools import product
 
 import pytest
 import torch
 import trajectory_cases
 from attack.interrupts import at_moment, at_place
-from attack.strength import LONG, dice, times
+from attack.strength import dice, times
 from hybrid_cases import ADAMW, LISA, SGD, STATIC, ZO
 from hybrid_cases import Net as Blocks
 from torch.autograd import forward_ad
@@ -244,22 +245,20 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*was skipped:RuntimeWarning")
 
 @pytest.mark.parametrize("name", CASES)
 def test_at_places(name, found):
-    """Long: at every place of every act, of up to 1,000 of each; else at a few."""
-    walk, throw = Walk(name), dice("places", name)
-    for act in acts_of(name):
-        for phase in range(PERIOD[name] if LONG else 1):
-            k, size = 0, 1
-            while k < min(size, times(6, 1000)):
-                k += 1
-                while LONG and walk.walker.steps % PERIOD[name] != phase:
-                    walk.step()
-                chosen = lambda size, k=k: k if LONG and size <= 1000 else throw.randint(1, size)
-                size, raised, wrong = walk.attack(act, at_place, chosen)
-                found["signals"] += 1
-                found["interrupts"] += raised is not None
-                if wrong:
-                    found.blame(wrong)
-                    walk = Walk(name)
+    """Long: at every place of an act that has no more than 1,000, at so many of others."""
+    walk, throw, most = Walk(name), dice("places", name), times(2, 1000)
+    for act, phase in product(acts_of(name), range(PERIOD[name])):
+        k, size = 0, most
+        while k < min(size, most):
+            k += 1
+            while walk.walker.steps % PERIOD[name] != phase:
+                walk.step()
+            size, raised, wrong = walk.attack(act, at_place, lambda size, k=k: k if size <= most else throw.randint(1, size))
+            found["signals"] += 1
+            found["interrupts"] += raised is not None
+            if wrong:
+                found.blame(wrong)
+                walk = Walk(name)
     found.judge()
 
 
