@@ -236,7 +236,7 @@ def test_folders(name, runs, found, tmp_path, monkeypatch):
         "replay": lambda out: ["replay", out, "--out", target],
     }
     doing = ["resume"] * 5 + ["evaluate", "info"] + ["replay"] * (name != "hybrid")
-    for _ in range(times(8, 300)):
+    for _ in range(times(12, 300)):
         does, out = throw.choice(doing), tmp_path / "run"
         shutil.copytree(broken if does == "resume" else whole, out)
         if does == "resume" and throw.random() < 0.2:

@@ -61,7 +61,7 @@ def test_killed(name, forks, whole, found, tmp_path):
     given, untouched, ended = whole(name)
     throw, events = dice("kill", name), len(ended.events)
     last = 1 + max(i for i, event in enumerate(ended.events) if f"checkpoint-{tiny.LAST}/" in event)
-    for chain in range(times(2, 25)):
+    for chain in range(times(3, 25)):
         out, places, code = tmp_path / str(chain), [], -signal.SIGKILL
         while code == -signal.SIGKILL:
             if len(places) == times(2, 5):
