@@ -39,30 +39,40 @@ def make(folder: Path) -> list:
 
 def weights(run: Path) -> dict:
     """All that is saved of a model, as bytes."""
-    return {path.relative_to(run): path.read_bytes() for path in run.glob("**/*model.safetensors") if "checkpoints" not in path.parts}
+    files = [path.relative_to(run) for path in run.glob("**/*model.safetensors")]
+    return {file: (run / file).read_bytes() for file in files if file.parts[0] != "checkpoints" and not file.parts[0].startswith(".")}
 
 
-def results(run: Path) -> dict:
-    """What a run that was disturbed must have in common with one that was not."""
-    log = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
-    trajectory = run / "trajectory.jsonl"
-    return {
-        "weights": {
-            path.relative_to(run): path.read_bytes() for path in sorted(run.glob("**/*.safetensors")) if "checkpoints" not in path.parts
-        },
-        "trajectory": trajectory.read_bytes() if trajectory.exists() else None,
-        "metrics": {name: json.loads((run / "metrics.json").read_text())[name] for name in ("before", "after", "best", "steps")},
-        "losses": [(entry["step"], value) for entry in log if (value := entry.get("loss", entry.get("eval_loss"))) is not None],
-        "files": sorted(path.name for path in run.iterdir()),
-    }
+def steps(run: Path) -> bytes | list | None:
+    """The trajectory. Where an anchor is copied without the marks of its flushes, which a run that goes on makes at other places."""
+    path = run / "trajectory.jsonl"
+    data = path.read_bytes() if path.exists() else None
+    if data is None or b'"anchor":"copy"' not in data:
+        return data
+    return [{name: value for name, value in json.loads(line).items() if name not in ("flushed", "crc")} for line in data.splitlines()]
 
 
-def differ(run: Path, whole: Path) -> str | None:
-    """How a run is another than it would have been; None where it is not."""
+def differ(run: Path, whole: Path, losses=True) -> str | None:
+    """How a run is another than the one that nothing happened to; None where it is not.
+
+    Args:
+        losses: whether the same losses were logged: a run that was interrupted has logged one more where it was.
+    """
+
+    def results(run):
+        log = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+        return {
+            "weights": weights(run),
+            "trajectory": steps(run),
+            "metrics": {name: json.loads((run / "metrics.json").read_text())[name] for name in ("before", "after", "best", "steps")},
+            "losses": losses and [(e["step"], x) for e in log if (x := e.get("loss", e.get("eval_loss"))) is not None],
+            "files": sorted(path.name for path in run.iterdir()),
+        }
+
     try:
         mine, theirs = results(run), results(whole)
-    except OSError as error:
-        return f"{error.filename} is missing"
-    wrong = {name: (mine[name], theirs[name]) for name in mine if mine[name] != theirs[name]}
-    shown = {name: f" {pair[0]} for {pair[1]}" if name in ("files", "losses") else "" for name, pair in wrong.items()}
-    return f"another run by its {', '.join(name + more for name, more in shown.items())}" if wrong else None
+    except (OSError, ValueError) as error:
+        return f"it cannot be read: {error}"
+    wrong = [name for name in mine if mine[name] != theirs[name]]
+    more = set(mine["files"]) ^ set(theirs["files"])
+    return f"another run by its {', '.join(wrong)}{f' ({sorted(more)})' if more else ''}" if wrong else None
