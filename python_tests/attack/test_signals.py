@@ -196,13 +196,15 @@ class Walk:
         size, _ = measure(FOREVER[measure], lambda: act(go, there))
         for run in (stay, go):
             run.optimizer.flush()
-        steps = walker.steps
-        point = choose(size)
-        _, raised = measure(point, lambda: act(walker, given))
-        left = walker.left_behind()
-        if raised is not None and name not in HALVES and walker.optimizer._begun is not None:
-            left.append("what was begun")
-        wrong = f"left: {', '.join(left)}" if left else self._after(steps) or self._later(raised)
+        steps, point, raised = walker.steps, choose(size), None
+        try:
+            _, raised = measure(point, lambda: act(walker, given))
+            left = walker.left_behind()
+            if raised is not None and name not in HALVES and walker.optimizer._begun is not None:
+                left.append("what was begun")
+            wrong = f"left: {', '.join(left)}" if left else self._after(steps) or self._later(raised)
+        except Exception as error:
+            wrong = f"{type(error).__name__}: {error}"
         return size, raised, wrong and f"{name} of {walker.name} at step {steps}, interrupted at {point} of {size}: {wrong}"
 
     def _after(self, steps):
