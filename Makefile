@@ -1,4 +1,5 @@
 # make demo | test | bench | lint | docs-check: each makes .venv and installs into it first, where that has not been done.
+# make attack: signals, kill -9, full disks and damaged files, at length (python_tests/attack): half an hour on two cores.
 # make newest | oldest: the tests with the newest and the oldest releases that pyproject.toml allows. make lock: writes the pins.
 PYTHON ?= python3
 VENV ?= .venv
@@ -8,7 +9,7 @@ TORCH ?= torch==2.13.0 "triton==3.7.1; sys_platform == 'linux'"
 BIN := $(VENV)/bin
 export HF_HUB_DISABLE_TELEMETRY = 1
 
-.PHONY: install demo test bench lint docs-check newest oldest lock clean
+.PHONY: install demo test attack bench lint docs-check newest oldest lock clean
 install: $(VENV)/installed
 
 demo: install
@@ -16,6 +17,9 @@ demo: install
 
 test: install
 	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
+
+attack: install
+	ZOKERN_LONG=1 $(BIN)/python -m pytest -n auto --dist worksteal python_tests/attack
 
 bench: install
 	$(BIN)/python -m bench

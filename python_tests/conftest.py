@@ -21,7 +21,7 @@ HERE = Path(__file__).parent
 
 # Files that take long: begun first, so that no worker of pytest-xdist is left with one of them at the end.
 LONG = ["test_triton.py", "test_commands.py", "test_finetune_cli.py", "test_cpu.py", "test_bench.py", "test_finetune_job.py"]
-LONG += ["test_memory.py", "test_examples.py", "test_cuda.py", "test_processes.py"]
+LONG += ["test_memory.py", "test_examples.py", "test_cuda.py", "test_processes.py", "test_runs.py", "test_signals.py"]
 
 
 def pytest_collection_modifyitems(items):
@@ -29,6 +29,13 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if "gpu" in item.keywords and not GPU:
             item.add_marker(pytest.mark.skip(reason="needs a GPU: torch.cuda.is_available() is False"))
+
+
+def pytest_terminal_summary(terminalreporter):
+    """What the attacks counted (attack/conftest.py)."""
+    reports = [report for status in ("passed", "failed") for report in terminalreporter.stats.get(status, ())]
+    for said in sorted(value for report in reports for name, value in report.user_properties if name == "attack" and report.when == "call"):
+        terminalreporter.write_line(f"attack: {said}")
 
 
 def pytest_sessionfinish():
