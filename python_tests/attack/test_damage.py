@@ -13,7 +13,6 @@ from attack.strength import dice, times
 
 from zokern import Trajectory, record
 from zokern.errors import BadInput
-from zokern.trajectory import Steps
 
 LOGS = ["MeZO", "ZOAdam", "MeZOSVRG replay", "MeZO defer", "ForwardGradient", "MeZO blocks"]
 WILD = [None, True, "x", "", -1, 0, 3, 2**64, 1e308, 5e-324, [], [0.5], {}, {"tensor": "x", "dtype": "x"}, [[]]]
@@ -100,24 +99,17 @@ def outcome(found, what, path, start, right):
             found.blame(f"{what}: other weights at step {len(trajectory)}")
 
 
-@pytest.mark.parametrize("suffix", [".jsonl", ".safetensors"])
-def test_logs(suffix, logs, found, tmp_path):
-    throw, path = dice("logs", suffix), tmp_path / f"log{suffix}"
+def test_logs(logs, found, tmp_path):
+    throw, path = dice("logs"), tmp_path / "log.jsonl"
     for (name, seed), (log, taken) in logs.items():
         other, others = logs[name, 11 - seed]
-        try:
-            texts = []
-            for each in (log, other):
-                Trajectory.read(each).save(path)
-                texts.append(path.read_bytes())
-        except BadInput as error:
-            pytest.skip(str(error))
+        texts = log.read_bytes(), other.read_bytes()
         for _ in range(times(12, 1000)):
             kind = throw.choice(DAMAGES)
             path.write_bytes(kind(texts[0], throw, texts[1]))
             found["logs"] += 1
             right = others if path.read_bytes() == texts[1] else taken
-            outcome(found, f"{name}{suffix}, {kind.__name__}", path, taken[0], right)
+            outcome(found, f"{name}, {kind.__name__}", path, taken[0], right)
     found.judge()
 
 
@@ -131,29 +123,6 @@ def wild(value, throw):
         way.append(key)
     held[key] = throw.choice(WILD)
     return whole[""], f"{way} = {held[key]!r}"
-
-
-def test_forged_logs(logs, found, tmp_path):
-    """With good checksums."""
-    throw, path = dice("forged"), tmp_path / "log.jsonl"
-    for (name, _), (log, taken) in logs.items():
-        honest = Trajectory.read(log)
-        for _ in range(times(12, 1000)):
-            header, rows = honest.header, [[list(readings), changes] for readings, changes in honest.steps]
-            if throw.random() < 0.5:
-                header, what = wild(header, throw)
-            else:
-                rows, what = wild(rows, throw)
-            try:
-                steps = Steps()
-                for readings, changes in rows:
-                    steps.append(readings, changes)
-                Trajectory(header, steps).save(path)
-            except Exception:
-                continue  # so wild that no such log can be written
-            found["logs"] += 1
-            outcome(found, f"{name}, {what}", path, taken[0], None)
-    found.judge()
 
 
 @pytest.fixture(scope="module")

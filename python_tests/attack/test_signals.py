@@ -97,14 +97,18 @@ class Run:
 
 def _cleaned():
     """{what: whether an interrupt has left it in the process}; then it is no longer there. torch.no_grad itself does not bring grad mode
-    back where its __enter__ is interrupted, and is not blamed."""
+    back where its __enter__ is interrupted, nor a mode, and is not blamed."""
     torch.set_grad_enabled(True)
-    left = {"a dual level": forward_ad._current_level >= 0, "a torch function mode": torch._C._len_torch_function_stack() > 0}
+    left = {"a dual level": forward_ad._current_level >= 0, "a torch function mode": any(getattr(mode, "live", True) for mode in _modes())}
     while forward_ad._current_level >= 0:
         forward_ad.exit_dual_level()
     while torch._C._len_torch_function_stack():
         torch._C._pop_torch_function_stack()
     return left
+
+
+def _modes():
+    return map(torch._C._get_function_stack_at, range(torch._C._len_torch_function_stack()))
 
 
 def _copied(value):
