@@ -31,7 +31,8 @@ HYBRIDS |= {
 CASES = [*trajectory_cases.CASES, *HYBRIDS]
 PERIOD = {name: 3 if "LISA" in name else 2 if "SVRG" in name else 1 for name in CASES}  # steps after which the same is done again
 
-# Weights are below 2, and each of at most 16 passes of a step rounds them once. A displacement is 1e-2, an update more than FAR.
+# Of the largest weight, which is at least 2: each of at most 16 passes of a step rounds it once. A displacement is 1e-2, an update more
+# than FAR.
 ROUNDED = 16 * 2.0**-24
 FAR = 1e-4
 
@@ -125,8 +126,9 @@ def differ(a, b, near, name=""):
         a, b = torch.as_tensor(a), torch.as_tensor(b)
         if a.shape != b.shape or not torch.equal(a.isnan(), b.isnan()):
             return name
-        distance = (a.double() - b.double()).nan_to_num().abs().max().item() if a.numel() else 0
-        return f"{name} by {distance:.1e}" if distance > (ROUNDED if near else 0) else None
+        largest = lambda x: x.double().nan_to_num().abs().max().item() if x.numel() else 0  # noqa: E731
+        distance = largest(a.double() - b.double())
+        return f"{name} by {distance:.1e}" if distance > (ROUNDED * max(2.0, largest(a)) if near else 0) else None
     if isinstance(a, dict) and isinstance(b, dict):
         if a.keys() != b.keys():
             return f"{name}: {', '.join(sorted(map(str, a.keys() ^ b.keys())))}"
