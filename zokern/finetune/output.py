@@ -45,9 +45,16 @@ def claimed(out: str, overwrite: bool | None = None):
         BadInput: it is a file, holds what may not be replaced, cannot be written, or another process writes into it.
     """
     path = check(out, overwrite)
-    with locked(path):
-        check(out, overwrite)  # another process may just have left
+    half = _half(path)
+    with locked(path, clean=not half):
+        if not half:
+            check(out, overwrite)  # another process may just have left
         yield path
+
+
+def _half(path):
+    """Whether a process was killed as the contents of a folder that is no run came into place: then they may come again."""
+    return path.is_dir() and not (path / RUN).exists() and any(held.is_dir() for held in path.glob(f"{DRAFT}*"))
 
 
 def check(out: str, overwrite: bool | None) -> Path:
@@ -55,7 +62,8 @@ def check(out: str, overwrite: bool | None) -> Path:
     path = Path(out).expanduser().absolute()
     if path.exists() and not path.is_dir():
         raise BadInput(f"--out {out!r} is a file: pass a folder")
-    if path.is_dir() and not all(held.name.startswith((LOCK, DRAFT)) for held in path.iterdir()):
+    held = {held.name for held in path.iterdir() if not held.name.startswith((LOCK, DRAFT))} if path.is_dir() else set()
+    if held and not (_half(path) and (overwrite is None or held == {INITIAL})):  # a new run would remove what it finds
         if overwrite is None:
             raise BadInput(f"--out {out!r} exists and is not empty: pass another folder")
         if not overwrite:
@@ -68,7 +76,7 @@ def check(out: str, overwrite: bool | None) -> Path:
 
 
 @contextmanager
-def locked(path: Path):
+def locked(path: Path, clean: bool = True):
     """The folder is this process's alone until it leaves the block, or ends anyhow. It is made if need be, and goes if it stays empty.
 
     Raises:
@@ -80,8 +88,8 @@ def locked(path: Path):
         file = os.open(path / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
     try:
         _lock(file, path)
-        for draft in path.glob(f"{DRAFT}*"):  # of a process that was killed
-            _remove(draft)
+        if clean:
+            _clean(path)
         try:
             yield
         finally:
@@ -92,6 +100,12 @@ def locked(path: Path):
         with suppress(OSError):  # it holds something
             for folder in made:
                 folder.rmdir()
+
+
+def _clean(path):
+    """Remove the drafts of processes that were killed."""
+    for draft in path.glob(f"{DRAFT}*"):
+        _remove(draft)
 
 
 def _lock(file, path):
@@ -247,10 +261,11 @@ def whole(path: Path):
         draft.mkdir()
         try:
             yield draft
-            for made in sorted(draft.iterdir(), key=lambda made: made.name != RUN):
+            for made in sorted(draft.iterdir(), key=lambda made: made.name == RUN):  # with that it is a run
                 place = path / made.name
                 if place.is_dir():
                     shutil.rmtree(place)
                 made.replace(place)
+            _clean(path)
         finally:
             shutil.rmtree(draft, ignore_errors=True)
