@@ -20,7 +20,7 @@ def _way():
         from ._cpu import places_by
 
         return places_by(torch.Tensor)
-    except (ImportError, AttributeError, ValueError):  # not built; an older torch, of which Python asks five times as long
+    except (ImportError, AttributeError, ValueError):  # not built; an older torch, of which Python asks
         return _plainly
 
 
