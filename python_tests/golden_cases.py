@@ -9,6 +9,8 @@ import warnings
 from functools import partial
 
 import torch
+from attack import tiny
+from safetensors.torch import load_file, save_file
 
 import zokern
 from zokern import ForwardGradient, MeZO, MeZOSVRG, ZOAdam, ZOConservative, ZOMomentum, ZOSign
@@ -110,14 +112,29 @@ def train(net, optimizer, steps):
 
 
 def digest(net):
-    """SHA-256 of all weights, in row-major order."""
+    """16 hex digits of the SHA-256 of all weights, in row-major order."""
     sha = hashlib.sha256()
     for _, p in net.named_parameters():
         sha.update(p.detach().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return sha.hexdigest()
+    return sha.hexdigest()[:16]
 
 
 def ended(net, optimizer):
     """The digest where the steps so far have led."""
     optimizer.flush()
     return digest(net)
+
+
+def digest_of_file(path):
+    """Of the tensors in a file of safetensors, whatever else a library writes into it."""
+    sha = hashlib.sha256()
+    for name, p in sorted(load_file(path).items()):
+        sha.update(name.encode() + p.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return sha.hexdigest()[:16]
+
+
+def base_model(folder):
+    """Model and data of the run of the command line, made anew: they are larger than what it saved."""
+    tiny.make(folder)
+    path = folder / "model" / "model.safetensors"
+    save_file({name: weight(*p.shape, first=len(name)).data for name, p in load_file(path).items()}, path, metadata={"format": "pt"})

@@ -42,7 +42,7 @@ def test_a_log_is_replayed_and_gone_on_from(case):
     assert ended(net, optimizer) == DIGESTS[case]["further"]
 
 
-@pytest.mark.parametrize("case", DIGESTS)
+@pytest.mark.parametrize("case", [*CASES, "hybrid"])
 def test_a_checkpoint_is_loaded_and_gone_on_from(case, saved):
     net, optimizer = resumed(saved, case)
     assert digest(net) == DIGESTS[case]["saved"]
@@ -65,7 +65,7 @@ def test_a_log_goes_on_from_its_checkpoint(case, saved, tmp_path):
         assert Path(path).read_bytes() == (HERE / f"{case}.jsonl").read_bytes()
 
 
-@pytest.mark.parametrize("case", DIGESTS)
+@pytest.mark.parametrize("case", [*CASES, "hybrid"])
 def test_the_same_run_is_made_from_the_start(case):
     """The same noise, and the same roundings at the same places."""
     net = Net()
