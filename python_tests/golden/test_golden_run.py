@@ -34,6 +34,7 @@ def adapter(folder):
     return folder / "adapter" / "adapter_model.safetensors"
 
 
+@pytest.mark.filterwarnings("error::RuntimeWarning")  # that a checkpoint has no digests
 def test_a_run_is_replayed_and_gone_on_with(run):
     log = (run / "trajectory.jsonl").read_bytes().splitlines()
     zokern("replay", "run", "--out", "again")

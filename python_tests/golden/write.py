@@ -1,10 +1,10 @@
 """Writes this folder's files: of each case the log of its run, what was saved in its middle, and the digests of its weights; and what
 is left in the folder of a run of the command line that was killed after its first checkpoint.
 
-They were written by zokern 0.1.0 at commit 4f93494 (torch 2.13, x86-64), and stay: what later versions read is held to them. Of a new
-case, run in a checkout of the version that is to write it:
+They were written by zokern 0.1.0 at commit 4f93494 (torch 2.13, x86-64), and stay: what later versions read is held to them. A new
+case is written by the version whose checkout comes first:
 
-    PYTHONPATH=.:python_tests python python_tests/golden/write.py mezo run ...
+    PYTHONPATH=CHECKOUT:python_tests python python_tests/golden/write.py mezo run ...
 """
 
 import copy
