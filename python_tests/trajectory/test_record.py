@@ -243,7 +243,7 @@ REFUSED = {
         lambda _: torch.optim.SGD([torch.ones(1)]),
         {},
         TypeError,
-        "a SGD, and no replay knows it: pass one",
+        "a SGD, which is not registered",
     ),
     "a rule of one's own": (lambda _: Own([torch.nn.Parameter(torch.ones(3))]), {}, TypeError, "a MeZO with a _update of its own"),
     "nothing to resume": (at_a_step, dict(resume=True), ValueError, "holds no run, the optimizer is at step 1"),
@@ -266,7 +266,7 @@ def test_refusals_write_nothing(tmp_path, what):
 def test_hybrid_is_refused_with_the_reason(tmp_path):
     net = HybridNet()
     hybrid = Hybrid(net, ZO, ADAMW, next(iter(STATIC)))
-    with pytest.raises(TypeError, match="a Hybrid, and the first-order part of its steps is not in its readings"):
+    with pytest.raises(TypeError, match="a Hybrid, which declares that its steps are not decided by its measurements alone"):
         record(hybrid, tmp_path / "run.jsonl")
     assert not list(tmp_path.iterdir())
 

@@ -7,19 +7,11 @@ import torch
 
 from ..errors import BadInput, need
 from ..layers import layers
-from ..optim import ForwardGradient, MeZO, MeZOSVRG, ZOAdam, ZOConservative, ZOMomentum, ZOSign
+from ..optim import optimizers
 from . import hybrid
 from .settings import CHOICES, OPTIMIZER, Settings, title
 
-CLASSES = {
-    "mezo": MeZO,
-    "mezo-svrg": MeZOSVRG,
-    "zo-adam": ZOAdam,
-    "zo-momentum": ZOMomentum,
-    "zo-sign": ZOSign,
-    "zo-conservative": ZOConservative,
-    "forward-gradient": ForwardGradient,
-}
+CLASSES = {name: cls for name, cls in optimizers().items() if not cls.takes_model}
 # For a new head on a model as small as MiniLM: lr is 1e3 times that of a language model. After a probe the loss is steeper, and there
 # is less to gain: a step that helps a new head would undo the probe.
 NEW_HEAD, PROBED = 3e-2, 2e-3

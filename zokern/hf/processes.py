@@ -102,7 +102,7 @@ def check_equal(optimizer) -> None:
     groups = [{name: _plain(value) for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
     shapes = [tuple(p.shape) for group in optimizer.param_groups for p in group["params"]]
     mine = dict(type=type(optimizer).__name__, param_groups=groups, shapes=shapes)
-    zo = getattr(optimizer, "zo", optimizer)  # a Hybrid has two halves, and one of them may be frozen
+    zo = optimizer.perturbed  # None where nothing is
     if zo is not None:
         mine["layout"] = zo.layout.fingerprint()
     mine |= {name: repr(getattr(optimizer, name)) for name in ("split", "share_forward") if hasattr(optimizer, name)}

@@ -13,8 +13,8 @@ from transformers.trainer_pt_utils import find_batch_size
 
 import zokern
 
-from ..optim import ForwardGradient, Hybrid, MeZO, MeZOSVRG, ZerothOrder
-from ..optim.backward import backpropagated
+from ..optim import ClosureOptimizer, named
+from ..optim.hybrid.backward import backpropagated
 from . import arguments, checkpoint, processes
 from .arguments import ADAMS_LR
 from .mean import FiniteMean
@@ -79,38 +79,38 @@ class ZOTrainer(Trainer):
         self.add_callback(_Watch(self))
 
     def _check_optimizer(self):
-        optimizer, (make, settings) = self.optimizer, self.optimizer_cls_and_kwargs or (MeZO, {})
-        made = type(optimizer) if optimizer is not None else make if isinstance(make, type) else ZerothOrder
-        if not issubclass(made, ZerothOrder | Hybrid):
+        optimizer, (make, settings) = self.optimizer, self.optimizer_cls_and_kwargs or (named("mezo"), {})
+        made = type(optimizer) if optimizer is not None else make if isinstance(make, type) else ClosureOptimizer
+        if not issubclass(made, ClosureOptimizer):
             raise TypeError(
                 f"{made.__name__} takes gradients, and there are none; here pass a zokern optimizer, such as "
                 "optimizer_cls_and_kwargs=(zokern.MeZO, {...})"
             )
-        if issubclass(made, Hybrid):
-            self._check_hybrid()
-        else:
+        if not made.replayable and self.trajectory is not None:
+            raise ValueError(
+                f"trajectory={str(self.trajectory)!r} with {made.__name__}, whose steps are not decided by a few numbers: leave it out; "
+                "checkpoints resume the run"
+            )
+        if made.derivative != "backward":
             arguments.check_clipping(self.args)
-        if not issubclass(made, Hybrid) and optimizer is None and "lr" not in settings and self.args.learning_rate == ADAMS_LR:
+        if optimizer is None and made.takes_model:
+            self._check_rates(made)
+        elif optimizer is None and "lr" not in settings and self.args.learning_rate == ADAMS_LR:
             raise ValueError(
                 f"learning_rate={ADAMS_LR:g}, Trainer's default, is one for Adam: pass TrainingArguments(learning_rate=...), or lr among "
                 "the optimizer's settings (zokern.hf.STARTING_POINTS has some)"
             )
-        if self.full_batch != "train" and made is not ZerothOrder and not issubclass(made, MeZOSVRG):
+        if self.full_batch != "train" and made is not ClosureOptimizer and not made.full_batch:
             raise ValueError(f"full_batch={self.full_batch!r} is of MeZOSVRG, and the optimizer is a {made.__name__}: leave it out")
-        if issubclass(made, MeZOSVRG) and self.train_dataset is not None:
+        if made.full_batch and self.train_dataset is not None:
             self._check_full_batch()
 
-    def _check_hybrid(self):
-        if self.trajectory is not None:
-            raise ValueError(
-                f"trajectory={str(self.trajectory)!r} with Hybrid, whose first-order steps are not decided by a few numbers: leave it out; "
-                "checkpoints resume the run"
-            )
+    def _check_rates(self, made):
         for name, plain in (("learning_rate", ADAMS_LR), ("weight_decay", 0.0)):
-            if self.optimizer is None and getattr(self.args, name) != plain:
+            if getattr(self.args, name) != plain:
                 raise ValueError(
-                    f"{name}={getattr(self.args, name):g} is for one optimizer, and Hybrid has two: leave it at {plain:g}, and give each "
-                    "its own, as in zo=functools.partial(zokern.MeZO, lr=1e-6), fo=functools.partial(torch.optim.AdamW, lr=1e-5)"
+                    f"{name}={getattr(self.args, name):g} is for one optimizer, and {made.__name__} has two: leave it at {plain:g}, and "
+                    "give each its own, as in zo=functools.partial(zokern.MeZO, lr=1e-6), fo=functools.partial(torch.optim.AdamW, lr=1e-5)"
                 )
 
     def _check_full_batch(self):
@@ -134,36 +134,38 @@ class ZOTrainer(Trainer):
         self.accelerator.clip_grad_norm_ = lambda parameters, *norms, **named: clip(self._with_gradients(parameters), *norms, **named)
 
     def _with_gradients(self, parameters):
-        optimizer = self.zeroth_order
-        if not isinstance(optimizer, Hybrid):
+        if self.zeroth_order.derivative != "backward":
             return parameters
-        return [p for group in optimizer.fo.param_groups for p in group["params"]]
+        return [p for group in self.zeroth_order.fo.param_groups for p in group["params"]]
 
     def create_optimizer(self, model=None):
         model = self.model if model is None else model
         processes.equalise(model)
-        make, settings = self.optimizer_cls_and_kwargs or (MeZO, {})
-        if self.optimizer is None and isinstance(make, type) and issubclass(make, Hybrid):
+        make, settings = self.optimizer_cls_and_kwargs or (named("mezo"), {})
+        if self.optimizer is None and getattr(make, "takes_model", False):
             self.optimizer = make(model, **settings)
         if self.optimizer is None:
-            given = {"lr": self.args.learning_rate, "weight_decay": self.args.weight_decay, **settings}
+            rates = {"lr": self.args.learning_rate, "weight_decay": self.args.weight_decay}
+            if isinstance(make, type):
+                rates = {name: value for name, value in rates.items() if name in make.declared()}
+            given = {**rates, **settings}
             trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
             groups = [{"params": trained}]
-            if given["weight_decay"]:
+            if given.get("weight_decay"):
                 decayed = set(self.get_decay_parameter_names(model))
                 groups = [
                     {"params": [entry for entry in trained if entry[0] in decayed]},
                     {"params": [entry for entry in trained if entry[0] not in decayed], "weight_decay": 0.0},
                 ]
             optimizer = make(groups, **given)
-            if not isinstance(optimizer, ZerothOrder):
+            if not isinstance(optimizer, ClosureOptimizer):
                 raise TypeError(f"{make!r} made a {type(optimizer).__name__}: pass one that makes a zokern optimizer")
             self.optimizer = optimizer
         processes.check_equal(self.zeroth_order)
         return self.optimizer
 
     @property
-    def zeroth_order(self) -> ZerothOrder | Hybrid | None:
+    def zeroth_order(self) -> ClosureOptimizer | None:
         """The optimizer itself, without accelerate's wrapper; None before training. A Hybrid as a whole: its ``zo`` is one half."""
         return getattr(self.optimizer, "optimizer", self.optimizer)
 
@@ -181,7 +183,7 @@ class ZOTrainer(Trainer):
         model.eval()
         optimizer = self.zeroth_order
         closures = [processes.OfAll(lambda: self._loss(model, batches), lambda: self._gradient(model, batches))]
-        if isinstance(optimizer, MeZOSVRG) and optimizer.at_anchor:
+        if optimizer.full_batch_due:
             _schedule_lr_full(optimizer)
             step = optimizer.param_groups[0]["step"]
             closures.append(processes.OfAll(lambda: self._loss(model, self._full_batches(step))))
@@ -197,7 +199,7 @@ class ZOTrainer(Trainer):
 
     def _check(self, optimizer, closure):
         """Whether a step will measure what it should."""
-        if isinstance(optimizer, Hybrid) and optimizer.zo is None:
+        if optimizer.perturbed is None:
             return
         begin = time.perf_counter()
         self.checked = optimizer.check(closure, smooth=self.objective is None or getattr(self.objective, "smooth", False))
@@ -237,9 +239,8 @@ class ZOTrainer(Trainer):
         if self._autocast is None and isinstance(loss, torch.Tensor) and loss.dtype in SIXTEEN:
             self._autocast = loss.dtype
             return self._loss_of(model, inputs, items, labels)
-        compares = getattr(self.zeroth_order, "zo", self.zeroth_order)  # None in a Hybrid whose rest is frozen
-        if compares is not None:
-            compares.watch.loss(loss)  # before micro-batches are added up in float64
+        if self.zeroth_order.perturbed is not None:
+            self.zeroth_order.perturbed.watch.loss(loss)  # before micro-batches are added up in float64
         return loss, items
 
     def _full_batches(self, step):
@@ -321,7 +322,7 @@ class ZOTrainer(Trainer):
 
     def log(self, logs, *args, **kwargs):
         if "loss" in logs:
-            if not isinstance(self.zeroth_order, Hybrid):
+            if self.zeroth_order.derivative != "backward":
                 logs.pop("grad_norm", None)
             logs.update(self._measured())
         for name, mean in (("loss", self._interval), ("train_loss", self._run)):
@@ -333,23 +334,15 @@ class ZOTrainer(Trainer):
 
     def _measured(self):
         """Of the newest step, for the log: this waits for the device."""
-        optimizer, hybrid = self.zeroth_order, {}
-        if isinstance(optimizer, Hybrid):
-            hybrid, optimizer = {"skipped_steps": optimizer.skipped}, optimizer.zo
+        whole, optimizer = self.zeroth_order, self.zeroth_order.perturbed
+        skipped = {} if whole is optimizer else {"skipped_steps": whole.skipped}
         if optimizer is None or optimizer.last is None or optimizer.last.projected_grad is None:
-            return hybrid
+            return skipped
         grad = optimizer.last.projected_grad.double()
-        found = {"projected_grad": grad if grad.numel() == 1 else grad.square().mean().sqrt()}
-        if not isinstance(optimizer, ForwardGradient):
-            found |= zip(("loss_plus", "loss_minus"), self._sides(optimizer))
+        found = {"projected_grad": grad if grad.numel() == 1 else grad.square().mean().sqrt()} | optimizer.losses_by_name()
         found["skipped_steps"] = torch.as_tensor(optimizer.param_groups[0]["skipped"], device=grad.device)
         numbers = torch.stack([value.double().reshape(()) for value in found.values()]).tolist()
-        return dict(zip(found, numbers)) | {"skipped_steps": int(numbers[-1])} | hybrid
-
-    def _sides(self, optimizer):
-        """L(theta + eps z) and, with estimator="one-sided", L(theta), else L(theta - eps z), of the first direction."""
-        first, second = optimizer.readings[:2]
-        return (second, first) if optimizer.param_groups[0].get("estimator") == "one-sided" else (first, second)
+        return dict(zip(found, numbers)) | {"skipped_steps": int(numbers[-1])} | skipped
 
     def _begin_record(self, state):
         if self.trajectory is not None and state.is_world_process_zero:

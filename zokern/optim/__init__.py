@@ -1,26 +1,36 @@
 """The optimizers."""
 
-from . import splits
+from .adam import ZOAdam
 from .base import ZerothOrder
 from .check import Check
+from .conservative import ZOConservative
+from .contract import ClosureOptimizer, logged_as, named, optimizers, register
 from .forward_gradient import ForwardGradient
-from .hybrid import Hybrid, HybridStep
-from .mezo import MeZO, ZOConservative, ZOSign
-from .moments import ZOAdam, ZOMomentum
+from .hybrid import Hybrid, HybridStep, splits
+from .mezo import MeZO
+from .momentum import ZOMomentum
+from .settings import Setting
+from .sign import ZOSign
 from .svrg import Annealing, MeZOSVRG
 
 __all__ = [
     "Annealing",
     "Check",
+    "ClosureOptimizer",
     "ForwardGradient",
     "Hybrid",
     "HybridStep",
     "MeZO",
     "MeZOSVRG",
+    "Setting",
     "ZOAdam",
     "ZOConservative",
     "ZOMomentum",
     "ZOSign",
     "ZerothOrder",
+    "logged_as",
+    "named",
+    "optimizers",
+    "register",
     "splits",
 ]

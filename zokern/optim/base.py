@@ -9,14 +9,15 @@ from ..noise import SPEC_VERSION, NoiseKey
 from ..perturb import over
 from ..signals import whole
 from .check import Check, check
+from .contract import ClosureOptimizer
 from .frozen import check_frozen
 from .partition import kept_by_magnitude, layout_of, numbers_of_blocks
 from .saved import check_saved, logged, shapes
-from .settings import SHARED, check_settings
+from .settings import COMMON, check_settings
 from .watch import Replicas, Watch
 
 
-class ZerothOrder(torch.optim.Optimizer):
+class ZerothOrder(ClosureOptimizer):
     """What all zeroth-order optimizers share: how a gradient is estimated. A subclass says how to move along it (``_update``).
 
     Frozen parameters are dropped at construction; shared memory is perturbed once. All state that a run needs is in
@@ -42,7 +43,7 @@ class ZerothOrder(torch.optim.Optimizer):
             flushes between the halves of a step. Counted when the next step measures.
     """
 
-    capturable = True  # by zokern.graph: the update is made of terms alone
+    settings = COMMON
     logged = None  # where in a log of zokern.record the optimizer stands
 
     def __init__(self, params, defaults, blocks=None, sparsity=None):
@@ -278,15 +279,23 @@ class ZerothOrder(torch.optim.Optimizer):
         """Steps so far whose loss was not finite. Reading it waits for the device."""
         return int(self.param_groups[0]["skipped"])
 
+    def losses_by_name(self):
+        """ "loss_plus" and "loss_minus": L(theta + eps z) and L(theta - eps z) of the first direction, or L(theta) where the estimator
+        is one-sided."""
+        first, second = self.readings[:2]
+        one_sided = self.param_groups[0].get("estimator") == "one-sided"
+        return dict(zip(("loss_plus", "loss_minus"), (second, first) if one_sided else (first, second)))
+
     @whole
     def add_param_group(self, param_group):
         if hasattr(self, "model"):
             first = self.param_groups[0]
-            param_group = {**{name: first[name] for name in (*SHARED, "skipped") if name in first}, **param_group}
+            shared = [name for name, setting in self.known().items() if setting.shared or name == "skipped"]
+            param_group = {**{name: first[name] for name in shared if name in first}, **param_group}
         super().add_param_group(param_group)
         group = self.param_groups[-1]
         try:
-            check_settings(group, len(self.param_groups) - 1, self.param_groups[0])
+            check_settings(self.known(), group, len(self.param_groups) - 1, self.param_groups[0])
             named = _named(group)
             live = [i for i, (p, _) in enumerate(named) if p.requires_grad]
             for name in ("params", "param_names"):

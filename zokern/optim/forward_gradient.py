@@ -1,5 +1,7 @@
 """Forward gradients: the directional derivative itself, without a backward pass and without z."""
 
+import math
+
 import torch
 from torch.autograd import forward_ad
 
@@ -7,8 +9,10 @@ from ..estimate import Estimate, agreed, average, overflows, scalar
 from ..signals import let_through
 from ..tangents import tangents
 from .base import ZerothOrder
+from .contract import register
 
 
+@register
 class ForwardGradient(ZerothOrder):
     """SGD along the forward gradient: one forward pass a query, with its derivative along z (forward-mode AD); no eps, no state.
 
@@ -37,7 +41,8 @@ class ForwardGradient(ZerothOrder):
     Optimization for Memory-Efficient LLM Fine-Tuning", appendix A (Forward Gradient) and C.1.
     """
 
-    capturable = False
+    name = "forward-gradient"
+    derivative = "forward"
 
     def __init__(self, params, lr=1e-6, weight_decay=0.0, q=1, seed=0):
         if isinstance(params, torch.nn.Module):
@@ -48,6 +53,17 @@ class ForwardGradient(ZerothOrder):
     def forwards(self) -> int:
         """Forward passes of a step, each with its derivative."""
         return self.param_groups[0]["q"]
+
+    @classmethod
+    def losses_in(cls, settings):
+        return slice(None, None, 2)  # each is followed by its derivative
+
+    @classmethod
+    def skipped_in(cls, steps, settings):
+        return sum(not all(map(math.isfinite, step)) for step in steps)
+
+    def losses_by_name(self):
+        return {}
 
     def _estimate(self, closure) -> Estimate:
         with self.model.at([]):

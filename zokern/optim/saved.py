@@ -3,10 +3,9 @@
 import torch
 
 from ..noise import SPEC_VERSION
+from .contract import optimizers
 from .partition import layout_of
-from .settings import RULES, check_settings
-
-KEPT = {*RULES, "keep", "block"}  # what groups may have beside their parameters
+from .settings import check_settings
 
 
 def shapes(optimizer) -> list[list[tuple[int, ...]]]:
@@ -35,6 +34,7 @@ def check_saved(optimizer, state_dict) -> None:
     if not {"param_groups", "state"} <= state_dict.keys():
         raise ValueError(f"state_dict holds {', '.join(map(str, state_dict)) or 'nothing'}, no param_groups and state: {own}")
     saved = state_dict["param_groups"]
+    settings = {"keep", "block"}.union(*(cls.known() for cls in (type(optimizer), *optimizers().values())))
     if len(saved) != len(groups):
         raise ValueError(f"the state has {len(saved)} parameter groups, this {kind} has {len(groups)}: {again}")
     for i, (theirs, mine) in enumerate(zip(saved, groups)):
@@ -46,7 +46,7 @@ def check_saved(optimizer, state_dict) -> None:
                 "resume with the zokern that saved it"
             )
         for one, other, has in ((theirs, mine, "has"), (mine, theirs, "has no")):
-            if names := sorted(KEPT & one.keys() - other.keys()):
+            if names := sorted(settings & one.keys() - other.keys()):
                 raise ValueError(
                     f"param_groups[{i}] was saved by another optimizer than this {kind}: it {has} {', '.join(names)}; load it into one of "
                     "the class that saved it, made with the same arguments"
@@ -62,7 +62,7 @@ def check_saved(optimizer, state_dict) -> None:
         _check_shapes(i, state_dict, theirs["params"], mine["params"], again)
     try:
         for i, group in enumerate(saved):
-            check_settings(dict(group), i, saved[0])
+            check_settings(optimizer.known(), dict(group), i, saved[0])
             for name, kind in (("keep", float), ("block", int)):
                 held = group.get(name, [kind()] * len(group["params"]))
                 if not isinstance(held, list | tuple) or [*map(type, held)] != [kind] * len(group["params"]):

@@ -1,70 +1,124 @@
-"""What the settings of an optimizer may be."""
+"""What the settings of an optimizer may be. Each is declared once; constructors, saved states, logs and the command line read it."""
 
 import math
+from collections.abc import Callable
+from dataclasses import dataclass
 from numbers import Integral, Real
 from operator import index
+from typing import Any
 
 import torch
 
-# (test, what to pass instead)
-RULES = {
-    "lr": (lambda x: 0 <= x < math.inf, "a number >= 0"),
-    "eps": (lambda x: 0 < x < math.inf, "a number > 0"),
-    "weight_decay": (lambda x: 0 <= x < math.inf, "a number >= 0"),
-    "q": (lambda x: 1 <= index(x) < 1 << 24, "an integer >= 1, < 2**24"),
-    "estimator": (lambda x: x in ("two-point", "one-sided"), '"two-point" or "one-sided"'),
-    "defer": (lambda x: x is True or x is False, "True or False"),
-    "lr_full": (lambda x: 0 <= x < math.inf, "a number >= 0"),
-    "anchor": (lambda x: x in (None, "copy", "replay"), '"copy", "replay" or None'),
-    "form": (lambda x: x in ("element", "scalar"), '"element" or "scalar"'),
-    "momentum": (lambda x: 0 <= x < 1, "a number in [0, 1)"),
-    "betas": (lambda x: len(x) == 2 and all(0 <= b < 1 for b in x), "two numbers in [0, 1)"),
-    "delta": (lambda x: 0 < x < math.inf, "a number > 0"),
-    "amsgrad": (lambda x: x is True or x is False, "True or False"),
-    "bias_correction": (lambda x: x is True or x is False, "True or False"),
-    "state_dtype": (lambda x: x in (torch.float32, torch.bfloat16), "torch.float32 or torch.bfloat16"),
-    "seed": (lambda x: 0 <= index(x) < 1 << 64, "an integer in [0, 2**64)"),
-    "trail": (lambda x: x is None or _is_trail(**x), "what MeZOSVRG.state_dict() gave"),
-    "step": (lambda x: 0 <= index(x) < 1 << 32, "an integer in [0, 2**32)"),
-    "skipped": (lambda x: 0 <= int(x) < 1 << 32, "an integer in [0, 2**32)"),
+
+@dataclass(frozen=True)
+class Setting:
+    """A setting of an optimizer.
+
+    Attributes:
+        kind: float, int, bool, str, tuple (of floats) or torch.dtype.
+        cure: what it is to be, for errors: "a number > 0".
+        holds: value -> whether it is that. May raise what a value of another kind leads to.
+        help: what it does, in one line.
+        choices: of a str or torch.dtype: the values that there are, as texts.
+        shared: whether all parameter groups have one value, with which the optimizer is made for good.
+        kept: whether no step can change it, because state was made for it.
+        default: of the constructor; None as well where it has none.
+    """
+
+    kind: type
+    cure: str
+    holds: Callable[[Any], bool]
+    help: str = ""
+    choices: tuple[str, ...] = ()
+    shared: bool = False
+    kept: bool = False
+    default: Any = None
+
+    def check(self, name: str, value: Any, where: str) -> None:
+        """
+        Raises:
+            ValueError: the value is not what the setting may be, with the cure.
+        """
+        try:
+            good = self.holds(value)
+        except (AttributeError, TypeError, ValueError, RuntimeError, OverflowError):
+            good = False
+        if not good:
+            raise ValueError(f"{name}={value!r} in {where}: pass {self.cure}")
+
+
+def number(cure: str, holds: Callable[[Any], bool], help: str) -> Setting:
+    """A float, which may differ between parameter groups and change at every step."""
+    return Setting(float, cure, lambda x: bool(holds(x)), help)
+
+
+def flag(help: str) -> Setting:
+    return Setting(bool, "True or False", lambda x: x is True or x is False, help, shared=True)
+
+
+def choice(help: str, *choices: str | None, kept: bool = False) -> Setting:
+    *first, last = ["None" if c is None else f'"{c}"' for c in choices]
+    names = tuple(c for c in choices if c is not None)
+    return Setting(str, f"{', '.join(first)} or {last}", lambda x: x in choices, help, names, shared=True, kept=kept)
+
+
+NOT_NEGATIVE: tuple[str, Callable[[Any], bool]] = "a number >= 0", lambda x: 0 <= x < math.inf
+POSITIVE: tuple[str, Callable[[Any], bool]] = "a number > 0", lambda x: 0 < x < math.inf
+SHARE: tuple[str, Callable[[Any], bool]] = "a number in [0, 1)", lambda x: 0 <= x < 1
+
+# What most optimizers have; one that adds to them does so in its class's ``settings``.
+COMMON = {
+    "lr": number(*NOT_NEGATIVE, "Learning rate."),
+    "eps": number(*POSITIVE, "Perturbation radius, in units of theta."),
+    "weight_decay": number(*NOT_NEGATIVE, "Decoupled weight decay: theta shrinks by lr times this a step."),
+    "q": Setting(int, "an integer >= 1, < 2**24", lambda x: 1 <= index(x) < 1 << 24, "Directions a step, averaged.", shared=True),
+    "estimator": choice("two-point or one-sided differences of the loss.", "two-point", "one-sided"),
+    "defer": flag("Leave each update to the next step's first pass."),
+    "seed": Setting(int, "an integer in [0, 2**64)", lambda x: 0 <= index(x) < 1 << 64, "Fixes the noise.", shared=True),
+    # These two the constructor turns into one number for each parameter: "block" and "keep" of a group.
+    "blocks": Setting(bool, "layers", lambda x: True, "Estimate each layer by itself."),
+    "sparsity": number(*SHARE, "Share of all elements that the noise leaves alone."),
+    # What an optimizer counts.
+    "step": Setting(int, "an integer in [0, 2**32)", lambda x: 0 <= index(x) < 1 << 32, shared=True),
+    "skipped": Setting(int, "an integer in [0, 2**32)", lambda x: 0 <= int(x) < 1 << 32),
+    "noise_spec": Setting(int, "the number of a noise specification", lambda x: index(x) > 0, shared=True),
 }
-# One value for the whole optimizer, kept in every group.
-SHARED = ("seed", "step", "q", "defer", "estimator", "anchor", "form", "amsgrad", "bias_correction", "state_dtype", "noise_spec")
 
 
-def check_settings(group: dict, place: int, first: dict) -> None:
+def check_settings(known: dict[str, Setting], group: dict[str, Any], place: int, first: dict[str, Any]) -> None:
     """Settings of a parameter group are in range; numbers of other libraries become Python's.
 
     Args:
+        known: the settings that there are, by name.
         place: of the group in ``param_groups``.
-        first: the first group, whose values of what is ``SHARED`` all groups have.
+        first: the first group, whose values of what is ``shared`` all groups have.
     Raises:
         ValueError: a setting out of its range, or another than the first group's, with the group and the cure.
     """
-    for name, (holds, cure) in RULES.items():
+    for name, setting in known.items():
         if name in group:
             group[name] = _plain(group[name])
-            try:
-                good = holds(group[name])
-            except (AttributeError, TypeError, ValueError, RuntimeError, OverflowError):
-                good = False
-            if not good:
-                raise ValueError(f"{name}={group[name]!r} in param_groups[{place}]: pass {cure}")
-    for name in SHARED:
+            setting.check(name, group[name], f"param_groups[{place}]")
         mine, theirs = group.get(name), first.get(name)
-        if mine != theirs:
+        if setting.shared and mine != theirs:
             raise ValueError(f"{name}={mine!r} differs from param_groups[0]'s {name}={theirs!r}: pass one {name} for all")
 
 
-def _is_trail(anchor, g_full, good, moves):
-    numbers = [g_full, *(c for move in moves for c in move)]
-    return index(anchor) >= 0 and good.dtype == torch.bool and good.dim() == 0 and all(torch.is_floating_point(c) for c in numbers)
-
-
-def _plain(value):
+def _plain(value: Any) -> Any:
     """A setting as a state_dict may hold it: numbers of other libraries as Python's."""
     if isinstance(value, tuple | list):
         return tuple(map(_plain, value))
     if isinstance(value, Real) and not isinstance(value, bool):
         return int(value) if isinstance(value, Integral) else float(value)
     return value
+
+
+STATE_DTYPE = Setting(
+    torch.dtype,
+    "torch.float32 or torch.bfloat16",
+    lambda x: x in (torch.float32, torch.bfloat16),
+    "What the optimizer's state is stored in; bfloat16 is rounded stochastically.",
+    ("float32", "bfloat16"),
+    shared=True,
+    kept=True,
+)

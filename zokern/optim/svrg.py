@@ -1,7 +1,9 @@
 """MeZO-SVRG: variance reduction without a gradient, or a full-batch gradient, in memory."""
 
+import math
 from contextlib import contextmanager
 from dataclasses import replace
+from operator import index
 
 import torch
 
@@ -10,8 +12,11 @@ from ..noise.spec import ANCHOR
 from ..perturb import InPlace
 from ..signals import whole
 from .base import ZerothOrder
+from .contract import register
+from .settings import NOT_NEGATIVE, Setting, choice, number
 
 
+@register
 class MeZOSVRG(ZerothOrder):
     """Zeroth-order SVRG: every q steps the loss of the full batch is measured, and the steps between are corrected by it.
 
@@ -41,7 +46,13 @@ class MeZOSVRG(ZerothOrder):
     Reference: Gautam et al. 2024, "Variance-Reduced Zeroth-Order Methods for Fine-Tuning Language Models", Algorithm 1 and remark 3.2.
     """
 
-    capturable = False
+    name = "mezo-svrg"
+    full_batch = True
+    settings = {
+        "lr_full": number(*NOT_NEGATIVE, "Learning rate at anchors."),
+        "anchor": choice("Keep the anchor's weights, or make them again.", None, "copy", "replay", kept=True),
+        "trail": Setting(dict, "what MeZOSVRG.state_dict() gave", lambda x: x is None or _is_trail(**x), shared=False),
+    }
     _copy = None
 
     def __init__(self, params, lr=1e-6, lr_full=1e-5, q=2, eps=1e-3, weight_decay=0.0, anchor=None, seed=0, sparsity=None):
@@ -58,6 +69,24 @@ class MeZOSVRG(ZerothOrder):
     def forwards(self) -> int:
         """Forward passes of a step between anchors; at an anchor it is two full batches'."""
         return 4
+
+    @classmethod
+    def losses_in(cls, settings):
+        return slice(2)
+
+    @classmethod
+    def skipped_in(cls, steps, settings):
+        skipped, good = 0, True
+        for losses in steps:
+            finite = [*map(math.isfinite, losses)]
+            if len(losses) == 2:
+                good = all(finite)
+            skipped += not all(finite if good else finite[:2])  # without an anchor, what is measured at it counts for nothing
+        return skipped
+
+    @property
+    def full_batch_due(self) -> bool:
+        return self.at_anchor
 
     @property
     def at_anchor(self) -> bool:
@@ -284,3 +313,8 @@ class Annealing:
 
     def load_state_dict(self, state) -> None:
         self.losses, self.before = [torch.tensor(loss, dtype=torch.float64) for loss in state["losses"]], state["before"]
+
+
+def _is_trail(anchor, g_full, good, moves):
+    numbers = [g_full, *(c for move in moves for c in move)]
+    return index(anchor) >= 0 and good.dtype == torch.bool and good.dim() == 0 and all(torch.is_floating_point(c) for c in numbers)

@@ -1,9 +1,7 @@
 """What a run is before its first step: optimizer, settings, parameters and their values."""
 
 import hashlib
-import inspect
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache
 from numbers import Integral, Real
 
 import torch
@@ -11,14 +9,12 @@ import torch
 from ..errors import BadInput
 from ..noise import SPEC_VERSION
 from ..ops.handover import pieces
-from ..optim import ForwardGradient, MeZO, MeZOSVRG, ZerothOrder, ZOAdam, ZOConservative, ZOMomentum, ZOSign
+from ..optim import ZerothOrder, logged_as, optimizers
 from ..version import __version__
 from .text import FORMAT
 
-CLASSES = {c.__name__: c for c in (MeZO, ZOConservative, ZOSign, ZOMomentum, ZOAdam, MeZOSVRG, ForwardGradient)}
 # What decides which passes a step makes: a subclass that has its own is another optimizer.
 DECIDING = ("repeat", "apply", "_estimate", "_update", "_due", "_again", "_heard", "_measured", "_key", "_setting", "_decay")
-FIXED = ("seed", "q", "estimator", "defer", "anchor", "form", "amsgrad", "bias_correction", "state_dtype")
 OF_EACH = ("block", "keep")  # one for each parameter of a group
 JSON = {float, int, bool, type(None)}
 STATES = {"float32": torch.float32, "bfloat16": torch.bfloat16}  # dtypes of a state
@@ -48,16 +44,19 @@ def header_of(optimizer: ZerothOrder, notes, model=None) -> dict:
 
 
 def class_of(optimizer) -> type:
-    """The optimizer's class, or that of ours which it is but for its looks.
+    """The registered class that an optimizer is, or is a subclass of that does not change its steps.
 
     Raises:
-        TypeError: no such class.
+        TypeError: no such class, or one whose steps cannot be replayed.
     """
     cls = type(optimizer)
-    known = next((c for c in cls.__mro__ if CLASSES.get(c.__name__) is c), None)
+    known = next((c for c in cls.__mro__ if logged_as(c.__name__) is c), None)
     if known is None:
-        why = "the first-order part of its steps is not in its readings" if cls.__name__ == "Hybrid" else "no replay knows it"
-        raise TypeError(f"optimizer is a {cls.__name__}, and {why}: pass one of {', '.join(CLASSES)}")
+        what = "is not registered (zokern.optim.register)"
+        if not getattr(cls, "replayable", True):
+            what = "declares that its steps are not decided by its measurements alone (replayable = False)"
+        kinds = [c.__name__ for c in optimizers().values() if c.replayable]
+        raise TypeError(f"optimizer is a {cls.__name__}, which {what}: pass one of {', '.join(kinds)}")
     own = [name for name in DECIDING if getattr(cls, name) is not getattr(known, name)]
     if own:
         raise TypeError(
@@ -116,7 +115,7 @@ def groups_of(optimizer) -> list[dict]:
 
 def names(optimizer) -> list[str]:
     """Of the settings: what the constructor takes and the groups hold. torch and its schedulers add others to them."""
-    return [name for name in defaults(class_of(optimizer)) if name in optimizer.param_groups[0] and name != "params"]
+    return [name for name in class_of(optimizer).declared() if name in optimizer.param_groups[0]]
 
 
 def plain(name, value):
@@ -144,18 +143,12 @@ def restored(cls, name, value):
     """
     if type(value) is float:
         return value
-    default = defaults(cls)[name]
-    if isinstance(default, torch.dtype):
+    kind = cls.declared()[name].kind
+    if kind is torch.dtype:
         return STATES[value]
-    if isinstance(default, tuple):
+    if kind is tuple:
         return tuple(map(_number, value))
-    return value if isinstance(default, bool | str | None) else _number(value)
-
-
-@cache
-def defaults(cls) -> dict:
-    """name -> default of what an optimizer is made with."""
-    return {name: parameter.default for name, parameter in inspect.signature(cls).parameters.items()}
+    return _number(value) if kind in (float, int) else value
 
 
 def _number(value):
@@ -207,8 +200,8 @@ def same_run(header: dict, optimizer, now: dict, path) -> None:
     groups = groups_of(optimizer)
     if (theirs := [g["params"] for g in header["groups"]]) != (ours := [g["params"] for g in groups]):
         differ("the number of parameters a group", theirs, ours)
-    for name in FIXED:
-        if name in names(optimizer) and now[name] != (ours := together([g[name] for g in groups])):
+    for name, setting in class_of(optimizer).declared().items():
+        if setting.shared and name in names(optimizer) and now[name] != (ours := together([g[name] for g in groups])):
             differ(name, now[name], ours)
     for name in OF_EACH:
         if [g.get(name) for g in header["groups"]] != [g.get(name) for g in groups]:

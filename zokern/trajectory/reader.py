@@ -5,13 +5,11 @@ from types import SimpleNamespace
 
 from ..errors import BadInput
 from ..layout import DTYPES
-from ..optim import MeZOSVRG
-from ..optim.settings import RULES
-from .header import CLASSES, apart, defaults, restored, settings_of
+from ..optim import logged_as
+from .header import apart, restored, settings_of
 from .text import parse_header, parse_step, shown
 
 MARKS = ("flushed", "disturbed")  # of a step, beside its settings
-KEPT = ("anchor", "state_dtype")  # settings that no step can change: the state is made for them
 DEEP = 50  # levels of lists and dicts in the notes
 TRAINED = {str(dtype).removeprefix("torch.") for dtype in DTYPES}
 
@@ -49,7 +47,7 @@ def _nested(x):
 # What a header holds: (test, what it is to be).
 HEADER = {
     "version": (_text, "a text"),
-    "optimizer": (lambda x: _text(x) and x in CLASSES, f"one of {', '.join(CLASSES)}"),
+    "optimizer": (lambda x: _text(x) and logged_as(x) is not None, "the class of an optimizer that is registered (zokern.optim.register)"),
     "groups": (lambda x: x and _list(x, lambda group: type(group) is dict), "a list of groups"),
     "parameters": (lambda x: _list(x, _row), "a list of [name, shape, dtype, 16 hex digits]"),
     "fingerprint": (_hex, "16 hex digits"),
@@ -84,9 +82,9 @@ class Reader:
             raise BadInput(f"{path}, line 1: {error}; use the zokern that wrote it, or restore it") from None
         self.now = settings_of(self.header)
         first = self.header["groups"][0]
-        cls = CLASSES[self.header["optimizer"]]
+        cls = logged_as(self.header["optimizer"])
         # An optimizer of no parameters, which is asked how many readings a step has.
-        self._counter, self._due, self._varies = object.__new__(cls), None, cls is MeZOSVRG
+        self._counter, self._due, self._varies = object.__new__(cls), None, cls.full_batch
         self._group = {name: restored(cls, name, first[name]) for name in self.now}
         self._counter.param_groups = [self._group]
         self._counter.model = SimpleNamespace(parts=range(len({b for g in self.header["groups"] for b in g.get("block", [0])})))
@@ -131,12 +129,12 @@ def check_change(header: dict, name: str, value):
     Raises:
         ValueError: this optimizer has no such setting, or it cannot be that, or not from a step on.
     """
-    groups, cls = header["groups"], CLASSES[header["optimizer"]]
-    if type(value) is float and type(defaults(cls).get(name)) is float and RULES[name][0](value):
+    groups, setting = header["groups"], logged_as(header["optimizer"]).declared().get(name)
+    if setting is not None and type(value) is float and setting.kind is float and setting.holds(value):
         return value  # as a schedule changes it at every step
-    if name not in groups[0] or name not in RULES:
+    if name not in groups[0] or setting is None:
         raise ValueError(f"{name!r} is no setting of this zokern's {header['optimizer']}")
-    if name in KEPT:
+    if setting.kept:
         raise ValueError(f"{name}={shown(value)} is new in the middle of a run, which no {header['optimizer']} can follow")
     values = apart(value, groups[0][name], len(groups))
     if len(values) != len(groups):
@@ -147,14 +145,15 @@ def check_change(header: dict, name: str, value):
 
 def _setting(optimizer, name, value):
     """A setting of one group, as the optimizer has it, from JSON."""
-    holds, cure = RULES[name]
+    cls = logged_as(optimizer)
+    setting = cls.declared()[name]
     try:
-        made = restored(CLASSES[optimizer], name, value)
-        good = holds(made)
+        made = restored(cls, name, value)
+        good = setting.holds(made)
     except (TypeError, ValueError, OverflowError, RuntimeError, KeyError):
         good = False
     if not good:
-        raise ValueError(f"{name}={shown(value)}: it is {cure}")
+        raise ValueError(f"{name}={shown(value)}: it is {setting.cure}")
     return made
 
 
@@ -172,8 +171,8 @@ def _check_header(header):
         if not good:
             raise ValueError(f"{key}={shown(header[key])}: it is {what}")
     optimizer, groups, rows = header["optimizer"], header["groups"], header["parameters"]
-    arguments = defaults(CLASSES[optimizer])
-    settings = RULES.keys() & arguments
+    arguments = logged_as(optimizer).declared()
+    settings = arguments.keys() - {argument for argument, *_ in EACH.values()}
     for i, group in enumerate(groups):
         for name in group.keys() - settings - {"params"} - {own for own, (argument, *_) in EACH.items() if argument in arguments}:
             raise ValueError(f"groups[{i}] has {name!r}, which is no setting of this zokern's {optimizer}")

@@ -8,9 +8,9 @@ from functools import partial
 import torch
 
 from ..errors import BadInput, first_line
-from ..optim import ZerothOrder
+from ..optim import ZerothOrder, logged_as
 from ..perturb import Retracing, over
-from .header import CLASSES, OF_EACH, apart, check_base, check_frozen, check_table, few, restored, table
+from .header import OF_EACH, apart, check_base, check_frozen, check_table, few, restored, table
 from .reader import MARKS
 from .standing import Seen, standing
 
@@ -56,7 +56,7 @@ def replay(trajectory, params, step, together, progress) -> ZerothOrder:
 
 
 def _repeat(trajectory, optimizer, end, progress, path):
-    cls, groups = CLASSES[trajectory.header["optimizer"]], optimizer.param_groups
+    cls, groups = logged_as(trajectory.header["optimizer"]), optimizer.param_groups
     for i in range(end):
         readings, changes = trajectory.steps[i]
         if changes.get("disturbed"):
@@ -84,7 +84,7 @@ def _queue(optimizer, together):
 
 def _made(header, named) -> ZerothOrder:
     """The optimizer of the log over these parameters, as it was at step 0."""
-    cls, left, groups = CLASSES[header["optimizer"]], iter(named), []
+    cls, left, groups = logged_as(header["optimizer"]), iter(named), []
     for group in header["groups"]:
         params = [next(left) for _ in range(group["params"])]
         settings = {name: restored(cls, name, value) for name, value in group.items() if name not in ("params", *OF_EACH)}

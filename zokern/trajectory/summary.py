@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 
+from ..optim import logged_as
 from .header import OF_EACH, combined, settings_of
 from .text import header_line
 
@@ -75,18 +76,11 @@ def lines(trajectory) -> list[str]:
 
 
 def _skipped(trajectory) -> int:
-    """How many steps moved nothing, as the optimizer decides it."""
-    name, losses = trajectory.header["optimizer"], trajectory.losses()
-    if name not in ("ForwardGradient", "MeZOSVRG") or not np.isnan(trajectory.steps.readings).any():
-        return int(np.isnan(losses).sum())
-    skipped, good = 0, True
-    for readings, _ in trajectory.steps:
-        finite = [math.isfinite(reading) for reading in readings]
-        if name == "MeZOSVRG" and len(readings) == 2:
-            good = all(finite)
-        # Without an anchor, what is read at it counts for nothing.
-        skipped += not all(finite[:2] if name == "MeZOSVRG" and not good else finite)
-    return skipped
+    """How many steps moved nothing."""
+    if not np.isnan(trajectory.steps.readings).any():
+        return 0
+    cls, settings = logged_as(trajectory.header["optimizer"]), trajectory.header["groups"][0]
+    return cls.skipped_in((readings for readings, _ in trajectory.steps), settings)
 
 
 def _finite(values):

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import BadInput
+from ..optim import logged_as
 from .reader import Reader
 from .replay import replay
 from .steps import Steps
@@ -51,9 +52,10 @@ class Trajectory:
         """What each step returned: the mean of its losses, float64 [steps]; NaN where one was not finite."""
         counts, readings = self.steps.counts(), np.array(self.steps.readings)
         starts, means = np.cumsum(counts) - counts, np.full(len(counts), np.nan)
+        losses = logged_as(self.header["optimizer"]).losses_in(self.header["groups"][0])
         for count in np.unique(counts):
             (mine,) = np.nonzero(counts == count)
-            means[mine] = readings[starts[mine, None] + self._losses_of(int(count))].mean(1)
+            means[mine] = readings[starts[mine, None] + np.arange(count)[losses]].mean(1)
         return means
 
     def replay(self, params, step: int | None = None, together: int = 96, progress=None):
@@ -79,14 +81,3 @@ class Trajectory:
             which something else moved the weights: they are then at the step before it.
         """
         return replay(self, params, step, together, progress)
-
-    def _losses_of(self, count):
-        """Places of the losses among the readings of a step."""
-        name, group = self.header["optimizer"], self.header["groups"][0]
-        if name == "ForwardGradient":
-            return np.arange(0, count, 2)
-        if name == "MeZOSVRG":
-            return np.arange(2)
-        if name == "ZOConservative":  # its candidates come last
-            return np.arange(count - (2 if group["estimator"] == "one-sided" else 3))
-        return np.arange(count)

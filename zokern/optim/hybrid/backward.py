@@ -2,7 +2,7 @@
 
 import torch
 
-from ..signals import let_through
+from ...signals import let_through
 
 
 def gradient(closure, params) -> torch.Tensor:

@@ -11,8 +11,8 @@ from typing import ClassVar
 
 from torch import nn
 
-from ..layers import Layers
-from ..noise import NoiseKey
+from ...layers import Layers
+from ...noise import NoiseKey
 
 DRAW = 255  # the purpose of a draw's key, which no noise has
 
@@ -118,7 +118,7 @@ class LISA:
         n = len(layers.params)
         if not (_is_index(self.gamma) and 1 <= self.gamma <= n):
             raise ValueError(f"gamma={self.gamma!r} in LISA: the model has {n} blocks; pass an integer in [1, {n}]")
-        from ..noise import reference  # NumPy, which no other optimizer needs
+        from ...noise import reference
 
         # The gamma lowest of n random words.
         words = reference.words(NoiseKey.of(self.seed, step // self.every, DRAW), 0, n)

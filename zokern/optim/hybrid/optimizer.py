@@ -9,16 +9,16 @@ from inspect import Parameter, signature
 
 import torch
 
-from ..estimate import Estimate, agreed
-from ..layers import Layers, layers
-from ..signals import whole
+from ...estimate import Estimate, agreed
+from ...layers import Layers, layers
+from ...signals import whole
+from ..base import ZerothOrder
+from ..check import Check, check
+from ..contract import ClosureOptimizer, register
+from ..frozen import check_frozen
+from ..settings import Setting, flag
 from .backward import gradient
-from .base import ZerothOrder
-from .check import Check, check
-from .forward_gradient import ForwardGradient
-from .frozen import check_frozen
 from .halves import check_both, check_memory, divide
-from .svrg import MeZOSVRG
 
 CURES = {"zo": "functools.partial(zokern.MeZO, lr=1e-6)", "fo": "functools.partial(torch.optim.AdamW, lr=1e-5)"}
 
@@ -38,7 +38,8 @@ class HybridStep:
     skipped: bool
 
 
-class Hybrid(torch.optim.Optimizer):
+@register
+class Hybrid(ClosureOptimizer):
     """Zeroth-order steps on one part of the parameters, first-order steps on the rest, both measured at the same theta.
 
     theta_ZO follows its optimizer's estimate, by default two forward passes at theta +- eps z with z on theta_ZO alone; theta_FO
@@ -75,6 +76,18 @@ class Hybrid(torch.optim.Optimizer):
         TypeError: zo or fo that makes no such optimizer.
     Reference: Zhang et al. 2024, "Revisiting Zeroth-Order Optimization for Memory-Efficient LLM Fine-Tuning", section 5.
     """
+
+    name = "hybrid"
+    takes_model = True
+    derivative = "backward"
+    replayable = False
+    backwards = 1
+    settings = {
+        "zo": Setting(object, "what makes the zeroth-order optimizer of named parameters, or None", lambda x: x is None or callable(x)),
+        "fo": Setting(object, "what makes the first-order optimizer of parameters", callable),
+        "split": Setting(object, "zokern.splits.Depth, Inter, Intra or LISA", lambda x: hasattr(x, "first_order")),
+        "share_forward": flag("Take the gradient at the first perturbed point, one forward pass less."),
+    }
 
     def __init__(self, model, zo, fo, split, share_forward=False):
         for name, given in (("zo", zo), ("fo", fo)):
@@ -120,6 +133,13 @@ class Hybrid(torch.optim.Optimizer):
     @property
     def forwards(self) -> int:
         return 1 if self.zo is None else self.zo.forwards + (not self.share_forward)
+
+    @property
+    def perturbed(self) -> ZerothOrder | None:
+        return self.zo
+
+    def losses_by_name(self):
+        return {} if self.zo is None else self.zo.losses_by_name()
 
     profile_hook_step = staticmethod(ZerothOrder.profile_hook_step)
 
@@ -276,12 +296,11 @@ class Hybrid(torch.optim.Optimizer):
             )
         if self.zo is not None and self.zo.param_groups[0].get("defer"):
             raise ValueError("zo made an optimizer with defer=True: Hybrid evaluates the model at theta itself; leave defer=False")
-        if isinstance(self.zo, MeZOSVRG):
-            raise ValueError("zo made a MeZOSVRG, whose anchors need a full batch: pass another, such as " + CURES["zo"])
-        if isinstance(self.zo, ForwardGradient) and self.share_forward:
-            raise ValueError(
-                "share_forward=True with a zo that makes ForwardGradient, whose forward pass makes no graph: pass share_forward=False"
-            )
+        kind = type(self.zo).__name__
+        if self.zo is not None and self.zo.full_batch:
+            raise ValueError(f"zo made a {kind}, whose anchors need a full batch: pass another, such as {CURES['zo']}")
+        if self.zo is not None and self.zo.derivative and self.share_forward:
+            raise ValueError(f"share_forward=True with a zo that makes {kind}, whose forward pass makes no graph: pass share_forward=False")
         if self.split.every and self.fo.state:
             raise ValueError(
                 f"fo makes {type(self.fo).__name__}, which keeps state for all parameters from the start: pass one that does not"

@@ -1,0 +1,57 @@
+"""ZO-SGD-Cons: of a step and its opposite the better one, or none."""
+
+from dataclasses import replace
+
+import torch
+
+from ..estimate import Estimate, evaluate
+from .base import ZerothOrder
+from .contract import register
+from .mezo import MeZO
+
+
+@register
+class ZOConservative(ZerothOrder):
+    """ZO-SGD-Cons: MeZO's step, its opposite, or none, whichever has the lowest loss on the same batch.
+
+    theta <- argmin of L over theta, theta - lr g z, theta + lr g z. Three more forward passes than MeZO, two with
+    estimator="one-sided", which knows L(theta). ``last.terms`` holds the direction taken, all 0 where theta stays. A candidate
+    whose loss is not finite is never taken. Nothing waits for the device.
+
+    Args: as of ``MeZO``, without defer.
+    Reference: Zhang et al. 2024, "Revisiting Zeroth-Order Optimization for Memory-Efficient LLM Fine-Tuning", Appendix A.
+    """
+
+    name = "zo-conservative"
+
+    def __init__(
+        self, params, lr=1e-6, eps=1e-3, weight_decay=0.0, q=1, seed=0, estimator="two-point", blocks=None, sparsity=None
+    ):  # fmt: skip
+        settings = dict(lr=lr, eps=eps, weight_decay=weight_decay, q=q, seed=seed, estimator=estimator)
+        super().__init__(params, settings, blocks, sparsity)
+
+    @property
+    def forwards(self) -> int:
+        return super().forwards + self._candidates(self.param_groups[0])
+
+    @staticmethod
+    def _candidates(settings):
+        return 2 if settings["estimator"] == "one-sided" else 3
+
+    @classmethod
+    def losses_in(cls, settings):
+        return slice(-cls._candidates(settings))  # the candidates' come last
+
+    def _estimate(self, closure) -> Estimate:
+        estimate, lr = super()._estimate(closure), self._setting("lr")
+        places = [(self.model, [(key, sign * lr * g) for key, g in estimate.terms]) for sign in (-1, 1)]
+        if self.param_groups[0]["estimator"] == "one-sided":
+            losses = [*evaluate(closure, self.model, places), estimate.losses[0]]
+        else:
+            losses = evaluate(closure, self.model, [*places, (self.model, [])])
+        losses = torch.stack(losses)
+        best = torch.where(torch.isfinite(losses), losses, torch.inf).argmin()
+        sign = torch.where(torch.isfinite(losses).any(), best.eq(0).double() - best.eq(1).double(), 0.0)
+        return replace(estimate, terms=[(key, sign * g) for key, g in estimate.terms])
+
+    _update = MeZO._update

@@ -1,0 +1,152 @@
+"""What an optimizer says of itself: Trainer, logs, the command line and the tests read it, and know no optimizer by name."""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from functools import cache
+from importlib.metadata import entry_points
+from inspect import Parameter, signature
+from typing import Any, ClassVar, TypeVar
+
+import torch
+
+from .settings import Setting
+
+
+class ClosureOptimizer(torch.optim.Optimizer):
+    """An optimizer whose step evaluates the loss itself, through a closure without backward().
+
+    A subclass declares what it is; ``register`` makes it known. What it must have beside: ``step(closure)``; ``measure(closure)``, its
+    first half; ``flush()``; ``check(closure)``; ``skipped``; ``forwards``.
+
+    Attributes:
+        name: on the command line, such as "mezo".
+        settings: name -> ``Setting`` of those that the class adds to its base classes'; ``declared`` has all that it takes.
+        takes_model: it is made with the model, not with parameters.
+        derivative: what the loss is asked for: None, its value; "forward", a derivative in forward mode; "backward", a gradient.
+        full_batch: some steps need the loss of the full batch, as ``step(closure, full_closure)``: those where ``full_batch_due``.
+        replayable: a step can be made again from its ``measurements``.
+        capturable: by zokern.graph: its update is made of terms alone.
+        lr_scale: where a search for lr may begin, as a multiple of what suits MeZO.
+        backwards: backward passes of a step.
+        full_batch_due: whether the next step needs it.
+    """
+
+    name: ClassVar[str] = ""
+    settings: ClassVar[dict[str, Setting]] = {}
+    takes_model: ClassVar[bool] = False
+    derivative: ClassVar[str | None] = None
+    full_batch: ClassVar[bool] = False
+    replayable: ClassVar[bool] = True
+    capturable: ClassVar[bool] = False
+    lr_scale: ClassVar[float] = 1.0
+    backwards: ClassVar[int] = 0
+    full_batch_due: bool = False
+
+    @classmethod
+    @cache
+    def known(cls) -> dict[str, Setting]:
+        """name -> Setting of all that a parameter group of it may hold, base classes' included."""
+        found: dict[str, Setting] = {}
+        for base in reversed(cls.__mro__):
+            found |= vars(base).get("settings", {})
+        return found
+
+    @classmethod
+    @cache
+    def declared(cls) -> dict[str, Setting]:
+        """name -> Setting, with its default, of what the constructor takes, in its order."""
+        known, arguments = cls.known(), signature(cls).parameters
+        default = {name: None if p.default is Parameter.empty else p.default for name, p in arguments.items()}
+        return {name: replace(known[name], default=default[name]) for name in arguments if name in known}
+
+    @classmethod
+    def losses_in(cls, settings: dict[str, Any]) -> slice:
+        """Which of a step's ``measurements`` are the losses whose mean it returns.
+
+        Args:
+            settings: of the first parameter group.
+        """
+        return slice(None)
+
+    @classmethod
+    def skipped_in(cls, steps: Iterable[Sequence[float]], settings: dict[str, Any]) -> int:
+        """How many steps moved nothing, because of a loss that was not finite.
+
+        Args:
+            steps: the measurements of each, from the first step on; NaN for what was not finite.
+            settings: as of ``losses_in``.
+        """
+        losses = cls.losses_in(settings)
+        return sum(not all(map(math.isfinite, step[losses])) for step in steps)
+
+    @property
+    def perturbed(self) -> "ClosureOptimizer | None":
+        """What of it perturbs weights: itself, or one of its parts; None where nothing does."""
+        return self
+
+    def losses_by_name(self) -> dict[str, torch.Tensor]:
+        """Losses of the newest step that are worth logging, 0-dim tensors."""
+        return {}
+
+
+Registered = TypeVar("Registered", bound=type[ClosureOptimizer])
+_classes: dict[str, type[ClosureOptimizer]] = {}
+_replayable: dict[str, type[ClosureOptimizer]] = {}  # by the class's name
+
+
+def register(cls: Registered) -> Registered:
+    """Make an optimizer known: to the command line by its ``name``, to logs by its class's. A class decorator.
+
+    A package that brings optimizers along names them in its metadata, so that they are found without an import:
+    ``[project.entry-points."zokern.optimizers"]`` with ``my-name = "my_package.my_module:MyClass"``.
+
+    Raises:
+        TypeError: what is no optimizer of zokern's kind, or does not declare a name, or a setting.
+        ValueError: another class has its name.
+    """
+    if not (isinstance(cls, type) and issubclass(cls, ClosureOptimizer)):
+        raise TypeError(f"{cls!r} cannot be registered: pass a class made of zokern.ZerothOrder")
+    if not vars(cls).get("name"):
+        raise TypeError(f"{cls.__name__} declares no name: give it one for the command line, such as name = 'my-optimizer'")
+    for name, argument in list(signature(cls).parameters.items())[1:]:
+        if argument.kind is not Parameter.VAR_KEYWORD and name not in cls.known():
+            raise TypeError(f"{cls.__name__} takes {name}, which it does not declare: add it to its settings, as a zokern.optim.Setting")
+    for other in _classes.values():
+        same = (cls.__module__, cls.__qualname__) == (other.__module__, other.__qualname__)
+        if not same and (other.name == cls.name or other.__name__ == cls.__name__):
+            raise ValueError(f"{cls.__name__} is named {cls.name!r}, and there is {other.__name__}, {other.name!r}: choose other names")
+    _classes[cls.name] = cls
+    if cls.replayable:
+        _replayable[cls.__name__] = cls
+    return cls
+
+
+def optimizers() -> dict[str, type[ClosureOptimizer]]:
+    """name on the command line -> class, of all that are registered."""
+    _find()
+    return dict(sorted(_classes.items()))
+
+
+def named(name: str) -> type[ClosureOptimizer]:
+    """The optimizer of a name.
+
+    Raises:
+        ValueError: none is registered under it.
+    """
+    known = optimizers()
+    if name not in known:
+        raise ValueError(f"optimizer={name!r} is not registered: pass one of {', '.join(known)}")
+    return known[name]
+
+
+def logged_as(name: str) -> type[ClosureOptimizer] | None:
+    """The optimizer whose class has this name, by which logs know it; None where there is none."""
+    _find()
+    return _replayable.get(name)
+
+
+@cache
+def _find() -> None:
+    for entry in entry_points(group="zokern.optimizers"):
+        register(entry.load())

@@ -1,0 +1,52 @@
+"""ZO-SGD-Sign: steps of one size."""
+
+import torch
+
+from ..estimate import Estimate
+from .base import ZerothOrder
+from .contract import register
+from .settings import choice
+
+
+@register
+class ZOSign(ZerothOrder):
+    """ZO-SGD-Sign: a step whose size is lr, whatever the gradient's.
+
+    form="element": theta <- (1 - lr weight_decay) theta - lr sign(g z), sign taken of every element of the (averaged) estimate, in one
+    fused pass. form="scalar": theta <- (1 - lr weight_decay) theta - lr mean_q(sign(g) z). No state.
+
+    Args:
+        lr: step in units of theta. Default 1e-6.
+        form: "element" or "scalar". Default "element".
+        Others: as of ``MeZO``, without defer.
+    Reference: Zhang et al. 2024, "Revisiting Zeroth-Order Optimization for Memory-Efficient LLM Fine-Tuning": element by element in
+        section 3, with the scalar's sign in Appendix A.
+    """
+
+    name = "zo-sign"
+    lr_scale = 0.01
+    settings = {"form": choice("The sign of each element of g z, or of g alone.", "element", "scalar")}
+
+    def __init__(
+        self,
+        params,
+        lr=1e-6,
+        eps=1e-3,
+        weight_decay=0.0,
+        q=1,
+        seed=0,
+        form="element",
+        estimator="two-point",
+        blocks=None,
+        sparsity=None,
+    ):
+        settings = dict(lr=lr, eps=eps, weight_decay=weight_decay, q=q, seed=seed, form=form, estimator=estimator)
+        super().__init__(params, settings, blocks, sparsity)
+
+    def _update(self, estimate: Estimate) -> None:
+        lr, q = self._setting("lr"), self.param_groups[0]["q"]
+        if self.param_groups[0]["form"] == "scalar":
+            terms = [(key, -lr / q * torch.sign(torch.as_tensor(g))) for key, g in estimate.terms]
+            self.model.owe(terms, self._decay(estimate))
+        else:  # a skipped estimate is all 0, and so is its sign
+            self.model.update("sign", estimate.terms, [-lr], (), self._decay(estimate))
