@@ -1,6 +1,7 @@
 """The arrows of docs/architecture.md, walked over the source: a room imports downward only, and no file outgrows a reader."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -91,6 +92,19 @@ def test_no_backend_imports_another(path):
 def test_the_noise_needs_no_torch(path):
     names = {alias.name for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Import) for alias in node.names}
     assert "torch" not in names and (path.name != "spec.py" or not names)
+
+
+def test_the_page_names_what_is_there():
+    """The tree in docs/architecture.md: every room, and no file that is elsewhere."""
+    tree = re.search(r"^    csrc/.*?\n\n", (ROOT / "docs" / "architecture.md").read_text(), re.M | re.S)[0]
+    named = {path.removesuffix("/") for path in re.findall(r"\b(?:zokern|csrc|bench|python_tests)/[\w.]*", tree)}
+    rooms = {room(path) for path in PACKAGE.rglob("*.py")} - {"__init__", "__main__", "version"}
+    assert rooms == {Path(path).stem for path in named if path.startswith("zokern/")}
+    for entry in re.split(r"^    (?=\S)", tree, flags=re.M)[1:]:
+        folder, said = entry.split(maxsplit=1)
+        for file in re.findall(r"\b\w+\.(?:py|hpp|cpp)\b", said):
+            assert list((ROOT / folder).rglob(file)), f"{folder} has no {file}"
+        assert (ROOT / folder.rstrip(",")).exists(), folder
 
 
 def sources():
