@@ -18,7 +18,7 @@ from .oracle import EPS, SLICE, Refused, expected
 from .timing import Wall, interleave
 
 RETRACE, TORCH = "zokern.retrace", "torch.normal + add_, step by step"
-TOGETHER = inspect.signature(zokern.Trajectory.replay).parameters["together"].default
+TOGETHER = inspect.signature(zokern.Trajectory.replay).parameters["passes_per_sweep"].default
 LOGGED = f"zokern.Trajectory.replay, {TOGETHER} passes a call"
 SPREAD = 1e-6  # of the logged coefficients, about lr times the projected gradient of a real run
 TOO_LONG = 10.0  # seconds a round of the torch way, above which it applies a sixteenth of the steps and its time is scaled

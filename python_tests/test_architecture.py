@@ -19,13 +19,9 @@ BELOW = {
     "layout": {"noise", "places"},
     "ops": {"kernels", "layout", "noise", "places"},
     "signals": set(),
-    "perturb": {"ops", "layout", "kernels", "noise"},
-    "tangents": {"ops", "layout", "kernels", "noise"},
-    "estimate": {"signals", "perturb", "ops", "layout", "kernels", "noise"},
-    "layers": set(),
-    "optim": {"signals", "estimate", "perturb", "tangents", "layers", "ops", "layout", "kernels", "noise"},
+    "estimators": {"signals", "ops", "layout", "noise"},
+    "optim": {"signals", "estimators", "ops", "layout", "kernels", "noise"},
 }
-BELOW["capture"] = set(BELOW)
 EVERYTHING = set(BELOW) | {"zokern", "errors", "documents"}
 ABOVE = {
     "errors": set(),

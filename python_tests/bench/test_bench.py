@@ -232,7 +232,7 @@ def test_the_published_step_is_mezo():
 def test_the_step_check_accepts_zokern_and_sees_weights_left_behind(monkeypatch):
     model = Line()
     oracle.check_step(model.named_parameters(), model.loss, 1e-6)
-    monkeypatch.setattr("zokern.perturb.InPlace.settle", lambda self: None)
+    monkeypatch.setattr("zokern.estimators.PerturbedWeights.apply_pending", lambda self: None)
     with pytest.raises(oracle.Refused, match="did not leave the weights"):
         oracle.check_step(model.named_parameters(), model.loss, 1e-6)
 

@@ -5,8 +5,8 @@ import torch
 
 import zokern
 from zokern import MeZO, NoiseKey, ZOAdam
+from zokern.estimators.partition import kept_by_magnitude
 from zokern.noise import reference
-from zokern.optim.partition import kept_by_magnitude
 
 
 def parameters(*sizes, dtype=torch.float32):

@@ -5,9 +5,9 @@ from dataclasses import replace
 
 import pytest
 import torch
+from optimizer_cases import answered
 
 from zokern import Annealing, MeZO, MeZOSVRG, NoiseKey
-from zokern.estimate import measure
 from zokern.noise.spec import ANCHOR
 
 SEED, EPS = 7, 1e-2
@@ -121,9 +121,9 @@ def test_one_z_for_both_sides_is_a_control_variate():
     for t in range(40):
         problem.step = t
         with opt._at_anchor() as anchor:
-            there = [float(measure(anchor, problem.minibatch, [NoiseKey(99, t, probe)], EPS).projected_grad) for probe in (0, 1)]
-        here = float(measure(opt.model, problem.minibatch, [NoiseKey(99, t)], EPS).projected_grad)
-        opt.model.settle()
+            there = [float(answered(anchor, problem.minibatch, [NoiseKey(99, t, probe)], EPS).projected_grad) for probe in (0, 1)]
+        here = float(answered(opt.weights, problem.minibatch, [NoiseKey(99, t)], EPS).projected_grad)
+        opt.weights.apply_pending()
         shared.append(here - there[0])
         apart.append(here - there[1])
     assert torch.tensor(shared).var() < 1e-3 * torch.tensor(apart).var()

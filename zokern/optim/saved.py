@@ -2,9 +2,9 @@
 
 import torch
 
+from ..estimators.partition import layout_of
 from ..noise import SPEC_VERSION
 from .contract import optimizers
-from .partition import layout_of
 from .settings import check_settings
 
 

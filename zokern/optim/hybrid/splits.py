@@ -11,7 +11,7 @@ from typing import ClassVar
 
 from torch import nn
 
-from ...layers import Layers
+from ...estimators.layers import Layers
 from ...noise import NoiseKey
 
 DRAW = 255  # the purpose of a draw's key, which no noise has

@@ -1,7 +1,10 @@
 """Derivatives along z by forward-mode AD, with a z that exists only where it is used."""
 
 import sys
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch._ops import OpOverload, OpOverloadPacket
@@ -10,14 +13,78 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
-from . import ops
-from .layout import Layout
-from .noise import NoiseKey
+from .. import ops
+from ..layout import Layout
+from ..noise import NoiseKey
+from ..signals import let_through
+from .estimate import Estimate, average, overflows
+from .losses import Estimator, scalar
+from .perturbation import PerturbedWeights
 
 # What describes a tensor. Attributes do, or are views of it (.T), which are known for what they are.
 DESCRIBE = {"__get__", "__set__", "__len__", "size", "dim", "numel", "stride", "storage_offset", "element_size"}
 DESCRIBE |= {"is_contiguous", "is_floating_point"}
 OPERATIONS = (OpOverload, OpOverloadPacket)
+
+
+def forward_gradient(weights: PerturbedWeights, params: list[torch.Tensor], keys: list[NoiseKey]) -> Estimator:
+    """The mean of one estimate a key, g = <grad L(theta), z(key)>, each from a loss and its derivative. A generator, see ``losses``.
+
+    Args:
+        weights: evaluated at theta.
+        params: as of ``tangents``.
+        keys: the directions, one a query.
+    Reference: Baydin et al. 2022, "Gradients without Backpropagation", Algorithm 1.
+    """
+    numbers = yield Derivatives(weights, params, keys)
+    return average([_estimate(key, *pair) for key, pair in zip(keys, zip(numbers[::2], numbers[1::2]))])
+
+
+def _estimate(key: NoiseKey, loss: torch.Tensor, grad: torch.Tensor) -> Estimate:
+    skipped = overflows(grad) | ~torch.isfinite(loss)
+    return Estimate([(key, torch.where(skipped, 0.0, grad))], (loss,), grad, skipped)
+
+
+@dataclass(frozen=True)
+class Derivatives:
+    """A request for the loss at theta and its derivative along z(key), of each of some keys: two numbers a key."""
+
+    weights: PerturbedWeights
+    params: list[torch.Tensor]
+    keys: list[NoiseKey]
+
+    def measure(self, loss: Callable[[], Any]) -> list[torch.Tensor]:
+        """
+        Raises:
+            TypeError, ValueError: the loss is no scalar, or carries no derivative. NotImplementedError: as of ``tangents``.
+        """
+        device = self.weights.layout.params[0].device
+        with self.weights.at([]):
+            return [scalar(number, device) for key in self.keys for number in self._dual(key, loss)]
+
+    def _dual(self, key: NoiseKey, loss: Callable[[], Any]) -> tuple[torch.Tensor, torch.Tensor]:
+        with tangents(self.weights.layout, self.params, key):
+            return _unpacked(let_through(loss))
+
+    def replay(self, numbers: Iterator[Any]) -> list[torch.Tensor]:
+        with self.weights.at([]):
+            return [torch.as_tensor(next(numbers)).double() for _ in range(2 * len(self.keys))]
+
+
+def _unpacked(loss: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """-> (loss, its derivative)."""
+    if not isinstance(loss, torch.Tensor):
+        raise TypeError(
+            f"closure returned {type(loss).__name__}, which carries no derivative: return the loss as a 0-dim tensor (such as "
+            "outputs.loss), without .item() or float()"
+        )
+    value, grad = forward_ad.unpack_dual(loss)
+    if grad is None:
+        raise ValueError(
+            "closure returned a loss without a derivative: return it as computed from the parameters given, without .detach(), .data or "
+            "torch.tensor(loss)"
+        )
+    return value, grad
 
 
 @contextmanager

@@ -4,10 +4,11 @@ from dataclasses import replace
 
 import torch
 
-from .kernels import backend_for
-from .ops.handover import tell_autograd
-from .optim.base import ZerothOrder
-from .signals import let_through, whole
+from ..estimators import Closure
+from ..kernels import backend_for
+from ..ops.handover import tell_autograd
+from ..signals import let_through, whole
+from .base import ZerothOrder
 
 WARM_UP = 3  # calls of the closure before it is captured, as torch's documentation of CUDA graphs asks for
 LIVE = ("lr", "eps")  # settings that schedulers may change between replays; the others are as they were at capture
@@ -98,21 +99,21 @@ class Graph:
         torch.cuda.current_stream(self.device).wait_stream(stream)
 
     def _capture(self, closure):
-        from .kernels import cuda
+        from ..kernels import cuda
 
         optimizer, numbers = self.optimizer, [{name: group[name] for name in LIVE} for group in self.optimizer.param_groups]
         try:
             for group, live in zip(optimizer.param_groups, self._live):
                 group.update({name: live[name] for name in LIVE})
             with torch.no_grad(), torch.cuda.graph(self._graph), cuda.clock(self._clock):
-                self._estimate = optimizer._estimate(closure)
+                self._estimate = optimizer._ask(Closure(closure))
                 optimizer._update(self._estimate)
-                optimizer.model.settle()
+                optimizer.weights.apply_pending()
                 self._loss = self._estimate.loss
                 self._skipped.add_(self._estimate.skipped)
                 self._clock.add_(1)
         except BaseException:
-            optimizer.model.owed = [], 1.0  # nothing ran: the weights have not moved
+            optimizer.weights.drop_pending()  # nothing ran: the weights have not moved
             raise
         finally:
             for group, before in zip(optimizer.param_groups, numbers):
@@ -131,11 +132,11 @@ def _checked(optimizer):
     device = next(iter(devices))
     if len(devices) > 1 or device.type != "cuda":
         raise ValueError(f"zokern.graph: the parameters are on {', '.join(sorted(map(str, devices)))}: move them to one NVIDIA GPU")
-    from .kernels import cuda
+    from ..kernels import cuda
 
     if backend_for(device) is not cuda:
         raise ValueError(f"zokern.graph needs the cuda backend, which is {cuda.status()}")
-    if not optimizer.capturable or len(optimizer.model.parts) > 1:
+    if not optimizer.capturable or len(optimizer.weights.parts) > 1:
         raise ValueError(f"zokern.graph: {type(optimizer).__name__} with these settings cannot be captured: pass a MeZO without blocks")
     group = optimizer.param_groups[0]
     if group["q"] > cuda._cuda.unrolled:
