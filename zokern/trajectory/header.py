@@ -10,7 +10,7 @@ import torch
 
 from ..errors import BadInput
 from ..noise import SPEC_VERSION
-from ..ops.handover import pieces
+from ..ops.staging import pieces
 from ..optim import ForwardGradient, MeZO, MeZOSVRG, ZerothOrder, ZOAdam, ZOConservative, ZOMomentum, ZOSign
 from ..version import __version__
 from .text import FORMAT
