@@ -5,7 +5,7 @@ from dataclasses import replace
 import torch
 
 from .kernels import backend_for
-from .ops.handover import tell_autograd
+from .ops.staging import tell_autograd
 from .optim.base import ZerothOrder
 from .signals import let_through, whole
 
@@ -75,7 +75,7 @@ class Graph:
 
     def _places(self):
         self.optimizer.layout.tables()
-        return self.optimizer.layout.places
+        return self.optimizer.layout.location
 
     def _settings(self):
         return [

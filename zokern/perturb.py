@@ -120,7 +120,7 @@ class Retracing(InPlace):
     def drain(self):
         """Make the passes that wait."""
         passes, self.waiting = self.waiting, []
-        ops.retrace_(self.layout, passes)
+        ops.replay_(self.layout, passes)
 
     def _pass(self, terms, decay):
         self.waiting.append((terms, decay))

@@ -362,8 +362,8 @@ class ZerothOrder(ClosureOptimizer):
         return NoiseKey.of(group["seed"], group["step"], purpose, probe)
 
     def _setting(self, name, of=lambda value: value):
-        """A setting as add_noise_ takes coefficients: one value where the groups agree, else a tensor [layout.groups]."""
-        values = [of(self.param_groups[group][name]) for group, _ in self.layout.cells]
+        """A setting as add_noise_ takes coefficients: one value where the groups agree, else a tensor [len(layout.coefficient_groups)]."""
+        values = [of(self.param_groups[group][name]) for group, _ in self.layout.coefficient_groups]
         values = [v if isinstance(v, torch.Tensor) else float(v) for v in values]
         if not any(isinstance(v, torch.Tensor) for v in values):
             if all(v == values[0] for v in values):

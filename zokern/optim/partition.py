@@ -6,7 +6,7 @@ import torch
 
 from ..layers import Layers, layers
 from ..layout import Layout
-from ..ops.handover import pieces
+from ..ops.staging import pieces
 
 
 def layout_of(groups) -> Layout:
