@@ -69,10 +69,10 @@ def _of_blocks(layout: Layout, estimates: list[Estimate]) -> Estimate:
     if len(estimates) == 1:
         return estimates[0]
     skipped = torch.stack([e.skipped for e in estimates]).any()
-    grad = torch.zeros(layout.groups, dtype=torch.float64, device=skipped.device)
+    grad = torch.zeros(len(layout.coefficient_groups), dtype=torch.float64, device=skipped.device)
     for block, estimate in zip(layout.blocks, estimates):
         assert estimate.projected_grad is not None
-        grad = torch.where(layout.cells_of(block, grad.device), estimate.projected_grad, grad)
+        grad = torch.where(layout.coefficient_groups_of(block, grad.device), estimate.projected_grad, grad)
     ((key, _),) = estimates[0].terms
     losses = tuple(loss for e in estimates for loss in e.losses)
     return Estimate([(key, torch.where(skipped, 0.0, grad))], losses, grad, skipped)

@@ -129,7 +129,7 @@ class _Duals(TorchFunctionMode):
     def __init__(self, layout, params, key):
         super().__init__()
         self.layout, self.key, self.live = layout, key, True
-        self.places = _places(layout, params)
+        self.index_of = _index_of(layout, params)
 
     # torch takes a mode from its stack for each call and puts it back, both in Python: where an interrupt comes between, it is not there in
     # the end, or comes back when the interrupt's frames go. Then it does nothing.
@@ -155,7 +155,7 @@ class _Duals(TorchFunctionMode):
     def _duals(self, value, name):
         """The value, with the dual of every parameter in it in the parameter's place, and of views that have no tangent yet."""
         if isinstance(value, torch.Tensor):
-            i = self.places.get(id(value), self.places.get(id(value._base)))
+            i = self.index_of.get(id(value), self.index_of.get(id(value._base)))
             return value if i is None or forward_ad.unpack_dual(value).tangent is not None else self._dual(value, i, name)
         if type(value) in (list, tuple):
             return type(value)([self._duals(v, name) for v in value])
@@ -191,18 +191,18 @@ def _has_tangent(tensor):
     return forward_ad.unpack_dual(tensor).tangent is not None
 
 
-def _places(layout, params):
-    """id of a tensor -> the place in the layout of the parameter that is it, or whose memory covers it."""
-    places = {id(p): i for i, p in enumerate(layout.params)}
+def _index_of(layout, params):
+    """id of a tensor -> the number in the layout of the parameter that is it, or whose memory covers it."""
+    index_of = {id(p): i for i, p in enumerate(layout.params)}
     for n, tensor in enumerate(params):
-        if id(tensor) not in places:
-            i = places[id(tensor)] = next(i for i, p in enumerate(layout.params) if _covers(p, tensor))
+        if id(tensor) not in index_of:
+            i = index_of[id(tensor)] = next(i for i, p in enumerate(layout.params) if _covers(p, tensor))
             if tensor.dtype != layout.params[i].dtype:
                 raise ValueError(
                     f"params[{n}] is {tensor.dtype} in the memory of theta[{i}] ({layout.names[i]!r}), which is {layout.params[i].dtype}: "
                     "bits have no derivative; pass .clone() of one"
                 )
-    return places
+    return index_of
 
 
 def _covers(p, tensor):

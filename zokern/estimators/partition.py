@@ -5,7 +5,7 @@ from numbers import Real
 import torch
 
 from ..layout import Layout
-from ..ops.handover import pieces
+from ..ops.staging import pieces
 from .layers import Layers, layers
 
 

@@ -157,7 +157,7 @@ class ReplayedWeights(PerturbedWeights):
 
     def _sweep(self, i: int) -> None:
         passes, self.waiting[i] = self.waiting[i], []
-        ops.retrace_(self.parts[i], passes)
+        ops.replay_(self.parts[i], passes)
 
 
 def _decayed(terms: list[Term], decay: Coefficient) -> list[Term]:

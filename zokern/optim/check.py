@@ -223,7 +223,7 @@ def _moved(optimizer, weights, key, slopes):
     slope_of = dict(zip(layout.blocks, slopes))
     squares = moving = still = sixteen = 0.0
     for i, p in enumerate(weights):
-        group = optimizer.param_groups[layout.cells[layout.group[i]][0]]
+        group = optimizer.param_groups[layout.coefficient_groups[layout.group[i]][0]]
         slope = slope_of[layout.block[i]]
         size = optimizer.update_size(group, slope if eps is None else slope * float(eps) / float(group["eps"]))
         count = p.numel() * layout.keep[i]

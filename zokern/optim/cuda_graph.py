@@ -6,7 +6,7 @@ import torch
 
 from ..estimators import Closure
 from ..kernels import backend_for
-from ..ops.handover import tell_autograd
+from ..ops.staging import tell_autograd
 from ..signals import let_through, whole
 from .base import ZerothOrder
 
@@ -51,7 +51,7 @@ class Graph:
     def __call__(self) -> torch.Tensor:
         """One step. -> mean of the losses, a 0-dim float64 tensor on the device, overwritten by the next call."""
         optimizer, groups = self.optimizer, self.optimizer.param_groups
-        if self._settings() != self._fixed or self._places() != self._captured_places:
+        if self._settings() != self._fixed or self._location() != self._captured_location:
             raise ValueError("the optimizer's settings or its parameters' memory changed since the capture: make a new zokern.graph")
         for group, live, shown in zip(groups, self._live, self._shown):
             for name in LIVE:
@@ -74,9 +74,9 @@ class Graph:
         optimizer.watch.step(groups[0]["step"] - 1, self._seen, self._estimate.projected_grad)
         return self._loss
 
-    def _places(self):
+    def _location(self):
         self.optimizer.layout.tables()
-        return self.optimizer.layout.places
+        return self.optimizer.layout.location
 
     def _settings(self):
         return [
@@ -92,7 +92,7 @@ class Graph:
             for _ in range(WARM_UP):
                 let_through(closure)
             self._tables, _ = self.optimizer.layout.tables()  # kept, because the graph reads their copies on the device
-            self._captured_places = self._places()
+            self._captured_location = self._location()
             for table in self._tables:
                 nothing = torch.zeros(1, table.groups, device=self.device)
                 backend_for(self.device).add_noise_(table, [self.optimizer._key()], nothing, None)

@@ -76,7 +76,7 @@ class Trained(ClosureOptimizer):
 
     def _setting(self, name: str, of: Any = lambda value: value) -> Coefficient:
         """A setting as add_noise_ takes coefficients: one value where the groups agree, else a tensor [coefficient groups]."""
-        values = [of(self.param_groups[group][name]) for group, _ in self.layout.cells]
+        values = [of(self.param_groups[group][name]) for group, _ in self.layout.coefficient_groups]
         values = [v if isinstance(v, torch.Tensor) else float(v) for v in values]
         first, *_ = values
         if not any(isinstance(v, torch.Tensor) for v in values):

@@ -8,7 +8,7 @@ import torch
 
 from ..errors import BadInput
 from ..noise import SPEC_VERSION
-from ..ops.handover import pieces
+from ..ops.staging import pieces
 from ..optim import ZerothOrder, logged_as, optimizers
 from ..version import __version__
 from .text import FORMAT

@@ -60,7 +60,7 @@ class Hybrid(ClosureOptimizer):
         fo: [parameter] -> torch optimizer, such as ``functools.partial(torch.optim.AdamW, lr=1e-5)``.
         split: who is first-order: ``zokern.splits.Depth``, ``Inter``, ``Intra`` or ``LISA``. Where it draws again, ``zo`` and ``fo`` are
             given all trainable parameters once, and hold at each step those that are theirs; the state of those that leave is dropped.
-        share_forward: take the gradient at the first of the zeroth-order half's places, theta + eps z, instead of at theta: two forward
+        share_forward: take the gradient at the first of the zeroth-order half's points, theta + eps z, instead of at theta: two forward
             passes in all. Default False.
     Attributes:
         zo, fo: the two optimizers; learning rate schedulers work on them, too. ``zo`` is None where that half is frozen.
