@@ -234,8 +234,6 @@ def test_an_objective_without_a_derivative(trainer_of):
 
 
 def test_the_trajectory_is_recorded(trainer_of, tmp_path):
-    if not hasattr(zokern, "record"):
-        pytest.skip("this zokern has no record")
     path = tmp_path / "log.jsonl"
     trainer_of(trainer={"trajectory": path}, logging_steps=2, **SAVING).train()
     whole = path.read_text().splitlines()
