@@ -11,7 +11,7 @@ from optimizer_cases import OPTIMIZERS
 from tolerances import RESTORED
 
 from zokern import MeZO, NoiseKey
-from zokern.estimate import Estimate
+from zokern.estimators import Estimate
 from zokern.noise import reference
 
 

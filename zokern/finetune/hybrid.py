@@ -4,7 +4,7 @@ from functools import partial
 
 import torch
 
-from ..layers import layers
+from ..estimators import layers
 from ..optim import Hybrid, splits
 from .settings import Settings
 

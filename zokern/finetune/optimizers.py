@@ -6,7 +6,7 @@ from dataclasses import replace
 import torch
 
 from ..errors import BadInput, need
-from ..layers import layers
+from ..estimators import layers
 from ..optim import optimizers
 from . import hybrid
 from .settings import CHOICES, OPTIMIZER, Settings, title

@@ -3,6 +3,9 @@
 import torch
 from torch import distributed
 
+from ..estimators import Closure
+from ..signals import let_through
+
 
 def count() -> int:
     return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
@@ -12,7 +15,7 @@ def rank() -> int:
     return distributed.get_rank() if count() > 1 else 0
 
 
-class OfAll:
+class DistributedClosure(Closure):
     """A closure whose loss is the mean over all processes, each of which sees its part of the batch.
 
     Args:
@@ -23,17 +26,18 @@ class OfAll:
     def __init__(self, part, gradient=None):
         self.part, self.gradient, self.weight = part, gradient, None
 
-    def __call__(self):
+    def closure(self):
         loss, self.weight = self.part()
         return loss
 
     def differentiate(self, params):
-        loss, self.weight = self.gradient()
+        with torch.enable_grad():
+            loss, self.weight = let_through(self.gradient)
         average_gradients(params, self.weight)
         return loss
 
-    def agree(self, losses):
-        return means(losses, self.weight)
+    def combine(self, numbers):
+        return means(numbers, self.weight)
 
 
 @torch.no_grad()

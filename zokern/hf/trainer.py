@@ -13,8 +13,8 @@ from transformers.trainer_pt_utils import find_batch_size
 
 import zokern
 
+from ..estimators.losses import backpropagated
 from ..optim import ClosureOptimizer, named
-from ..optim.hybrid.backward import backpropagated
 from . import arguments, checkpoint, processes
 from .arguments import ADAMS_LR
 from .mean import FiniteMean
@@ -182,14 +182,14 @@ class ZOTrainer(Trainer):
         batches, self._micro_batches = self._micro_batches, []
         model.eval()
         optimizer = self.zeroth_order
-        closures = [processes.OfAll(lambda: self._loss(model, batches), lambda: self._gradient(model, batches))]
+        closures = [processes.DistributedClosure(lambda: self._loss(model, batches), lambda: self._gradient(model, batches))]
         if optimizer.full_batch_due:
             _schedule_lr_full(optimizer)
             step = optimizer.param_groups[0]["step"]
-            closures.append(processes.OfAll(lambda: self._loss(model, self._full_batches(step))))
+            closures.append(processes.DistributedClosure(lambda: self._loss(model, self._full_batches(step))))
         if self._checks and self.state.global_step == 0:
             self._check(optimizer, closures[0])
-        loss = optimizer.begin(*closures).loss.to(self.args.device, torch.float32)
+        loss = optimizer.measure(*closures).loss.to(self.args.device, torch.float32)
         every = self.args.torch_empty_cache_steps
         if every is not None and self.state.global_step % every == 0:
             clear_device_cache()

@@ -4,10 +4,11 @@ from dataclasses import replace
 
 import torch
 
-from .kernels import backend_for
-from .ops.handover import tell_autograd
-from .optim.base import ZerothOrder
-from .signals import let_through, whole
+from ..estimators import Closure
+from ..kernels import backend_for
+from ..ops.staging import tell_autograd
+from ..signals import let_through, whole
+from .base import ZerothOrder
 
 WARM_UP = 3  # calls of the closure before it is captured, as torch's documentation of CUDA graphs asks for
 LIVE = ("lr", "eps")  # settings that schedulers may change between replays; the others are as they were at capture
@@ -50,7 +51,7 @@ class Graph:
     def __call__(self) -> torch.Tensor:
         """One step. -> mean of the losses, a 0-dim float64 tensor on the device, overwritten by the next call."""
         optimizer, groups = self.optimizer, self.optimizer.param_groups
-        if self._settings() != self._fixed or self._places() != self._captured_places:
+        if self._settings() != self._fixed or self._location() != self._captured_location:
             raise ValueError("the optimizer's settings or its parameters' memory changed since the capture: make a new zokern.graph")
         for group, live, shown in zip(groups, self._live, self._shown):
             for name in LIVE:
@@ -73,9 +74,9 @@ class Graph:
         optimizer.watch.step(groups[0]["step"] - 1, self._seen, self._estimate.projected_grad)
         return self._loss
 
-    def _places(self):
+    def _location(self):
         self.optimizer.layout.tables()
-        return self.optimizer.layout.places
+        return self.optimizer.layout.location
 
     def _settings(self):
         return [
@@ -91,28 +92,28 @@ class Graph:
             for _ in range(WARM_UP):
                 let_through(closure)
             self._tables, _ = self.optimizer.layout.tables()  # kept, because the graph reads their copies on the device
-            self._captured_places = self._places()
+            self._captured_location = self._location()
             for table in self._tables:
                 nothing = torch.zeros(1, table.groups, device=self.device)
                 backend_for(self.device).add_noise_(table, [self.optimizer._key()], nothing, None)
         torch.cuda.current_stream(self.device).wait_stream(stream)
 
     def _capture(self, closure):
-        from .kernels import cuda
+        from ..kernels import cuda
 
         optimizer, numbers = self.optimizer, [{name: group[name] for name in LIVE} for group in self.optimizer.param_groups]
         try:
             for group, live in zip(optimizer.param_groups, self._live):
                 group.update({name: live[name] for name in LIVE})
             with torch.no_grad(), torch.cuda.graph(self._graph), cuda.clock(self._clock):
-                self._estimate = optimizer._estimate(closure)
+                self._estimate = optimizer._ask(Closure(closure))
                 optimizer._update(self._estimate)
-                optimizer.model.settle()
+                optimizer.weights.apply_pending()
                 self._loss = self._estimate.loss
                 self._skipped.add_(self._estimate.skipped)
                 self._clock.add_(1)
         except BaseException:
-            optimizer.model.owed = [], 1.0  # nothing ran: the weights have not moved
+            optimizer.weights.drop_pending()  # nothing ran: the weights have not moved
             raise
         finally:
             for group, before in zip(optimizer.param_groups, numbers):
@@ -131,11 +132,11 @@ def _checked(optimizer):
     device = next(iter(devices))
     if len(devices) > 1 or device.type != "cuda":
         raise ValueError(f"zokern.graph: the parameters are on {', '.join(sorted(map(str, devices)))}: move them to one NVIDIA GPU")
-    from .kernels import cuda
+    from ..kernels import cuda
 
     if backend_for(device) is not cuda:
         raise ValueError(f"zokern.graph needs the cuda backend, which is {cuda.status()}")
-    if not optimizer.capturable or len(optimizer.model.parts) > 1:
+    if not optimizer.capturable or len(optimizer.weights.parts) > 1:
         raise ValueError(f"zokern.graph: {type(optimizer).__name__} with these settings cannot be captured: pass a MeZO without blocks")
     group = optimizer.param_groups[0]
     if group["q"] > cuda._cuda.unrolled:

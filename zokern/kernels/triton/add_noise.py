@@ -5,8 +5,8 @@ import triton.language as tl
 
 from ...noise import spec
 from ..spans import BLOCK, pack, spans, to_device
-from .memory import DTYPES, launching, load_block, load_key, load_span, narrow, widen
 from .noise import fma, normals
+from .storage import DTYPES, launching, load_block, load_key, load_span, narrow, widen
 
 # Counts are instructions an element in bfloat16 on sm_90, from bench/sass.py; nothing here has been timed on a GPU yet.
 # BLOCK is 4096, 32 elements a thread: 28.7 and 61 registers, where 16 a thread take 29.9 and 35.
@@ -26,9 +26,9 @@ def load_term(keys, coefficients, k, terms, groups):
 
 
 @triton.jit
-def add_term(acc, at, high, seed, step, stream, c, last, one, BLOCKS: tl.constexpr, MASKED: tl.constexpr):
+def add_term(acc, at, high, seed, step, stream, c, keep_threshold, one, BLOCKS: tl.constexpr, MASKED: tl.constexpr):
     """``at``: as ``normals`` takes it."""
-    return fma(normals(at, high, seed, step, stream, last, one, BLOCKS, MASKED), c, acc)
+    return fma(normals(at, high, seed, step, stream, keep_threshold, one, BLOCKS, MASKED), c, acc)
 
 
 @triton.jit
@@ -37,17 +37,17 @@ def add_terms(
     seed0, step0, stream0, c0,
     seed1, step1, stream1, c1,
     keys, coefficients, terms, groups,
-    last, one, TERMS: tl.constexpr, BLOCKS: tl.constexpr, MASKED: tl.constexpr,
+    keep_threshold, one, TERMS: tl.constexpr, BLOCKS: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
     """Terms 0 and 1 are given; TERMS = 0 reads all of them instead."""
     if TERMS == 0:
         for k in range(terms):
             seed, step, stream, c = load_term(keys, coefficients, k, terms, groups)
-            acc = add_term(acc, at, high, seed, step, stream, c, last, one, BLOCKS, MASKED)
+            acc = add_term(acc, at, high, seed, step, stream, c, keep_threshold, one, BLOCKS, MASKED)
     else:
-        acc = add_term(acc, at, high, seed0, step0, stream0, c0, last, one, BLOCKS, MASKED)
+        acc = add_term(acc, at, high, seed0, step0, stream0, c0, keep_threshold, one, BLOCKS, MASKED)
         if TERMS == 2:
-            acc = add_term(acc, at, high, seed1, step1, stream1, c1, last, one, BLOCKS, MASKED)
+            acc = add_term(acc, at, high, seed1, step1, stream1, c1, keep_threshold, one, BLOCKS, MASKED)
     return acc
 
 
@@ -56,7 +56,7 @@ def add_terms(
     do_not_specialize_on_alignment=["spans", "keys", "coefficients", "decay"],
 )
 def add_noise_kernel(
-    spans,  # int64 [programs, 4]: address, numel, first, group and last
+    spans,  # int64 [programs, 4]: address, numel, first, group and keep_threshold
     keys,  # int32 [terms, 4]: seed mod 2^32, seed >> 32, step, stream
     coefficients,  # float32 [terms, groups]
     decay,  # float32 [groups]
@@ -72,7 +72,7 @@ def add_noise_kernel(
 ):
     BLOCKS: tl.constexpr = 1 if DTYPE == tl.float32 else 2  # Philox blocks in 16 bytes of theta
     LANES: tl.constexpr = BLOCK // (4 * BLOCKS)
-    address, numel, first, group, last = load_span(spans)
+    address, numel, first, group, keep_threshold = load_span(spans)
     coefficients += group
     seed0, step0, stream0, c0 = load_term(keys, coefficients, 0, TERMS, groups)
     seed1, step1, stream1, c1 = load_term(keys, coefficients, 1, TERMS, groups)
@@ -96,7 +96,7 @@ def add_noise_kernel(
             seed0, step0, stream0, c0,
             seed1, step1, stream1, c1,
             keys, coefficients, terms, groups,
-            last, one, TERMS, BLOCKS, MASKED,
+            keep_threshold, one, TERMS, BLOCKS, MASKED,
         )  # fmt: skip
         tl.store(here + tl.arange(0, BLOCK), narrow(acc, DTYPE))
 
@@ -113,7 +113,7 @@ def add_noise_kernel(
             seed0, step0, stream0, c0,
             seed1, step1, stream1, c1,
             keys, coefficients, terms, groups,
-            last, one, TERMS, 0, MASKED,
+            keep_threshold, one, TERMS, 0, MASKED,
         )  # fmt: skip
         tl.store(theta + offset, narrow(acc, DTYPE), inside)
 

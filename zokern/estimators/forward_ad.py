@@ -1,7 +1,10 @@
 """Derivatives along z by forward-mode AD, with a z that exists only where it is used."""
 
 import sys
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch._ops import OpOverload, OpOverloadPacket
@@ -10,14 +13,78 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
-from . import ops
-from .layout import Layout
-from .noise import NoiseKey
+from .. import ops
+from ..layout import Layout
+from ..noise import NoiseKey
+from ..signals import let_through
+from .estimate import Estimate, average, overflows
+from .losses import Estimator, scalar
+from .perturbation import PerturbedWeights
 
 # What describes a tensor. Attributes do, or are views of it (.T), which are known for what they are.
 DESCRIBE = {"__get__", "__set__", "__len__", "size", "dim", "numel", "stride", "storage_offset", "element_size"}
 DESCRIBE |= {"is_contiguous", "is_floating_point"}
 OPERATIONS = (OpOverload, OpOverloadPacket)
+
+
+def forward_gradient(weights: PerturbedWeights, params: list[torch.Tensor], keys: list[NoiseKey]) -> Estimator:
+    """The mean of one estimate a key, g = <grad L(theta), z(key)>, each from a loss and its derivative. A generator, see ``losses``.
+
+    Args:
+        weights: evaluated at theta.
+        params: as of ``tangents``.
+        keys: the directions, one a query.
+    Reference: Baydin et al. 2022, "Gradients without Backpropagation", Algorithm 1.
+    """
+    numbers = yield Derivatives(weights, params, keys)
+    return average([_estimate(key, *pair) for key, pair in zip(keys, zip(numbers[::2], numbers[1::2]))])
+
+
+def _estimate(key: NoiseKey, loss: torch.Tensor, grad: torch.Tensor) -> Estimate:
+    skipped = overflows(grad) | ~torch.isfinite(loss)
+    return Estimate([(key, torch.where(skipped, 0.0, grad))], (loss,), grad, skipped)
+
+
+@dataclass(frozen=True)
+class Derivatives:
+    """A request for the loss at theta and its derivative along z(key), of each of some keys: two numbers a key."""
+
+    weights: PerturbedWeights
+    params: list[torch.Tensor]
+    keys: list[NoiseKey]
+
+    def measure(self, loss: Callable[[], Any]) -> list[torch.Tensor]:
+        """
+        Raises:
+            TypeError, ValueError: the loss is no scalar, or carries no derivative. NotImplementedError: as of ``tangents``.
+        """
+        device = self.weights.layout.params[0].device
+        with self.weights.at([]):
+            return [scalar(number, device) for key in self.keys for number in self._dual(key, loss)]
+
+    def _dual(self, key: NoiseKey, loss: Callable[[], Any]) -> tuple[torch.Tensor, torch.Tensor]:
+        with tangents(self.weights.layout, self.params, key):
+            return _unpacked(let_through(loss))
+
+    def replay(self, numbers: Iterator[Any]) -> list[torch.Tensor]:
+        with self.weights.at([]):
+            return [torch.as_tensor(next(numbers)).double() for _ in range(2 * len(self.keys))]
+
+
+def _unpacked(loss: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """-> (loss, its derivative)."""
+    if not isinstance(loss, torch.Tensor):
+        raise TypeError(
+            f"closure returned {type(loss).__name__}, which carries no derivative: return the loss as a 0-dim tensor (such as "
+            "outputs.loss), without .item() or float()"
+        )
+    value, grad = forward_ad.unpack_dual(loss)
+    if grad is None:
+        raise ValueError(
+            "closure returned a loss without a derivative: return it as computed from the parameters given, without .detach(), .data or "
+            "torch.tensor(loss)"
+        )
+    return value, grad
 
 
 @contextmanager
@@ -62,7 +129,7 @@ class _Duals(TorchFunctionMode):
     def __init__(self, layout, params, key):
         super().__init__()
         self.layout, self.key, self.live = layout, key, True
-        self.places = _places(layout, params)
+        self.index_of = _index_of(layout, params)
 
     # torch takes a mode from its stack for each call and puts it back, both in Python: where an interrupt comes between, it is not there in
     # the end, or comes back when the interrupt's frames go. Then it does nothing.
@@ -88,7 +155,7 @@ class _Duals(TorchFunctionMode):
     def _duals(self, value, name):
         """The value, with the dual of every parameter in it in the parameter's place, and of views that have no tangent yet."""
         if isinstance(value, torch.Tensor):
-            i = self.places.get(id(value), self.places.get(id(value._base)))
+            i = self.index_of.get(id(value), self.index_of.get(id(value._base)))
             return value if i is None or forward_ad.unpack_dual(value).tangent is not None else self._dual(value, i, name)
         if type(value) in (list, tuple):
             return type(value)([self._duals(v, name) for v in value])
@@ -124,18 +191,18 @@ def _has_tangent(tensor):
     return forward_ad.unpack_dual(tensor).tangent is not None
 
 
-def _places(layout, params):
-    """id of a tensor -> the place in the layout of the parameter that is it, or whose memory covers it."""
-    places = {id(p): i for i, p in enumerate(layout.params)}
+def _index_of(layout, params):
+    """id of a tensor -> the number in the layout of the parameter that is it, or whose memory covers it."""
+    index_of = {id(p): i for i, p in enumerate(layout.params)}
     for n, tensor in enumerate(params):
-        if id(tensor) not in places:
-            i = places[id(tensor)] = next(i for i, p in enumerate(layout.params) if _covers(p, tensor))
+        if id(tensor) not in index_of:
+            i = index_of[id(tensor)] = next(i for i, p in enumerate(layout.params) if _covers(p, tensor))
             if tensor.dtype != layout.params[i].dtype:
                 raise ValueError(
                     f"params[{n}] is {tensor.dtype} in the memory of theta[{i}] ({layout.names[i]!r}), which is {layout.params[i].dtype}: "
                     "bits have no derivative; pass .clone() of one"
                 )
-    return places
+    return index_of
 
 
 def _covers(p, tensor):

@@ -3,14 +3,14 @@
 import torch
 
 from ..kernels import backend_for
-from ..kernels.passes import DECAY, FRESH, ROUND
+from ..kernels.passes import DECAY, NEXT_KEY, ROUND
 from ..layout import Layout
-from .checks import check_passes
-from .handover import each_table, place
+from .arguments import check_passes
+from .staging import each_table, stage
 
 
 @torch.no_grad()
-def retrace_(layout: Layout, passes) -> None:
+def replay_(layout: Layout, passes) -> None:
     """``for terms, decay in passes: add_noise_(layout, terms, decay)``, bit for bit, in one read and one write of theta.
 
     Training perturbs in place: a step of MeZO is three passes, and theta is rounded to its dtype after each. To come to the same bits, a
@@ -24,29 +24,29 @@ def retrace_(layout: Layout, passes) -> None:
         TypeError, ValueError: a pass that is no (terms, decay), a key that is no NoiseKey, or a number of another shape; nothing has
             changed then.
     """
-    keys, uses, values = _flat(check_passes(passes, layout.groups))
-    if not len(uses):
+    keys, instructions, values = _flat(check_passes(passes, len(layout.coefficient_groups)))
+    if not len(instructions):
         return
-    placed = {}
+    staged = {}
     for table in each_table(layout):
-        if table.device not in placed:
-            placed[table.device] = place(values, table.groups, table.device)
-        backend_for(table.device).retrace_(table, keys, uses, placed[table.device])
+        if table.device not in staged:
+            staged[table.device] = stage(values, table.groups, table.device)
+        backend_for(table.device).replay_(table, keys, instructions, staged[table.device])
 
 
 def _flat(passes):
-    """-> the keys in the order of their runs, what each use does (``kernels.passes``), and its value."""
-    keys, uses, values = [], [], []
+    """-> the keys in the order of their runs, the instructions (``kernels.passes``), and the value of each."""
+    keys, instructions, values = [], [], []
     for terms, decay in passes:
         if decay is not None:
-            uses.append(DECAY)
+            instructions.append(DECAY)
             values.append(decay)
         for key, c in terms:
-            fresh = not keys or key != keys[-1]
-            if fresh:
+            new = not keys or key != keys[-1]
+            if new:
                 keys.append(key)
-            uses.append(FRESH if fresh else 0)
+            instructions.append(NEXT_KEY if new else 0)
             values.append(c)
         if terms or decay is not None:
-            uses[-1] |= ROUND
-    return keys, torch.tensor(uses, dtype=torch.uint8), values
+            instructions[-1] |= ROUND
+    return keys, torch.tensor(instructions, dtype=torch.uint8), values

@@ -3,13 +3,13 @@
 #pragma once
 
 #include "elements.hpp"
-#include "retrace.hpp"
+#include "replay.hpp"
 
 namespace zokern {
 namespace {
 
 template <class T, bool kMask>
-__global__ void __launch_bounds__(kThreads) retrace_kernel(const __grid_constant__ Retrace p) {
+__global__ void __launch_bounds__(kThreads) replay_kernel(const __grid_constant__ Replay p) {
     const Span span = p.spans[blockIdx.x];
     const uint32_t now = p.clock ? *p.clock : 0;
     const float* const values = p.values + span.group;
@@ -25,10 +25,10 @@ __global__ void __launch_bounds__(kThreads) retrace_kernel(const __grid_constant
         };
         const Key* next = p.keys;
 #pragma unroll 1
-        for (uint32_t u = 0; u < p.n_uses; ++u) {
-            const uint8_t use = p.uses[u];
-            const float value = values[u * p.groups];
-            if (use & kFresh) {
+        for (uint32_t i = 0; i < p.n_instructions; ++i) {
+            const uint8_t instruction = p.instructions[i];
+            const float value = values[i * p.groups];
+            if (instruction & kNextKey) {
                 Key key = *next++;
                 key.step += now;
                 const Schedule s = schedule(key, high);
@@ -38,14 +38,14 @@ __global__ void __launch_bounds__(kThreads) retrace_kernel(const __grid_constant
                     for (int b = 0; b < n / 4; ++b) {
                         float(&block)[4] = reinterpret_cast<float(&)[4]>(z[v][4 * b]);
                         normals(block, block_of<n>(q, v, b), s);
-                        if (kMask) drop(block, block_of<n>(q, v, b), mask_of(s), span.last);
+                        if (kMask) drop(block, block_of<n>(q, v, b), mask_of(s), span.keep_threshold);
                     }
             }
-            if (use & kDecay)
+            if (instruction & kDecay)
                 each([&](float x, float) { return value * x; });
             else
                 each([&](float x, float z) { return __fmaf_rn(value, z, x); });
-            if (use & kRound) each([](float x, float) { return rounded(x, T()); });
+            if (instruction & kRound) each([](float x, float) { return rounded(x, T()); });
         }
     });
 }

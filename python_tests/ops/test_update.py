@@ -7,7 +7,7 @@ from tolerances import ROUNDING, STATE, STOCHASTIC
 from zokern import Layout, NoiseKey, ops, use_backend
 from zokern.noise import reference
 from zokern.noise.spec import ROUNDING as PURPOSE
-from zokern.ops.moments import RULES
+from zokern.ops.update import RULES
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 LR, BETA1, BETA2, DELTA = 1e-2, 0.9, 0.98, 1e-3
@@ -130,7 +130,7 @@ STRIDED = {
 @pytest.mark.parametrize("state_dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("make", STRIDED.values(), ids=STRIDED)
 def test_strides_change_nothing(make, state_dtype, monkeypatch):
-    monkeypatch.setattr("zokern.ops.handover.PIECE", 701)
+    monkeypatch.setattr("zokern.ops.staging.PIECE", 701)
     results = []
     for theta in (make(torch.float32), torch.zeros(make(torch.float32).shape)):
         layout = Layout([torch.zeros(7), theta], keep=[1.0, 0.5])

@@ -4,9 +4,9 @@ from numbers import Real
 
 import torch
 
-from ..layers import Layers, layers
 from ..layout import Layout
-from ..ops.handover import pieces
+from ..ops.staging import pieces
+from .layers import Layers, layers
 
 
 def layout_of(groups) -> Layout:

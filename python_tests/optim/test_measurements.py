@@ -1,4 +1,4 @@
-"""A step in two halves, and a step again from its readings: the same bits as a step in one."""
+"""A step in two halves, and a step again from its measurements: the same bits as a step in one."""
 
 import math
 from functools import partial
@@ -46,7 +46,7 @@ def run(make, dtype, take, at=None):
 
 
 def halves(optimizer, closure):
-    optimizer.begin(closure)
+    optimizer.measure(closure)
     return optimizer.step()
 
 
@@ -71,7 +71,7 @@ def test_readings_repeat_a_step(name, dtype):
 
     def step(optimizer, closure):
         loss = optimizer.step(closure)
-        read.append([float(reading) for reading in optimizer.readings])
+        read.append([float(measurement) for measurement in optimizer.measurements])
         return loss
 
     _, expected = run(OPTIMIZERS[name], dtype, step, at=6)
@@ -88,8 +88,8 @@ def test_a_forward_gradient_is_repeated():
     first, second = (ForwardGradient(p, lr=1e-3, q=2) for p in (a, b))
     for _ in range(3):
         loss = first.step(lambda: sum((p - 1).square().sum() for p in a))
-        assert len(first.readings) == 4
-        assert torch.equal(second.repeat(first.readings), loss)
+        assert len(first.measurements) == 4
+        assert torch.equal(second.repeat(first.measurements), loss)
         assert all(map(torch.equal, bits(a), bits(b)))
 
 
@@ -114,7 +114,7 @@ def test_processes_agree_on_all_losses_of_a_step_at_once(name):
         assert torch.equal(loss, loss_) and all(map(torch.equal, theta, theta_))
     asked, forwards = halves_seen[1]
     assert asked == APART.get(name, [forwards])
-    assert len(parted.readings) == sum(halves_seen[-1][0])
+    assert len(parted.measurements) == sum(halves_seen[-1][0])
 
 
 @pytest.mark.parametrize("name", ["MeZO", "MeZO q=2", "ZOConservative", "ZOAdam", "MeZOSVRG replay"])
@@ -139,14 +139,14 @@ def test_flush_between_the_halves_and_a_step_that_never_comes():
     params, same = parameters(), parameters()
     begun, plain = (OPTIMIZERS["MeZO"](p, **SETTINGS) for p in (params, same))
     closure = closure_of(params)
-    begun.begin(closure)
+    begun.measure(closure)
     assert not torch.equal(params[1], same[1])
     begun.flush()
     assert torch.allclose(params[1], same[1], atol=1e-6)
     begun.step()
     plain.step(closure_of(same))
     assert torch.allclose(params[1], same[1], atol=1e-6) and begun.param_groups[0]["step"] == 1
-    begun.begin(closure)
+    begun.measure(closure)
     begun.step(closure)  # the estimate that was begun is dropped
     assert begun.param_groups[0]["step"] == 2
     with pytest.raises(ValueError, match=r"closure=None: .*as transformers' Trainer does, take zokern.hf.ZOTrainer"):
@@ -156,7 +156,7 @@ def test_flush_between_the_halves_and_a_step_that_never_comes():
 def test_weights_changed_between_the_halves_are_noticed():
     params = parameters()
     optimizer = OPTIMIZERS["MeZO"](params, **SETTINGS)
-    optimizer.begin(closure_of(params))
+    optimizer.measure(closure_of(params))
     with torch.no_grad():
         params[1].zero_()
     with pytest.raises(RuntimeError, match="were changed"):
@@ -169,6 +169,6 @@ def test_readings_of_another_number_are_refused(name, due):
     before = bits(params)
     optimizer = OPTIMIZERS[name](params, **SETTINGS)
     for given in (due - 1, due + 1):
-        with pytest.raises(ValueError, match=rf"readings of step 0: {given}, but a step of \w+ has {due}"):
+        with pytest.raises(ValueError, match=rf"measurements of step 0: {given}, but a step of \w+ has {due}"):
             optimizer.repeat([1.0] * given)
     assert all(map(torch.equal, before, bits(params)))

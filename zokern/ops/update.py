@@ -8,12 +8,12 @@ from dataclasses import dataclass
 import torch
 
 from ..kernels import backend_for
+from ..kernels.location import location
 from ..layout import Layout, State, check_memory
 from ..noise import NoiseKey
 from ..noise.spec import ROUNDING
-from ..places import places
-from .checks import check_decay, check_number, check_terms
-from .handover import gathered, place, table_of, tell_autograd
+from .arguments import check_decay, check_number, check_terms
+from .staging import gathered, stage, table_of, tell_autograd
 
 STATE_DTYPES = (torch.float32, torch.bfloat16)
 
@@ -58,7 +58,7 @@ def update_(layout: Layout, rule: str, terms, numbers, state=(), owed=(), decay=
         layout: the parameters, their element indices, and which share of their elements the noise reaches.
         rule: a name of ``RULES``.
         terms: sequence of (NoiseKey, coefficient): the gradient's estimate g. Coefficients as ``add_noise_`` takes them.
-        numbers: what the rule calls n, each a number, a 0-dim tensor, or a tensor [layout.groups].
+        numbers: what the rule calls n, each a number, a 0-dim tensor, or a tensor [len(layout.coefficient_groups)].
         state: for each state of the rule, in order, a list of one tensor a parameter, of its shape and device, contiguous where it is: all
             float32, or all bfloat16, which is rounded stochastically. Zeros, as ``torch.zeros_like`` makes them, to start with.
         owed: terms that go into theta before the rule, in units of theta. Default none.
@@ -69,7 +69,7 @@ def update_(layout: Layout, rule: str, terms, numbers, state=(), owed=(), decay=
     """
     if rule not in RULES:
         raise ValueError(f"rule={rule!r} is unknown: pass one of {', '.join(map(repr, RULES))}")
-    rule, groups = RULES[rule], layout.groups
+    rule, groups = RULES[rule], len(layout.coefficient_groups)
     terms, owed = check_terms("terms", terms, groups), check_terms("owed", owed, groups)
     numbers, decay = list(numbers), check_decay(decay, groups)
     if len(numbers) != len(rule.numbers):
@@ -78,8 +78,8 @@ def update_(layout: Layout, rule: str, terms, numbers, state=(), owed=(), decay=
         check_number(f"numbers[{n}] ({rule.numbers[n]})", value, groups)
     state = [list(slot) for slot in state]
     tables, strided = layout.tables()
-    seen = [rule.name, *map(places, state)]
-    if layout.state is None or not all(seen) or seen != layout.state.places:
+    seen = [rule.name, *map(location, state)]
+    if layout.state is None or not all(seen) or seen != layout.state.location:
         layout.state = _Seen(seen, _check_state(rule, state, layout))
     dtype = layout.state.dtype
     rounding = _rounding_keys(rule, dtype, rounding)
@@ -88,13 +88,13 @@ def update_(layout: Layout, rule: str, terms, numbers, state=(), owed=(), decay=
     keys = [*in_theta, *(key for key in in_g if key not in in_theta)]
     values = [*(in_theta.get(key, 0.0) for key in keys), *(in_g.get(key, 0.0) for key in keys), *numbers]
     values += [] if decay is None else [decay]
-    k, placed = len(keys), {}
+    k, staged = len(keys), {}
 
     def run(table, held):
-        if table.device not in placed:
-            v = place(values, groups, table.device)
-            placed[table.device] = v[:k], v[k : 2 * k], None if decay is None else v[-1], v[2 * k : 2 * k + len(numbers)]
-        backend_for(table.device).update_(table, rule, keys, *placed[table.device], held, rounding)
+        if table.device not in staged:
+            v = stage(values, groups, table.device)
+            staged[table.device] = v[:k], v[k : 2 * k], None if decay is None else v[-1], v[2 * k : 2 * k + len(numbers)]
+        backend_for(table.device).update_(table, rule, keys, *staged[table.device], held, rounding)
 
     for table in tables:
         run(table, _state_of(table, state, layout.state))
@@ -114,9 +114,9 @@ def _merged(terms):
 
 @dataclass(frozen=True)
 class _Seen:
-    """State that has been checked, by its places: the next step need not."""
+    """State that has been checked, and where it lay then: while it lies there, no step checks it again."""
 
-    places: list
+    location: list
     dtype: torch.dtype
 
 

@@ -9,8 +9,8 @@ import torch
 from torch.autograd import forward_ad
 
 from zokern import Layout, NoiseKey, ops
+from zokern.estimators.forward_ad import tangents
 from zokern.noise import reference
-from zokern.tangents import tangents
 
 KEY = NoiseKey(7, 3, 1)
 
@@ -185,7 +185,7 @@ def test_compiled_code_is_passed_over_inside_only(w):
 CODE = """
 import resource, torch
 from zokern import Layout, NoiseKey
-from zokern.tangents import tangents
+from zokern.estimators.forward_ad import tangents
 torch.set_num_threads(1)
 
 def now():

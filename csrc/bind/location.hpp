@@ -29,7 +29,7 @@ struct DLPackExchangeAPI {
 };
 
 /// A type of tensors -> (list of such) -> bytes: address, device, dtype, shape and strides of each; none where one of them cannot be told.
-inline pybind11::cpp_function places_by(const pybind11::type& type) {
+inline pybind11::cpp_function location_by(const pybind11::type& type) {
     const pybind11::object capsule = type.attr("__dlpack_c_exchange_api__");
     const auto* api = static_cast<const DLPackExchangeAPI*>(PyCapsule_GetPointer(capsule.ptr(), "dlpack_exchange_api"));
     if (!api) throw pybind11::error_already_set();

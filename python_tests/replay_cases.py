@@ -8,7 +8,7 @@ from update_cases import AROUND, INTEGERS
 from zokern.kernels import reference
 from zokern.layout import Table, pack
 from zokern.noise import NoiseKey
-from zokern.ops.retrace import _flat
+from zokern.ops.replay import _flat
 
 GROUPS = 3
 A, B, C = (NoiseKey(2**64 - 1 - k, 2**32 - 200 - k, k << 24 | 2**24 - 1 - k) for k in range(3))
@@ -36,8 +36,8 @@ def each_group(value):
     return value * (1 + torch.arange(GROUPS) / 8)
 
 
-def check_retrace(retrace_, dtype, pieces, passes, device="cpu", later=0):
-    """``retrace_`` of a backend against the oracle's add_noise_ with every step ``later``, one pass after the other."""
+def check_replay(replay_, dtype, pieces, passes, device="cpu", later=0):
+    """``replay_`` of a backend against the oracle's add_noise_ with every step ``later``, one pass after the other."""
     random = torch.Generator().manual_seed(len(passes))
     special = torch.tensor([-0.0, 0.0, torch.finfo(dtype).smallest_normal / 4, -torch.finfo(dtype).max, torch.finfo(dtype).max / 2])
     memory = []
@@ -49,13 +49,13 @@ def check_retrace(retrace_, dtype, pieces, passes, device="cpu", later=0):
 
     def table_of(memory, device):
         held = [tensor[AROUND + p.shift :][: p.count] for p, tensor in zip(pieces, memory)]
-        rows = [(tensor.data_ptr(), p.count, p.first, pack(p.group, p.last)) for p, tensor in zip(pieces, held)]
+        rows = [(tensor.data_ptr(), p.count, p.first, pack(p.group, p.keep_threshold)) for p, tensor in zip(pieces, held)]
         return Table(dtype, torch.device(device), GROUPS, torch.tensor(rows))
 
-    keys, uses, values = _flat([(terms, None if decay == 1 else decay) for terms, decay in passes])
+    keys, instructions, values = _flat([(terms, None if decay == 1 else decay) for terms, decay in passes])
     on_device = [tensor.to(device).clone() for tensor in memory]
-    placed = torch.stack([each_group(v) for v in values]).to(device) if values else torch.zeros(0, GROUPS, device=device)
-    retrace_(table_of(on_device, device), keys, uses, placed)
+    staged = torch.stack([each_group(v) for v in values]).to(device) if values else torch.zeros(0, GROUPS, device=device)
+    replay_(table_of(on_device, device), keys, instructions, staged)
     with np.errstate(all="ignore"):
         for terms, decay in passes:
             moved = [NoiseKey(key.seed, (key.step + later) % 2**32, key.stream) for key, _ in terms]

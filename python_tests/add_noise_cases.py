@@ -3,29 +3,32 @@
 import numpy as np
 import torch
 
-from zokern.layout import ALL, Table, pack
+from zokern.layout import KEEP_ALL, Table, pack
 from zokern.noise import NoiseKey, reference
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 KEY = NoiseKey(0x123456789ABCDEF0, 7, 3)
 
 
-def add_noise_(backend, tensors, firsts, keys, coefficients, decay=None, clock=None, last=ALL):
+def add_noise_(backend, tensors, firsts, keys, coefficients, decay=None, clock=None, keep_threshold=KEEP_ALL):
     """One launch for contiguous tensors of one dtype and device, tensor i in group i mod groups."""
     device = tensors[0].device
     c = torch.tensor(coefficients, dtype=torch.float32, device=device)
     d = None if decay is None else torch.tensor(decay, dtype=torch.float32, device=device)
-    rows = [(t.data_ptr(), t.numel(), first, pack(i % c.shape[1], last)) for i, (t, first) in enumerate(zip(tensors, firsts, strict=True))]
+    rows = [
+        (t.data_ptr(), t.numel(), first, pack(i % c.shape[1], keep_threshold))
+        for i, (t, first) in enumerate(zip(tensors, firsts, strict=True))
+    ]
     table = Table(tensors[0].dtype, device, c.shape[1], torch.tensor(rows))
     with backend.clock(None if clock is None else torch.tensor(clock, dtype=torch.int32, device=device)):
         backend.add_noise_(table, keys, c, d)
 
 
-def expected(theta, first, keys, coefficients, decay=None, last=ALL):
+def expected(theta, first, keys, coefficients, decay=None, keep_threshold=KEEP_ALL):
     """The oracle: float32, terms in order, one rounding at the end."""
     acc = theta.float().cpu().numpy() * np.float32(1 if decay is None else decay)
     for key, c in zip(keys, coefficients, strict=True):
-        acc = reference.fma(np.float32(c), reference.masked_normal(key, last, first, theta.numel()), acc)
+        acc = reference.fma(np.float32(c), reference.masked_normal(key, keep_threshold, first, theta.numel()), acc)
     return torch.from_numpy(acc).to(theta.dtype)
 
 

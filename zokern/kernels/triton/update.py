@@ -6,8 +6,8 @@ import triton.language as tl
 
 from ...noise import spec
 from ..spans import pack, spans, state_spans, to_device
-from .memory import DTYPES, launching, load_key, load_lanes, load_span, narrow, narrow_at_random, store_lanes, widen
 from .noise import fma, in_order8, normals, words4
+from .storage import DTYPES, launching, load_key, load_lanes, load_span, narrow, narrow_at_random, store_lanes, widen
 
 # 8 elements a thread at a time: theta, g and two states in float32 are then 32 registers, and reading them hides their latency.
 WARPS = 4
@@ -16,7 +16,7 @@ ROW = 1024
 SLOW = 256
 
 ONE = tl.constexpr(spec.ONE)
-SIGN, MOMENTUM, ADAM, AMSGRAD = (tl.constexpr(code) for code in range(4))  # the codes of ops.moments.RULES
+SIGN, MOMENTUM, ADAM, AMSGRAD = (tl.constexpr(code) for code in range(4))  # the codes of ops.update.RULES
 
 
 @triton.jit
@@ -40,27 +40,27 @@ def step(x, g, s0, s1, s2, n0, n1, n2, n3, n4, n5, n6, RULE: tl.constexpr):
 
 
 @triton.jit
-def add_key(x, g, at, high, seed, step, stream, a, b, last, one, BLOCKS: tl.constexpr, MASKED: tl.constexpr):
+def add_key(x, g, at, high, seed, step, stream, a, b, keep_threshold, one, BLOCKS: tl.constexpr, MASKED: tl.constexpr):
     """``at``: as ``normals`` takes it."""
-    z = normals(at, high, seed, step, stream, last, one, BLOCKS, MASKED)
+    z = normals(at, high, seed, step, stream, keep_threshold, one, BLOCKS, MASKED)
     return fma(z, a, x), fma(z, b, g)
 
 
 @triton.jit
 def add_keys(
     x, at, high, seed0, step0, stream0, a0, b0, keys, a, b, n_keys, groups,
-    last, one, ONE_KEY: tl.constexpr, BLOCKS: tl.constexpr, MASKED: tl.constexpr,
+    keep_threshold, one, ONE_KEY: tl.constexpr, BLOCKS: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
     """-> (x + sum_k a_k z(key_k), sum_k b_k z(key_k)). Key 0 is given; without ONE_KEY all are read."""
     if ONE_KEY:
-        x, g = add_key(x, tl.zeros_like(x), at, high, seed0, step0, stream0, a0, b0, last, one, BLOCKS, MASKED)
+        x, g = add_key(x, tl.zeros_like(x), at, high, seed0, step0, stream0, a0, b0, keep_threshold, one, BLOCKS, MASKED)
     else:
         # Zeros made of x, which the compiler does not know for a constant: it would lay them out otherwise than x.
         g = (x.to(tl.int32, bitcast=True) & (one - ONE)).to(tl.float32, bitcast=True)
         for k in range(n_keys):
             seed, step, stream = load_key(keys, k, n_keys)
             here = k * groups
-            x, g = add_key(x, g, at, high, seed, step, stream, tl.load(a + here), tl.load(b + here), last, one, BLOCKS, MASKED)
+            x, g = add_key(x, g, at, high, seed, step, stream, tl.load(a + here), tl.load(b + here), keep_threshold, one, BLOCKS, MASKED)
     return x, g
 
 
@@ -100,7 +100,7 @@ def store_state_at(address, offset, inside, s, i, seed, step, stream, DTYPE: tl.
     do_not_specialize_on_alignment=["spans", "states", "keys", "rounding", "a", "b", "decay", "numbers"],
 )
 def update_kernel(
-    spans,  # int64 [programs, 4]: address, numel, first, group and last
+    spans,  # int64 [programs, 4]: address, numel, first, group and keep_threshold
     states,  # int64 [programs, slots]: addresses
     keys,  # int32 [n_keys, 4]: seed mod 2^32, seed >> 32, step, stream
     rounding,  # int32 [slots, 4]
@@ -125,7 +125,7 @@ def update_kernel(
     LANES: tl.constexpr = ROW // EACH
     SLOTS: tl.constexpr = RULE
     NUMBERS: tl.constexpr = RULE + 1 if RULE < ADAM else 7
-    address, numel, first, group, last = load_span(spans)
+    address, numel, first, group, keep_threshold = load_span(spans)
     a += group
     b += group
     numbers += group
@@ -162,7 +162,7 @@ def update_kernel(
             x *= scale
         x, g = add_keys(
             x, ((first + at) >> 2).to(tl.uint32) + lanes * BLOCKS, high, seed0, step0, stream0, a0, b0, keys, a, b, n_keys, groups,
-            last, one, ONE_KEY, BLOCKS, MASKED,
+            keep_threshold, one, ONE_KEY, BLOCKS, MASKED,
         )  # fmt: skip
         x, s0, s1, s2 = step(x, g, s0, s1, s2, n0, n1, n2, n3, n4, n5, n6, RULE)
         store_lanes(theta + at, x, DTYPE, LANES, EACH)
@@ -192,7 +192,7 @@ def update_kernel(
             x *= scale
         x, g = add_keys(
             x, i, 0, seed0, step0, stream0, a0, b0, keys, a, b, n_keys, groups,
-            last, one, ONE_KEY, 0, MASKED,
+            keep_threshold, one, ONE_KEY, 0, MASKED,
         )  # fmt: skip
         x, s0, s1, s2 = step(x, g, s0, s1, s2, n0, n1, n2, n3, n4, n5, n6, RULE)
         tl.store(theta + offset, narrow(x, DTYPE), inside)
@@ -205,7 +205,7 @@ def update_kernel(
 
 
 def update_(table, rule, keys, a, b, decay, numbers, state, rounding) -> None:
-    """One step of ``rule`` (of ops.moments.RULES) on every tensor of ``table``: a, b float32 [len(keys), groups], decay float32
+    """One step of ``rule`` (of ops.update.RULES) on every tensor of ``table``: a, b float32 [len(keys), groups], decay float32
     [groups] or None, numbers float32 [the rule's, groups], rounding one key a state where ``state`` is in bfloat16."""
     rows = spans(table)
     if not len(rows):

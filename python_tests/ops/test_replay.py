@@ -1,4 +1,4 @@
-"""retrace_ is add_noise_, pass by pass, bit for bit: on every backend that runs here, and for a run that was logged."""
+"""replay_ is add_noise_, pass by pass, bit for bit: on every backend that runs here, and for a run that was logged."""
 
 from itertools import product
 
@@ -8,8 +8,8 @@ import torch
 import zokern
 from zokern import Layout, NoiseKey, ops, use_backend
 from zokern.kernels import backends, reference
-from zokern.kernels.passes import DECAY, FRESH, ROUND
-from zokern.ops.retrace import _flat
+from zokern.kernels.passes import DECAY, NEXT_KEY, ROUND
+from zokern.ops.replay import _flat
 
 GPU = torch.cuda.is_available()
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -72,20 +72,20 @@ EACH = [(backend, dtype, name) for backend, (i, dtype), (j, name) in EACH if bac
 @pytest.mark.filterwarnings("ignore:Conversion of an array with ndim > 0:DeprecationWarning")
 def test_equals_the_loop_of_add_noise(backend, dtype, name, monkeypatch):
     if backend == "triton" and not GPU:  # the interpreter pays for each step, whatever its size
-        monkeypatch.setattr("zokern.kernels.triton.retrace.SLOW", 2048)
+        monkeypatch.setattr("zokern.kernels.triton.replay.SLOW", 2048)
     make = weights if backend != "triton" else lambda dtype: weights(dtype)[2:7]  # the interpreter is slow
     ours, theirs = make(dtype), make(dtype)
     with use_backend("reference"):
         by_loop(layout_of(theirs), RUNS[name])
     with use_backend(backend):
-        ops.retrace_(layout_of(ours), RUNS[name])
+        ops.replay_(layout_of(ours), RUNS[name])
     assert_same(ours, theirs)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_masks_and_several_dtypes_in_one_layout(dtype):
     results = []
-    for run in (ops.retrace_, by_loop):
+    for run in (ops.replay_, by_loop):
         params = weights(dtype) + weights(torch.float32)
         run(layout_of(params, keep=[0.5, 1.0] * (len(params) // 2)), RUNS["steps"])
         results.append(params)
@@ -96,7 +96,7 @@ def test_masks_and_several_dtypes_in_one_layout(dtype):
 def test_thousands_of_passes(dtype):
     run = [entry for k in range(1500) for entry in step(NoiseKey(1, k), 1e-2 * (-1) ** k, 1.0 - 1e-3 * (k % 2))]
     results = []
-    for apply in (ops.retrace_, by_loop):
+    for apply in (ops.replay_, by_loop):
         params = [weights(dtype)[4], weights(dtype)[6]]
         apply(Layout(params), iter(run))
         results.append(params)
@@ -105,7 +105,7 @@ def test_thousands_of_passes(dtype):
 
 def test_a_layout_keeps_what_is_tied_and_aliased_once():
     results = []
-    for run in (ops.retrace_, by_loop):
+    for run in (ops.replay_, by_loop):
         whole = torch.ones(100)
         run(Layout([whole, whole[:50], whole]), RUNS["steps"][:6])
         results.append([whole])
@@ -136,7 +136,7 @@ def test_a_run_as_it_was_logged(transformer, tokens, monkeypatch, dtype, options
     with torch.no_grad():
         for p, before in zip(model.parameters(), first):
             p.copy_(before)
-    ops.retrace_(optimizer.layout, logged)
+    ops.replay_(optimizer.layout, logged)
     assert_same([p.detach() for p in model.parameters()], last)
     assert not all(torch.equal(a, b) for a, b in zip(first, last))
 
@@ -144,7 +144,7 @@ def test_a_run_as_it_was_logged(transformer, tokens, monkeypatch, dtype, options
 def test_every_rounding_is_kept():
     """2^-8 is half of the last place of 1 in bfloat16 and lost to even, each time; twice that, not rounded between, would not be."""
     ours = torch.ones(4, dtype=torch.bfloat16)
-    ops.retrace_(Layout([ours]), [([], 1 + 2.0**-8)] * 8)
+    ops.replay_(Layout([ours]), [([], 1 + 2.0**-8)] * 8)
     assert ours.tolist() == [1.0] * 4
 
 
@@ -153,22 +153,22 @@ def test_z_is_made_once_for_uses_that_follow_each_other(monkeypatch):
     monkeypatch.setattr(reference, "masked_normal", lambda key, *rest: made.append(key) or plain(key, *rest))
     run = [*step(A, 0.1), *step(B, 0.1, 0.9), ([(B, 1.0), (A, 1.0)], 1.0), ([], 0.5), ([(A, 1.0)], 1.0)]
     with use_backend("reference"):
-        ops.retrace_(Layout([torch.ones(9)]), run)
+        ops.replay_(Layout([torch.ones(9)]), run)
     assert made == [A, B, A]
 
 
 def test_passes_as_kernels_take_them():
     passes = [([(A, 1.0)], None), ([], 0.5), ([], None), ([(A, 2.0), (B, 3.0)], 0.25), ([(A, 4.0)], None)]
-    keys, uses, values = _flat(passes)
+    keys, instructions, values = _flat(passes)
     assert keys == [A, B, A]
     assert values == [1.0, 0.5, 0.25, 2.0, 3.0, 4.0]
-    assert uses.tolist() == [FRESH | ROUND, DECAY | ROUND, DECAY, 0, FRESH | ROUND, FRESH | ROUND]
+    assert instructions.tolist() == [NEXT_KEY | ROUND, DECAY | ROUND, DECAY, 0, NEXT_KEY | ROUND, NEXT_KEY | ROUND]
 
 
 def test_autograd_notices_that_weights_changed():
     theta = torch.ones(3, requires_grad=True)
     loss = (theta * theta).sum()
-    ops.retrace_(Layout([theta]), step(A, 0.1))
+    ops.replay_(Layout([theta]), step(A, 0.1))
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         loss.backward()
 
@@ -188,7 +188,7 @@ def test_autograd_notices_that_weights_changed():
 def test_bad_passes_are_refused_before_anything_changes(entry, error, message):
     theta = torch.ones(3)
     with pytest.raises(error, match=message):
-        ops.retrace_(Layout([theta]), [([(A, 1.0)], 1.0), entry])
+        ops.replay_(Layout([theta]), [([(A, 1.0)], 1.0), entry])
     assert torch.equal(theta, torch.ones(3))
 
 
@@ -199,5 +199,5 @@ def test_on_a_gpu(backend, dtype):
     ours, theirs = [p.cuda() for p in weights(dtype)], weights(dtype)
     by_loop(layout_of(theirs), RUNS["steps"])
     with use_backend(backend):
-        ops.retrace_(layout_of(ours), RUNS["steps"])
+        ops.replay_(layout_of(ours), RUNS["steps"])
     assert_same([p.cpu() for p in ours], theirs)

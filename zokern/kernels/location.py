@@ -8,21 +8,21 @@ import torch
 FACTS = (torch.Tensor.data_ptr, attrgetter("dtype"), torch.Tensor.size, torch.Tensor.stride)  # the address tells the device, too
 
 
-def places(tensors: list):
+def location(tensors: list):
     """What is equal for two lists of tensors that lie alike. Every pass asks, so it must be quick. Empty where one cannot be told."""
-    return _way()(tensors)
+    return _reader()(tensors)
 
 
 @cache
-def _way():
+def _reader():
     """Compiled code, loaded when it is first needed."""
     try:
-        from ._cpu import places_by
+        from .._cpu import location_by
 
-        return places_by(torch.Tensor)
+        return location_by(torch.Tensor)
     except (ImportError, AttributeError, ValueError):  # not built; an older torch, of which Python asks
-        return _plainly
+        return _by_attributes
 
 
-def _plainly(tensors):
+def _by_attributes(tensors):
     return [[*map(fact, tensors)] for fact in FACTS]

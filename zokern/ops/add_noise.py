@@ -5,8 +5,8 @@ import torch
 from ..kernels import backend_for
 from ..layout import Layout
 from ..noise import NoiseKey
-from .checks import check_decay, check_terms
-from .handover import each_table, place, table_of
+from .arguments import check_decay, check_terms
+from .staging import each_table, stage, table_of
 
 
 @torch.no_grad()
@@ -18,22 +18,22 @@ def add_noise_(layout: Layout, terms, decay=1.0) -> None:
     Args:
         layout: the parameters, their element indices, and which share of their elements the noise reaches.
         terms: sequence of (NoiseKey, coefficient), any number of them. A coefficient, in units of theta, is a number, a 0-dim
-            tensor, or a tensor [layout.groups] with one value per parameter group.
+            tensor, or a tensor [len(layout.coefficient_groups)] with one value per parameter group.
         decay: what theta is multiplied by; the same kinds as a coefficient. Default 1.0.
     Raises:
         TypeError, ValueError: a key that is no NoiseKey, or a coefficient of another shape.
     """
-    terms = check_terms("terms", terms, layout.groups)
-    decay = check_decay(decay, layout.groups)
+    terms = check_terms("terms", terms, len(layout.coefficient_groups))
+    decay = check_decay(decay, len(layout.coefficient_groups))
     keys, coefficients = [key for key, _ in terms], [c for _, c in terms]
-    placed = {}
+    staged = {}
     for table in each_table(layout):
-        if table.device not in placed:
-            placed[table.device] = (
-                place(coefficients, table.groups, table.device),
-                None if decay is None else place([decay], table.groups, table.device)[0],
+        if table.device not in staged:
+            staged[table.device] = (
+                stage(coefficients, table.groups, table.device),
+                None if decay is None else stage([decay], table.groups, table.device)[0],
             )
-        backend_for(table.device).add_noise_(table, keys, *placed[table.device])
+        backend_for(table.device).add_noise_(table, keys, *staged[table.device])
 
 
 def make_noise(key: NoiseKey, first: int, count: int, device="cpu") -> torch.Tensor:
@@ -60,9 +60,9 @@ def noise_like(layout: Layout, i: int, key: NoiseKey) -> torch.Tensor:
     Raises:
         TypeError: a key that is no NoiseKey.
     """
-    check_terms("terms", [(key, 1.0)], layout.groups)
+    check_terms("terms", [(key, 1.0)], len(layout.coefficient_groups))
     theta = layout.params[i]
     z = torch.full(theta.shape, -0.0, dtype=theta.dtype, device=theta.device)
-    one = torch.ones(1, layout.groups, device=theta.device)
-    backend_for(theta.device).add_noise_(table_of(z, layout.first[i], layout.groups, layout.word(i)), [key], one, None)
+    one = torch.ones(1, len(layout.coefficient_groups), device=theta.device)
+    backend_for(theta.device).add_noise_(table_of(z, layout.first[i], len(layout.coefficient_groups), layout.word(i)), [key], one, None)
     return z if theta.is_contiguous() else torch.empty_strided(theta.shape, theta.stride(), dtype=z.dtype, device=z.device).copy_(z)

@@ -2,22 +2,22 @@
 
 import torch
 
-from ..layout import ALL, Table, pack
+from ..layout import KEEP_ALL, Table, pack
 
 FEW = 2  # numbers that are written on the device one by one; more are gathered on the host and copied
 PIECE = 1 << 17  # elements of a strided parameter gathered at a time: 512 KiB, never a copy of the parameter
 
 
-def place(values, groups, device):
+def stage(values, groups, device):
     """Numbers -> float32 [len(values), groups] on the device, without waiting for it."""
     if device.type != "cpu" and len(values) <= FEW:
-        placed = torch.empty(len(values), groups, device=device)
-        for row, value in zip(placed, values):
+        staged = torch.empty(len(values), groups, device=device)
+        for row, value in zip(staged, values):
             if isinstance(value, torch.Tensor) and (value.device.type != "cpu" or value.dim()):
                 row.copy_(value, non_blocking=True)
             else:
                 row.fill_(float(value))
-        return placed
+        return staged
     tensors = {k: value for k, value in enumerate(values) if isinstance(value, torch.Tensor)}
     plain = [0.0 if k in tensors else float(value) for k, value in enumerate(values)]
     host = torch.empty(len(values), groups, pin_memory=device.type == "cuda")
@@ -25,16 +25,16 @@ def place(values, groups, device):
     for k, value in tensors.items():
         if value.device.type == "cpu":
             host[k] = value
-    placed = host.to(device, non_blocking=True)
+    staged = host.to(device, non_blocking=True)
     for k, value in tensors.items():
         if value.device.type != "cpu":
-            placed[k] = value.to(device, non_blocking=device.type == "cuda")
-    return placed
+            staged[k] = value.to(device, non_blocking=device.type == "cuda")
+    return staged
 
 
 def table_of(tensor, first, groups=1, word=None):
     """The table of one contiguous tensor."""
-    row = (tensor.data_ptr(), tensor.numel(), first, pack(0, ALL) if word is None else word)
+    row = (tensor.data_ptr(), tensor.numel(), first, pack(0, KEEP_ALL) if word is None else word)
     return Table(tensor.dtype, tensor.device, groups, torch.tensor([row]))
 
 
@@ -44,7 +44,7 @@ def each_table(layout):
     yield from tables
     for i in strided:
         for (part,), start in gathered([layout.params[i]], layout.first[i]):
-            yield table_of(part, start, layout.groups, layout.word(i))
+            yield table_of(part, start, len(layout.coefficient_groups), layout.word(i))
     tell_autograd(layout.params)
 
 
