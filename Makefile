@@ -27,6 +27,7 @@ bench: install
 lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
 docs-check: install
 	$(BIN)/python docs/check.py README.md docs/*.md CONTRIBUTING.md

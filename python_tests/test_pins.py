@@ -52,3 +52,8 @@ def test_what_builds_the_package_is_pinned():
     pinned = {r.name: r.specifier for r in BUILD}
     for requirement in map(Requirement, PROJECT["build-system"]["requires"]):
         assert set(requirement.specifier) <= set(pinned[requirement.name]), requirement
+
+
+def test_who_installs_the_package_has_its_types():
+    packages = PROJECT["tool"]["setuptools"]["package-data"]
+    assert packages == {"zokern": ["py.typed"]} and (ROOT / "zokern" / "py.typed").exists()
