@@ -9,7 +9,6 @@ metrics.json        the result, once the run is done; with the model, its tokeni
 """
 
 import fcntl
-import hashlib
 import json
 import os
 import shutil
@@ -131,7 +130,9 @@ def begin(path: Path, record: dict, initial: dict) -> None:
     """
     with whole(path) as draft:
         save_parameters(draft / INITIAL, initial)
-        (draft / RUN).write_text(json.dumps({**record, "initial": _sha256(draft / INITIAL)}, indent=1), encoding="utf-8")
+        (draft / RUN).write_text(
+            json.dumps({**record, "initial": need("zokern.hf.checkpoint").sha256(draft / INITIAL)}, indent=1), encoding="utf-8"
+        )
         clear(path, but=RUN)  # with that it is a run that --overwrite replaces, whenever this process ends
 
 
@@ -234,7 +235,7 @@ def load_initial(folder: Path, record: dict, model) -> None:
     path, safetensors = folder / INITIAL, need("safetensors")
     own, digest = dict(model.named_parameters()), record.get("initial")  # a run of an earlier zokern has none
     try:
-        if digest and _sha256(path) != digest:
+        if digest and need("zokern.hf.checkpoint").sha256(path) != digest:
             raise BadInput(f"{str(path)!r} is not the file that the run began with: restore it, or begin the run again")
         with safetensors.safe_open(str(path), "pt") as file, need("torch").no_grad():
             for name in file.keys():
@@ -243,10 +244,6 @@ def load_initial(folder: Path, record: dict, model) -> None:
         raise BadInput(f"{str(path)!r} cannot be read ({error}): it belongs beside {RUN}; restore it, or begin the run again") from None
     except (KeyError, RuntimeError) as error:
         raise BadInput(f"{str(path)!r} does not fit the model ({error}): pass the model that the run began with") from None
-
-
-def _sha256(path):
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 @contextmanager

@@ -1,4 +1,7 @@
-"""Data parallelism: equal weights at the start, one collective of a few numbers a comparison of losses, and of Hybrid its gradients."""
+"""Data parallelism: every process has the whole model and a part of the batch, and all take the same step.
+
+Rank 0's weights go to the others once, at the start. A step exchanges its losses, a few numbers; that of a Hybrid its gradients, too.
+"""
 
 import torch
 from torch import distributed
@@ -12,7 +15,7 @@ def rank() -> int:
     return distributed.get_rank() if count() > 1 else 0
 
 
-class OfAll:
+class DistributedClosure:
     """A closure whose loss is the mean over all processes, each of which sees its part of the batch.
 
     Args:
@@ -33,11 +36,11 @@ class OfAll:
         return loss
 
     def agree(self, losses):
-        return means(losses, self.weight)
+        return all_reduce(losses, self.weight)
 
 
 @torch.no_grad()
-def means(losses: list[torch.Tensor], weight) -> list[torch.Tensor]:
+def all_reduce(losses: list[torch.Tensor], weight) -> list[torch.Tensor]:
     """The weighted mean of every process's numbers, one a loss, the same bits on each of them.
 
     One collective: all are gathered, and each process adds them in the order of ranks. Nothing waits for the host.
@@ -63,7 +66,7 @@ def average_gradients(params, weight) -> None:
 
     Args:
         params: the same ones on each process.
-        weight: as of ``means``.
+        weight: as of ``all_reduce``.
     """
     if count() == 1:
         return
@@ -82,7 +85,7 @@ def average_gradients(params, weight) -> None:
 
 
 @torch.no_grad()
-def equalise(model) -> None:
+def broadcast_parameters(model) -> None:
     """Every process takes rank 0's parameters and buffers."""
     if count() > 1:
         for tensor in (*model.parameters(), *model.buffers()):
@@ -95,7 +98,7 @@ def equalise(model) -> None:
 def check_equal(optimizer) -> None:
     """
     Raises:
-        ValueError: the optimizers of two processes would walk differently.
+        ValueError: the optimizers of two processes differ, so that their weights would come apart.
     """
     if count() == 1:
         return
