@@ -54,7 +54,7 @@ def test_options_reach_the_run(tmp_path, tiny, data):
         eval_data=str(data),
         text=("text",),
         label="label",
-        ask="head",
+        task_type="head",
         adapter=("lora",),
         lr=0.01,
         eps=0.02,

@@ -57,10 +57,10 @@ def test_a_split_in_short(run, text, split):
 
 def made(run):
     settings = with_rates(run.checked())
-    asked = load_model(settings, load_data(settings))
-    cls, options = make(settings, asked.model)
+    loaded = load_model(settings, load_data(settings))
+    cls, options = make(settings, loaded.model)
     assert cls is Hybrid
-    return Hybrid(asked.model, **options)
+    return Hybrid(loaded.model, **options)
 
 
 def test_options_reach_the_halves(run):
@@ -110,15 +110,22 @@ def test_a_run_from_end_to_end(run, name):
     assert not os.path.exists(run.out + "-again")
 
 
-@pytest.mark.parametrize("ask", ["masked", "causal"])
-def test_a_language_model_that_is_asked(run, asked, sst2, ask):
+@pytest.mark.parametrize("task_type", ["masked", "causal"])
+def test_a_language_model_that_is_asked(run, language_models, sst2, task_type):
     """The layer by backpropagation, what is around it by +-lr a step."""
     settings = replace(
-        run, model=str(asked[ask]), ask=ask, task="sst2", data=str(sst2), rows=(32, 16, 20), zo="zo-sign", schedule="constant"
+        run,
+        model=str(language_models[task_type]),
+        task_type=task_type,
+        task="sst2",
+        data=str(sst2),
+        rows=(32, 16, 20),
+        zo="zo-sign",
+        schedule="constant",
     )
     result = finetune(settings, quiet)
     assert (result.steps, result.skipped, result.forwards, result.backwards) == (4, 0, 12, 4)
-    base, trained = (load_file(Path(folder) / "model.safetensors") for folder in (asked[ask], run.out))
+    base, trained = (load_file(Path(folder) / "model.safetensors") for folder in (language_models[task_type], run.out))
     moved = {name: (trained[name] - base[name]).abs().max().item() for name in base}
     inside, outside = ([moved[name] for name in base if ("layer" in name) is within] for within in (True, False))
     assert 0 < min(inside) and max(inside) < 4 * 1.5e-3 and max(outside) == pytest.approx(4e-3, rel=1e-3)
@@ -154,17 +161,17 @@ def test_the_head_alone_is_trained_as_by_torch(run, monkeypatch):
     assert not seen  # the model below the head is not asked in a step
     settings = replace(settings, out=run.out + "-twin").checked()
     data = load_data(settings)
-    asked = load_model(settings, data)
-    optimizer = torch.optim.AdamW([p for _, p in asked.trained()], lr=1e-2, weight_decay=0.0)
-    batch = asked.reader.collate([asked.reader.encode(example) for example in data.train])  # all rows: their order does not matter
+    loaded = load_model(settings, data)
+    optimizer = torch.optim.AdamW([p for _, p in loaded.trained()], lr=1e-2, weight_decay=0.0)
+    batch = loaded.reader.collate([loaded.reader.encode(example) for example in data.train])  # all rows: their order does not matter
     for _ in range(4):
         optimizer.zero_grad()
-        plain(asked.reader, asked.model, batch).backward()
-        torch.nn.utils.clip_grad_norm_([p for _, p in asked.trained()], 1.0)
+        plain(loaded.reader, loaded.model, batch).backward()
+        torch.nn.utils.clip_grad_norm_([p for _, p in loaded.trained()], 1.0)
         optimizer.step()
     saved = load_file(Path(run.out) / "model.safetensors")
     # AdamW's step is lr g / |g| at first: elements whose gradient is tiny move by rounding's chance, the others agree to float32's 1e-5.
-    for name, p in asked.trained():
+    for name, p in loaded.trained():
         torch.testing.assert_close(saved[name], p.detach(), rtol=0, atol=1e-5)
 
 

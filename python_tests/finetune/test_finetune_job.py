@@ -173,13 +173,13 @@ def test_a_finetuned_model_keeps_its_head_and_the_order_of_its_classes(settings,
     tokenizer.save_pretrained(tmp_path / "model")
     checked = replace(settings, model=str(tmp_path / "model")).checked()
     data = load_data(checked)
-    asked = load_model(checked, data)
-    assert asked.model.config.label2id == {"good": 0, "bad": 1} and not asked.new
-    assert torch.equal(asked.model.classifier.weight, model.classifier.weight)
-    batch = asked.reader.collate([asked.reader.encode(row) for row in data.held_out])
+    loaded = load_model(checked, data)
+    assert loaded.model.config.label2id == {"good": 0, "bad": 1} and not loaded.new
+    assert torch.equal(loaded.model.classifier.weight, model.classifier.weight)
+    batch = loaded.reader.collate([loaded.reader.encode(row) for row in data.held_out])
     inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
     assert data.task.labels == ("bad", "good")  # the order of the data; the model's is the other
-    torch.testing.assert_close(asked.reader.scores(asked.model, batch), model.eval()(**inputs).logits[:, [1, 0]])
+    torch.testing.assert_close(loaded.reader.scores(loaded.model, batch), model.eval()(**inputs).logits[:, [1, 0]])
     three = load_model(checked, replace(data, task=replace(data.task, labels=("a", "b", "c"))))
     assert three.model.classifier.weight.shape == (3, 16) and three.new == ("classifier.weight", "classifier.bias")
 
@@ -269,7 +269,7 @@ REFUSED = {
     "eps_of_none": (dict(optimizer="forward-gradient", eps=1e-3), "--eps is no option of --optimizer forward-gradient"),
     "full_batch": (dict(full_batch=10), "--full-batch does not go with --optimizer mezo"),
     "too_full": (dict(full_batch=49, optimizer="mezo-svrg"), "--full-batch 49 is more than the 48 training rows"),
-    "ask": (dict(ask="causal"), "--ask causal needs the prompts of a task"),
+    "task_type": (dict(task_type="causal"), "--task-type causal needs the prompts of a task"),
     "rows": (dict(rows=(1, 2, 3)), "--rows and --shots are of tasks"),
     "rank": (dict(rank=4), "--rank is of LoRA and DoRA"),
     "virtual": (dict(virtual_tokens=4), "--virtual-tokens is of prefix and prompt tuning"),

@@ -35,16 +35,16 @@ def test_logits_of_a_probe_are_log_posteriors(settings, csv_of, adapter):
     data.write_text("\n".join([lines[0], *(line for i, line in enumerate(lines[1:]) if i % 2 or i % 3 == 0)]) + "\n")
     settings = replace(settings, data=str(data), adapter=(adapter,)).checked()
     rows = load_data(settings)
-    asked = load_model(settings, rows)
-    features = [asked.reader.encode(row) for row in rows.train]
-    probe(asked, features)
-    bert = (asked.model.get_base_model() if adapter == "lora" else asked.model).bert
+    loaded = load_model(settings, rows)
+    features = [loaded.reader.encode(row) for row in rows.train]
+    probe(loaded, features)
+    bert = (loaded.model.get_base_model() if adapter == "lora" else loaded.model).bert
     tokens = [row["tokens"] for row in features]
-    batch = asked.tokenizer.pad({k: [row[k] for row in tokens] for k in ("input_ids", "attention_mask")}, return_tensors="pt")
+    batch = loaded.tokenizer.pad({k: [row[k] for row in tokens] for k in ("input_ids", "attention_mask")}, return_tensors="pt")
     labels = torch.tensor([row["label"] for row in features])
     with torch.no_grad():
         x = bert(**batch).pooler_output.double()
-        logits = asked.model(**batch).logits
+        logits = loaded.model(**batch).logits
     means = torch.stack([x[labels == c].mean(0) for c in (0, 1)])
     covariance = _covariance(x - means[labels], 2)
     joint = [
@@ -65,9 +65,9 @@ def test_a_probe_needs_rows_that_vary(settings, tmp_path):
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_lora_trains_b_and_the_head_in_float32(settings, dtype):
     settings = replace(settings, adapter=("lora",), dtype=dtype).checked()
-    asked = load_model(settings, load_data(settings))
-    trained = dict(asked.trained())
+    loaded = load_model(settings, load_data(settings))
+    trained = dict(loaded.trained())
     assert trained and all("lora_B" in name or "classifier" in name for name in trained)
     assert {p.dtype for p in trained.values()} == {torch.float32}
-    assert any("lora_A" in name for name, _ in asked.model.named_parameters())
-    assert asked.model.get_base_model().bert.embeddings.word_embeddings.weight.dtype == getattr(torch, dtype)
+    assert any("lora_A" in name for name, _ in loaded.model.named_parameters())
+    assert loaded.model.get_base_model().bert.embeddings.word_embeddings.weight.dtype == getattr(torch, dtype)

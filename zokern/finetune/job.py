@@ -12,7 +12,7 @@ from ..errors import BadInput, Unwritable, need, require
 from . import output
 from .data import load as load_data
 from .features import head_of
-from .judge import judge
+from .metrics_of_model import metrics_of
 from .model import load as load_model
 from .model import settle_network
 from .optimizers import make, with_rates
@@ -93,16 +93,16 @@ def _run(settings, path, say, resumed=None):
         raise BadInput(f"--resume {str(path)!r}: the rows are not those that the run began with: restore --data, or begin another run")
     if data.columns:
         say(f"{data.name}: {data.described()}; {len(data.train)} training rows, {len(data.held_out)} held out")
-    asked = load_model(settings, data)
-    make(settings, asked.model)  # what it refuses, it refuses before anything is written
+    loaded = load_model(settings, data)
+    make(settings, loaded.model)  # what it refuses, it refuses before anything is written
     method = " + ".join(settings.adapter)
-    trained = asked.trained()
+    trained = loaded.trained()
     count = sum(p.numel() for _, p in trained)
     rates = [f"{title(name)[2:]} {value:g}" for name in ("lr", "eps", "fo_lr") if (value := getattr(settings, name))]
     halves = f" of {settings.zo} and {settings.fo}" if settings.optimizer == "hybrid" else ""
-    new = ", new classification head" if asked.fresh_head else ""
-    say(f"{asked.name} on {data.name}: {settings.optimizer}{halves}, {method}, {count:,} parameters, {', '.join(rates)}{new}")
-    features = [[asked.reader.encode(example) for example in examples] for examples in (data.train, data.held_out)]
+    new = ", new classification head" if loaded.fresh_head else ""
+    say(f"{loaded.name} on {data.name}: {settings.optimizer}{halves}, {method}, {count:,} parameters, {', '.join(rates)}{new}")
+    features = [[loaded.reader.encode(example) for example in examples] for examples in (data.train, data.held_out)]
     checkpoint = need("zokern.hf.checkpoint").newest(path / output.CHECKPOINTS) if resumed else None
     record = {
         "settings": settings.record(),
@@ -112,17 +112,17 @@ def _run(settings, path, say, resumed=None):
         **versions(),
     }
     if resumed is None:
-        before = probed = judge(asked, data.held_out, features[1])
+        before = probed = metrics_of(loaded, data.held_out, features[1])
     else:
         before, probed = resumed["before"], resumed["probed"]
         for name in (data.task.metric, *(() if data.task.writes else ("loss",))):
             if not {name} <= before.keys() & probed.keys():
                 raise BadInput(f"{str(path / output.RUN)!r} lacks the {name} of before or probed: restore the file")
     if settings.head == "probe" and resumed is None:
-        probe(asked, features[0])
-        probed = judge(asked, data.held_out, features[1])
+        probe(loaded, features[0])
+        probed = metrics_of(loaded, data.held_out, features[1])
     if resumed is None:
-        output.begin(path, record | {"before": before, "probed": probed}, _initial(settings, asked))
+        output.begin(path, record | {"before": before, "probed": probed}, _initial(settings, loaded))
     if extended := resumed is not None and resumed["settings"]["steps"] != settings.steps:
         before_it = output.extend(path, resumed, settings.record())
         done, asked_for = int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0, resumed["settings"]["steps"]
@@ -131,22 +131,22 @@ def _run(settings, path, say, resumed=None):
             say(f"from step {done + 1} on the learning rate is that of {as_of}; up to there it was as over {asked_for}")
     if resumed is not None and checkpoint is None:
         say(f"no checkpoint is left in {path}: from the first step on")
-        output.load_initial(path, resumed, asked.model)
+        output.load_initial(path, resumed, loaded.model)
         (path / output.TRAJECTORY).unlink(missing_ok=True)
     training = None
     try:
-        training = Training(asked, settings, data, features, path)
+        training = Training(loaded, settings, data, features, path)
         with interruptible(training.stopped):
             training.run(checkpoint)
         if training.interrupted:
             say(f"stopped after step {training.steps} of {settings.steps}: zokern finetune --resume {path}")
         with output.whole(path) as draft:
-            asked.save(draft)
-            after = judge(asked, data.held_out, features[1])
-            test = judge(asked, data.test, [asked.reader.encode(example) for example in data.test]) if data.test else None
-            draw(training.history, data.task.metric, f"{asked.name}, {settings.optimizer}, {method}", draft / output.CURVE)
+            loaded.save(draft)
+            after = metrics_of(loaded, data.held_out, features[1])
+            test = metrics_of(loaded, data.test, [loaded.reader.encode(example) for example in data.test]) if data.test else None
+            draw(training.history, data.task.metric, f"{loaded.name}, {settings.optimizer}, {method}", draft / output.CURVE)
         result = Result(
-            model=asked.name,
+            model=loaded.name,
             method=method,
             optimizer=settings.optimizer,
             data=data.name,
@@ -157,7 +157,7 @@ def _run(settings, path, say, resumed=None):
             held_out_rows=len(data.held_out),
             test_rows=len(data.test),
             trained_parameters=count,
-            parameters=sum(p.numel() for p in asked.model.parameters()),
+            parameters=sum(p.numel() for p in loaded.model.parameters()),
             before=before,
             probed=probed if settings.head == "probe" else None,
             after=after,
@@ -172,9 +172,9 @@ def _run(settings, path, say, resumed=None):
             train_seconds=training.seconds,
             seconds=time.perf_counter() - begin,
             steps_per_second=training.steps / training.seconds if training.seconds else 0.0,
-            peak_mib=peak_mib(next(asked.model.parameters()).device),
+            peak_mib=peak_mib(next(loaded.model.parameters()).device),
             out=str(settings.out),
-            load=asked.load(str(settings.out)),
+            load=loaded.load(str(settings.out)),
         )
         if not training.interrupted:
             output.write(path / output.METRICS, result.json())
@@ -189,11 +189,11 @@ def _run(settings, path, say, resumed=None):
     return result
 
 
-def _initial(settings, asked):
+def _initial(settings, loaded):
     """The parameters that the model as loaded does not have, or has otherwise."""
-    head = head_of(asked.model, len(asked.reader.task.labels)) if settings.head == "probe" else None
+    head = head_of(loaded.model, len(loaded.reader.task.labels)) if settings.head == "probe" else None
     fitted = set() if head is None else {id(p) for p in head.parameters()}
-    return {name: p for name, p in asked.model.named_parameters() if name in asked.new or id(p) in fitted}
+    return {name: p for name, p in loaded.model.named_parameters() if name in loaded.new or id(p) in fitted}
 
 
 def versions() -> dict:

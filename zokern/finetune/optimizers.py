@@ -23,7 +23,7 @@ def with_rates(settings: Settings) -> Settings:
     points = need("zokern.hf").STARTING_POINTS
     method = settings.adapter[0] if settings.adapter[0] in points else "full"
     point = points[method]
-    small = settings.ask == "head" and method in ("lora", "dora", "head")
+    small = settings.task_type == "head" and method in ("lora", "dora", "head")
     lr = (PROBED if settings.head == "probe" else NEW_HEAD) if small else point.lr[1]
     if settings.optimizer == "hybrid":
         times = hybrid.NEW_HEAD if small and settings.head != "probe" else 1 if method == "full" else hybrid.ADAPTED

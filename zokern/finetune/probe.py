@@ -6,13 +6,13 @@ import torch
 
 from ..errors import BadInput
 from .features import head_of, seen_by
-from .model import Asked
+from .model import LoadedModel
 
 SAMPLE = 4096  # rows, at most, in equal parts from the classes
 
 
 @torch.no_grad()
-def probe(asked: Asked, features: list[dict]) -> None:
+def probe(loaded: LoadedModel, features: list[dict]) -> None:
     """Make the head the linear discriminant of the vectors that it sees, one a row.
 
     Where the head is random, two losses a step tell what lies below it little about its task; where it is fitted first, the loss of
@@ -26,13 +26,13 @@ def probe(asked: Asked, features: list[dict]) -> None:
     Reference: Kumar et al. 2022, "Fine-Tuning can Distort Pretrained Features and Underperform Out-of-Distribution" (LP-FT); Ledoit
         and Wolf 2004, "A well-conditioned estimator for large-dimensional covariance matrices", equation 14.
     """
-    model, classes = asked.model, len(asked.reader.task.labels)
+    model, classes = loaded.model, len(loaded.reader.task.labels)
     by_class = defaultdict(list)
     for row in features:
         by_class[row["label"]].append(row)
     rows = [row for c in range(classes) for row in by_class[c][: max(2, SAMPLE // classes)]]
     head = head_of(model, classes)
-    x = None if head is None else seen_by(head, asked, rows)
+    x = None if head is None else seen_by(head, loaded, rows)
     if x is None:
         raise BadInput("--head probe needs a trained head that sees one vector a row, not one a token: pass --head loaded")
     x, labels = x.double(), torch.tensor([row["label"] for row in rows], device=x.device)
@@ -41,7 +41,7 @@ def probe(asked: Asked, features: list[dict]) -> None:
     weight = means @ inverse
     prior = torch.tensor([len(by_class[c]) for c in range(classes)], device=x.device).double().log()
     bias = prior - (weight * means).sum(1) / 2
-    mine = asked.reader.order(model, torch.arange(classes)[None])[0]  # of the model's own order, which class is the c-th of the task
+    mine = loaded.reader.order(model, torch.arange(classes)[None])[0]  # of the model's own order, which class is the c-th of the task
     own = mine.argsort()
     head.weight.copy_((weight - weight.mean(0))[own])  # the shared part changes no difference of logits; without it they are small
     if head.bias is not None:

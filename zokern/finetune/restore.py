@@ -12,8 +12,8 @@ from . import output
 from .data import Data
 from .data import load as load_data
 from .job import settings_of
-from .judge import judge
-from .model import Asked, settle_network
+from .metrics_of_model import metrics_of
+from .model import LoadedModel, settle_network
 from .model import load as load_model
 from .report import best_of
 from .settings import Settings, shown, title
@@ -38,7 +38,7 @@ class Evaluation:
     sample: int | None = _option("Of that split: so many rows, drawn by --seed. Without it: all.")
     rows: tuple[int, ...] = _option("Of a task, as of finetune: judge what a run with these --rows and --seed holds out and tests by.", ())
     seed: int = _option("Draws the rows.", 0)
-    ask: str | None = _option("How the model is asked: head, masked or causal. Without it: as the run did, or head.")
+    task_type: str | None = _option("How the model is asked: head, masked or causal. Without it: as the run did, or head.")
     max_length: int | None = _option("Tokens a row; longer texts are cut. Without it: as the run did, or 128.")
     dtype: str | None = _option("float32, bfloat16 or float16. Without it: as the run did, or float32.")
     device: str | None = _option("cpu or cuda. Without it: as the run did, or a GPU where there is one.")
@@ -59,7 +59,7 @@ def evaluate(what: Evaluation) -> dict:
     if own and run is None:
         raise BadInput(f"--task and --data are missing, and {what.model!r} is no run's folder, which knows its own: pass one of them")
     ran = settings_of(str(run), output.run_of(str(run))) if run else Settings()
-    how = {name: getattr(what, name) or getattr(ran, name) for name in ("ask", "max_length", "dtype")}
+    how = {name: getattr(what, name) or getattr(ran, name) for name in ("task_type", "max_length", "dtype")}
     how |= {"device": what.device, "trust_remote_code": what.trust_remote_code}
     _check(what, own)
     if own:
@@ -74,17 +74,17 @@ def evaluate(what: Evaluation) -> dict:
         settle_network(settings)
         data, sets = _rows(settings, what)
     plain = replace(settings, adapter=("full",), rank=None, lr_ratio=None, virtual_tokens=None)
-    asked = (
+    loaded = (
         _adapted(what.model, adapter, plain, data, ran if run else None) if adapter else load_model(replace(plain, model=what.model), data)
     )
-    if asked.fresh_head:
+    if loaded.fresh_head:
         classes = ", ".join(data.task.labels)
         raise BadInput(f"--model {what.model!r} has no head for the classes {classes}: pass a model that was trained on them")
     found = {"model": what.model, "data": f"{data.name}, {data.described()}" if data.columns else data.name}
     for name, examples in sets.items():
         if examples:
-            features = [asked.reader.encode(example) for example in examples]
-            found[name] = {"rows": len(examples), **judge(asked, examples, features)}
+            features = [loaded.reader.encode(example) for example in examples]
+            found[name] = {"rows": len(examples), **metrics_of(loaded, examples, features)}
     if what.metrics:
         output.write(Path(what.metrics).expanduser(), json.dumps(found, indent=1) + "\n")
     return found
@@ -106,8 +106,8 @@ def _adapted(name, adapter, settings, data, ran):
         base = ran.model if ran else peft.PeftConfig.from_pretrained(str(adapter)).base_model_name_or_path
         if ran is None and not base:
             raise BadInput("its adapter_config.json names no base_model_name_or_path: write it in")
-        asked = load_model(replace(settings, model=base), data)
-        asked.model = need("zokern.hf").both_names(peft.PeftModel.from_pretrained(asked.model, str(adapter))).eval()
+        loaded = load_model(replace(settings, model=base), data)
+        loaded.model = need("zokern.hf").both_names(peft.PeftModel.from_pretrained(loaded.model, str(adapter))).eval()
         with need("safetensors").safe_open(str(adapter / "adapter_model.safetensors"), "pt") as file:
             held = tuple(file.keys())
     except BadInput as error:
@@ -115,8 +115,8 @@ def _adapted(name, adapter, settings, data, ran):
     except Exception as error:  # peft's, safetensors', and torch's where shapes differ
         what = f"--model {name!r} is an adapter that cannot be loaded onto {base or 'the MiniLM'} ({first_line(error)})"
         raise BadInput(f"{what}: pass one that was trained on that model and these classes, {', '.join(data.task.labels)}") from None
-    asked.fresh_head = asked.fresh_head and not all(any(key.endswith(new) for key in held) for new in asked.new)
-    return asked
+    loaded.fresh_head = loaded.fresh_head and not all(any(key.endswith(new) for key in held) for new in loaded.new)
+    return loaded
 
 
 def _check(what, own):
@@ -160,7 +160,7 @@ def _rows(settings, what):
 
 def replay(
     run: str, out: str, step: int | None = None, model: str | None = None, together: int = 96, progress=None, trust_remote_code=False
-) -> Asked:
+) -> LoadedModel:
     """The model as it was after a step of a run, made again from the base model and the run's trajectory without a forward pass.
 
     Args:
@@ -187,12 +187,12 @@ def _replay(path, log, target, step, model, together, progress, trust_remote_cod
         raise BadInput(f"--step {step}: the trajectory has {len(trajectory)} steps: pass 0 to {len(trajectory)}")
     settings = replace(settings, model=model or settings.model, trust_remote_code=trust_remote_code)
     settle_network(replace(settings, data=None, eval_data=None, task=None))
-    asked = load_model(replace(settings, device="cpu"), Data("", _task_of(settings, record), [], [], []))
-    output.load_initial(path, record, asked.model)
-    trajectory.replay(asked.model, step=step, together=together, progress=progress)
+    loaded = load_model(replace(settings, device="cpu"), Data("", _task_of(settings, record), [], [], []))
+    output.load_initial(path, record, loaded.model)
+    trajectory.replay(loaded.model, step=step, together=together, progress=progress)
     with output.whole(target) as draft:
-        asked.save(draft)
-    return asked
+        loaded.save(draft)
+    return loaded
 
 
 def steps_of(run: str, step: str | None = None) -> int:

@@ -16,7 +16,7 @@ CHOICES = {
     "head": ("loaded", "probe"),
     "keep": ("last", "best"),
     "schedule": ("linear", "cosine", "constant"),
-    "ask": ("head", "masked", "causal"),
+    "task_type": ("head", "masked", "causal"),
     "objective": ("cross-entropy", "option", "accuracy", "f1"),
     "optimizer": (
         "mezo",
@@ -97,7 +97,7 @@ class Settings:
     label: str | None = _option("Label column of --data. Without it: by name.")
     rows: tuple[int, ...] = _option("Of a task: rows for training, for evaluation, and for the test at the end.", (512, 256, 256))
     shots: int | None = _option("Of a task: so many rows of every class for training, and so many for evaluation, instead of --rows.")
-    ask: str | None = _option("How the model is asked: head, masked or causal (a task's prompts). Without it: head.")
+    task_type: str | None = _option("How the model is asked: head, masked or causal (a task's prompts). Without it: head.")
     objective: str = _option(
         "What is minimised: cross-entropy, option (of the right answer's tokens alone), or 1 minus accuracy or f1.", "cross-entropy"
     )
@@ -181,7 +181,7 @@ class Settings:
             self,
             **{name: str(Path(path).absolute()) for name, path in local.items()},  # from wherever the run is gone on with
             adapter=self.adapter or (("lora",) if lora else ("full",)),
-            ask=self.ask or "head",
+            task_type=self.task_type or "head",
             **({"zo": self.zo or "mezo", "fo": self.fo or "adamw"} if self.optimizer == "hybrid" else {}),
             save_every=self.save_every or self.eval_every,
             device=self.device or _device(),
@@ -199,12 +199,14 @@ class Settings:
             for name in ("eval_data", "text", "label"):
                 if getattr(self, name):
                     raise BadInput(f"{title(name)} does not go with --task {self.task}, whose columns are known: leave it out")
-        elif self.ask in ("masked", "causal"):
-            raise BadInput(f"--ask {self.ask} needs the prompts of a task: pass --task, or --ask head")
+        elif self.task_type in ("masked", "causal"):
+            raise BadInput(f"--task-type {self.task_type} needs the prompts of a task: pass --task, or --task-type head")
         elif self.shots is not None or self.rows != (512, 256, 256):
             raise BadInput("--rows and --shots are of tasks: pass --task, or divide the rows by --eval-data")
-        if self.head == "probe" and self.ask in ("masked", "causal"):
-            raise BadInput(f"--head probe with --ask {self.ask}, which has no new head: pass --ask head, or --head loaded")
+        if self.head == "probe" and self.task_type in ("masked", "causal"):
+            raise BadInput(
+                f"--head probe with --task-type {self.task_type}, which has no new head: pass --task-type head, or --head loaded"
+            )
         adapters = {"lora", "dora"} & set(self.adapter or ("lora",) * (self.model is None))
         for name in ("rank", "lr_ratio"):
             if getattr(self, name) is not None and not adapters:
@@ -213,8 +215,10 @@ class Settings:
             raise BadInput("--virtual-tokens is of prefix and prompt tuning: pass --adapter prefix, or leave it out")
         if self.optimizer in ("forward-gradient", "hybrid") and self.objective in ("accuracy", "f1"):
             raise BadInput(f"--objective {self.objective} has no derivative for --optimizer {self.optimizer}: pass cross-entropy, or mezo")
-        if self.ask == "masked" and {"prefix", "prompt"} & set(self.adapter):
-            raise BadInput(f"--adapter {','.join(self.adapter)} is not for masked models: pass lora, dora, full or patterns, or --ask head")
+        if self.task_type == "masked" and {"prefix", "prompt"} & set(self.adapter):
+            raise BadInput(
+                f"--adapter {','.join(self.adapter)} is not for masked models: pass lora, dora, full or patterns, or --task-type head"
+            )
         if self.full_batch is not None and self.optimizer != "mezo-svrg":
             raise BadInput(f"--full-batch does not go with --optimizer {self.optimizer}: pass --optimizer mezo-svrg, or leave it out")
         self._halves()

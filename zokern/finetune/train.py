@@ -11,8 +11,8 @@ from pathlib import Path
 from ..errors import BadInput, first_line, need, writing
 from . import optimizers, output
 from .features import TOGETHER, FrozenBody, head_of, seen_by
-from .judge import judge
-from .model import Asked
+from .metrics_of_model import metrics_of
+from .model import LoadedModel
 from .report import best_of
 from .settings import Settings, title
 
@@ -32,8 +32,8 @@ class Training:
         interrupted: whether the user stopped the run before its last step.
     """
 
-    def __init__(self, asked: Asked, settings: Settings, data, features, path: Path):
-        self.asked, self.settings, self.data, self.path = asked, settings, data, path
+    def __init__(self, loaded: LoadedModel, settings: Settings, data, features, path: Path):
+        self.loaded, self.settings, self.data, self.path = loaded, settings, data, path
         self.seconds, self.here, self.interrupted, self.bar = 0.0, 0, False, None
         self.reader, (train, self.held_out) = self._reader(features)
         self.trainer = self._trainer(train)
@@ -71,7 +71,7 @@ class Training:
     def judge(self) -> dict:
         """The model on the held-out rows."""
         self.trainer.flush()
-        return judge(self.asked, self.data.held_out, self.held_out, self.reader)
+        return metrics_of(self.loaded, self.data.held_out, self.held_out, self.reader)
 
     def run(self, resume=None):
         """Train to the end, from the checkpoint ``resume`` if there is one. With ``keep="best"`` the weights are then the best ones'.
@@ -111,19 +111,19 @@ class Training:
     def _reader(self, features):
         """Who is asked in training: the head alone, where nothing else is trained and it sees one vector a row."""
         train, held_out = features
-        asked = self.asked
-        head = head_of(asked.model, len(asked.reader.task.labels)) if self.settings.ask == "head" else None
-        if head is None or {id(p) for _, p in asked.trained()} != {id(p) for p in head.parameters()}:
-            return asked.reader, features
-        vectors = [seen_by(head, asked, rows) for rows in features]
+        loaded = self.loaded
+        head = head_of(loaded.model, len(loaded.reader.task.labels)) if self.settings.task_type == "head" else None
+        if head is None or {id(p) for _, p in loaded.trained()} != {id(p) for p in head.parameters()}:
+            return loaded.reader, features
+        vectors = [seen_by(head, loaded, rows) for rows in features]
         if any(v is None for v in vectors):
-            return asked.reader, features
-        frozen = FrozenBody(asked.reader, head)
+            return loaded.reader, features
+        frozen = FrozenBody(loaded.reader, head)
         return frozen, [frozen.features(v, rows) for v, rows in zip(vectors, (train, held_out))]
 
     def _trainer(self, rows):
         transformers, hf, settings = need("transformers"), need("zokern.hf"), self.settings
-        cls, options = optimizers.make(settings, self.asked.model)
+        cls, options = optimizers.make(settings, self.loaded.model)
         hybrid = settings.optimizer == "hybrid"
         arguments = transformers.TrainingArguments(
             output_dir=str(self.path / output.CHECKPOINTS),
@@ -150,9 +150,9 @@ class Training:
         chosen = {"optimizer_cls_and_kwargs": (cls, options)}
         if settings.lr_ratio is not None:
             lr = options.pop("lr")
-            chosen = {"optimizers": (hf.lora_plus(self.asked.model, cls, lr, settings.lr_ratio, **options), None)}
+            chosen = {"optimizers": (hf.lora_plus(self.loaded.model, cls, lr, settings.lr_ratio, **options), None)}
         trainer = hf.ZOTrainer(
-            self.asked.model,
+            self.loaded.model,
             arguments,
             train_dataset=rows,
             data_collator=self.reader.collate,
