@@ -16,10 +16,12 @@ from .metrics_of_model import metrics_of
 from .model import load as load_model
 from .model import settle_network
 from .optimizers import make, with_rates
+from .options import title
 from .probe import probe
 from .report import Result, draw, peak_mib
-from .settings import PATHS, Settings, shown, title
+from .settings import PATHS, Settings
 from .train import Training, interruptible
+from .values import shown
 
 
 def finetune(settings: Settings, say=print) -> Result:
@@ -99,7 +101,7 @@ def _run(settings, path, say, resumed=None):
     trained = loaded.trained()
     count = sum(p.numel() for _, p in trained)
     rates = [f"{title(name)[2:]} {value:g}" for name in ("lr", "eps", "fo_lr") if (value := getattr(settings, name))]
-    halves = f" of {settings.zo} and {settings.fo}" if settings.optimizer == "hybrid" else ""
+    halves = f" of {settings.zo} and {settings.fo}" if settings.halves else ""
     new = ", new classification head" if loaded.fresh_head else ""
     say(f"{loaded.name} on {data.name}: {settings.optimizer}{halves}, {method}, {count:,} parameters, {', '.join(rates)}{new}")
     features = [[loaded.reader.encode(example) for example in examples] for examples in (data.train, data.held_out)]

@@ -104,7 +104,7 @@ def load(settings: Settings, data: Data) -> LoadedModel:
             order = _order(config, list(data.task.labels))
             options = dict(num_labels=len(order), id2label=dict(enumerate(order)), label2id={name: i for i, name in enumerate(order)})
             options |= dict(ignore_mismatched_sizes=True)  # a head for another number of classes is replaced
-        if settings.zeroth == "forward-gradient":
+        if settings.zeroth is not None and settings.zeroth_class.derivative == "forward":
             options |= dict(attn_implementation="eager")  # the others have no forward-mode derivative
         auto = getattr(transformers, kind)
         options |= dict(dtype=torch.float32, output_loading_info=True)

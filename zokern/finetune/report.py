@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from ..errors import need
+from ..optim import named
 
 try:
     import resource
@@ -64,7 +65,7 @@ class Result:
         classes = f", classes {classes}" if classes else ""
         test = [f"test       {self.metric} {self.test[self.metric]:.3f} on {self.test_rows} rows"] if self.test else []
         metrics = "" if self.interrupted else ", metrics.json"
-        log = "log.jsonl" if self.optimizer == "hybrid" else "log.jsonl, trajectory.jsonl"
+        log = "log.jsonl, trajectory.jsonl" if named(self.optimizer).replayable else "log.jsonl"
         backwards = f" and {self.backwards} backward passes" if self.backwards else ""
         return [
             *(["stopped early: what follows is of the steps done"] if self.interrupted else []),
@@ -85,7 +86,7 @@ class Result:
         """Where an evaluation on the way was better than the last one."""
         if not self.best or self.best["step"] == self.steps:
             return []
-        again = "" if self.optimizer == "hybrid" else f": zokern replay {self.out} --step best --out FOLDER"
+        again = f": zokern replay {self.out} --step best --out FOLDER" if named(self.optimizer).replayable else ""
         how = ", which is saved" if self.kept == "best" else again
         return [f"best       {self.metric} {self.best[self.metric]:.3f} on held-out rows after step {self.best['step']}{how}"]
 

@@ -2,11 +2,12 @@
 
 import json
 import os
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from .. import tasks
 from ..errors import BadInput, first_line, need
+from ..optim import named
 from ..trajectory import Trajectory
 from . import output
 from .data import Data
@@ -15,34 +16,35 @@ from .job import settings_of
 from .metrics_of_model import metrics_of
 from .model import LoadedModel, settle_network
 from .model import load as load_model
+from .options import option, title
 from .report import best_of
-from .settings import Settings, shown, title
-from .values import fitting
-
-
-def _option(text, default=None):
-    return field(default=default, metadata={"help": text})
+from .settings import Settings
+from .values import fitting, shown
 
 
 @dataclass(frozen=True)
 class Evaluation:
     """What to judge, on what; ``help`` in each field's metadata says what it is."""
 
-    model: str | None = _option("A run's folder (--out of finetune), a model's or an adapter's folder, or a hub id.")
-    trust_remote_code: bool = _option("Run the Python code that comes with --model. Read it first.", False)
-    task: str | None = _option("A task that zokern knows (docs/tasks.md). Without it, of a run: what the run was judged by.")
-    data: str | None = _option("With --task: a local copy of it. Else as of finetune.")
-    text: tuple[str, ...] = _option("Text column of --data; 'a,b' for pairs of texts. Without it: by name.", ())
-    label: str | None = _option("Label column of --data. Without it: by name.")
-    split: str = _option("Of a task: train, validation or test.", "validation")
-    sample: int | None = _option("Of that split: so many rows, drawn by --seed. Without it: all.")
-    rows: tuple[int, ...] = _option("Of a task, as of finetune: judge what a run with these --rows and --seed holds out and tests by.", ())
-    seed: int = _option("Draws the rows.", 0)
-    task_type: str | None = _option("How the model is asked: head, masked or causal. Without it: as the run did, or head.")
-    max_length: int | None = _option("Tokens a row; longer texts are cut. Without it: as the run did, or 128.")
-    dtype: str | None = _option("float32, bfloat16 or float16. Without it: as the run did, or float32.")
-    device: str | None = _option("cpu or cuda. Without it: as the run did, or a GPU where there is one.")
-    metrics: str | None = _option("Write the metrics into this file, as JSON.")
+    model: str | None = option("A run's folder (--out of finetune), a model's or an adapter's folder, or a hub id.")
+    trust_remote_code: bool = option("Run the Python code that comes with --model. Read it first.", False)
+    task: str | None = option("A task that zokern knows (docs/tasks.md). Without it, of a run: what the run was judged by.")
+    data: str | None = option("With --task: a local copy of it. Else as of finetune.")
+    text: tuple[str, ...] = option("Text column of --data; 'a,b' for pairs of texts. Without it: by name.", ())
+    label: str | None = option("Label column of --data. Without it: by name.")
+    split: str = option("Of a task: train, validation or test.", "validation")
+    sample: int | None = option("Of that split: so many rows, drawn by --seed. Without it: all.")
+    rows: tuple[int, ...] = option("Of a task, as of finetune: judge what a run with these --rows and --seed holds out and tests by.", ())
+    seed: int = option("Draws the rows.", 0)
+    task_type: str | None = option(
+        "What the model predicts: a class by its head, or the words of a task's prompt, masked or causal. Without it: as in the run, or "
+        "head.",
+        formerly=("ask",),
+    )
+    max_length: int | None = option("Tokens a row; longer texts are cut. Without it: as the run did, or 128.")
+    dtype: str | None = option("float32, bfloat16 or float16. Without it: as the run did, or float32.")
+    device: str | None = option("cpu or cuda. Without it: as the run did, or a GPU where there is one.")
+    metrics: str | None = option("Write the metrics into this file, as JSON.")
 
 
 def evaluate(what: Evaluation) -> dict:
@@ -235,11 +237,13 @@ def read(log: str) -> Trajectory:
         return Trajectory.read(log)
     except (OSError, ValueError) as error:
         run = Path(log).parent
-        if not Path(log).exists() and (run / output.RUN).is_file() and output.run_of(str(run))["settings"].get("optimizer") == "hybrid":
-            raise BadInput(
-                f"{str(run)!r} is a run of --optimizer hybrid, which has no trajectory, since its first-order steps are not decided by a "
-                "few numbers: its model is in the folder itself, and its losses are in log.jsonl"
-            ) from None
+        if not Path(log).exists() and (run / output.RUN).is_file():
+            name = settings_of(str(run), output.run_of(str(run))).optimizer
+            if not named(name).replayable:
+                raise BadInput(
+                    f"{str(run)!r} is a run of --optimizer {name}, which has no trajectory, since its first-order steps are not decided by "
+                    "a few numbers: its model is in the folder itself, and its losses are in log.jsonl"
+                ) from None
         raise BadInput(str(error) if not isinstance(error, OSError) else f"{log!r} cannot be read ({error.strerror})") from None
 
 

@@ -13,8 +13,9 @@ from . import optimizers, output
 from .features import TOGETHER, FrozenBody, head_of, seen_by
 from .metrics_of_model import metrics_of
 from .model import LoadedModel
+from .options import title
 from .report import best_of
-from .settings import Settings, title
+from .settings import ZO, Settings
 
 SHOWN = ("loss", "eval_loss", "eval_accuracy", "eval_f1", "eval_matthews")  # beside the bar
 SECONDS = "train_seconds"  # of a log's entries
@@ -50,14 +51,14 @@ class Training:
     def forwards(self) -> int:
         """Batches that went through the model for the optimizer, those of an anchor's full batch included."""
         settings, optimizer = self.settings, self.trainer.zeroth_order
-        anchors = -(-self.steps // optimizer.param_groups[0]["q"]) if settings.optimizer == "mezo-svrg" else 0
+        anchors = -(-self.steps // optimizer.param_groups[0]["q"]) if optimizer.full_batch else 0
         full = -(-(settings.full_batch or len(self.data.train)) // TOGETHER)
         return optimizer.forwards * settings.accumulate * (self.steps - anchors) + 2 * full * anchors
 
     @property
     def backwards(self) -> int:
         """Of those batches, how many went back through the model."""
-        return self.settings.accumulate * self.steps if self.settings.optimizer == "hybrid" else 0
+        return self.trainer.zeroth_order.backwards * self.settings.accumulate * self.steps
 
     @property
     def best(self) -> dict | None:
@@ -94,9 +95,10 @@ class Training:
             except ValueError as error:
                 raise BadInput(first_line(error)) from None
             except RuntimeError as error:  # NotImplementedError is one
-                if isinstance(error, NotImplementedError) and self.settings.zeroth == "forward-gradient":
-                    what = f"--{'zo' if self.settings.optimizer == 'hybrid' else 'optimizer'}"
-                    raise BadInput(f"{what} forward-gradient: {' '.join(str(error).split())}: pass {what} mezo") from None
+                zeroth = self.settings.zeroth_class
+                if isinstance(error, NotImplementedError) and zeroth and zeroth.derivative == "forward":
+                    what = "--zo" if self.settings.halves else "--optimizer"
+                    raise BadInput(f"{what} {self.settings.zeroth}: {' '.join(str(error).split())}: pass {what} {ZO}") from None
                 if resume and not self.steps and str(error).startswith("Error(s) in loading state_dict"):
                     raise BadInput(f"checkpoint {str(resume)!r} is of another model: restore the --model that the run began with") from None
                 raise
@@ -124,7 +126,6 @@ class Training:
     def _trainer(self, rows):
         transformers, hf, settings = need("transformers"), need("zokern.hf"), self.settings
         cls, options = optimizers.make(settings, self.loaded.model)
-        hybrid = settings.optimizer == "hybrid"
         arguments = transformers.TrainingArguments(
             output_dir=str(self.path / output.CHECKPOINTS),
             max_steps=settings.steps,
@@ -133,7 +134,7 @@ class Training:
             gradient_accumulation_steps=settings.accumulate,
             dataloader_drop_last=True,
             lr_scheduler_type=settings.schedule,
-            **({} if hybrid else {"learning_rate": settings.lr}),
+            **({} if cls.takes_model else {"learning_rate": settings.lr}),
             seed=settings.seed,
             use_cpu=settings.device == "cpu",
             logging_steps=min(10, settings.eval_every),
@@ -158,7 +159,7 @@ class Training:
             data_collator=self.reader.collate,
             objective=self.reader,
             full_batch=settings.full_batch or "train",
-            trajectory=None if hybrid else str(self.path / output.TRAJECTORY),
+            trajectory=str(self.path / output.TRAJECTORY) if cls.replayable else None,
             check=not settings.no_check,
             callbacks=[_watch(self)],
             **chosen,
