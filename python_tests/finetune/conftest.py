@@ -55,7 +55,7 @@ def drawn():
 def undrawn(request, monkeypatch):
     """Drawing takes half the time of a small run: the others go without."""
     if "drawn" not in request.fixturenames:
-        monkeypatch.setattr("zokern.finetune.job.draw", lambda *given: given[-1].touch())
+        monkeypatch.setattr("zokern.finetune.report.draw", lambda *given: given[-1].touch())
 
 
 @pytest.fixture

@@ -17,7 +17,6 @@ from command_line import zokern  # noqa: E402
 from zokern.cli.options import configured  # noqa: E402
 from zokern.errors import BadInput  # noqa: E402
 from zokern.finetune import Settings, finetune, output  # noqa: E402
-from zokern.finetune.job import settings_of  # noqa: E402
 from zokern.finetune.options import options_of  # noqa: E402
 from zokern.finetune.restore import Evaluation, evaluate  # noqa: E402
 
@@ -171,7 +170,7 @@ def test_no_mutation_of_a_record_gets_by(tmp_path, record):
     for i in range(MUTATIONS):
         path.write_bytes(_mutated(generator, record))
         for read in (
-            lambda: settings_of(str(tmp_path), output.run_of(str(tmp_path))),
+            lambda: output.settings_of(str(tmp_path), output.run_of(str(tmp_path))),
             lambda: Settings.flat(configured(path, "finetune", options)),
         ):
             try:

@@ -1,4 +1,4 @@
-"""How good a model is at its task."""
+"""How good a model is at its task, and when in a run it was best."""
 
 import math
 from contextlib import contextmanager
@@ -63,3 +63,15 @@ def _of_the_model(loaded):
 
 def _length(feature):
     return len(feature["tokens"]["input_ids"]) if "tokens" in feature else 0
+
+
+def best_of(history: list[dict], metric: str) -> dict | None:
+    """The best evaluation after a step or more: {"step", "loss", metrics}. Of equal ones that with the least loss, then the first; None
+    where nothing was judged.
+
+    Args:
+        history: what Trainer logged: dicts with "step" and "eval_...".
+    """
+    judged = [entry for entry in history if entry["step"] and isinstance(entry.get(f"eval_{metric}"), int | float)]
+    best = max(judged, key=lambda entry: (entry[f"eval_{metric}"], -(entry.get("eval_loss") or 0.0)), default=None)
+    return best and {name.removeprefix("eval_"): value for name, value in best.items() if name == "step" or name.startswith("eval_")}

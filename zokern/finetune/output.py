@@ -18,7 +18,8 @@ from pathlib import Path
 
 from ..documents import Unreadable, of_json
 from ..errors import BadInput, need, writing
-from .values import fit
+from .settings import Settings
+from .values import fit, shown
 
 RUN, INITIAL, TRAJECTORY, CHECKPOINTS = "run.json", "initial.safetensors", "trajectory.jsonl", "checkpoints"
 HELD = {  # in run.json, beside the settings
@@ -191,6 +192,19 @@ def run_of(folder: str) -> dict:
         line = f", line {error.line}" if isinstance(error, Unreadable) else ""
         reason = "it is not text" if isinstance(error, UnicodeDecodeError) else error
         raise BadInput(f"{str(path)!r}{line} is damaged: {reason}; restore the file") from None
+
+
+def settings_of(folder: str, record: dict) -> Settings:
+    """The settings in what run.json of a folder says.
+
+    Raises:
+        BadInput: another zokern wrote them, or they are none.
+    """
+    try:
+        return Settings.of(record["settings"])
+    except BadInput as error:
+        where = f"{str(Path(folder) / RUN)!r}, of zokern {shown(record['zokern'])}"
+        raise BadInput(f"{where}: in its settings {error}; or restore the file") from None
 
 
 def write(path: Path, text: str) -> None:

@@ -1,8 +1,9 @@
-"""What a run tells: a picture of its curve and a summary."""
+"""After a run: its model is saved, judged on held-out and test rows, and described."""
 
 import json
 import math
 import sys
+import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -10,6 +11,10 @@ import torch
 
 from ..errors import need
 from ..optim import named
+from . import output
+from .metrics_of_model import metrics_of
+from .prepare import Run
+from .train import Training
 
 try:
     import resource
@@ -95,6 +100,51 @@ class Result:
         return f"{self.before[name]:.3f} -> {probed}{self.after[name]:.3f}"
 
 
+def report(run: Run, training: Training) -> Result:
+    """Write model, curve and metrics into the folder of a run whose steps are made. -> the run in numbers."""
+    settings, data, loaded, path = run.settings, run.data, run.loaded, run.path
+    trained = run.trained_parameters  # of the adapter, which becomes part of the weights as the model is saved
+    with output.whole(path) as draft:
+        loaded.save(draft)
+        after = metrics_of(loaded, data.held_out, run.held_out)
+        test = metrics_of(loaded, data.test, [loaded.reader.encode(example) for example in data.test]) if data.test else None
+        draw(training.history, data.task.metric, f"{loaded.name}, {settings.optimizer}, {run.method}", draft / output.CURVE)
+    result = Result(
+        model=loaded.name,
+        method=run.method,
+        optimizer=settings.optimizer,
+        data=data.name,
+        labels=tuple(data.task.labels),
+        columns=data.columns,
+        metric=data.task.metric,
+        train_rows=len(data.train),
+        held_out_rows=len(data.held_out),
+        test_rows=len(data.test),
+        trained_parameters=trained,
+        parameters=sum(p.numel() for p in loaded.model.parameters()),
+        before=run.before,
+        probed=run.probed if settings.head == "probe" else None,
+        after=after,
+        best=training.best,
+        kept=settings.keep,
+        test=test,
+        steps=training.steps,
+        forwards=training.forwards,
+        backwards=training.backwards,
+        skipped=training.skipped,
+        interrupted=training.interrupted,
+        train_seconds=training.seconds,
+        seconds=time.perf_counter() - run.began,
+        steps_per_second=training.steps / training.seconds if training.seconds else 0.0,
+        peak_mib=peak_mib(next(loaded.model.parameters()).device),
+        out=str(settings.out),
+        load=loaded.load(str(settings.out)),
+    )
+    if not training.interrupted:
+        output.write(path / output.METRICS, result.json())
+    return result
+
+
 def peak_mib(device: torch.device) -> float | None:
     """The most memory held so far, in MiB: of the device, or of the process on a CPU; None where nobody counts it."""
     if device.type == "cuda":
@@ -103,18 +153,6 @@ def peak_mib(device: torch.device) -> float | None:
         return None
     unit = 1 if sys.platform == "darwin" else 1024  # getrusage counts bytes on macOS and KiB elsewhere
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
-
-
-def best_of(history: list[dict], metric: str) -> dict | None:
-    """The best evaluation after a step or more: {"step", "loss", metrics}. Of equal ones that with the least loss, then the first; None
-    where nothing was judged.
-
-    Args:
-        history: as of ``draw``.
-    """
-    judged = [entry for entry in history if entry["step"] and isinstance(entry.get(f"eval_{metric}"), int | float)]
-    best = max(judged, key=lambda entry: (entry[f"eval_{metric}"], -(entry.get("eval_loss") or 0.0)), default=None)
-    return best and {name.removeprefix("eval_"): value for name, value in best.items() if name == "step" or name.startswith("eval_")}
 
 
 def draw(history: list[dict], metric: str, title: str, path: Path):

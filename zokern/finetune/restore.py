@@ -12,12 +12,10 @@ from ..trajectory import Trajectory
 from . import output
 from .data import Data
 from .data import load as load_data
-from .job import settings_of
-from .metrics_of_model import metrics_of
+from .metrics_of_model import best_of, metrics_of
 from .model import LoadedModel, settle_network
 from .model import load as load_model
 from .options import option, title
-from .report import best_of
 from .settings import Settings
 from .values import fitting, shown
 
@@ -60,7 +58,7 @@ def evaluate(what: Evaluation) -> dict:
     own = what.task is None and what.data is None
     if own and run is None:
         raise BadInput(f"--task and --data are missing, and {what.model!r} is no run's folder, which knows its own: pass one of them")
-    ran = settings_of(str(run), output.run_of(str(run))) if run else Settings()
+    ran = output.settings_of(str(run), output.run_of(str(run))) if run else Settings()
     how = {name: getattr(what, name) or getattr(ran, name) for name in ("task_type", "max_length", "dtype")}
     how |= {"device": what.device, "trust_remote_code": what.trust_remote_code}
     _check(what, own)
@@ -183,7 +181,7 @@ def replay(
 
 def _replay(path, log, target, step, model, together, progress, trust_remote_code):
     record = output.run_of(str(path))
-    settings = settings_of(str(path), record)
+    settings = output.settings_of(str(path), record)
     trajectory = read(str(log))
     if step is not None and not 0 <= step <= len(trajectory):
         raise BadInput(f"--step {step}: the trajectory has {len(trajectory)} steps: pass 0 to {len(trajectory)}")
@@ -211,7 +209,7 @@ def steps_of(run: str, step: str | None = None) -> int:
             raise BadInput(f"--step {step}: pass a number of steps, or best")
         return int(step)
     record = output.run_of(str(path))
-    metric, judged = _task_of(settings_of(str(path), record), record).metric, path / output.LOG
+    metric, judged = _task_of(output.settings_of(str(path), record), record).metric, path / output.LOG
     try:
         lines = judged.read_text(encoding="utf-8").split("\n")[:-1]  # behind the last one is nothing, or what a killed process left of it
         best = best_of([json.loads(line) for line in lines], metric)
@@ -238,7 +236,7 @@ def read(log: str) -> Trajectory:
     except (OSError, ValueError) as error:
         run = Path(log).parent
         if not Path(log).exists() and (run / output.RUN).is_file():
-            name = settings_of(str(run), output.run_of(str(run))).optimizer
+            name = output.settings_of(str(run), output.run_of(str(run))).optimizer
             if not named(name).replayable:
                 raise BadInput(
                     f"{str(run)!r} is a run of --optimizer {name}, which has no trajectory, since its first-order steps are not decided by "
