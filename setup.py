@@ -134,6 +134,6 @@ class NinjaBuild(build_ext):
 SOURCES = ["csrc/bind/cpu_module.cpp", "csrc/cpu/threads.cpp", *(f"csrc/cpu/isa_{isa}.cpp" for isa in ("scalar", "avx2", "avx512"))]
 
 CPU = Extension("zokern._cpu", SOURCES)
-CUDA = Extension("zokern._cuda", ["csrc/bind/cuda_module.cpp", *(f"csrc/cuda/{name}.cu" for name in ("add_noise", "retrace", "update"))])
+CUDA = Extension("zokern._cuda", ["csrc/bind/cuda_module.cpp", *(f"csrc/cuda/{name}.cu" for name in ("add_noise", "replay", "update"))])
 
 setup(ext_modules=[CPU, CUDA], cmdclass={"build_ext": NinjaBuild})

@@ -62,14 +62,14 @@ class Drift:
 
 @dataclass(frozen=True)
 class Replay:
-    """``steps`` logged steps applied to the weights of a model, ``widths`` of them a pass, or a call of ``retrace_``; and ``logged`` ones
+    """``steps`` logged steps applied to the weights of a model, ``widths`` of them a pass, or a call of ``replay_``; and ``logged`` ones
     from a file."""
 
     model: str
     dtype: str
     steps: int
     widths: tuple[int, ...]
-    retraced: tuple[int, ...]
+    replayed: tuple[int, ...]
     threads: int
     budget: float
     logged: int = 0

@@ -40,7 +40,7 @@ def svrg(problem, seed, lr_full, lr, q):
     optimizer = zokern.MeZOSVRG(problem.params, lr=lr, lr_full=lr_full, q=q, eps=EPS, seed=seed)
 
     def step(rows):
-        queries = 2 * problem.n if optimizer.at_anchor else 4 * len(rows)
+        queries = 2 * problem.n if optimizer.full_batch_due else 4 * len(rows)
         optimizer.step(lambda: problem.loss(rows), problem.loss)
         return queries
 

@@ -11,7 +11,7 @@ import torch
 
 import zokern
 from zokern.noise.spec import ROUNDING
-from zokern.ops.moments import RULES
+from zokern.ops.update import RULES
 
 from .models import DTYPES
 from .oracle import CHECK, EPS, check
@@ -68,7 +68,7 @@ def every(dtype, device, brief):
             terms = [(zokern.NoiseKey(1, step), EPS) for step in range(count)]
             for decay in (1.0,) if brief else (1.0, 0.9):
                 zokern.ops.add_noise_(layout, terms, decay)
-                zokern.ops.retrace_(layout, [(terms, decay), (terms, 1.0)])
+                zokern.ops.replay_(layout, [(terms, decay), (terms, 1.0)])
             for rule in ("adam",) if brief else RULES:
                 for kind in (torch.bfloat16,) if brief else (torch.float32, torch.bfloat16):
                     slots = RULES[rule].state

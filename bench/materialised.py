@@ -21,7 +21,7 @@ class MeZO:
         params: list of tensors.
         keep: for each the share of its z that is not masked.
         block: for each the number of its block.
-        draw: (direction, places in ``params``) -> z of each of them; a direction is (step, purpose, probe). None: by torch.normal.
+        draw: (direction, indices in ``params``) -> z of each of them; a direction is (step, purpose, probe). None: by torch.normal.
     """
 
     def __init__(self, params, keep=None, block=None, draw=None):

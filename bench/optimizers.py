@@ -12,7 +12,7 @@ from functools import partial
 import torch
 
 import zokern
-from zokern.layout import threshold
+from zokern.layout import keep_threshold
 from zokern.noise.reference import masked_normal
 
 from . import materialised as by_hand
@@ -175,8 +175,8 @@ def check(ours, theirs, params):
     def draw(direction, members):
         key = zokern.NoiseKey.of(0, *direction)
         for i, start in (parts[m] for m in members):
-            last = threshold(layout.keep[i]) - 1
-            yield torch.from_numpy(masked_normal(key, last, layout.first[i] + start, len(part(i, start)))).double()
+            kept = keep_threshold(layout.keep[i])
+            yield torch.from_numpy(masked_normal(key, kept, layout.first[i] + start, len(part(i, start)))).double()
 
     stepper(optimizer, CHECKED)()
     stepper(theirs(explicit, block=[layout.block[i] for i, _ in parts], draw=draw), CHECKED)()

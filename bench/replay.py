@@ -1,5 +1,5 @@
 """Suite ``replay``: a logged run applied again, weights read and written once for K steps: as K terms of one pass, which skips the
-roundings on the way, and as the three passes in place that each step of MeZO made, by ``retrace_``, to the very bits of training; and
+roundings on the way, and as the three passes in place that each step of MeZO made, by ``replay_``, to the very bits of training; and
 from the log of a run, all that ``Trajectory.replay`` does included."""
 
 import inspect
@@ -17,8 +17,8 @@ from .models import DTYPES, shapes
 from .oracle import EPS, SLICE, Refused, expected
 from .timing import Wall, interleave
 
-RETRACE, TORCH = "zokern.retrace", "torch.normal + add_, step by step"
-TOGETHER = inspect.signature(zokern.Trajectory.replay).parameters["together"].default
+REPLAY, TORCH = "zokern.replay", "torch.normal + add_, step by step"
+TOGETHER = inspect.signature(zokern.Trajectory.replay).parameters["passes_per_sweep"].default
 LOGGED = f"zokern.Trajectory.replay, {TOGETHER} passes a call"
 SPREAD = 1e-6  # of the logged coefficients, about lr times the projected gradient of a real run
 TOO_LONG = 10.0  # seconds a round of the torch way, above which it applies a sixteenth of the steps and its time is scaled
@@ -44,21 +44,21 @@ def measure(case: Replay, device) -> list[dict]:
 
         return call
 
-    def retraced(width):
+    def replayed(width):
         passes = [three(key, c) for key, c in run]
 
         def call():
             for step in range(0, case.steps, width):
-                zokern.ops.retrace_(layout, [entry for entries in passes[step : step + width] for entry in entries])
+                zokern.ops.replay_(layout, [entry for entries in passes[step : step + width] for entry in entries])
 
         return call
 
     candidates = {f"zokern, {width} a pass": in_passes(width) for width in case.widths}
     for width, call in zip(case.widths, candidates.values()):
         check(layout, [run[step : step + width] for step in range(0, case.steps, width)], call)
-    for width in case.retraced:
-        candidates[f"{RETRACE}, {width} steps a call"] = retraced(width)
-        check(layout, [terms for key, c in run for terms, _ in three(key, c)], candidates[f"{RETRACE}, {width} steps a call"])
+    for width in case.replayed:
+        candidates[f"{REPLAY}, {width} steps a call"] = replayed(width)
+        check(layout, [terms for key, c in run for terms, _ in three(key, c)], candidates[f"{REPLAY}, {width} steps a call"])
     if case.logged:
         candidates[LOGGED] = from_log(params, case.logged)
     few = max(1, case.steps // 16) if torch_seconds(params, coefficients[0]) * case.steps > TOO_LONG else case.steps

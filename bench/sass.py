@@ -11,7 +11,7 @@ A count is the whole body of the loop over blocks divided by the elements that a
 uniform datapath and branch included. With terms = n the loop over terms is nested in it: `each term` is its body, `each block` the rest.
 --rule counts the kernels of an update instead. Where a root or a quotient needs more than the usual path, it is not counted; the CUDA
 kernels for n terms hold the code of the mask too.
---passes counts the kernels of retrace_: `each term` is then a value whose z is made, all that any value may ask for included.
+--passes counts the kernels of replay_: `each term` is then a value whose z is made, all that any value may ask for included.
 """
 
 import argparse
@@ -38,8 +38,8 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from zokern.kernels.spans import BLOCK
-from zokern.kernels.triton import accumulate, moments, retrace
-from zokern.ops.moments import RULES
+from zokern.kernels.triton import add_noise, replay, update
+from zokern.ops.update import RULES
 
 SOURCES = Path(__file__).resolve().parent.parent / "csrc/cuda"
 CUDA_THREADS = 128  # of a block, kThreads in csrc/cuda/normals.hpp
@@ -48,9 +48,9 @@ DTYPES = {"fp32": tl.float32, "bf16": tl.bfloat16, "fp16": tl.float16}
 # As C++ compilers write them in the names of functions.
 MANGLED = {"fp32": "f", "bf16": "13__nv_bfloat16", "fp16": "6__half"}
 MANGLED_RULES = {"sign": "4SignE", "momentum": "8MomentumE", "adam": "8AdamLikeILb0EEE", "amsgrad": "8AdamLikeILb1EEE"}
-POINTERS = {"spans": "*i64", "states": "*i64", "keys": "*i32", "rounding": "*i32", "uses": "*u8"}
-INTEGERS = ("terms", "n_keys", "n_uses", "groups", "one")
-PLACES = {"add_noise": accumulate, "retrace": retrace, "update": moments}
+POINTERS = {"spans": "*i64", "states": "*i64", "keys": "*i32", "rounding": "*i32", "instructions": "*u8"}
+INTEGERS = ("terms", "n_keys", "n_instructions", "groups", "one")
+MODULES = {"add_noise": add_noise, "replay": replay, "update": update}
 # Opcode -> the pipe that issues it, first match wins. A move by IMAD or HFMA2 is a move that ptxas put on the FMA pipe.
 PIPES = {
     "move": r"MOV|IMAD\.MOV|HFMA2|CS2R",
@@ -66,25 +66,25 @@ PIPES = {
 
 
 def compile_triton(arch: int, name: str, dtype: str, terms: str, decay: bool, rule: str | None, state: str):
-    """The kernel as ``add_noise_``, ``retrace_`` or ``update_`` launches it, for tensors without masks."""
-    place = PLACES[name]
-    kernel, constants = getattr(place, f"{name}_kernel"), {"DTYPE": DTYPES[dtype], "MASKED": False, "SLOW": place.SLOW}
+    """The kernel as ``add_noise_``, ``replay_`` or ``update_`` launches it, for tensors without masks."""
+    module = MODULES[name]
+    kernel, constants = getattr(module, f"{name}_kernel"), {"DTYPE": DTYPES[dtype], "MASKED": False, "SLOW": module.SLOW}
     constants |= {
         "add_noise": {"TERMS": 0 if terms == "n" else int(terms), "DECAY": decay, "BLOCK": BLOCK},
-        "retrace": {"BLOCK": BLOCK},
-        "update": {"RULE": rule and RULES[rule].code, "STATE": DTYPES[state], "ONE_KEY": terms == "1", "DECAY": decay, "ROW": moments.ROW},
+        "replay": {"BLOCK": BLOCK},
+        "update": {"RULE": rule and RULES[rule].code, "STATE": DTYPES[state], "ONE_KEY": terms == "1", "DECAY": decay, "ROW": update.ROW},
     }[name]
     kind = lambda name: "constexpr" if name in constants else "i32" if name in INTEGERS else POINTERS.get(name, "*fp32")  # noqa: E731
     source = ASTSource(kernel, {name: kind(name) for name in kernel.arg_names}, constants)
-    options = {"num_warps": place.WARPS, "enable_fp_fusion": False}
+    options = {"num_warps": module.WARPS, "enable_fp_fusion": False}
     with redirect_stdout(StringIO()):  # Triton prints the whole PTX when ptxas refuses it
         return triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
 
 
 def mangled(name: str, dtype: str, terms: str, decay: bool, rule: str | None, state: str) -> str:
     """What only the name of one CUDA kernel matches."""
-    if name == "retrace":
-        return f"retrace_kernelI{MANGLED[dtype]}Lb0E"
+    if name == "replay":
+        return f"replay_kernelI{MANGLED[dtype]}Lb0E"
     if name == "add_noise":
         return f"add_noise_kernelI{MANGLED[dtype]}Li{0 if terms == 'n' else terms}ELb{int(decay)}ELb0E"
     second = r"S\w?_" if state == dtype == "bf16" else MANGLED[state]  # a name is written out once
@@ -179,7 +179,7 @@ def measure(cuda, backend: str, arch: int, name: str, dtype: str, terms: str, de
     if backend == "triton":
         kernel = compile_triton(arch, name, dtype, terms, decay, rule, state)
         instructions, labels, usage = disassemble(kernel.asm["cubin"], f"{name}_kernel")
-        elements = (BLOCK if rule is None else moments.ROW) // (32 * PLACES[name].WARPS)
+        elements = (BLOCK if rule is None else update.ROW) // (32 * MODULES[name].WARPS)
         about = {
             "shared_bytes": kernel.metadata.shared,
             "convert_layouts": kernel.asm["ttgir"].count("ttg.convert_layout"),
@@ -253,7 +253,7 @@ def main():
     parser.add_argument("--built", action="store_true", help="count what zokern._cuda holds, instead of compiling csrc/cuda again")
     parser.add_argument("--json", type=Path, help="append one JSON line a kernel to this file")
     parser.add_argument("--rule", nargs="+", choices=RULES, default=[], help="count the kernels of update_: with decay, terms 1 and n")
-    parser.add_argument("--passes", action="store_true", help="count the kernels of retrace_")
+    parser.add_argument("--passes", action="store_true", help="count the kernels of replay_")
     parser.add_argument("--state", nargs="+", choices=["fp32", "bf16"], default=["fp32", "bf16"], help="storage of the rule's states")
     arguments = parser.parse_args()
 
@@ -263,7 +263,7 @@ def main():
         cases = list(product(["update"], arguments.dtype, terms, [True], arguments.rule, arguments.state))
         cases = [case for case in cases if RULES[case[4]].state or case[5] == "fp32"]
     if arguments.passes:
-        cases = list(product(["retrace"], arguments.dtype, ["n"], [True]))
+        cases = list(product(["replay"], arguments.dtype, ["n"], [True]))
     lines, failures = [], []
     for arch, case in product(arguments.arch, cases):
         try:

@@ -19,7 +19,7 @@ fwds: the step in units of one forward; graph: both in CUDA graphs; SGD, Adam: b
 Peak GB of a step, weights included: measured by the GPU's allocator, or counted: the sizes of the tensors alive.
 In brackets: the papers' figures. z+MB: zokern's peak over that of two forwards. lean: one with tasks.lean_loss.""",
     "replay": """\
-Steps a second, K steps a pass; R=K: K steps of three passes in place, by one retrace_, to the bits of training;
+Steps a second, K steps a pass; R=K: K steps of three passes in place, by one replay_, to the bits of training;
 L=K: K steps from their log, by Trajectory.replay; torch: torch.normal and add_ for each tensor, step by step.""",
     "trainer": """\
 A step in milliseconds with its quartiles, of Trainer and of a plain loop in turns; over: what Trainer takes more.""",
@@ -209,7 +209,7 @@ ROOMS = (40, 80, 141)
 def column(name, record) -> str:
     if name == replay.LOGGED:
         return f"L={record['steps']}"
-    return f"{'R' if name.startswith(replay.RETRACE) else 'K'}={record['terms']}"
+    return f"{'R' if name.startswith((replay.REPLAY, 'zokern.retrace')) else 'K'}={record['terms']}"
 
 
 def of_replay(case) -> dict[str, str]:

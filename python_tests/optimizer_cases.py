@@ -6,6 +6,7 @@ from functools import partial
 import torch
 
 from zokern import MeZO, MeZOSVRG, ZOAdam, ZOConservative, ZOMomentum, ZOSign
+from zokern.estimators import Closure, finite_difference
 
 
 class SVRG(MeZOSVRG):
@@ -15,8 +16,8 @@ class SVRG(MeZOSVRG):
         # Where a MeZOSVRG has been made, torch has put its hooks around that step too.
         return inspect.unwrap(MeZOSVRG.step)(self, closure, full_closure or closure)
 
-    def begin(self, closure, full_closure=None):
-        return super().begin(closure, full_closure or closure)
+    def measure(self, closure, full_closure=None):
+        return super().measure(closure, full_closure or closure)
 
     def estimate(self, closure, full_closure=None):
         return super().estimate(closure, full_closure or closure)
@@ -29,18 +30,26 @@ class Replayed(SVRG):
         super().__init__(params, **{**settings, "weight_decay": 0.0, "anchor": "replay"})
 
 
-class Half:
+class Half(Closure):
     """What one of two processes sees of the loss, where the other one sees as much."""
 
     def __init__(self, closure):
-        self.closure, self.asked = closure, []
+        super().__init__(lambda: closure() / 2)
+        self.asked = []
 
-    def __call__(self):
-        return self.closure() / 2
+    def combine(self, numbers):
+        self.asked.append(len(numbers))
+        return [2 * number for number in numbers]
 
-    def agree(self, losses):
-        self.asked.append(len(losses))
-        return [2 * loss for loss in losses]
+
+def answered(weights, closure, keys, eps):
+    """The estimate that follows when a closure answers what ``finite_difference`` asks for."""
+    asking = finite_difference(weights, keys, eps)
+    numbers = Closure(closure).answer(next(asking))
+    try:
+        asking.send(numbers)
+    except StopIteration as done:
+        return done.value
 
 
 def block_by_block(params, **settings):

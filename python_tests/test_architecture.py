@@ -1,6 +1,7 @@
 """The arrows of docs/architecture.md, walked over the source: a room imports downward only, and no file outgrows a reader."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -8,35 +9,27 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "zokern"
 
-# A room may import the rooms in its entry (and itself). Rooms above optim come last.
-BELOW = {
+# From the ground up: all that each room imports of others. An arrow runs to a room above it in this list, and is used.
+ARROWS = {
     "version": set(),
     "_cpu": set(),
     "_cuda": set(),
-    "noise": set(),
-    "kernels": {"noise", "_cpu", "_cuda"},
-    "places": {"_cpu"},
-    "layout": {"noise", "places"},
-    "ops": {"kernels", "layout", "noise", "places"},
-    "signals": set(),
-    "perturb": {"ops", "layout", "kernels", "noise"},
-    "tangents": {"ops", "layout", "kernels", "noise"},
-    "estimate": {"signals", "perturb", "ops", "layout", "kernels", "noise"},
-    "layers": set(),
-    "optim": {"signals", "estimate", "perturb", "tangents", "layers", "ops", "layout", "kernels", "noise"},
-}
-BELOW["capture"] = set(BELOW)
-EVERYTHING = set(BELOW) | {"zokern", "errors", "documents"}
-ABOVE = {
     "errors": set(),
+    "signals": set(),
+    "noise": set(),
     "documents": {"errors"},
     "tasks": {"errors", "documents"},
-    "trajectory": EVERYTHING,
-    "hf": EVERYTHING | {"tasks", "trajectory"},
-    "finetune": EVERYTHING | {"tasks", "trajectory", "hf"},
-    "cli": EVERYTHING | {"finetune", "tasks", "trajectory", "hf"},
+    "kernels": {"noise", "_cpu", "_cuda"},
+    "layout": {"noise", "kernels"},
+    "ops": {"kernels", "layout", "noise"},
+    "estimators": {"layout", "noise", "ops", "signals"},
+    "optim": {"estimators", "kernels", "noise", "ops", "signals"},
+    "trajectory": {"errors", "estimators", "layout", "noise", "ops", "optim", "version"},
+    "__init__": {"estimators", "kernels", "layout", "noise", "ops", "optim", "trajectory", "version"},
+    "hf": {"__init__", "errors", "estimators", "optim", "signals", "tasks"},
+    "finetune": {"__init__", "documents", "errors", "estimators", "hf", "optim", "tasks", "trajectory"},
+    "cli": {"documents", "errors", "finetune", "trajectory"},
     "__main__": {"cli"},
-    "__init__": EVERYTHING | {"trajectory"},
 }
 
 
@@ -50,6 +43,8 @@ def imports(path):
             base = [*here[: len(here) - node.level]] if node.level else []
             base += node.module.split(".") if node.module else []
             found = [".".join([*base, alias.name]) for alias in node.names]
+        elif isinstance(node, ast.Call) and getattr(node.func, "id", "") == "need":  # errors.need imports what may be missing
+            found = [ast.literal_eval(node.args[0])]
         else:
             continue
         yield from ((node.lineno, name.split(".")) for name in found if name.split(".")[0] == "zokern")
@@ -59,14 +54,25 @@ def room(path):
     return path.relative_to(PACKAGE).with_suffix("").parts[0]
 
 
+def arrows(path):
+    """{room that a file imports: the line}; what the package itself exports is __init__'s."""
+    found = {rest[0] if rest and rest[0] in ARROWS else "__init__": line for line, (_, *rest) in imports(path)}
+    return {target: line for target, line in found.items() if target != room(path)}
+
+
 @pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda p: str(p.relative_to(PACKAGE)))
-def test_arrows_run_one_way(path):
-    allowed = {**BELOW, **ABOVE}[room(path)] | {room(path)}
-    for line, (_, *rest) in imports(path):
-        target = rest[0] if rest else "zokern"
-        if target not in BELOW and target not in ABOVE:
-            target = "zokern"  # a name that the package exports
-        assert target in allowed, f"{path.relative_to(ROOT)}:{line} imports {target}; {room(path)} may import {sorted(allowed)}"
+def test_no_other_arrow_is_there(path):
+    for target, line in arrows(path).items():
+        assert target in ARROWS[room(path)], f"{path.relative_to(ROOT)}:{line} imports {target}: {room(path)} may not"
+
+
+def test_every_arrow_is_used_and_runs_downward():
+    rooms, used = list(ARROWS), {name: set() for name in ARROWS}
+    for path in PACKAGE.rglob("*.py"):
+        used[room(path)] |= arrows(path).keys()
+    assert used == ARROWS
+    for i, name in enumerate(rooms):
+        assert ARROWS[name] <= set(rooms[:i]), f"{name} imports upward"
 
 
 @pytest.mark.parametrize("path", sorted((PACKAGE / "kernels").rglob("*.py")), ids=lambda p: str(p.relative_to(PACKAGE)))
@@ -81,6 +87,19 @@ def test_no_backend_imports_another(path):
 def test_the_noise_needs_no_torch(path):
     names = {alias.name for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Import) for alias in node.names}
     assert "torch" not in names and (path.name != "spec.py" or not names)
+
+
+def test_the_page_names_what_is_there():
+    """The tree in docs/architecture.md: every room, and no file that is elsewhere."""
+    tree = re.search(r"^    csrc/.*?\n\n", (ROOT / "docs" / "architecture.md").read_text(), re.M | re.S)[0]
+    named = {path.removesuffix("/") for path in re.findall(r"\b(?:zokern|csrc|bench|python_tests)/[\w.]*", tree)}
+    rooms = {room(path) for path in PACKAGE.rglob("*.py")} - {"__init__", "__main__", "version"}
+    assert rooms == {Path(path).stem for path in named if path.startswith("zokern/")}
+    for entry in re.split(r"^    (?=\S)", tree, flags=re.M)[1:]:
+        folder, said = entry.split(maxsplit=1)
+        for file in re.findall(r"\b\w+\.(?:py|hpp|cpp)\b", said):
+            assert list((ROOT / folder).rglob(file)), f"{folder} has no {file}"
+        assert (ROOT / folder.rstrip(",")).exists(), folder
 
 
 def sources():

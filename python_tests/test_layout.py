@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from zokern import Layout, NoiseKey, ops, places, use_backend
-from zokern.layout import ALL, pack, unpack
+from zokern import Layout, NoiseKey, ops, use_backend
+from zokern.kernels import location
+from zokern.layout import KEEP_ALL, pack, unpack
 
 
 def zeros(*shape, **kinds):
@@ -21,7 +22,7 @@ def test_names_and_groups_of_every_accepted_form():
     assert Layout([a, b]).names == ["", ""]
     assert Layout([("x", a), ("y", b)]).names == ["x", "y"]
     layout = Layout([{"params": [a, b], "param_names": ["x", "y"]}, {"params": c}])
-    assert (layout.names, layout.group, layout.groups) == (["x", "y", ""], [0, 0, 1], 2)
+    assert (layout.names, layout.group, len(layout.coefficient_groups)) == (["x", "y", ""], [0, 0, 1], 2)
 
 
 def test_tied_weights_and_aliases_count_once():
@@ -92,8 +93,8 @@ def test_tables_follow_parameters_that_move():
 def told(request, monkeypatch):
     """Both ways to tell where tensors lie."""
     if request.param == "plain":
-        monkeypatch.setattr(places, "_way", lambda: places._plainly)
-    elif places._way() is places._plainly:
+        monkeypatch.setattr(location, "_reader", lambda: location._by_attributes)
+    elif location._reader() is location._by_attributes:
         pytest.skip("not built, or a torch that does not offer it")
 
 
@@ -205,7 +206,7 @@ def test_a_row_names_its_group_and_the_greatest_mask_word_that_is_kept():
     assert table.masked and table.members == (0, 1, 2, 3) and table.rows.dtype == torch.int64
     assert [unpack(int(word)) for word in table.rows[:, 3]] == [row[3:] for row in table.each()]
     (table,) = Layout(params).tables()[0]
-    assert not table.masked and [row[3:] for row in table.each()] == [(group, ALL) for group in (0, 1, 1, 1)]
+    assert not table.masked and [row[3:] for row in table.each()] == [(group, KEEP_ALL) for group in (0, 1, 1, 1)]
 
 
 @pytest.mark.parametrize("group, last", [(0, 0), (5, 2**31 - 1), (5, 2**31), (2**32 - 1, 2**32 - 1)])

@@ -7,10 +7,10 @@ import numpy as np
 import torch
 
 from zokern.kernels import reference
-from zokern.layout import ALL, State, Table, pack
+from zokern.layout import KEEP_ALL, State, Table, pack
 from zokern.noise import NoiseKey
 from zokern.noise.spec import ROUNDING
-from zokern.ops.moments import RULES
+from zokern.ops.update import RULES
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 INTEGERS = {torch.float32: torch.int32, torch.bfloat16: torch.int16, torch.float16: torch.int16}
@@ -25,22 +25,28 @@ class Piece:
     count: int
     first: int = 0
     group: int = 0
-    last: int = ALL
+    keep_threshold: int = KEEP_ALL
     shift: int = 0
     state_shift: int = 0
 
 
-MIXED = [Piece(2048 + 29, 4096, 1), Piece(3, 2 * 4096, 0), Piece(0), Piece(1024 + 5, 3 * 4096, 2, ALL // 3), Piece(77, 4 * 4096, 1, 2**30)]
+MIXED = [
+    Piece(2048 + 29, 4096, 1),
+    Piece(3, 2 * 4096, 0),
+    Piece(0),
+    Piece(1024 + 5, 3 * 4096, 2, KEEP_ALL // 3),
+    Piece(77, 4 * 4096, 1, 2**30),
+]
 DENSE = MIXED[:3]
 # What each of the kernels' choices must not change, one at a time; the state is misaligned where theta is not, and the other way round.
-PLACES = {
+POSITIONS = {
     "misaligned": [Piece(1100, 4096, shift=1)],
     "state misaligned": [Piece(1100, 4096, state_shift=3)],
     "first is no multiple of a Philox block": [Piece(1100, 4097)],
     "first is no multiple of a block of rounding": [Piece(1100, 4100)],
     "past 2^34": [Piece(1100, 2**34 + 8), Piece(1100, 2**35 + 2**34 + 5)],
     "across 2^34": [Piece(1100, 2**34 - 1024)],
-    "across 2^35, masked": [Piece(1100, 2**35 - 1000, last=2**31)],
+    "across 2^35, masked": [Piece(1100, 2**35 - 1000, keep_threshold=2**31)],
 }
 # (rule, dtype of theta, dtype of the state)
 KINDS = [("sign", dtype, torch.float32) for dtype in DTYPES]
@@ -67,7 +73,7 @@ def check_update(update_, rule, dtype, state_dtype, pieces, keys, decay=False, d
 
     def run(update_, memory, keys, rounding, device):
         held = [[t[AROUND + s :][: p.count] for t, s in zip(ts, (p.shift, *[p.state_shift] * slots))] for p, ts in zip(pieces, memory)]
-        rows = [(ts[0].data_ptr(), p.count, p.first, pack(p.group, p.last)) for p, ts in zip(pieces, held)]
+        rows = [(ts[0].data_ptr(), p.count, p.first, pack(p.group, p.keep_threshold)) for p, ts in zip(pieces, held)]
         table = Table(dtype, torch.device(device), groups, torch.tensor(rows))
         addresses = torch.tensor([[t.data_ptr() for t in ts[1:]] for ts in held], dtype=torch.int64).reshape(len(pieces), slots)
         values = [v if v is None else v.to(device) for v in (a, b, decay, numbers)]

@@ -1,13 +1,25 @@
 """Zeroth-order fine-tuning of language models, on noise that is never stored."""
 
-from . import noise, ops, trajectory
-from .capture import graph
-from .estimate import Estimate
+from . import noise, ops, optim, trajectory
+from .estimators import Estimate, Layers, layers
 from .kernels import backends, use_backend
-from .layers import Layers, layers
 from .layout import Layout
 from .noise import NoiseKey
-from .optim import Annealing, Check, ForwardGradient, Hybrid, MeZO, MeZOSVRG, ZOAdam, ZOConservative, ZOMomentum, ZOSign, splits
+from .optim import (
+    Annealing,
+    Check,
+    ForwardGradient,
+    Hybrid,
+    MeZO,
+    MeZOSVRG,
+    ZerothOrder,
+    ZOAdam,
+    ZOConservative,
+    ZOMomentum,
+    ZOSign,
+    splits,
+)
+from .optim.cuda_graph import graph
 from .trajectory import Trajectory, record
 from .version import __version__
 
@@ -27,12 +39,14 @@ __all__ = [
     "ZOConservative",
     "ZOMomentum",
     "ZOSign",
+    "ZerothOrder",
     "__version__",
     "backends",
     "graph",
     "layers",
     "noise",
     "ops",
+    "optim",
     "record",
     "splits",
     "trajectory",

@@ -9,11 +9,11 @@ from numbers import Real
 import torch
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
+from .kernels.location import location
 from .noise.spec import ALIGNMENT, SPEC_VERSION
-from .places import places
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-ALL = 0xFFFFFFFF  # the greatest mask word that is kept, where every element is
+KEEP_ALL = 0xFFFFFFFF  # the keep_threshold of a tensor all of whose elements keep their noise
 
 # Parameters that lie in parts on several processes, and how they show it.
 SHARDS = {
@@ -39,7 +39,8 @@ class Table(Cache):
     """Contiguous tensors of one dtype on one device, as kernels see them.
 
     ``rows`` is an int64 CPU tensor [n, 4], one row a tensor: address, number of elements, first element, and a word that ``pack``
-    makes of the group and of the greatest mask word that is kept. ``members`` are the tensors' places in ``layout.params``.
+    makes of the group and of keep_threshold, the greatest mask word of an element that keeps its noise. ``members`` are the tensors'
+    indices in ``layout.params``.
     """
 
     dtype: torch.dtype
@@ -49,13 +50,13 @@ class Table(Cache):
     members: tuple[int, ...] = ()
 
     def each(self):
-        """-> [(address, number of elements, first element, group, greatest mask word that is kept)]."""
+        """-> [(address, number of elements, first element, group, keep_threshold)]."""
         return [(*row, *unpack(word)) for *row, word in self.rows.tolist()]
 
     @property
     def masked(self) -> bool:
         """Whether some tensor keeps only a part of its noise."""
-        return self.cached("masked", lambda: bool((unpack(self.rows[:, 3])[1] != ALL).any()))
+        return self.cached("masked", lambda: bool((unpack(self.rows[:, 3])[1] != KEEP_ALL).any()))
 
 
 @dataclass(eq=False)
@@ -66,14 +67,14 @@ class State(Cache):
     addresses: torch.Tensor
 
 
-def pack(group, last):
-    """Two unsigned 32-bit integers as one int64: the group, and above it the greatest mask word that is kept."""
-    return (last - (last >> 31 << 32)) << 32 | group
+def pack(group, keep_threshold):
+    """Two unsigned 32-bit integers as one int64: the group, and above it the keep_threshold."""
+    return (keep_threshold - (keep_threshold >> 31 << 32)) << 32 | group
 
 
 def unpack(word):
-    """-> (group, last) of an int, or of an int64 tensor."""
-    return word & ALL, word >> 32 & ALL
+    """-> (group, keep_threshold) of an int, or of an int64 tensor."""
+    return word & KEEP_ALL, word >> 32 & KEEP_ALL
 
 
 class Layout:
@@ -90,9 +91,8 @@ class Layout:
     Attributes:
         params, names, first, group, keep, block: lists of one entry a parameter: tensor, name or "", first index, index of its group,
             share, number of its block. Where there are blocks, each pair (group of params, block) is a group.
-        groups: number of groups.
-        cells: [(group of params, block)], one a group.
-        places: of the parameters, as ``tables`` last saw them; None before.
+        coefficient_groups: [(group of params, block)]: what shares one value of each coefficient.
+        location: of the parameters in memory, as ``tables`` last saw it; None before.
         state: what ``ops.update_`` last saw beside the parameters; None before.
     Raises:
         TypeError, ValueError: a parameter that cannot be perturbed, by number and name, with the cure.
@@ -111,9 +111,8 @@ class Layout:
             raise ValueError(f"blocks has {len(block)} numbers for {len(named)} parameters: pass one for each")
         listed = [(group, b) for (_, _, group), b in zip(named, block)]
         last = max((group for group, _ in listed), default=0)
-        self.cells = [(group, 0) for group in range(last + 1)] if blocks is None else sorted(set(listed))
-        self.groups = len(self.cells)
-        self.group = [self.cells.index(listed[i]) for i in kept]
+        self.coefficient_groups = [(group, 0) for group in range(last + 1)] if blocks is None else sorted(set(listed))
+        self.group = [self.coefficient_groups.index(listed[i]) for i in kept]
         self.block = [block[i] for i in kept]
         self.keep = [keep[i] for i in kept]
         self.shapes = [tensor.shape for tensor in self.params]
@@ -123,7 +122,7 @@ class Layout:
             end += -(-tensor.numel() // ALIGNMENT) * ALIGNMENT
         if not kept:
             raise ValueError("params is empty: pass at least one parameter, such as model.parameters()")
-        self.places, self.state, self._cells_of = None, None, {}
+        self.location, self.state, self._coefficient_groups_of = None, None, {}
 
     def fingerprint(self) -> str:
         """Names the map from elements to noise (specification, shapes, order, shares), whatever the dtypes and devices."""
@@ -136,33 +135,33 @@ class Layout:
         """Numbers of the blocks, ascending."""
         return sorted(set(self.block))
 
-    def cells_of(self, block: int, device) -> torch.Tensor:
+    def coefficient_groups_of(self, block: int, device) -> torch.Tensor:
         """Which groups are of a block, as bool [groups] on a device that does not wait for it."""
-        if (block, device) not in self._cells_of:
-            mine = torch.tensor([b == block for _, b in self.cells], pin_memory=device.type == "cuda")
-            self._cells_of[block, device] = mine.to(device, non_blocking=True)
-        return self._cells_of[block, device]
+        if (block, device) not in self._coefficient_groups_of:
+            mine = torch.tensor([b == block for _, b in self.coefficient_groups], pin_memory=device.type == "cuda")
+            self._coefficient_groups_of[block, device] = mine.to(device, non_blocking=True)
+        return self._coefficient_groups_of[block, device]
 
     def part(self, block: int) -> "Layout":
         """The layout of one block alone: the same indices, and so the same noise."""
         part, mine = copy.copy(self), [i for i, b in enumerate(self.block) if b == block]
         for name in ("params", "names", "shapes", "first", "group", "keep", "block"):
             setattr(part, name, [getattr(self, name)[i] for i in mine])
-        part.places = part.state = None
+        part.location = part.state = None
         return part
 
     def over(self, tensors) -> "Layout":
         """The same indices for other tensors of the same shapes, one a parameter."""
         other = copy.copy(self)
-        other.params, other.places, other.state = list(tensors), None, None
+        other.params, other.location, other.state = list(tensors), None, None
         return other
 
     def tables(self):
-        """-> (tables of the contiguous parameters, places in ``params`` of the others). Remade when a parameter moved."""
-        seen = places(self.params)
-        if not seen or seen != self.places:
+        """-> (tables of the contiguous parameters, indices in ``params`` of the others). Remade when a parameter moved."""
+        seen = location(self.params)
+        if not seen or seen != self.location:
             self._tables, self._strided = self._lay_out()
-            self.places, self.state = seen, None
+            self.location, self.state = seen, None
         return self._tables, self._strided
 
     def _lay_out(self):
@@ -181,16 +180,16 @@ class Layout:
         for i in set(range(len(self.params))).difference(_without_aliases([*zip(self.names, self.params, self.group)])):
             raise ValueError(f"{_title(i, self.names[i])} lies in the memory of another parameter now: make a new optimizer")
         row = lambda i: (self.params[i].data_ptr(), self.params[i].numel(), self.first[i], self.word(i))  # noqa: E731
-        return [Table(*place, self.groups, torch.tensor([*map(row, r)]), tuple(r)) for place, r in rows.items()], strided
+        return [Table(*kind, len(self.coefficient_groups), torch.tensor([*map(row, r)]), tuple(r)) for kind, r in rows.items()], strided
 
     def word(self, i):
         """The last word of a row of parameter i."""
-        return pack(self.group[i], threshold(self.keep[i]) - 1)
+        return pack(self.group[i], keep_threshold(self.keep[i]))
 
 
-def threshold(keep):
-    """Elements are kept whose mask word is below this."""
-    return int(keep * 2**32)
+def keep_threshold(share):
+    """An element keeps its noise where its mask word is at most this."""
+    return int(share * 2**32) - 1
 
 
 def _title(i, name):
@@ -204,7 +203,7 @@ def _ratios(keep, titles):
     for i, (ratio, title) in enumerate(zip(keep, titles)):
         if not isinstance(ratio, Real):
             raise TypeError(f"keep[{i}] of {title} is {ratio!r}: pass a number in (0, 1]")
-        if not (0 < ratio <= 1 and threshold(ratio)):
+        if not (0 < ratio <= 1 and keep_threshold(ratio) >= 0):
             raise ValueError(f"keep[{i}] of {title} is {ratio!r}: pass a number in (0, 1], of at least 2**-32")
     return [float(ratio) for ratio in keep]
 
@@ -268,7 +267,7 @@ def check_memory(tensor, name):
 
 
 def _without_aliases(named):
-    """The places of the parameters that are left when each is dropped whose memory another one covers."""
+    """The indices of the parameters that are left when each is dropped whose memory another one covers."""
     storages = defaultdict(list)
     for i, (_, tensor, _) in enumerate(named):
         if tensor.numel():

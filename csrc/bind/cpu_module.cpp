@@ -6,7 +6,7 @@
 #include <tuple>
 
 #include "../cpu/threads.hpp"
-#include "places.hpp"
+#include "location.hpp"
 
 namespace {
 
@@ -38,12 +38,13 @@ void add_noise_(int storage, uintptr_t rows, size_t n_rows, const Keys& keys, ui
     zokern::add_noise(best, all, reinterpret_cast<const float*>(coefficients), threads);
 }
 
-void retrace_(int storage, uintptr_t rows, size_t n_rows, const Keys& keys, uintptr_t uses, size_t n_uses, uintptr_t values,
-              size_t groups, int threads, const std::string& isa) {
+void replay_(int storage, uintptr_t rows, size_t n_rows, const Keys& keys, uintptr_t instructions, size_t n_instructions,
+             uintptr_t values, size_t groups, int threads, const std::string& isa) {
     const zokern::Isa& best = chosen(isa);
     const zokern::Pass all = pass(storage, rows, n_rows, keys, groups, 0);
     pybind11::gil_scoped_release release;
-    zokern::retrace(best, all, reinterpret_cast<const uint8_t*>(uses), n_uses, reinterpret_cast<const float*>(values), threads);
+    zokern::replay(best, all, reinterpret_cast<const uint8_t*>(instructions), n_instructions, reinterpret_cast<const float*>(values),
+                   threads);
 }
 
 void update_(int storage, uintptr_t rows, size_t n_rows, const Keys& keys, uintptr_t in_theta, uintptr_t in_g, size_t groups,
@@ -70,9 +71,9 @@ PYBIND11_MODULE(_cpu, m) {
     m.doc() = "zokern's CPU kernels";
     m.def("isa", [](const std::string& name) { return std::string(chosen(name).name); });
     m.def("add_noise_", &add_noise_);
-    m.def("retrace_", &retrace_);
+    m.def("replay_", &replay_);
     m.def("update_", &update_);
-    m.def("places_by", &zokern::places_by);
+    m.def("location_by", &zokern::location_by);
 #ifdef _OPENMP
     m.attr("openmp") = true;
 #else

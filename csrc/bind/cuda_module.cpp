@@ -9,7 +9,7 @@
 #include <vector>
 
 #include "../cuda/add_noise.hpp"
-#include "../cuda/retrace.hpp"
+#include "../cuda/replay.hpp"
 #include "../cuda/update.hpp"
 
 namespace {
@@ -38,11 +38,11 @@ void add_noise_(int storage, uintptr_t spans, uint32_t n_spans, bool masked, con
     check(zokern::add_noise(pass, static_cast<zokern::Storage>(storage), device, reinterpret_cast<void*>(stream)));
 }
 
-void retrace_(int storage, uintptr_t spans, uint32_t n_spans, bool masked, uintptr_t all_keys, uintptr_t uses, uint32_t n_uses,
-              uintptr_t values, uint32_t groups, uintptr_t clock, int device, uintptr_t stream) {
-    const zokern::Retrace pass{common(spans, n_spans, groups, masked, clock, all_keys), reinterpret_cast<const uint8_t*>(uses),
-                               floats(values), n_uses};
-    check(zokern::retrace(pass, static_cast<zokern::Storage>(storage), device, reinterpret_cast<void*>(stream)));
+void replay_(int storage, uintptr_t spans, uint32_t n_spans, bool masked, uintptr_t all_keys, uintptr_t instructions,
+             uint32_t n_instructions, uintptr_t values, uint32_t groups, uintptr_t clock, int device, uintptr_t stream) {
+    const zokern::Replay pass{common(spans, n_spans, groups, masked, clock, all_keys), reinterpret_cast<const uint8_t*>(instructions),
+                              floats(values), n_instructions};
+    check(zokern::replay(pass, static_cast<zokern::Storage>(storage), device, reinterpret_cast<void*>(stream)));
 }
 
 void update_(int rule, int storage, int state, uintptr_t spans, uint32_t n_spans, bool masked, uintptr_t states, const Keys& keys,
@@ -68,7 +68,7 @@ void update_(int rule, int storage, int state, uintptr_t spans, uint32_t n_spans
 PYBIND11_MODULE(_cuda, m) {
     m.doc() = "zokern's CUDA kernels";
     m.def("add_noise_", &add_noise_);
-    m.def("retrace_", &retrace_);
+    m.def("replay_", &replay_);
     m.def("update_", &update_);
     m.attr("tile") = zokern::kTile;
     m.attr("unrolled") = zokern::kUnrolled;

@@ -22,10 +22,10 @@ struct Term {
     float coefficient;
 };
 
-/// Which elements keep their noise: those whose word of the term's mask is at most `last`.
+/// Which elements keep their noise: those whose word of the term's mask is at most `keep_threshold`.
 struct Mask {
     const Schedule* schedules;  // one a term
-    uint32_t last;
+    uint32_t keep_threshold;
 };
 
 /// theta[0..count) of elements first..first+count-1, whose blocks share the high word of their counter.
@@ -33,17 +33,17 @@ template <class T>
 using AddNoise = void (*)(T* theta, uint64_t first, size_t count, const Term* terms, size_t n_terms, const float* decay, const Mask* mask);
 
 /// A run of passes for one run of elements.
-struct Trace {
-    const uint8_t* uses;  // each is bits of Use
-    size_t n_uses;
-    const float* values;  // one a use, `stride` apart; a NaN among them has nothing in its lower half
+struct Passes {
+    const uint8_t* instructions;  // each is bits of Instruction
+    size_t n_instructions;
+    const float* values;  // one an instruction, `stride` apart; a NaN among them has nothing in its lower half
     size_t stride;
     const Schedule* schedules;  // of the keys, in the order in which they are used
     const Mask* mask;
 };
 
 template <class T>
-using Retrace = void (*)(T* theta, uint64_t first, size_t count, const Trace& trace);
+using Replay = void (*)(T* theta, uint64_t first, size_t count, const Passes& passes);
 
 /// What the elements of one run of an update share.
 struct Step {
@@ -65,7 +65,7 @@ constexpr int kRules = 4, kSlots = 3, kNumbers = 7;  // at most so many slots an
 template <class T>
 struct Kernels {
     AddNoise<T> add_noise[2];     // all kept, masked
-    Retrace<T> retrace[2];        // likewise
+    Replay<T> replay[2];        // likewise
     Update<T> update[kRules][2];  // state in float32, in bfloat16
 };
 

@@ -2,7 +2,7 @@
 #pragma once
 
 #include "add_noise.hpp"
-#include "retrace.hpp"
+#include "replay.hpp"
 #include "update.hpp"
 
 namespace zokern {
@@ -11,7 +11,7 @@ namespace {
 template <class T>
 constexpr Kernels<T> kernels() {
     return {{add_noise<T, false>, add_noise<T, true>},
-            {retrace<T, false>, retrace<T, true>},
+            {replay<T, false>, replay<T, true>},
             {{update<T, float, Sign>, nullptr},
              {update<T, float, Momentum>, update<T, bfloat16, Momentum>},
              {update<T, float, Adam>, update<T, bfloat16, Adam>},

@@ -95,9 +95,9 @@ ZK_HD Float sqrt(const Float& a) { return each<Float>([&](int i) { return _mm256
 ZK_HD Float where_greater(const Float& a, const Float& b, const Float& yes, const Float& no) {
     return each<Float>([&](int i) { return _mm256_blendv_ps(no.r[i], yes.r[i], _mm256_cmp_ps(a.r[i], b.r[i], _CMP_GT_OQ)); });
 }
-ZK_HD Float kept(const Float& z, const Bits& word, uint32_t last) {
+ZK_HD Float kept(const Float& z, const Bits& word, uint32_t keep_threshold) {
     return each<Float>([&](int i) {
-        const __m256i at_most = _mm256_cmpeq_epi32(_mm256_min_epu32(word.r[i], all(last)), word.r[i]);
+        const __m256i at_most = _mm256_cmpeq_epi32(_mm256_min_epu32(word.r[i], all(keep_threshold)), word.r[i]);
         return _mm256_and_ps(z.r[i], _mm256_castsi256_ps(at_most));
     });
 }

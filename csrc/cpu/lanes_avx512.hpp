@@ -7,7 +7,7 @@
 namespace zokern {
 namespace {
 
-constexpr int kRegisters = 6;  // Sapphire Rapids, passes of retrace_ in fp32: 1.90, 1.86, 2.01 cycles an element with 4, 6, 8
+constexpr int kRegisters = 6;  // Sapphire Rapids, passes of replay_ in fp32: 1.90, 1.86, 2.01 cycles an element with 4, 6, 8
 constexpr int kLanes = 16;
 
 struct Word { __m512i r[kRegisters]; };
@@ -103,8 +103,8 @@ ZK_HD Float sqrt(const Float& a) { return each<Float>([&](int i) { return _mm512
 ZK_HD Float where_greater(const Float& a, const Float& b, const Float& yes, const Float& no) {
     return each<Float>([&](int i) { return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(a.r[i], b.r[i], _CMP_GT_OQ), no.r[i], yes.r[i]); });
 }
-ZK_HD Float kept(const Float& z, const Bits& word, uint32_t last) {
-    return each<Float>([&](int i) { return _mm512_maskz_mov_ps(_mm512_cmple_epu32_mask(word.r[i], all(last)), z.r[i]); });
+ZK_HD Float kept(const Float& z, const Bits& word, uint32_t keep_threshold) {
+    return each<Float>([&](int i) { return _mm512_maskz_mov_ps(_mm512_cmple_epu32_mask(word.r[i], all(keep_threshold)), z.r[i]); });
 }
 ZK_HD Float fma(const Float& a, const Float& b, const Float& c) {
     return each<Float>([&](int i) { return _mm512_fmadd_ps(a.r[i], b.r[i], c.r[i]); });

@@ -68,7 +68,9 @@ ZK_HD Float sqrt(Float a) { return {std::sqrt(a.r[0]), std::sqrt(a.r[1])}; }
 ZK_HD Float where_greater(Float a, Float b, Float yes, Float no) {
     return {a.r[0] > b.r[0] ? yes.r[0] : no.r[0], a.r[1] > b.r[1] ? yes.r[1] : no.r[1]};
 }
-ZK_HD Float kept(Float z, Bits word, uint32_t last) { return {word.r[0] <= last ? z.r[0] : 0, word.r[1] <= last ? z.r[1] : 0}; }
+ZK_HD Float kept(Float z, Bits word, uint32_t keep_threshold) {
+    return {word.r[0] <= keep_threshold ? z.r[0] : 0, word.r[1] <= keep_threshold ? z.r[1] : 0};
+}
 ZK_HD Float fma(Float a, Float b, Float c) { return {std::fma(a.r[0], b.r[0], c.r[0]), std::fma(a.r[1], b.r[1], c.r[1])}; }
 template <class>
 ZK_HD Float splat(uint32_t bits) {

@@ -24,7 +24,7 @@ constexpr int64_t kWorthAThread = 1 << 15;
 constexpr int64_t kGrain = 1 << 10;
 // Threads take part after part of a run of passes, so many for each thread.
 constexpr int64_t kKeysAPart = 4, kMostParts = 16;
-constexpr uint32_t kAll = 0xFFFFFFFF;  // the greatest mask word there is
+constexpr uint32_t kKeepAll = 0xFFFFFFFF;  // the greatest mask word there is
 constexpr uint32_t kMaskPurpose = 2;
 
 #ifdef _OPENMP
@@ -191,12 +191,12 @@ void add_noise(const Isa& isa, const Pass& pass, const float* coefficients, int 
         return [&, terms = Terms(pass.keys, coefficients, pass.groups),
                 masks = Schedules(masked)](size_t i, int64_t from, int64_t to) mutable {
             const Row& row = pass.rows[i];
-            const bool dense = row.last == kAll;
+            const bool dense = row.keep_threshold == kKeepAll;
             const float* decay = pass.decay ? pass.decay + row.group : nullptr;
             with_storage(isa, pass.storage, row, [&](const auto& kernels, auto* theta) {
                 in_runs(row, from, to, [&](int64_t begin, uint64_t first, int64_t count) {
                     const uint32_t high = static_cast<uint32_t>(first >> 34);
-                    const Mask mask{dense ? nullptr : masks.at(high), row.last};
+                    const Mask mask{dense ? nullptr : masks.at(high), row.keep_threshold};
                     kernels.add_noise[!dense](theta + begin, first, count, terms.at(high, row.group), pass.keys.size(), decay, &mask);
                 });
             });
@@ -204,21 +204,21 @@ void add_noise(const Isa& isa, const Pass& pass, const float* coefficients, int 
     });
 }
 
-void retrace(const Isa& isa, const Pass& pass, const uint8_t* uses, size_t n_uses, const float* values, int max_threads) {
+void replay(const Isa& isa, const Pass& pass, const uint8_t* instructions, size_t n_instructions, const float* values, int max_threads) {
     const std::vector<Key> masked = mask_keys(pass.keys);
-    std::vector<float> quiet(values, values + n_uses * pass.groups);
+    std::vector<float> quiet(values, values + n_instructions * pass.groups);
     for (float& value : quiet)
         if (value != value) value = std::numeric_limits<float>::quiet_NaN();
     in_parallel(pass.rows, pass.n_rows, pass.keys.size(), max_threads, [&] {
         return [&, schedules = Schedules(pass.keys), masks = Schedules(masked)](size_t i, int64_t from, int64_t to) mutable {
             const Row& row = pass.rows[i];
-            const bool dense = row.last == kAll;
+            const bool dense = row.keep_threshold == kKeepAll;
             with_storage(isa, pass.storage, row, [&](const auto& kernels, auto* theta) {
                 in_runs(row, from, to, [&](int64_t begin, uint64_t first, int64_t count) {
                     const uint32_t high = static_cast<uint32_t>(first >> 34);
-                    const Mask mask{dense ? nullptr : masks.at(high), row.last};
-                    const Trace trace{uses, n_uses, quiet.data() + row.group, pass.groups, schedules.at(high), &mask};
-                    kernels.retrace[!dense](theta + begin, first, count, trace);
+                    const Mask mask{dense ? nullptr : masks.at(high), row.keep_threshold};
+                    const Passes passes{instructions, n_instructions, quiet.data() + row.group, pass.groups, schedules.at(high), &mask};
+                    kernels.replay[!dense](theta + begin, first, count, passes);
                 });
             });
         };
@@ -239,7 +239,7 @@ void update(const Isa& isa, const Pass& pass, const Rule& rule, int max_threads)
             with_storage(isa, pass.storage, row, [&](const auto& kernels, auto* theta) {
                 in_runs(row, from, to, [&](int64_t begin, uint64_t first, int64_t count) {
                     const uint32_t high = static_cast<uint32_t>(first >> 34);
-                    const Mask mask{row.last == kAll ? nullptr : masks.at(high), row.last};
+                    const Mask mask{row.keep_threshold == kKeepAll ? nullptr : masks.at(high), row.keep_threshold};
                     step.terms = terms.at(high, row.group);
                     step.mask = mask.schedules ? &mask : nullptr;
                     step.rounding = rounding.at(static_cast<uint32_t>(first >> 35));  // its blocks serve eight elements, not four

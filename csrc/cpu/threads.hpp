@@ -8,10 +8,10 @@
 namespace zokern {
 
 /// One tensor: `count` contiguous elements, of which the first has index `first` in the layout. Its noise is kept where the mask's
-/// word is at most `last`.
+/// word is at most `keep_threshold`.
 struct Row {
     int64_t address, count, first;
-    uint32_t group, last;
+    uint32_t group, keep_threshold;
 };
 
 /// What every pass is given.
@@ -43,8 +43,8 @@ const Isa* find_isa(const char* name);
 /// theta <- decay * theta + sum_k c_k z(key_k). coefficients is [keys][groups].
 void add_noise(const Isa& isa, const Pass& pass, const float* coefficients, int max_threads);
 
-/// Passes in one read and one write: use u, bits of Use, has the values[u][groups], and keys are in the order of their first use.
-void retrace(const Isa& isa, const Pass& pass, const uint8_t* uses, size_t n_uses, const float* values, int max_threads);
+/// Passes in one read and one write: instruction i, bits of Instruction, has the values[i][groups]; keys are in the order of their use.
+void replay(const Isa& isa, const Pass& pass, const uint8_t* instructions, size_t n_instructions, const float* values, int max_threads);
 
 /// x = decay * theta + sum_k a_k z(key_k);  g = sum_k b_k z(key_k);  and the rule.
 void update(const Isa& isa, const Pass& pass, const Rule& rule, int max_threads);

@@ -11,7 +11,7 @@
 //     order that arrange() puts the normals made of them where load() has put the elements; apart<T>(Pair) -> Pair{even, odd}
 //     undoes it
 //   rounded(Float, T()): to the storage type and back; a NaN has nothing in its lower half, and stays one
-//   kept(Float, Bits, last): the float where the word is at most `last`, else +0.
+//   kept(Float, Bits, keep_threshold): the float where the word is at most `keep_threshold`, else +0.
 #pragma once
 
 #include "../noise/normal.hpp"
@@ -42,7 +42,7 @@ ZK_HD Normals<Float> normals(const Opening<Word>& opened, const Schedule& schedu
     const Normals<Float> z = box_muller<Float>(w.w02, w.w13);
     if (!masked) return z;
     const Pairs m = pairs(products, mask->schedules[term]);
-    return {kept(z.even, m.w02, mask->last), kept(z.odd, m.w13, mask->last)};
+    return {kept(z.even, m.w02, mask->keep_threshold), kept(z.odd, m.w13, mask->keep_threshold)};
 }
 
 /// The same where load() puts the elements.

@@ -25,10 +25,10 @@ inline Launch launch_of(const AddNoise& pass) {
 
 /// x[0..3] += c z' of block q.
 template <bool kMask>
-__device__ __forceinline__ void add_block(float* x, uint32_t q, const Schedule& s, float c, uint32_t last) {
+__device__ __forceinline__ void add_block(float* x, uint32_t q, const Schedule& s, float c, uint32_t keep_threshold) {
     float z[4];
     normals(z, q, s);
-    if (kMask) drop(z, q, mask_of(s), last);
+    if (kMask) drop(z, q, mask_of(s), keep_threshold);
 #pragma unroll
     for (int i = 0; i < 4; ++i) x[i] = __fmaf_rn(c, z[i], x[i]);
 }
@@ -64,7 +64,7 @@ __global__ void __launch_bounds__(kThreads) add_noise_kernel(const __grid_consta
 #pragma unroll
             for (int v = 0; v < rows; ++v)
 #pragma unroll
-                for (int b = 0; b < n / 4; ++b) add_block<kMask>(x[v] + 4 * b, block_of<n>(q, v, b), s, c, span.last);
+                for (int b = 0; b < n / 4; ++b) add_block<kMask>(x[v] + 4 * b, block_of<n>(q, v, b), s, c, span.keep_threshold);
         }
     });
 }

@@ -43,13 +43,13 @@ __device__ __forceinline__ void normals(float (&z)[4], uint32_t q, const Schedul
     z[0] = lower.even.r, z[1] = lower.odd.r, z[2] = upper.even.r, z[3] = upper.odd.r;
 }
 
-/// +0 where the mask's word is above `last`.
-__device__ __forceinline__ void drop(float (&z)[4], uint32_t q, const Schedule& mask, uint32_t last) {
+/// +0 where the mask's word is above `keep_threshold`.
+__device__ __forceinline__ void drop(float (&z)[4], uint32_t q, const Schedule& mask, uint32_t keep_threshold) {
     const Words<Word> w = words(q, mask);
-    z[0] = w.w0.r <= last ? z[0] : 0;
-    z[1] = w.w1.r <= last ? z[1] : 0;
-    z[2] = w.w2.r <= last ? z[2] : 0;
-    z[3] = w.w3.r <= last ? z[3] : 0;
+    z[0] = w.w0.r <= keep_threshold ? z[0] : 0;
+    z[1] = w.w1.r <= keep_threshold ? z[1] : 0;
+    z[2] = w.w2.r <= keep_threshold ? z[2] : 0;
+    z[3] = w.w3.r <= keep_threshold ? z[3] : 0;
 }
 
 }  // namespace

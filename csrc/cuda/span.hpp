@@ -15,7 +15,7 @@ constexpr int kTile = 4096;  // every span but a tensor's last is a multiple of 
 struct Span {
     int64_t address, numel, first;
     uint32_t group;
-    uint32_t last;  // the greatest mask word of an element that is kept: 2^32 - 1 keeps all
+    uint32_t keep_threshold;  // the greatest mask word of an element that is kept: 2^32 - 1 keeps all
 };
 
 constexpr uint32_t kKeepAll = 0xFFFFFFFF;
@@ -24,7 +24,7 @@ constexpr uint32_t kKeepAll = 0xFFFFFFFF;
 struct Pass {
     const Span* spans;
     uint32_t n_spans, groups;
-    bool masked;            // whether some span has a last below kKeepAll
+    bool masked;            // whether some span has a keep_threshold below kKeepAll
     const uint32_t* clock;  // nullptr, or what is added to the step of every key
     const Key* keys;        // of all terms, in device memory, or nullptr where few enough go along with the launch
 };

@@ -124,7 +124,7 @@ __global__ void __launch_bounds__(kThreads, kOne ? 0 : 4) update_kernel(const __
             for (int j = 0; j < int(sizeof e.x / sizeof(float)); j += 4) {
                 float z[4];
                 normals(z, q + j / 4, s);
-                if (!kOne && span.last != kKeepAll) drop(z, q + j / 4, mask_of(s), span.last);
+                if (!kOne && span.keep_threshold != kKeepAll) drop(z, q + j / 4, mask_of(s), span.keep_threshold);
 #pragma unroll
                 for (int i = 0; i < 4; ++i) e.x[j + i] = __fmaf_rn(a, z[i], e.x[j + i]), e.g[j + i] = __fmaf_rn(b, z[i], e.g[j + i]);
             }

@@ -7,9 +7,9 @@ namespace zokern {
 
 enum class Storage { float32, bfloat16, float16 };
 
-/// What one use in a run of passes does with its value v, in the order of the bits.
-enum Use : uint8_t {
-    kFresh = 1,  // the noise z is made of the next key; without it, z stays as it is
+/// What one instruction of a run of passes does with its value v, in the order of the bits.
+enum Instruction : uint8_t {
+    kNextKey = 1,  // the noise z is made of the next key; without it, z stays as it is
     kDecay = 2,  // x = v x; without it, x = fma(v, z, x)
     kRound = 4,  // x is rounded to the storage type: a pass ends
 };

@@ -1,4 +1,4 @@
-// What an update does with g, over any lane type. Numbers: docs/noise_spec.md, "The passes"; zokern/ops/moments.py names n and s.
+// What an update does with g, over any lane type. Numbers: docs/noise_spec.md, "The passes"; zokern/ops/update.py names n and s.
 //
 // Beside what normal.hpp asks of Float: /, sqrt(a), both rounded as IEEE says, and where_greater(a, b, yes, no): a > b ? yes : no.
 #pragma once

@@ -82,7 +82,7 @@ class Run:
 
     def left_behind(self):
         """What an interrupt must not leave: a list of its names."""
-        params, begun = list(self.net.parameters()), self.optimizer._begun is not None
+        params, begun = list(self.net.parameters()), self.optimizer._measured is not None
         return [
             what
             for what, so in {
@@ -147,7 +147,7 @@ def _nothing(run):
 
 
 def _begun(run):
-    run.optimizer.begin(run.loss)
+    run.optimizer.measure(run.loss)
 
 
 def _estimated(run):
@@ -155,24 +155,24 @@ def _estimated(run):
 
 
 def _read(run):
-    """The readings of the step to come, as a twin finds them."""
+    """The measurements of the step to come, as a twin finds them."""
     twin = Run(run.name)
     twin.become(run)
     twin.step()
-    return list(map(float, twin.optimizer.readings))
+    return list(map(float, twin.optimizer.measurements))
 
 
 FOREVER = {at_place: None, at_moment: 60.0}
 # name -> (what comes before, what is interrupted: it is given the run and what came of that)
 ACTS = {
     "step": (_nothing, lambda run, _: run.optimizer.step(run.loss)),
-    "begin": (_nothing, lambda run, _: run.optimizer.begin(run.loss)),
+    "begin": (_nothing, lambda run, _: run.optimizer.measure(run.loss)),
     "step()": (_begun, lambda run, _: run.optimizer.step()),
     "flush": (_begun, lambda run, _: run.optimizer.flush()),
     "state_dict": (_begun, lambda run, _: run.optimizer.state_dict()),
     "estimate": (_nothing, lambda run, _: run.optimizer.estimate(run.loss)),
     "apply": (_estimated, lambda run, estimate: run.optimizer.apply(estimate)),
-    "repeat": (_read, lambda run, readings: run.optimizer.repeat(readings)),
+    "repeat": (_read, lambda run, measurements: run.optimizer.repeat(measurements)),
 }
 HALVES = ("begin", "step()", "flush", "state_dict")  # which may find or leave a step half done, its weights beside theta
 
@@ -206,7 +206,7 @@ class Walk:
         try:
             _, raised = measure(point, lambda: act(walker, given))
             left = walker.left_behind()
-            if raised is not None and name not in HALVES and walker.optimizer._begun is not None:
+            if raised is not None and name not in HALVES and walker.optimizer._measured is not None:
                 left.append("what was begun")
             wrong = f"left: {', '.join(left)}" if left else self._after(steps) or self._later(raised)
         except Exception as error:
@@ -219,9 +219,9 @@ class Walk:
         expected = self.go if walker.steps > steps else self.stay
         if walker.steps != expected.steps:
             return f"{walker.steps - steps} steps counted"
-        if walker.steps > steps and optimizer._begun is not None:
+        if walker.steps > steps and optimizer._measured is not None:
             return "the step is counted, and still begun"
-        if not walker.defers and optimizer._begun is None and (place := differ(walker.weights(), expected.weights(), True, "weights")):
+        if not walker.defers and optimizer._measured is None and (place := differ(walker.weights(), expected.weights(), True, "weights")):
             return f"{place}, step {'counted' if walker.steps > steps else 'not counted'}"
         optimizer.flush()
         if place := differ(walker.weights(), expected.weights(), True, "weights"):

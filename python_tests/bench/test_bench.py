@@ -93,10 +93,10 @@ def test_what_is_freed_is_no_longer_counted():
 
 
 def test_a_replay_is_the_same_run_in_passes_of_any_width(quick):
-    retraced = {"zokern.retrace, 1 steps a call", "zokern.retrace, 8 steps a call"}
+    replayed = {"zokern.replay, 1 steps a call", "zokern.replay, 8 steps a call"}
     for case in by_case(quick[0], "replay"):
         others = {"zokern.Trajectory.replay, 96 passes a call", "torch.normal + add_, step by step"}
-        assert set(case) == {"zokern, 1 a pass", "zokern, 4 a pass", *retraced, *others}
+        assert set(case) == {"zokern, 1 a pass", "zokern, 4 a pass", *replayed, *others}
         for r in case.values():
             assert r["steps_per_second"] == pytest.approx(r["steps"] / r["median_s"])
             assert r["speedup"] == pytest.approx(r["steps_per_second"] / case["torch.normal + add_, step by step"]["steps_per_second"])
@@ -232,7 +232,7 @@ def test_the_published_step_is_mezo():
 def test_the_step_check_accepts_zokern_and_sees_weights_left_behind(monkeypatch):
     model = Line()
     oracle.check_step(model.named_parameters(), model.loss, 1e-6)
-    monkeypatch.setattr("zokern.perturb.InPlace.settle", lambda self: None)
+    monkeypatch.setattr("zokern.estimators.PerturbedWeights.apply_pending", lambda self: None)
     with pytest.raises(oracle.Refused, match="did not leave the weights"):
         oracle.check_step(model.named_parameters(), model.loss, 1e-6)
 

@@ -96,7 +96,7 @@ def test_a_prompted_model_is_trained_in_place_and_replayed(few, language_models,
         adapter,
     ]
     zokern("finetune", *given)
-    zokern("replay", tmp_path / "run", "--out", tmp_path / "again", "--together", "5")
+    zokern("replay", tmp_path / "run", "--out", tmp_path / "again", "--passes-per-sweep", "5")
     assert equal(tmp_path / "run", tmp_path / "again")
     assert not equal(tmp_path / "run", language_models[task_type])
 

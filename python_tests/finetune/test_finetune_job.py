@@ -114,7 +114,7 @@ def test_the_logs_and_the_picture_tell_the_run(settings, drawn):
     assert record["columns"] == metrics(out)["columns"] == {"text": ["text"], "label": "label"}
     assert (record["settings"]["lr"], record["settings"]["q"], record["labels"]) == (1e-3, 2, ["bad", "good"])
     steps = Trajectory.read(out / "trajectory.jsonl")
-    assert len(steps) == 5 and all(len(step.readings) == 4 for step in steps.steps)
+    assert len(steps) == 5 and all(len(step.measurements) == 4 for step in steps.steps)
     assert [entry["step"] for entry in log(out) if "eval_loss" in entry] == [0, 2, 4, 5]
     rates = [step.changes["lr"] for step in list(steps.steps)[1:]]
     assert rates == pytest.approx([8e-4, 6e-4, 4e-4, 2e-4])
@@ -127,7 +127,7 @@ def test_a_seed_fixes_the_run(settings, tmp_path):
     runs = [changed(settings, out=str(tmp_path / name), seed=seed, lr=1e-2) for name, seed in (("a", 5), ("b", 5), ("c", 6))]
     for run in runs:
         finetune(run, quiet)
-    losses = [[step.readings for step in Trajectory.read(Path(run.out) / "trajectory.jsonl").steps] for run in runs]
+    losses = [[step.measurements for step in Trajectory.read(Path(run.out) / "trajectory.jsonl").steps] for run in runs]
     assert losses[0] == losses[1] != losses[2]
     weights = [(Path(run.out) / "model.safetensors").read_bytes() for run in runs]
     assert weights[0] == weights[1] != weights[2]

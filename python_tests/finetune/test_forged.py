@@ -184,7 +184,7 @@ def test_no_mutation_of_a_record_gets_by(tmp_path, record):
                 assert settings.checked() == settings, (seed, i)
                 assert all(type(value) is not list for value in (vars(settings) | settings.optimizer_settings).values())
                 json.dumps(settings.record())
-    print(f"{MUTATIONS} mutations with seed {seed}: {valid} of {2 * MUTATIONS} readings are settings, the others are refused")
+    print(f"{MUTATIONS} mutations with seed {seed}: {valid} of {2 * MUTATIONS} measurements are settings, the others are refused")
     assert 0 < valid < 2 * MUTATIONS
 
 

@@ -188,13 +188,13 @@ def test_the_sides_have_their_names(kind, trainer_of):
     settings = {"estimator": "one-sided", "q": 2} if kind is zokern.MeZO else {}
     trainer = trainer_of(model=model, optimizer=(kind, settings), max_steps=1)
     trainer.train()
-    entry, readings = trainer.state.log_history[0], [float(reading) for reading in trainer.zeroth_order.readings]
+    entry, measurements = trainer.state.log_history[0], [float(measurement) for measurement in trainer.zeroth_order.measurements]
     if kind is zokern.MeZO:
-        assert (entry["loss_minus"], entry["loss_plus"]) == tuple(readings[:2])
-        grads = [(readings[i] - readings[0]) / 1e-3 for i in (1, 2)]
+        assert (entry["loss_minus"], entry["loss_plus"]) == tuple(measurements[:2])
+        grads = [(measurements[i] - measurements[0]) / 1e-3 for i in (1, 2)]
         assert entry["projected_grad"] == pytest.approx(math.sqrt(sum(g * g for g in grads) / 2))
     else:
-        assert "loss_plus" not in entry and [entry["projected_grad"]] == readings[1:]
+        assert "loss_plus" not in entry and [entry["projected_grad"]] == measurements[1:]
 
 
 class Objective:
@@ -234,8 +234,6 @@ def test_an_objective_without_a_derivative(trainer_of):
 
 
 def test_the_trajectory_is_recorded(trainer_of, tmp_path):
-    if not hasattr(zokern, "record"):
-        pytest.skip("this zokern has no record")
     path = tmp_path / "log.jsonl"
     trainer_of(trainer={"trajectory": path}, logging_steps=2, **SAVING).train()
     whole = path.read_text().splitlines()

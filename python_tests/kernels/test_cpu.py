@@ -3,16 +3,16 @@
 import numpy as np
 import pytest
 import torch
-from retrace_cases import RUNS, A, B, check_retrace
-from update_cases import MIXED, PLACES, Piece
+from replay_cases import RUNS, A, B, check_replay
+from update_cases import MIXED, POSITIONS, Piece
 
 import zokern
 from zokern import Layout, NoiseKey, ops, use_backend
 from zokern.kernels import cpu
 from zokern.kernels import reference as reference_backend
-from zokern.layout import ALL, State, Table, pack
+from zokern.layout import KEEP_ALL, State, Table, pack
 from zokern.noise import reference
-from zokern.ops.moments import RULES
+from zokern.ops.update import RULES
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 WRAP = 2**34  # elements after which the low word of the block counter starts again
@@ -154,7 +154,7 @@ def test_state_of_every_kind_of_value(isa, rule):
         results = []
         for backend in (cpu, reference_backend):
             theta, state = torch.ones(len(every)), [every.to(dtype).roll(s) for s in range(len(rule.state))]
-            table = Table(theta.dtype, theta.device, 1, torch.tensor([(theta.data_ptr(), len(theta), 0, pack(0, ALL))]))
+            table = Table(theta.dtype, theta.device, 1, torch.tensor([(theta.data_ptr(), len(theta), 0, pack(0, KEEP_ALL))]))
             held = State(dtype, torch.tensor([[slot.data_ptr() for slot in state]]))
             rounding = [NoiseKey(0, 0, 3 << 24 | s) for s in range(len(state))] if dtype == torch.bfloat16 else None
             one = torch.ones(1, 1)
@@ -169,13 +169,13 @@ def test_state_of_every_kind_of_value(isa, rule):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("passes", RUNS.values(), ids=RUNS)
 def test_a_run_of_passes(isa, dtype, passes):
-    check_retrace(cpu.retrace_, dtype, MIXED, passes)
+    check_replay(cpu.replay_, dtype, MIXED, passes)
 
 
-@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("position", POSITIONS)
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_a_run_of_passes_anywhere(isa, dtype, place):
-    check_retrace(cpu.retrace_, dtype, PLACES[place], RUNS["steps"])
+def test_a_run_of_passes_anywhere(isa, dtype, position):
+    check_replay(cpu.replay_, dtype, POSITIONS[position], RUNS["steps"])
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -187,7 +187,7 @@ def test_not_finite_on_the_way(isa, dtype):
         [([], nan), ([(B, 1.0)], 1.0)],
         [([(A, 3e38)], 1.0), ([(A, -3e38)], 1.0), ([(A, 3e38)], 0.5), ([(B, 1.0)], 1.0)],
     ):
-        check_retrace(cpu.retrace_, dtype, [Piece(1000, 4096)], passes)
+        check_replay(cpu.replay_, dtype, [Piece(1000, 4096)], passes)
 
 
 def test_threads_change_no_run_of_passes(isa):
@@ -197,7 +197,7 @@ def test_threads_change_no_run_of_passes(isa):
         for threads, times in ((2, 1), (2, 3), (5, 6)):
             torch.set_num_threads(threads)
             pieces = [Piece(30_001, 5), Piece(7, 2**33, 1), Piece(20_000, WRAP - 9_001, 2)]
-            check_retrace(cpu.retrace_, torch.bfloat16, pieces, times * RUNS["steps"])
+            check_replay(cpu.replay_, torch.bfloat16, pieces, times * RUNS["steps"])
     finally:
         torch.set_num_threads(before)
 

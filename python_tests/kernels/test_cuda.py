@@ -10,17 +10,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from accumulate_cases import DTYPES, KEY, add_noise_, assert_same_bits, expected, weights
+from add_noise_cases import DTYPES, KEY, add_noise_, assert_same_bits, expected, weights
 from counted_kernels import count
-from retrace_cases import RUNS, check_retrace
-from update_cases import DENSE, KINDS, MIXED, PLACES, Piece, check_update, keys_of
+from replay_cases import RUNS, check_replay
+from update_cases import DENSE, KINDS, MIXED, POSITIONS, Piece, check_update, keys_of
 
 import zokern
 from zokern import NoiseKey
 from zokern.kernels import cuda
 from zokern.kernels.spans import BLOCK
 from zokern.noise import reference
-from zokern.ops.moments import RULES
+from zokern.ops.update import RULES
 
 ROOT = Path(__file__).parents[2]
 
@@ -52,8 +52,8 @@ class OnHost:
     def add_noise_(self, *arguments):
         call(self.library.add_noise, arguments[:-2])
 
-    def retrace_(self, *arguments):
-        call(self.library.retrace, arguments[:-2])
+    def replay_(self, *arguments):
+        call(self.library.replay, arguments[:-2])
 
     def update_(self, *arguments):
         call(self.library.update, arguments[:-2])
@@ -76,7 +76,7 @@ def call(function, arguments):
 def backend(library, monkeypatch):
     """zokern.kernels.cuda with the kernels on the host."""
     monkeypatch.setattr(cuda, "_cuda", OnHost(library))
-    monkeypatch.setattr(cuda, "_place", lambda device: (0, 0))
+    monkeypatch.setattr(cuda, "_device_and_stream", lambda device: (0, 0))
     return cuda
 
 
@@ -151,8 +151,8 @@ def test_masks(backend, dtype, terms, decay, clock, first):
     keys = [NoiseKey(2**63 + k, k, k << 24 | 2**24 - 1 - k) for k in range(terms)]
     later = [NoiseKey(key.seed, key.step + (clock or 0), key.stream) for key in keys]
     theta = weights(4096 + 777, dtype)
-    wanted = expected(theta, first, later, [0.5] * terms, decay, last=2**30)
-    add_noise_(backend, [theta], [first], keys, [[0.5]] * terms, None if decay is None else [decay], clock, last=2**30)
+    wanted = expected(theta, first, later, [0.5] * terms, decay, keep_threshold=2**30)
+    add_noise_(backend, [theta], [first], keys, [[0.5]] * terms, None if decay is None else [decay], clock, keep_threshold=2**30)
     assert_same_bits(theta, wanted)
 
 
@@ -160,20 +160,20 @@ def test_masks(backend, dtype, terms, decay, clock, first):
 @pytest.mark.parametrize("passes", RUNS.values(), ids=RUNS)
 def test_a_run_of_passes(backend, dtype, passes):
     """Ragged counts, groups and masks in one launch; whole tiles without a mask."""
-    check_retrace(backend.retrace_, dtype, MIXED, passes)
-    check_retrace(backend.retrace_, dtype, [Piece(2 * 4096 + 3, 4096, 1), *DENSE], passes)
+    check_replay(backend.replay_, dtype, MIXED, passes)
+    check_replay(backend.replay_, dtype, [Piece(2 * 4096 + 3, 4096, 1), *DENSE], passes)
 
 
-@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("position", POSITIONS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_a_run_of_passes_anywhere(backend, dtype, place):
-    check_retrace(backend.retrace_, dtype, PLACES[place], RUNS["steps"])
+def test_a_run_of_passes_anywhere(backend, dtype, position):
+    check_replay(backend.replay_, dtype, POSITIONS[position], RUNS["steps"])
 
 
 @pytest.mark.parametrize("pieces", [DENSE, MIXED], ids=["dense", "masked"])
 def test_a_clock_advances_a_run_of_passes(backend, pieces):
     with backend.clock(torch.tensor(90, dtype=torch.int32)):
-        check_retrace(backend.retrace_, torch.bfloat16, pieces, RUNS["steps"], later=90)
+        check_replay(backend.replay_, torch.bfloat16, pieces, RUNS["steps"], later=90)
 
 
 @pytest.mark.parametrize("rule, dtype, state", KINDS, ids=str)
@@ -185,11 +185,11 @@ def test_update(backend, rule, dtype, state, n):
         check_update(backend.update_, rule, dtype, state, DENSE, keys_of(n))
 
 
-@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("position", POSITIONS)
 @pytest.mark.parametrize("rule, dtype, state", KINDS, ids=str)
-def test_update_anywhere(backend, rule, dtype, state, place):
+def test_update_anywhere(backend, rule, dtype, state, position):
     for n in (1, 2):
-        check_update(backend.update_, rule, dtype, state, PLACES[place], keys_of(n))
+        check_update(backend.update_, rule, dtype, state, POSITIONS[position], keys_of(n))
 
 
 @pytest.mark.parametrize("pieces, n", [(DENSE, 1), (MIXED, 1), (MIXED, 3), (MIXED, 9)])
@@ -227,7 +227,7 @@ COUNTS = [(90, "bf16", 1, 32), (90, "fp32", 1, 30), (90, "bf16", 2, 58), (90, "f
 
 @pytest.fixture(scope="module")
 def counted(tmp_path_factory):
-    """The lines of bench/sass.py about what is built: of add_noise_, retrace_ and update_."""
+    """The lines of bench/sass.py about what is built: of add_noise_, replay_ and update_."""
     if cuda._cuda is None:
         pytest.skip(f"zokern._cuda is {cuda.status()}")
     built = ("--backend", "cuda", "--built", "--arch", "80", "90")

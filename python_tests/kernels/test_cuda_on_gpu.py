@@ -3,13 +3,13 @@
 import numpy as np
 import pytest
 import torch
-from accumulate_cases import DTYPES, KEY, add_noise_, assert_same_bits, expected, weights
-from retrace_cases import RUNS, check_retrace
-from update_cases import DENSE, KINDS, MIXED, PLACES, Piece, check_update, keys_of
+from add_noise_cases import DTYPES, KEY, add_noise_, assert_same_bits, expected, weights
+from replay_cases import RUNS, check_replay
+from update_cases import DENSE, KINDS, MIXED, POSITIONS, Piece, check_update, keys_of
 
 from zokern import Layout, NoiseKey, ops, use_backend
 from zokern.kernels import cuda
-from zokern.layout import ALL
+from zokern.layout import KEEP_ALL
 
 pytestmark = pytest.mark.gpu
 
@@ -36,17 +36,19 @@ def test_the_oracle_and_triton(dtype, terms, shift):
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("terms, decay, clock", [(1, False, None), (1, True, 7), (2, True, None), (2, False, 2**30), (9, True, 90)])
-@pytest.mark.parametrize("last", [ALL, 2**30])
-def test_groups_masks_and_a_clock(dtype, terms, decay, clock, last):
+@pytest.mark.parametrize("keep_threshold", [KEEP_ALL, 2**30])
+def test_groups_masks_and_a_clock(dtype, terms, decay, clock, keep_threshold):
     sizes, firsts = [1, 4096, 5, 9000, 0, 64, 8192], [0, 4096, 8192, 2**34 - 4096, 7 * 4096, 2**34 + 5, 2**63 - 9000]
     tensors = [weights(n, dtype, seed=n) for n in sizes]
     keys = [NoiseKey(2**63 + k, k, k << 24 | 2**24 - 1 - k) for k in range(terms)]
     later = [NoiseKey(key.seed, (key.step + (clock or 0)) % 2**32, key.stream) for key in keys]
     c = [[1e-3 * (k + 1), -0.5, 0.25 * k] for k in range(terms)]
     d = [1.0, 0.9, 0.0] if decay else None
-    wanted = [expected(t, f, later, [row[i % 3] for row in c], d and d[i % 3], last) for i, (t, f) in enumerate(zip(tensors, firsts))]
+    wanted = [
+        expected(t, f, later, [row[i % 3] for row in c], d and d[i % 3], keep_threshold) for i, (t, f) in enumerate(zip(tensors, firsts))
+    ]
     on_gpu = [t.cuda() for t in tensors]
-    add_noise_(cuda, on_gpu, firsts, keys, c, d, clock, last)
+    add_noise_(cuda, on_gpu, firsts, keys, c, d, clock, keep_threshold)
     for t, w in zip(on_gpu, wanted, strict=True):
         assert_same_bits(t.cpu(), w)
 
@@ -85,15 +87,15 @@ def test_golden_vectors(golden):
 @pytest.mark.parametrize("rule, dtype, state", KINDS, ids=str)
 @pytest.mark.parametrize("n", [1, 2, 9])
 def test_update(rule, dtype, state, n):
-    for pieces in (DENSE, MIXED, *PLACES.values()):
+    for pieces in (DENSE, MIXED, *POSITIONS.values()):
         check_update(cuda.update_, rule, dtype, state, pieces, keys_of(n), decay=True, device="cuda:0")
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("passes", RUNS.values(), ids=RUNS)
 def test_a_run_of_passes(dtype, passes):
-    for pieces in (DENSE, MIXED, [Piece(1_000_003, 4096, 1)], *PLACES.values()):
-        check_retrace(cuda.retrace_, dtype, pieces, passes, device="cuda:0")
+    for pieces in (DENSE, MIXED, [Piece(1_000_003, 4096, 1)], *POSITIONS.values()):
+        check_replay(cuda.replay_, dtype, pieces, passes, device="cuda:0")
 
 
 def test_runs_on_the_current_stream():

@@ -9,15 +9,15 @@ from functools import cache
 
 import pytest
 import torch
-from retrace_cases import RUNS
+from replay_cases import RUNS
 
 from zokern import NoiseKey, ops
 from zokern.kernels import cpu, reference
 from zokern.layout import State, Table, pack
-from zokern.ops.moments import RULES
-from zokern.ops.retrace import _flat
+from zokern.ops.replay import _flat
+from zokern.ops.update import RULES
 
-ROWS = [(70_001, 5, 0, 2**31), (0, 4096, 1, 9), (40_002, 2**34 - 20_000, 1, 2**32 - 1)]  # (elements, first, group, last)
+ROWS = [(70_001, 5, 0, 2**31), (0, 4096, 1, 9), (40_002, 2**34 - 20_000, 1, 2**32 - 1)]  # (elements, first, group, keep_threshold)
 KEYS = [NoiseKey(2**63, 5, 7), NoiseKey(3, 2**32 - 1)]
 UPWARD = {"x86_64": 0x800, "aarch64": 0x400000}.get(platform.machine())  # FE_UPWARD of <fenv.h>
 
@@ -66,25 +66,25 @@ def memory(dtype, seed):
 
 def passes(backend, dtype, state_dtype, inside=nullcontext):
     """The bytes that every kind of pass makes of tensors that begin the same each time."""
-    added, retraced, updated = (list(memory(dtype, seed)) for seed in range(3))
+    added, replayed, updated = (list(memory(dtype, seed)) for seed in range(3))
     m, v, w = (list(memory(state_dtype, seed)) for seed in range(3, 6))
     state = State(state_dtype, torch.tensor([[tensor.abs_().data_ptr() for tensor in row] for row in zip(m, v, w)]))
     tables = []
-    for tensors in (added, retraced, updated):
-        rows = [(t.data_ptr(), n, first, pack(group, last)) for t, (n, first, group, last) in zip(tensors, ROWS)]
+    for tensors in (added, replayed, updated):
+        rows = [(t.data_ptr(), n, first, pack(group, keep_threshold)) for t, (n, first, group, keep_threshold) in zip(tensors, ROWS)]
         tables.append(Table(dtype, torch.device("cpu"), 2, torch.tensor(rows)))
     decay, coefficients = torch.tensor([0.75, 0.3]), torch.tensor([[2.0**-60, 2.0**-130], [-(2.0**-3), 2.0**-20]])
     numbers = torch.rand(7, 2, generator=torch.Generator().manual_seed(6)) / 64
-    keys, uses, values = _flat(RUNS["steps"])
+    keys, instructions, values = _flat(RUNS["steps"])
     values = torch.tensor(values)[:, None] * torch.tensor([1.0, 2.0**-120])
     rounding = [NoiseKey.of(4, 5, 3, s) for s in range(3)] if state_dtype == torch.bfloat16 else None
     with inside():
         backend.add_noise_(tables[0], KEYS, coefficients, decay)
-        backend.retrace_(tables[1], keys, uses, values)
+        backend.replay_(tables[1], keys, instructions, values)
         backend.update_(tables[2], RULES["amsgrad"], KEYS, coefficients, coefficients, decay, numbers, state, rounding)
     return {
         name: torch.cat(tensors).view(torch.uint8)
-        for name, tensors in dict(added=added, retraced=retraced, updated=updated, m=m, v=v, w=w).items()
+        for name, tensors in dict(added=added, replayed=replayed, updated=updated, m=m, v=v, w=w).items()
     }
 
 

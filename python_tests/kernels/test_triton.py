@@ -9,17 +9,17 @@ import counted_kernels
 import numpy as np
 import pytest
 import torch
-from retrace_cases import RUNS, check_retrace
-from update_cases import DENSE, KINDS, MIXED, PLACES, Piece, check_update, keys_of
+from replay_cases import RUNS, check_replay
+from update_cases import DENSE, KINDS, MIXED, POSITIONS, Piece, check_update, keys_of
 
 from zokern.kernels import spans
 from zokern.kernels import triton as backend
-from zokern.layout import ALL, Table, pack
+from zokern.layout import KEEP_ALL, Table, pack
 from zokern.noise import NoiseKey, reference
 
 triton = pytest.importorskip("triton", reason="pip install triton")
 tl = triton.language
-from zokern.kernels.triton import accumulate, moments, noise, retrace  # noqa: E402  (needs triton)
+from zokern.kernels.triton import add_noise, noise, replay, update  # noqa: E402  (needs triton)
 
 pytestmark = [
     pytest.mark.skipif(not backend.status().startswith("available"), reason=f"triton: {backend.status()}"),
@@ -41,16 +41,16 @@ FIRSTS = [0, 1, 4095, 4096, 2**34 - 8, 2**34 + 5, 2**33 + 3]
 def few_steps(monkeypatch):
     """The interpreter pays for each step, whatever its size."""
     if DEVICE == "cpu":
-        monkeypatch.setattr(accumulate, "SLOW", 16384)
-        monkeypatch.setattr(moments, "SLOW", 1024)
-        monkeypatch.setattr(retrace, "SLOW", 2048)
+        monkeypatch.setattr(add_noise, "SLOW", 16384)
+        monkeypatch.setattr(update, "SLOW", 1024)
+        monkeypatch.setattr(replay, "SLOW", 2048)
 
 
-def add_noise_(tensors, firsts, keys, coefficients, decay=None, groups=None, last=ALL):
+def add_noise_(tensors, firsts, keys, coefficients, decay=None, groups=None, keep_threshold=KEEP_ALL):
     """The backend on one table. ``coefficients``: [terms, groups] as nested lists; ``decay``: a list or None."""
     groups = groups or [0] * len(tensors)
     rows = torch.tensor(
-        [[t.data_ptr(), t.numel(), first, pack(g, last)] for t, first, g in zip(tensors, firsts, groups)], dtype=torch.int64
+        [[t.data_ptr(), t.numel(), first, pack(g, keep_threshold)] for t, first, g in zip(tensors, firsts, groups)], dtype=torch.int64
     )
     table = Table(tensors[0].dtype, tensors[0].device, max(groups) + 1, rows)
     c = torch.tensor(coefficients, dtype=torch.float32, device=DEVICE).reshape(len(keys), table.groups)
@@ -64,13 +64,13 @@ def make_noise(count, first, key=KEY, dtype=torch.float32):
     return theta
 
 
-def expected(theta, first, keys, coefficients, decay=None, last=ALL):
+def expected(theta, first, keys, coefficients, decay=None, keep_threshold=KEEP_ALL):
     """The oracle's arithmetic, with one rounding to the type of theta."""
     acc = theta.float().cpu().numpy()
     if decay is not None:
         acc = np.float32(decay) * acc
     for key, c in zip(keys, coefficients):
-        acc = reference.fma(np.float32(c), reference.masked_normal(key, last, first, len(acc)), acc)
+        acc = reference.fma(np.float32(c), reference.masked_normal(key, keep_threshold, first, len(acc)), acc)
     return torch.from_numpy(acc).to(theta.dtype)
 
 
@@ -131,8 +131,8 @@ def test_terms_decay_and_groups(dtype, terms, decay):
 def test_masks(dtype, terms, first):
     keys, coefficients = keys_of(terms), [0.1 + k for k in range(terms)]
     theta = weights(4096 + 77, dtype)
-    wanted = expected(theta, first, keys, coefficients, last=2**30)
-    add_noise_([theta], [first], keys, [[c] for c in coefficients], last=2**30)
+    wanted = expected(theta, first, keys, coefficients, keep_threshold=2**30)
+    add_noise_([theta], [first], keys, [[c] for c in coefficients], keep_threshold=2**30)
     assert_same_bits(theta, wanted)
 
 
@@ -146,12 +146,12 @@ RUNS_OF += [("without terms", dtype) for dtype in DTYPES]
 def test_a_run_of_passes(name, dtype):
     """A whole block and ragged counts, groups and, with the longer runs, masks in one launch."""
     masked = name in ("steps", "without terms")
-    check_retrace(backend.retrace_, dtype, MIXED if masked else [Piece(4096 + 5, 4096, 1), *DENSE], RUNS[name], device=DEVICE)
+    check_replay(backend.replay_, dtype, MIXED if masked else [Piece(4096 + 5, 4096, 1), *DENSE], RUNS[name], device=DEVICE)
 
 
-@pytest.mark.parametrize("place", PLACES)
-def test_a_run_of_passes_anywhere(place):
-    check_retrace(backend.retrace_, torch.bfloat16, PLACES[place], RUNS["a step"], device=DEVICE)
+@pytest.mark.parametrize("position", POSITIONS)
+def test_a_run_of_passes_anywhere(position):
+    check_replay(backend.replay_, torch.bfloat16, POSITIONS[position], RUNS["a step"], device=DEVICE)
 
 
 # In the interpreter every rule in every dtype, and every rule and every dtype with both types of state.
@@ -172,10 +172,10 @@ def test_update_with_masks_decay_and_any_number_of_keys(rule, n, state):
     check_update(backend.update_, rule, DTYPES[n % 3], state, MIXED, keys_of(n), decay=True, device=DEVICE)
 
 
-@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("position", POSITIONS)
 @pytest.mark.parametrize("dtype, state", [(torch.float32, torch.float32), (torch.float32, torch.bfloat16), (torch.bfloat16,) * 2], ids=str)
-def test_update_anywhere(dtype, state, place):
-    check_update(backend.update_, "amsgrad", dtype, state, PLACES[place], keys_of(1), device=DEVICE)
+def test_update_anywhere(dtype, state, position):
+    check_update(backend.update_, "amsgrad", dtype, state, POSITIONS[position], keys_of(1), device=DEVICE)
 
 
 def test_no_terms_and_no_decay_write_nothing():
@@ -248,8 +248,8 @@ def test_noise_does_not_depend_on_the_launch(monkeypatch, programs, block, warps
     for place, name, value in (
         (spans, "PROGRAMS", programs),
         (spans, "BLOCK", block),
-        (accumulate, "BLOCK", block),
-        (accumulate, "WARPS", warps),
+        (add_noise, "BLOCK", block),
+        (add_noise, "WARPS", warps),
     ):
         monkeypatch.setattr(place, name, value)
     count, first = 3 * 4096 + 3, 2**34 - 8192  # a span may end where the low counter word wraps, or go past it
@@ -364,20 +364,20 @@ class TestOnGPU:
     @pytest.mark.parametrize("dtype", DTYPES, ids=str)
     def test_a_run_of_passes(self, dtype):
         for passes in RUNS.values():
-            check_retrace(backend.retrace_, dtype, [Piece(1_000_003, 4096, 1), *MIXED], passes, device=DEVICE)
+            check_replay(backend.replay_, dtype, [Piece(1_000_003, 4096, 1), *MIXED], passes, device=DEVICE)
 
     @pytest.mark.parametrize("rule, dtype, state", KINDS, ids=str)
     @pytest.mark.parametrize("masked", [False, True])
     def test_update(self, rule, dtype, state, masked):
         """Two kernels of each kind, which compile for seconds: one key and all noise; nine keys, masks and decay."""
-        every = [[Piece(1_000_003, 4096, 1)], DENSE, MIXED, *PLACES.values()]
+        every = [[Piece(1_000_003, 4096, 1)], DENSE, MIXED, *POSITIONS.values()]
         for pieces in every:
-            if masked == any(piece.last != ALL for piece in pieces):
+            if masked == any(piece.keep_threshold != KEEP_ALL for piece in pieces):
                 check_update(backend.update_, rule, dtype, state, pieces, keys_of(9 if masked else 1), decay=masked, device=DEVICE)
 
     def test_the_host_does_not_wait(self):
         theta, keys = weights(100_000, torch.bfloat16), [KEY, NoiseKey(1)]
-        table = Table(theta.dtype, theta.device, 1, torch.tensor([[theta.data_ptr(), theta.numel(), 0, pack(0, ALL)]]))
+        table = Table(theta.dtype, theta.device, 1, torch.tensor([[theta.data_ptr(), theta.numel(), 0, pack(0, KEEP_ALL)]]))
         c = torch.ones(2, 1, device=DEVICE)
         backend.add_noise_(table, keys, c, None)  # compiles
         torch.cuda.set_sync_debug_mode("error")

@@ -241,9 +241,9 @@ def run(name, dtype, path, check):
 
     def look():
         if check:
-            before = bits(params), optimizer.last, list(optimizer.readings), plain(optimizer.__dict__["state"])
+            before = bits(params), optimizer.last, list(optimizer.measurements), plain(optimizer.__dict__["state"])
             optimizer.check(closure)
-            after = bits(params), optimizer.last, list(optimizer.readings), plain(optimizer.__dict__["state"])
+            after = bits(params), optimizer.last, list(optimizer.measurements), plain(optimizer.__dict__["state"])
             assert all(map(torch.equal, before[0], after[0])) and before[1] is after[1] and before[2:] == after[2:]
 
     look()
@@ -254,8 +254,8 @@ def run(name, dtype, path, check):
         for _ in range(4):
             optimizer.step(closure)
             look()
-            seen.append([float(reading) for reading in optimizer.readings])
-        optimizer.begin(closure)
+            seen.append([float(measurement) for measurement in optimizer.measurements])
+        optimizer.measure(closure)
         look()
         optimizer.step()
         optimizer.flush()
@@ -301,7 +301,7 @@ def test_whatever_the_closure_raises_the_weights_are_as_before(name, at):
     with pytest.raises(KeyboardInterrupt):
         optimizer.check(closure)
     assert all(map(torch.equal, before, bits(model.parameters()))) and torch.equal(states, torch.get_rng_state())
-    assert not optimizer.model.owes and optimizer.readings == []
+    assert not optimizer.weights.displaced and optimizer.measurements == []
 
 
 @pytest.mark.parametrize("name, asked", [("MeZO", [2, 6]), ("MeZO blocks", [2, 24]), ("ForwardGradient", [2, 2])])

@@ -89,7 +89,7 @@ def test_a_copy_owes_what_is_owed(order, between, copied, make):
     for _ in range(2):
         opt.step(*full(net, opt))
     if between:
-        opt.begin(*full(net, opt))
+        opt.measure(*full(net, opt))
     pair = copied((net, opt) if order == "model first" else (opt, net))
     twin, other = pair if order == "model first" else pair[::-1]
     assert next(twin.parameters()) is other.param_groups[0]["params"][0]
@@ -146,7 +146,7 @@ def test_weights_that_were_written_to_meanwhile_are_an_error(then):
     params, opt = run(1, defer=True)
     with torch.no_grad():
         params[0].copy_(torch.zeros_like(params[0]))
-    with pytest.raises(RuntimeError, match="the update of step 0 was still owed .*call flush"):
+    with pytest.raises(RuntimeError, match="the update of step 0 was still pending .*call flush"):
         then(opt)
     assert (params[0] == 0).all()
 

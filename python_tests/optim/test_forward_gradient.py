@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from zokern import ForwardGradient, NoiseKey
-from zokern.estimate import Estimate
+from zokern.estimators import Estimate
 
 SMALL = dict(vocab_size=50, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, max_position_embeddings=32)
 TOKENS = torch.randint(3, 50, (2, 7), generator=torch.Generator().manual_seed(1))

@@ -10,7 +10,7 @@ from optimizer_cases import OPTIMIZERS
 
 import zokern
 from zokern import ForwardGradient, Hybrid, MeZO, splits
-from zokern.estimate import Estimate
+from zokern.estimators import Estimate
 
 MAKE = {**OPTIMIZERS, "ForwardGradient": ForwardGradient}
 
@@ -40,9 +40,9 @@ def same(model, before):
 
 CALLS = {
     "step": lambda opt, closure: opt.step(closure),
-    "begin": lambda opt, closure: opt.begin(closure),
+    "begin": lambda opt, closure: opt.measure(closure),
     "estimate": lambda opt, closure: opt.estimate(closure),
-    "repeat": lambda opt, closure: opt.repeat([1.0] * opt._due()),
+    "repeat": lambda opt, closure: opt.repeat([1.0] * opt.measurements_due),
     "apply": lambda opt, closure: opt.apply(Estimate([(zokern.NoiseKey(0), 1.0)])),
 }
 

@@ -37,7 +37,7 @@ def test_two_halves_are_a_step(net, batch, split, kind):
     twin = copy.deepcopy(net)
     halves, whole = hybrid_of(net, kind, split), hybrid_of(twin, kind, split)
     for step in range(5):  # LISA draws after three
-        measured = halves.begin(lambda: net(batch))
+        measured = halves.measure(lambda: net(batch))
         assert halves.steps == step and len(gradients(halves)) >= 4 and not measured.skipped
         loss = halves.step()
         assert torch.equal(loss, whole.step(lambda: twin(batch))) and torch.equal(measured.loss, whole.last.loss)
@@ -55,7 +55,7 @@ def test_gradients_between_the_halves_can_be_clipped(net, batch, split):
     clip = lambda hybrid: torch.nn.utils.clip_grad_norm_([p for g in hybrid.fo.param_groups for p in g["params"]], 0.1)  # noqa: E731
     hooked.fo.register_step_pre_hook(lambda *_: clip(hooked) and None)
     for _ in range(4):
-        halves.begin(lambda: net(batch))
+        halves.measure(lambda: net(batch))
         assert clip(halves) > 0.2
         halves.step()
         hooked.step(lambda: twin(batch))
@@ -67,11 +67,11 @@ def test_gradients_between_the_halves_can_be_clipped(net, batch, split):
 def test_what_no_step_follows_moves_nothing(net, batch, split, kind):
     twin, before = copy.deepcopy(net), weights(net)
     hybrid, plain = hybrid_of(net, kind, split), hybrid_of(twin, kind, split)
-    hybrid.begin(lambda: net(batch))
+    hybrid.measure(lambda: net(batch))
     hybrid.flush()
     assert all((a - b).abs().max() <= RESTORED for a, b in zip(net.parameters(), before))
-    hybrid.begin(lambda: net(batch * 0))  # instead of the first
-    hybrid.begin(lambda: net(batch))
+    hybrid.measure(lambda: net(batch * 0))  # instead of the first
+    hybrid.measure(lambda: net(batch))
     hybrid.flush()  # as for an evaluation
     hybrid.step()
     plain.step(lambda: twin(batch))
@@ -89,7 +89,7 @@ def test_a_loss_that_is_not_finite_where_it_is_differentiated(net, batch, kind):
         calls.append(0)
         return net(batch) * float("nan")
 
-    assert hybrid.begin(closure).skipped and not gradients(hybrid)
+    assert hybrid.measure(closure).skipped and not gradients(hybrid)
     with pytest.warns(RuntimeWarning, match="step 0 was skipped"):
         hybrid.step()
     assert all((a - b).abs().max() <= RESTORED for a, b in zip(net.parameters(), before))
@@ -128,7 +128,7 @@ def test_a_copy_goes_on_by_itself(net, batch, split, between):
         hybrid.step(lambda: net(batch))
         scheduler.step()
     if between:
-        hybrid.begin(lambda: net(batch))
+        hybrid.measure(lambda: net(batch))
     saved = io.BytesIO()
     torch.save((net, hybrid), saved)  # a pickle that keeps what is a view of what
     saved.seek(0)
@@ -163,7 +163,7 @@ def test_no_graph_is_captured_of_it(net, batch):
 
 def test_weights_changed_between_the_halves_are_noticed(net, batch):
     hybrid = hybrid_of(net)
-    hybrid.begin(lambda: net(batch))
+    hybrid.measure(lambda: net(batch))
     with torch.no_grad():
         net.embed.weight.mul_(2)
     with pytest.raises(RuntimeError, match="the weights were changed"):

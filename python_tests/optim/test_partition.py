@@ -5,8 +5,8 @@ import torch
 
 import zokern
 from zokern import MeZO, NoiseKey, ZOAdam
+from zokern.estimators.partition import kept_by_magnitude
 from zokern.noise import reference
-from zokern.optim.partition import kept_by_magnitude
 
 
 def parameters(*sizes, dtype=torch.float32):
@@ -95,7 +95,7 @@ def test_blocks_and_groups_together(explicit):
     """A cell for each pair: its eps and lr are the group's, its projected gradient the block's."""
     a, b, c = params = parameters(30, 20, 10)
     opt = MeZO([{"params": [a, b], "eps": 1e-2, "lr": 0.1}, {"params": [c]}], lr=0.01, eps=1e-3, seed=5, blocks=[[a], [b, c]])
-    assert opt.layout.groups == 3
+    assert len(opt.layout.coefficient_groups) == 3
     za, zb, zc = explicit(NoiseKey(5), opt.layout)
     loss = lambda a, b, c: (a.double() ** 2).sum() + (b.double() ** 3).sum() + c.double().sum()  # noqa: E731
     a0, b0, c0 = (p.detach().double() for p in params)

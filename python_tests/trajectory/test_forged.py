@@ -132,7 +132,7 @@ def made_again(run, net):
         first += group["params"]
     shared = {name: value for name, value in groups[0].items() if name not in ("params", "block", "keep")}
     optimizer = cls(groups, **shared)
-    for readings, changes in run.steps:
+    for measurements, changes in run.steps:
         if changes.get("flushed"):
             optimizer.flush()
         for name, value in changes.items():
@@ -140,7 +140,7 @@ def made_again(run, net):
                 each = isinstance(value, list) and (name != "betas" or isinstance(value[0], list))
                 for i, group in enumerate(optimizer.param_groups):
                     group[name] = dtypes.get(name, plain)(value[i] if each else value)
-        optimizer.repeat(readings)
+        optimizer.repeat(measurements)
     optimizer.flush()
 
 

@@ -7,7 +7,7 @@ import torch
 from trajectory_cases import CASES, Net, batch, optimizer_of, same, train
 
 from zokern import MeZO, Trajectory, record
-from zokern.perturb import Retracing
+from zokern.estimators import ReplayedWeights
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
@@ -43,19 +43,19 @@ def test_however_many_passes_are_made_together(recorded, name, together):
     path, expected, optimizer = recorded(name, torch.bfloat16 if "SVRG" not in name else torch.float32, steps=9)
     optimizer.flush()
     net = Net(optimizer.param_groups[0]["params"][0].dtype)
-    Trajectory.read(path).replay(net, together=together)
+    Trajectory.read(path).replay(net, passes_per_sweep=together)
     own = dict(named(optimizer, expected[-1]))
     assert all(torch.equal(p, own[name]) for name, p in net.named_parameters())
 
 
 def test_together_is_how_many_passes_wait(recorded, monkeypatch):
     path, expected, _ = recorded("MeZO", steps=9)
-    drained, real = [], Retracing.drain
-    monkeypatch.setattr(Retracing, "drain", lambda model: (drained.append(len(model.waiting)), real(model)))
+    swept, real = [], ReplayedWeights._sweep
+    monkeypatch.setattr(ReplayedWeights, "_sweep", lambda weights, i: (swept.append(len(weights.waiting[i])), real(weights, i)))
     seen = []
-    Trajectory.read(path).replay(Net(), together=10, progress=lambda step: seen.append((step, sum(drained))))
+    Trajectory.read(path).replay(Net(), passes_per_sweep=10, progress=lambda step: seen.append((step, sum(swept))))
     assert seen == [(1, 0), (2, 0), (3, 0), *((step, 10) for step in (4, 5, 6)), *((step, 20) for step in (7, 8, 9))]
-    assert drained == [10, 10, 7]
+    assert swept == [10, 10, 7]
 
 
 @pytest.mark.parametrize("name", ["MeZO", "ZOAdam", "MeZO blocks", "MeZO defer"])
@@ -128,7 +128,7 @@ def test_two_halves_are_recorded_as_a_step(tmp_path):
     optimizer = optimizer_of("MeZO", net)
     with record(optimizer, path):
         for step in range(5):
-            optimizer.begin(lambda: net(batch(step)))  # noqa: B023
+            optimizer.measure(lambda: net(batch(step)))  # noqa: B023
             optimizer.step()
     again = Net(torch.bfloat16)
     Trajectory.read(path).replay(again)
@@ -231,7 +231,7 @@ def raise_in_the_closure(optimizer, net):
 
 
 def flush_between_the_halves(optimizer, net):
-    optimizer.begin(lambda: net(batch(0)))
+    optimizer.measure(lambda: net(batch(0)))
     optimizer.flush()
     optimizer.step()
 
@@ -240,7 +240,7 @@ DISTURBANCES = {
     "another writer": disturb_weights,
     "estimate": lambda optimizer, net: optimizer.estimate(lambda: net(batch(0))),
     "a closure that raised": raise_in_the_closure,
-    "an estimate that was dropped": lambda optimizer, net: optimizer.begin(lambda: net(batch(0))),
+    "an estimate that was dropped": lambda optimizer, net: optimizer.measure(lambda: net(batch(0))),
     "a flush between the halves": flush_between_the_halves,
 }
 

@@ -208,7 +208,7 @@ def test_a_replay_onto_other_weights_is_refused(recorded, what):
         (dict(step=4), r"step=4: the log has 3 steps; pass an integer in \[0, 3\]"),
         (dict(step=-1), "step=-1"),
         (dict(step=True), "step=True"),
-        (dict(together=0), "together=0: pass an integer >= 1"),
+        (dict(passes_per_sweep=0), "passes_per_sweep=0: pass an integer >= 1"),
     ],
 )
 def test_arguments_of_replay(recorded, arguments, message):

@@ -23,7 +23,7 @@ def raise_in_the_closure(optimizer, net):
 
 
 def drop_a_begin(optimizer, net):
-    optimizer.begin(lambda: net(batch(0)))
+    optimizer.measure(lambda: net(batch(0)))
 
 
 def write(optimizer, net):
@@ -288,7 +288,7 @@ def test_at_step_0_a_state_may_be_loaded(tmp_path):
 def test_what_was_begun_before_recording_is_dropped(tmp_path, name):
     path, net = tmp_path / "run.jsonl", Net(torch.bfloat16)
     optimizer = optimizer_of(name, net)
-    optimizer.begin(lambda: net(batch(0)))
+    optimizer.measure(lambda: net(batch(0)))
     with record(optimizer, path), warnings.catch_warnings():
         warnings.simplefilter("error")
         base = weights(net)

@@ -102,7 +102,7 @@ def replay(
     out: Annotated[str, typer.Option(help="A new folder for model and tokenizer.")],
     step: Annotated[str | None, typer.Option(help="Steps to make, or best. Without it: all.", show_default=False)] = None,
     model: Annotated[str | None, typer.Option(help="The base model, where it has moved.", show_default=False)] = None,
-    together: Annotated[int, typer.Option(help="Passes over the weights that are made in one read and write.")] = 96,
+    passes_per_sweep: Annotated[int, typer.Option(help="Passes over the weights that are made in one read and write.")] = 96,
     trust_remote_code: Annotated[
         bool, typer.Option("--trust-remote-code", help="Run the Python code that comes with the base model. Read it first.")
     ] = False,
@@ -116,7 +116,7 @@ def replay(
 
         steps = steps_of(run, step)
         with need("tqdm").tqdm(total=steps, unit="step", dynamic_ncols=True, delay=0.01) as bar:
-            make(run, out, steps, model, together, lambda done: bar.update(done - bar.n), trust_remote_code)
+            make(run, out, steps, model, passes_per_sweep, lambda done: bar.update(done - bar.n), trust_remote_code)
         return steps
 
     tell(f"saved      {out}: the model after step {failing(made)} of {run}")

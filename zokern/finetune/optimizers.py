@@ -6,7 +6,7 @@ from functools import partial
 import torch
 
 from ..errors import BadInput, need
-from ..layers import layers
+from ..estimators import layers
 from ..optim import named, splits
 from .settings import Settings
 

@@ -159,7 +159,13 @@ def _rows(settings, what):
 
 
 def replay(
-    run: str, out: str, step: int | None = None, model: str | None = None, together: int = 96, progress=None, trust_remote_code=False
+    run: str,
+    out: str,
+    step: int | None = None,
+    model: str | None = None,
+    passes_per_sweep: int = 96,
+    progress=None,
+    trust_remote_code=False,
 ) -> LoadedModel:
     """The model as it was after a step of a run, made again from the base model and the run's trajectory without a forward pass.
 
@@ -168,7 +174,7 @@ def replay(
         out: a new folder, for model and tokenizer.
         step: steps to make. Default None: all.
         model: the base model, where it is no longer found under the run's --model.
-        together: passes over the weights that are made in one read and write. Default 96.
+        passes_per_sweep: passes over the weights that are made in one read and write. Default 96.
         progress: called with the number of steps made.
         trust_remote_code: run the code that comes with the base model. Default False, whatever the run was made with.
     Raises:
@@ -176,10 +182,10 @@ def replay(
     """
     path, log = _folder_and_log(run)
     with output.claimed(out) as target:
-        return _replay(path, log, target, step, model, together, progress, trust_remote_code)
+        return _replay(path, log, target, step, model, passes_per_sweep, progress, trust_remote_code)
 
 
-def _replay(path, log, target, step, model, together, progress, trust_remote_code):
+def _replay(path, log, target, step, model, passes_per_sweep, progress, trust_remote_code):
     record = output.run_of(str(path))
     settings = output.settings_of(str(path), record)
     trajectory = read(str(log))
@@ -189,7 +195,7 @@ def _replay(path, log, target, step, model, together, progress, trust_remote_cod
     settle_network(replace(settings, data=None, eval_data=None, task=None))
     loaded = load_model(replace(settings, device="cpu"), Data("", _task_of(settings, record), [], [], []))
     output.load_initial(path, record, loaded.model)
-    trajectory.replay(loaded.model, step=step, together=together, progress=progress)
+    trajectory.replay(loaded.model, step=step, passes_per_sweep=passes_per_sweep, progress=progress)
     with output.whole(target) as draft:
         loaded.save(draft)
     return loaded

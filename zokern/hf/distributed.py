@@ -6,6 +6,9 @@ Rank 0's weights go to the others once, at the start. A step exchanges its losse
 import torch
 from torch import distributed
 
+from ..estimators import Closure
+from ..signals import let_through
+
 
 def count() -> int:
     return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
@@ -15,7 +18,7 @@ def rank() -> int:
     return distributed.get_rank() if count() > 1 else 0
 
 
-class DistributedClosure:
+class DistributedClosure(Closure):
     """A closure whose loss is the mean over all processes, each of which sees its part of the batch.
 
     Args:
@@ -26,17 +29,18 @@ class DistributedClosure:
     def __init__(self, part, gradient=None):
         self.part, self.gradient, self.weight = part, gradient, None
 
-    def __call__(self):
+    def closure(self):
         loss, self.weight = self.part()
         return loss
 
     def differentiate(self, params):
-        loss, self.weight = self.gradient()
+        with torch.enable_grad():
+            loss, self.weight = let_through(self.gradient)
         average_gradients(params, self.weight)
         return loss
 
-    def agree(self, losses):
-        return all_reduce(losses, self.weight)
+    def combine(self, numbers):
+        return all_reduce(numbers, self.weight)
 
 
 @torch.no_grad()

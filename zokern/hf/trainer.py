@@ -13,8 +13,8 @@ from transformers.trainer_pt_utils import find_batch_size
 
 import zokern
 
+from ..estimators.losses import backpropagated
 from ..optim import ClosureOptimizer, named
-from ..optim.hybrid.backward import backpropagated
 from . import arguments, checkpoint, distributed
 from .arguments import ADAMS_LR
 from .mean import FiniteMean
@@ -189,7 +189,7 @@ class ZOTrainer(Trainer):
             closures.append(distributed.DistributedClosure(lambda: self._loss(model, self._full_batches(step))))
         if self._checks and self.state.global_step == 0:
             self._check(optimizer, closures[0])
-        loss = optimizer.begin(*closures).loss.to(self.args.device, torch.float32)
+        loss = optimizer.measure(*closures).loss.to(self.args.device, torch.float32)
         every = self.args.torch_empty_cache_steps
         if every is not None and self.state.global_step % every == 0:
             clear_device_cache()

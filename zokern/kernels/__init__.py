@@ -1,10 +1,10 @@
 """The backends, by name: what each can do here, or why it is missing and what to do about it.
 
 A backend is a module with ``status() -> str`` ("available..." or the reason and the cure), ``devices()`` (the kinds of device
-whose memory it can reach), ``add_noise_(table, keys, coefficients, decay)``, ``retrace_(table, keys, uses, values)``: uint8 [uses] on
-the host, of the bits of ``passes``, with their values [uses, groups], and the keys in the order in which they are used; and
+whose memory it can reach), ``add_noise_(table, keys, coefficients, decay)``, ``replay_(table, keys, instructions, values)``:
+uint8 [n] on the host, of the bits of ``passes``, with their values [n, groups], and the keys in the order in which they are used; and
 ``update_(table, rule, keys, a, b, decay, numbers, state, rounding)``: keys with their coefficients [keys, groups] in theta and in g, a
-rule of ``ops.moments`` with its numbers [count, groups] and ``State``, and one key a state to round it with, or None. All numbers are
+rule of ``ops.update`` with its numbers [count, groups] and ``State``, and one key a state to round it with, or None. All numbers are
 float32 on the table's device; decay is [groups] or None. None is loaded before it is asked for.
 """
 

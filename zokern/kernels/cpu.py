@@ -36,14 +36,14 @@ def add_noise_(table, keys, coefficients, decay):
     )
 
 
-def retrace_(table, keys, uses, values):
-    _cpu.retrace_(
+def replay_(table, keys, instructions, values):
+    _cpu.replay_(
         STORAGE[table.dtype],
         table.rows.data_ptr(),
         len(table.rows),
         _words(keys),
-        uses.data_ptr(),
-        len(uses),
+        instructions.data_ptr(),
+        len(instructions),
         values.data_ptr(),
         table.groups,
         torch.get_num_threads(),

@@ -66,27 +66,27 @@ def add_noise_(table, keys, coefficients, decay):
         table.groups,
         _address(decay),
         _address(_clock),
-        *_place(rows.device),
+        *_device_and_stream(rows.device),
     )
 
 
-def retrace_(table, keys, uses, values):
+def replay_(table, keys, instructions, values):
     rows = spans(table)
     if not len(rows):
         return
-    all_keys, uses, values = to_device(pack(keys), table.device), to_device(uses, table.device), values.contiguous()
-    _cuda.retrace_(
+    all_keys, instructions, values = to_device(pack(keys), table.device), to_device(instructions, table.device), values.contiguous()
+    _cuda.replay_(
         STORAGE[table.dtype],
         rows.data_ptr(),
         len(rows),
         table.masked,
         all_keys.data_ptr(),
-        uses.data_ptr(),
-        len(uses),
+        instructions.data_ptr(),
+        len(instructions),
         values.data_ptr(),
         table.groups,
         _address(_clock),
-        *_place(rows.device),
+        *_device_and_stream(rows.device),
     )
 
 
@@ -116,7 +116,7 @@ def update_(table, rule, keys, a, b, decay, numbers, state, rounding):
         numbers.data_ptr(),
         _words(rounding or ()),
         _address(_clock),
-        *_place(rows.device),
+        *_device_and_stream(rows.device),
     )
 
 
@@ -128,5 +128,5 @@ def _address(tensor):
     return 0 if tensor is None else tensor.data_ptr()
 
 
-def _place(device):
+def _device_and_stream(device):
     return device.index, torch.cuda.current_stream(device).cuda_stream

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from ..noise.reference import U32, bits, f32, fma, masked_normal, round_stochastic
-from .passes import DECAY, FRESH, ROUND
+from .passes import DECAY, NEXT_KEY, ROUND
 
 CHUNK = 1 << 16  # elements held at a time: a few hundred KiB of temporaries
 
@@ -35,7 +35,7 @@ def _denormals():
 def add_noise_(table, keys, coefficients, decay):
     coefficients, decay = coefficients.numpy(), None if decay is None else decay.numpy()
     load, store, bits_type = STORAGE[table.dtype]
-    for address, count, first, group, last in table.each():
+    for address, count, first, group, keep_threshold in table.each():
         theta = _array(address, count, bits_type)
         for start in range(0, count, CHUNK):
             part = theta[start : start + CHUNK]
@@ -43,24 +43,24 @@ def add_noise_(table, keys, coefficients, decay):
             if decay is not None:
                 acc = decay[group] * acc
             for key, c in zip(keys, coefficients[:, group]):
-                acc = fma(c, masked_normal(key, last, first + start, len(part)), acc)
+                acc = fma(c, masked_normal(key, keep_threshold, first + start, len(part)), acc)
             part[:] = store(acc)
 
 
 @_denormals()
-def retrace_(table, keys, uses, values):
-    uses, values = uses.tolist(), values.numpy()
+def replay_(table, keys, instructions, values):
+    instructions, values = instructions.tolist(), values.numpy()
     load, store, bits_type = STORAGE[table.dtype]
-    for address, count, first, group, last in table.each():
+    for address, count, first, group, keep_threshold in table.each():
         theta = _array(address, count, bits_type)
         for start in range(0, count, CHUNK):
             part = theta[start : start + CHUNK]
             x, next_key = load(part), iter(keys)
-            for use, v in zip(uses, values[:, group]):
-                if use & FRESH:
-                    z = masked_normal(next(next_key), last, first + start, len(part))
-                x = v * x if use & DECAY else fma(v, z, x)
-                if use & ROUND:
+            for instruction, v in zip(instructions, values[:, group]):
+                if instruction & NEXT_KEY:
+                    z = masked_normal(next(next_key), keep_threshold, first + start, len(part))
+                x = v * x if instruction & DECAY else fma(v, z, x)
+                if instruction & ROUND:
                     x = load(store(x))
             part[:] = store(x)
 
@@ -70,7 +70,7 @@ def update_(table, rule, keys, a, b, decay, numbers, state, rounding):
     a, b, numbers, decay = a.numpy(), b.numpy(), numbers.numpy(), None if decay is None else decay.numpy()
     load, store, bits_type = STORAGE[table.dtype]
     load_state, _, state_bits = STORAGE[state.dtype]
-    for (address, count, first, group, last), addresses in zip(table.each(), state.addresses.tolist()):
+    for (address, count, first, group, keep_threshold), addresses in zip(table.each(), state.addresses.tolist()):
         theta, slots = _array(address, count, bits_type), [_array(slot, count, state_bits) for slot in addresses]
         for start in range(0, count, CHUNK):
             here, begin = slice(start, start + CHUNK), first + start
@@ -79,7 +79,7 @@ def update_(table, rule, keys, a, b, decay, numbers, state, rounding):
             if decay is not None:
                 x = decay[group] * x
             for key, in_theta, in_g in zip(keys, a[:, group], b[:, group]):
-                z = masked_normal(key, last, begin, len(x))
+                z = masked_normal(key, keep_threshold, begin, len(x))
                 x, g = fma(in_theta, z, x), fma(in_g, z, g)
             x, *kept = RULES[rule.name](x, g, numbers[:, group], *(load_state(slot[here]) for slot in slots))
             theta[here] = store(x)

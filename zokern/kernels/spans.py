@@ -4,13 +4,13 @@ import numpy as np
 import torch
 
 BLOCK = 4096  # elements that a program takes at a time; every span but a tensor's last is a multiple of it
-# A launch is cut into about so many programs: a few for each place on a GPU, so that its end is short; few enough for a
+# A launch is cut into about so many programs: a few for each that a GPU runs at a time, so that its end is short; few enough for a
 # table of 0.25 MiB; and in a model of 1e9 parameters or more each runs through 30 blocks or more once its keys are loaded.
 PROGRAMS = 8192
 
 
 def spans(table) -> torch.Tensor:
-    """int64 [programs, 4] on the table's device: address, numel, first, group and last. Made once for each table."""
+    """int64 [programs, 4] on the table's device: address, numel, first, group and keep_threshold. Made once for each table."""
     return table.cached("spans", lambda: to_device(cut(table.rows, table.dtype.itemsize), table.device))
 
 
@@ -20,7 +20,7 @@ def state_spans(table, state) -> torch.Tensor:
 
 
 def cut(rows: torch.Tensor, itemsize: int) -> torch.Tensor:
-    """Cuts rows (address, numel, first, group and last) into about PROGRAMS rows of whole blocks; only a tensor's last is ragged."""
+    """Cuts rows (address, numel, first, group and keep_threshold) into about PROGRAMS rows of whole blocks; a tensor's last is ragged."""
     row, start, step = pieces(rows)
     spans = rows[row]
     spans[:, 0] += start * itemsize

@@ -30,10 +30,10 @@ def normal(key: NoiseKey, first: int, count: int) -> np.ndarray:
     return np.stack(box_muller(w[..., 0], w[..., 1]), axis=-1).reshape(-1)[first & 3 :][:count]
 
 
-def masked_normal(key: NoiseKey, last: int, first: int, count: int) -> np.ndarray:
-    """z(key) where the element's mask word is at most ``last``, else +0: float32 [count]."""
+def masked_normal(key: NoiseKey, keep_threshold: int, first: int, count: int) -> np.ndarray:
+    """z(key) where the element's mask word is at most ``keep_threshold``, else +0: float32 [count]."""
     z = normal(key, first, count)
-    return z if last == 0xFFFFFFFF else np.where(words(key.to(spec.MASK), first, count) <= U32(last), z, F32(0))
+    return z if keep_threshold == 0xFFFFFFFF else np.where(words(key.to(spec.MASK), first, count) <= U32(keep_threshold), z, F32(0))
 
 
 def mask(key: NoiseKey, keep: float, first: int, count: int) -> np.ndarray:

@@ -1,7 +1,7 @@
 """The operations on parameters: they check once and hand over to a backend."""
 
-from .accumulate import add_noise_, make_noise, noise_like
-from .moments import update_
-from .retrace import retrace_
+from .add_noise import add_noise_, make_noise, noise_like
+from .replay import replay_
+from .update import update_
 
-__all__ = ["add_noise_", "make_noise", "noise_like", "retrace_", "update_"]
+__all__ = ["add_noise_", "make_noise", "noise_like", "replay_", "update_"]

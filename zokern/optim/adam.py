@@ -2,7 +2,7 @@
 
 import torch
 
-from ..estimate import Estimate
+from ..estimators import Estimate
 from .contract import register
 from .settings import POSITIVE, Setting, flag, number
 from .stateful import Stateful
@@ -62,6 +62,9 @@ class ZOAdam(Stateful):
         settings = dict(lr=lr, betas=betas, delta=delta, eps=eps, weight_decay=weight_decay, amsgrad=amsgrad, q=q, seed=seed)
         settings |= dict(bias_correction=bias_correction, state_dtype=state_dtype, estimator=estimator)
         super().__init__(params, settings, blocks, sparsity)
+
+    def update_size(self, group, slope):
+        return self._largest_lr(group)
 
     def _slots(self):
         return self.slots if self.param_groups[0]["amsgrad"] else self.slots[:2]

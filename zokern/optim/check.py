@@ -8,7 +8,9 @@ from dataclasses import dataclass, field
 import numpy
 import torch
 
-from ..estimate import agreed, evaluate
+from ..estimators import Losses, Point
+from ..estimators.forward_ad import Derivatives
+from ..estimators.losses import driver_of
 from ..noise import NoiseKey
 from ..noise.spec import CHECK
 from ..ops import make_noise
@@ -167,8 +169,9 @@ class Check:
 def check(optimizer, closure, smooth=True, warn=False) -> Check:
     """See ``ZerothOrder.check``."""
     with torch.no_grad(), _undisturbed(optimizer) as held:
-        seen, model = _Seen(closure), optimizer.model
-        losses = tuple(map(float, evaluate(seen, model, [(model, [])] * 2)))
+        seen, weights = _Seen(), optimizer.weights
+        driver = driver_of(closure, seen.given.append)
+        losses = tuple(map(float, driver.answer(Losses(weights, [Point([])] * 2))))
         found = Check(losses, seen.dtype, seen.bits, smooth=smooth)
         differences, slopes, moves = [], [], []
         group = optimizer.param_groups[0]
@@ -178,9 +181,10 @@ def check(optimizer, closure, smooth=True, warn=False) -> Check:
                 break
             key = NoiseKey.of(group["seed"], group["step"], CHECK, direction)
             if eps is None:
-                measured = [(float(optimizer._derivative(closure, key).projected_grad),)]
+                params = [p for group in optimizer.param_groups for p in group["params"]]
+                measured = [(float(driver.answer(Derivatives(weights, params, [key]))[1]),)]
             else:
-                measured = _sides(optimizer, seen, key, eps, SCALES if smooth else (1.0,), losses[0], differences)
+                measured = _sides(optimizer, driver, key, eps, SCALES if smooth else (1.0,), losses[0], differences)
             slopes += measured
             moves.append(_moved(optimizer, held, key, [slope[len(slope) // 2] for slope in measured]))
             updates, lost = zip(*moves)
@@ -194,14 +198,15 @@ def check(optimizer, closure, smooth=True, warn=False) -> Check:
     return found
 
 
-def _sides(optimizer, closure, key, eps, scales, base, differences):
+def _sides(optimizer, driver, key, eps, scales, base, differences):
     """-> for each block the slopes along z(key), one a scale; what a step would measure of each is added to ``differences``."""
-    model, radius = optimizer.model, optimizer._setting("eps")
-    places = [(part, [(key, side * scale * radius)]) for part in model.parts for scale in scales for side in (1, -1)]
-    losses = iter(map(float, evaluate(closure, model, places)))
+    weights, radius = optimizer.weights, optimizer._setting("eps")
+    parts = range(len(weights.parts))
+    points = [Point([(key, side * scale * radius)], part) for part in parts for scale in scales for side in (1, -1)]
+    losses = iter(map(float, driver.answer(Losses(weights, points))))
     one_sided = optimizer.param_groups[0].get("estimator") == "one-sided"
     found = []
-    for _ in model.parts:
+    for _ in parts:
         slopes = []
         for scale in scales:
             plus, minus = next(losses), next(losses)
@@ -218,9 +223,9 @@ def _moved(optimizer, weights, key, slopes):
     slope_of = dict(zip(layout.blocks, slopes))
     squares = moving = still = sixteen = 0.0
     for i, p in enumerate(weights):
-        group = optimizer.param_groups[layout.cells[layout.group[i]][0]]
+        group = optimizer.param_groups[layout.coefficient_groups[layout.group[i]][0]]
         slope = slope_of[layout.block[i]]
-        size = _size(group, slope if eps is None else slope * float(eps) / float(group["eps"]))
+        size = optimizer.update_size(group, slope if eps is None else slope * float(eps) / float(group["eps"]))
         count = p.numel() * layout.keep[i]
         squares, moving = squares + count * size**2, moving + count
         if p.element_size() == 2 and p.numel() and size and math.isfinite(size):
@@ -230,33 +235,15 @@ def _moved(optimizer, weights, key, slopes):
     return math.sqrt(squares / moving), still / sixteen if sixteen else None
 
 
-def _size(group, slope):
-    """Root mean square of an element's update by the optimizer's rule, at the largest lr that is scheduled."""
-    lr = max(float(group[name]) for name in ("lr", "initial_lr", "lr_full") if name in group)
-    if "betas" in group or group.get("form") == "element":  # a step's length is lr, whatever the slope
-        return lr
-    size = lr * (1.0 if group.get("form") == "scalar" else abs(slope))
-    if "lr_full" not in group:  # whose q is no number of directions
-        size /= math.sqrt(group["q"])
-    return size / math.sqrt(1 - group["momentum"] ** 2) if "momentum" in group else size
-
-
 def _rms(numbers):
     return math.sqrt(sum(x * x for x in numbers) / len(numbers))
 
 
 class _Seen:
-    """A closure whose losses' precision is looked at."""
+    """Losses as a closure returned them, whose precision is looked at."""
 
-    def __init__(self, closure):
-        self.closure, self.given = closure, []
-
-    def __call__(self):
-        self.given.append(self.closure())
-        return self.given[-1]
-
-    def agree(self, losses):
-        return agreed(self.closure, losses)
+    def __init__(self):
+        self.given = []
 
     @property
     def dtype(self) -> str:
@@ -282,14 +269,13 @@ def _fits(value, bits):
 def _undisturbed(optimizer):
     """-> copies of the weights, in the host's memory.
 
-    Afterwards the weights, where they stand and what they owe, the counts and the random states are as before, bit for bit.
+    Afterwards the weights, what is pending, the counts and the random states are as before, bit for bit.
     """
-    optimizer._check_untouched()
-    params, parts = optimizer.layout.params, optimizer.model.parts
+    optimizer._check_unchanged()
+    params, weights = optimizer.layout.params, optimizer.weights
     held = [p.detach().to("cpu", copy=True) for p in params]  # a way back in place would round them once
-    owed, readings = [part.owed for part in parts], optimizer.readings
+    pending = list(weights.pending)
     python, arrays = random.getstate(), numpy.random.get_state()
-    optimizer.readings = []
     try:
         with torch.random.fork_rng(sorted({p.device.index for p in params if p.is_cuda})):
             yield held
@@ -299,10 +285,8 @@ def _undisturbed(optimizer):
         with torch.no_grad():
             for p, saved in zip(params, held):
                 p.copy_(saved)
-        for part, before in zip(parts, owed):
-            part.owed = before
-            part.passes += 1  # or a log would take it for somebody else's
-        optimizer.readings = readings
+        weights.pending = pending
+        weights.passes = [passes + 1 for passes in weights.passes]  # or a log would take it for somebody else's
         if optimizer._versions is not None:
             optimizer._versions = [p._version for p in params]
         torch.clear_autocast_cache()

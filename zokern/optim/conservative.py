@@ -4,10 +4,9 @@ from dataclasses import replace
 
 import torch
 
-from ..estimate import Estimate, evaluate
+from ..estimators import Losses, Point
 from .base import ZerothOrder
 from .contract import register
-from .mezo import MeZO
 
 
 @register
@@ -30,9 +29,9 @@ class ZOConservative(ZerothOrder):
         settings = dict(lr=lr, eps=eps, weight_decay=weight_decay, q=q, seed=seed, estimator=estimator)
         super().__init__(params, settings, blocks, sparsity)
 
-    @property
-    def forwards(self) -> int:
-        return super().forwards + self._candidates(self.param_groups[0])
+    @classmethod
+    def measurements_in(cls, settings, blocks=1):
+        return super().measurements_in(settings, blocks) + cls._candidates(settings)
 
     @staticmethod
     def _candidates(settings):
@@ -42,16 +41,14 @@ class ZOConservative(ZerothOrder):
     def losses_in(cls, settings):
         return slice(-cls._candidates(settings))  # the candidates' come last
 
-    def _estimate(self, closure) -> Estimate:
-        estimate, lr = super()._estimate(closure), self._setting("lr")
-        places = [(self.model, [(key, sign * lr * g) for key, g in estimate.terms]) for sign in (-1, 1)]
+    def _estimate(self):
+        estimate, lr = (yield from super()._estimate()), self._setting("lr")
+        candidates = [Point([(key, sign * lr * g) for key, g in estimate.terms]) for sign in (-1, 1)]
         if self.param_groups[0]["estimator"] == "one-sided":
-            losses = [*evaluate(closure, self.model, places), estimate.losses[0]]
+            losses = [*(yield Losses(self.weights, candidates)), estimate.losses[0]]
         else:
-            losses = evaluate(closure, self.model, [*places, (self.model, [])])
+            losses = yield Losses(self.weights, [*candidates, Point([])])
         losses = torch.stack(losses)
         best = torch.where(torch.isfinite(losses), losses, torch.inf).argmin()
         sign = torch.where(torch.isfinite(losses).any(), best.eq(0).double() - best.eq(1).double(), 0.0)
         return replace(estimate, terms=[(key, sign * g) for key, g in estimate.terms])
-
-    _update = MeZO._update

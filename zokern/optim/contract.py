@@ -16,8 +16,8 @@ from .settings import Setting
 class ClosureOptimizer(torch.optim.Optimizer):
     """An optimizer whose step evaluates the loss itself, through a closure without backward().
 
-    A subclass declares what it is; ``register`` makes it known. What it must have beside: ``step(closure)``; ``measure(closure)``, its
-    first half; ``flush()``; ``check(closure)``; ``skipped``; ``forwards``.
+    A subclass declares what it is; ``register`` makes it known. What it must have beside: ``step(closure)``, ``measure(closure)``,
+    ``flush()``, ``check(closure)``, ``skipped`` and ``forwards``.
 
     Attributes:
         name: on the command line, such as "mezo".
@@ -61,6 +61,16 @@ class ClosureOptimizer(torch.optim.Optimizer):
         return {name: replace(known[name], default=default[name]) for name in arguments if name in known}
 
     @classmethod
+    def measurements_in(cls, settings: dict[str, Any], blocks: int = 1) -> int:
+        """How many numbers decide a step: its ``measurements``.
+
+        Args:
+            settings: of the first parameter group, "step" among them.
+            blocks: of the parameters.
+        """
+        raise NotImplementedError
+
+    @classmethod
     def losses_in(cls, settings: dict[str, Any]) -> slice:
         """Which of a step's ``measurements`` are the losses whose mean it returns.
 
@@ -84,6 +94,14 @@ class ClosureOptimizer(torch.optim.Optimizer):
     def perturbed(self) -> "ClosureOptimizer | None":
         """What of it perturbs weights: itself, or one of its parts; None where nothing does."""
         return self
+
+    def measure(self, closure: Any) -> Any:
+        """The first half of ``step``, of which ``step()`` is then the second."""
+        raise NotImplementedError
+
+    def flush(self) -> None:
+        """Bring the weights to where the steps so far have led."""
+        raise NotImplementedError
 
     def losses_by_name(self) -> dict[str, torch.Tensor]:
         """Losses of the newest step that are worth logging, 0-dim tensors."""

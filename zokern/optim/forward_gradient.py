@@ -3,11 +3,8 @@
 import math
 
 import torch
-from torch.autograd import forward_ad
 
-from ..estimate import Estimate, agreed, average, overflows, scalar
-from ..signals import let_through
-from ..tangents import tangents
+from ..estimators.forward_ad import forward_gradient
 from .base import ZerothOrder
 from .contract import register
 
@@ -55,6 +52,10 @@ class ForwardGradient(ZerothOrder):
         return self.param_groups[0]["q"]
 
     @classmethod
+    def measurements_in(cls, settings, blocks=1):
+        return 2 * settings["q"]
+
+    @classmethod
     def losses_in(cls, settings):
         return slice(None, None, 2)  # each is followed by its derivative
 
@@ -65,51 +66,6 @@ class ForwardGradient(ZerothOrder):
     def losses_by_name(self):
         return {}
 
-    def _estimate(self, closure) -> Estimate:
-        with self.model.at([]):
-            return average([self._derivative(closure, self._key(probe)) for probe in range(self.param_groups[0]["q"])])
-
-    def _heard(self, closure):
-        return closure  # what it returns carries the derivative: both are kept below
-
-    def _due(self) -> int:
-        return 2 * self.forwards
-
-    def _again(self, reading):
-        pairs = [(torch.as_tensor(reading()).double(), torch.as_tensor(reading()).double()) for _ in range(self.forwards)]
-        estimate = average([self._known(self._key(probe), *pair) for probe, pair in enumerate(pairs)])
-        self.apply(estimate)
-        return estimate.loss
-
-    def _derivative(self, closure, key) -> Estimate:
-        """The loss and its derivative along z(key), g = <grad L(theta), z>."""
+    def _estimate(self):
         params = [p for group in self.param_groups for p in group["params"]]
-        with tangents(self.layout, params, key):
-            dual = _unpacked(let_through(closure))
-            loss, grad = agreed(closure, [scalar(number, self.layout.params[0].device) for number in dual])
-        self.readings += [loss, grad]
-        return self._known(key, loss, grad)
-
-    def _known(self, key, loss, grad) -> Estimate:
-        skipped = overflows(grad) | ~torch.isfinite(loss)
-        return Estimate([(key, torch.where(skipped, 0.0, grad))], (loss,), grad, skipped)
-
-    def _update(self, estimate: Estimate) -> None:
-        lr = self._setting("lr")
-        self.model.owe([(key, -lr * g) for key, g in estimate.terms], self._decay(estimate))
-
-
-def _unpacked(loss):
-    """-> (loss, its derivative)."""
-    if not isinstance(loss, torch.Tensor):
-        raise TypeError(
-            f"closure returned {type(loss).__name__}, which carries no derivative: return the loss as a 0-dim tensor (such as "
-            "outputs.loss), without .item() or float()"
-        )
-    value, grad = forward_ad.unpack_dual(loss)
-    if grad is None:
-        raise ValueError(
-            "closure returned a loss without a derivative: return it as computed from the parameters given, without .detach(), .data or "
-            "torch.tensor(loss)"
-        )
-    return value, grad
+        return forward_gradient(self.weights, params, [self._key(probe) for probe in range(self.param_groups[0]["q"])])

@@ -1,6 +1,5 @@
 """MeZO: zeroth-order SGD."""
 
-from ..estimate import Estimate
 from .base import ZerothOrder
 from .contract import register
 
@@ -47,7 +46,3 @@ class MeZO(ZerothOrder):
     ):
         settings = dict(lr=lr, eps=eps, weight_decay=weight_decay, q=q, seed=seed, defer=defer, estimator=estimator)
         super().__init__(params, settings, blocks, sparsity)
-
-    def _update(self, estimate: Estimate) -> None:
-        lr = self._setting("lr")
-        self.model.owe([(key, -lr * g) for key, g in estimate.terms], self._decay(estimate))

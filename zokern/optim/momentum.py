@@ -2,7 +2,7 @@
 
 import torch
 
-from ..estimate import Estimate
+from ..estimators import Estimate
 from .contract import register
 from .settings import SHARE, number
 from .stateful import Stateful
@@ -44,6 +44,9 @@ class ZOMomentum(Stateful):
     ):
         settings = dict(lr=lr, momentum=momentum, eps=eps, weight_decay=weight_decay, q=q, seed=seed)
         super().__init__(params, settings | dict(state_dtype=state_dtype, estimator=estimator), blocks, sparsity)
+
+    def update_size(self, group, slope):
+        return super().update_size(group, slope) / (1 - group["momentum"] ** 2) ** 0.5
 
     def _update(self, estimate: Estimate) -> None:
         lr, beta, live = self._setting("lr"), self._setting("momentum"), (~estimate.skipped).double()

@@ -2,9 +2,9 @@
 
 import torch
 
+from ..estimators.partition import layout_of
 from ..noise import SPEC_VERSION
 from .contract import optimizers
-from .partition import layout_of
 from .settings import check_settings
 
 
@@ -72,10 +72,10 @@ def check_saved(optimizer, state_dict) -> None:
         raise ValueError(f"the state was changed since it was saved: {error}; {own}") from None
 
 
-def _check_shapes(i, state_dict, places, params, again):
+def _check_shapes(i, state_dict, numbers, params, again):
     known = state_dict["shapes"][i] if "shapes" in state_dict else []  # some checkpoints keep param_groups and state alone
-    for j, (place, p) in enumerate(zip(places, params)):
-        held = {name: v for name, v in state_dict["state"].get(place, {}).items() if isinstance(v, torch.Tensor)}
+    for j, (number, p) in enumerate(zip(numbers, params)):
+        held = {name: v for name, v in state_dict["state"].get(number, {}).items() if isinstance(v, torch.Tensor)}
         for what, shape in [*(("", shape) for shape in known[j : j + 1]), *((f"{name} of ", v.shape) for name, v in held.items())]:
             if tuple(shape) != tuple(p.shape):
                 raise ValueError(

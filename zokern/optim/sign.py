@@ -2,7 +2,7 @@
 
 import torch
 
-from ..estimate import Estimate
+from ..estimators import Estimate
 from .base import ZerothOrder
 from .contract import register
 from .settings import choice
@@ -43,10 +43,13 @@ class ZOSign(ZerothOrder):
         settings = dict(lr=lr, eps=eps, weight_decay=weight_decay, q=q, seed=seed, form=form, estimator=estimator)
         super().__init__(params, settings, blocks, sparsity)
 
+    def update_size(self, group, slope):
+        return self._largest_lr(group) / (1 if group["form"] == "element" else float(group["q"]) ** 0.5)
+
     def _update(self, estimate: Estimate) -> None:
         lr, q = self._setting("lr"), self.param_groups[0]["q"]
         if self.param_groups[0]["form"] == "scalar":
             terms = [(key, -lr / q * torch.sign(torch.as_tensor(g))) for key, g in estimate.terms]
-            self.model.owe(terms, self._decay(estimate))
+            self.weights.add_pending(terms, self._decay(estimate))
         else:  # a skipped estimate is all 0, and so is its sign
-            self.model.update("sign", estimate.terms, [-lr], (), self._decay(estimate))
+            self.weights.update("sign", estimate.terms, [-lr], (), self._decay(estimate))

@@ -4,7 +4,7 @@ from functools import partial
 
 import torch
 
-from ..estimate import Estimate
+from ..estimators import Estimate
 from ..noise.spec import ROUNDING
 from .base import ZerothOrder
 from .settings import STATE_DTYPE
@@ -33,7 +33,7 @@ class Stateful(ZerothOrder):
         self._make_state()
         state = [partial(self._held, name) for name in self._slots()]
         rounding = self._key(purpose=ROUNDING) if self.param_groups[0]["state_dtype"] == torch.bfloat16 else None
-        self.model.update(rule, estimate.terms, numbers, state, self._decay(estimate), rounding)
+        self.weights.update(rule, estimate.terms, numbers, state, self._decay(estimate), rounding)
 
     def _held(self, name, p):
         return self.state[p][name]

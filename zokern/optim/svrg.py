@@ -7,9 +7,8 @@ from operator import index
 
 import torch
 
-from ..estimate import Estimate, measure
+from ..estimators import Estimate, Log, PerturbedWeights, finite_difference
 from ..noise.spec import ANCHOR
-from ..perturb import InPlace
 from ..signals import whole
 from .base import ZerothOrder
 from .contract import register
@@ -38,7 +37,7 @@ class MeZOSVRG(ZerothOrder):
             all parameters are float32, else "copy".
         seed: in [0, 2**64). Default 0.
         sparsity: sparse estimates, see ``ZerothOrder``; both sides of a control variate have the same mask. Default None.
-    State: with anchor="copy", "anchor" of each parameter, which between steps stands eps z beside it: ``state_dict`` and ``flush``
+    State: with anchor="copy", "anchor" of each parameter, which between steps is eps z beside it: ``state_dict`` and ``flush``
         bring it back. ``param_groups`` hold "trail": the anchor's step, g_full, whether its loss was finite, and with
         anchor="replay" the coefficients of every step since.
     Raises:
@@ -57,7 +56,6 @@ class MeZOSVRG(ZerothOrder):
 
     def __init__(self, params, lr=1e-6, lr_full=1e-5, q=2, eps=1e-3, weight_decay=0.0, anchor=None, seed=0, sparsity=None):
         settings = dict(lr=lr, lr_full=lr_full, q=q, eps=eps, weight_decay=weight_decay, anchor=anchor, seed=seed, trail=None)
-        self._full_closure = None
         super().__init__(params, settings, sparsity=sparsity)
         if anchor is None:
             exact = all(p.dtype == torch.float32 for p in self.layout.params) and not any(g["weight_decay"] for g in self.param_groups)
@@ -69,6 +67,17 @@ class MeZOSVRG(ZerothOrder):
     def forwards(self) -> int:
         """Forward passes of a step between anchors; at an anchor it is two full batches'."""
         return 4
+
+    @property
+    def leaves_pending(self) -> bool:
+        return self._copies
+
+    @classmethod
+    def measurements_in(cls, settings, blocks=1):
+        return 2 if settings["step"] % settings["q"] == 0 else 4
+
+    def update_size(self, group, slope):  # whose q is no number of directions
+        return self._largest_lr(group) * abs(slope)
 
     @classmethod
     def losses_in(cls, settings):
@@ -86,10 +95,6 @@ class MeZOSVRG(ZerothOrder):
 
     @property
     def full_batch_due(self) -> bool:
-        return self.at_anchor
-
-    @property
-    def at_anchor(self) -> bool:
         """Whether the next step is an anchor's, which calls ``full_closure``."""
         return self.param_groups[0]["step"] % self.param_groups[0]["q"] == 0
 
@@ -103,60 +108,47 @@ class MeZOSVRG(ZerothOrder):
         Raises:
             ValueError: no full_closure at an anchor.
         """
-        if closure is None:  # after ``begin``
-            return super().step()
-        with self._at_hand(full_closure):
-            return super().step(closure)
+        return super().step(self._closure_of_step(closure, full_closure))
 
     @whole
-    def begin(self, closure, full_closure=None) -> Estimate:
-        """The first half of ``step``, see ``ZerothOrder.begin``. Arguments as in ``step``."""
-        with self._at_hand(full_closure):
-            return super().begin(closure)
+    def measure(self, closure, full_closure=None) -> Estimate:
+        """The first half of ``step``, see ``ZerothOrder.measure``. Arguments as in ``step``."""
+        return super().measure(self._closure_of_step(closure, full_closure))
 
     @whole
     def estimate(self, closure, full_closure=None) -> Estimate:
         """Measure and restore; ``apply`` moves along it. Arguments as in ``step``."""
-        with self._at_hand(full_closure):
-            return super().estimate(closure)
+        return super().estimate(self._closure_of_step(closure, full_closure))
 
-    def _due(self):
-        return 2 if self.at_anchor else 4
-
-    def _again(self, reading):
-        return self.step(reading, reading)
-
-    @contextmanager
-    def _at_hand(self, full_closure):
-        if self.at_anchor and full_closure is None:
+    def _closure_of_step(self, closure, full_closure):
+        """At an anchor the full batch's."""
+        if closure is None or not self.full_batch_due or isinstance(closure, Log):
+            return closure
+        if full_closure is None:
             step, q = self.param_groups[0]["step"], self.param_groups[0]["q"]
             raise ValueError(f"full_closure=None at step {step}, an anchor (q={q}): pass closure and full_closure")
-        self._full_closure = full_closure
-        try:
-            yield
-        finally:
-            self._full_closure = None
+        return full_closure
 
     @whole
     def add_param_group(self, param_group):
-        if hasattr(self, "model") and not self.at_anchor:
-            raise ValueError(f"step {self.param_groups[0]['step']} is between two anchors: add parameters where `at_anchor` is True")
+        if hasattr(self, "weights") and not self.full_batch_due:
+            raise ValueError(f"step {self.param_groups[0]['step']} is between two anchors: add parameters where `full_batch_due` is True")
         super().add_param_group(param_group)
-        if hasattr(self, "model"):
+        if hasattr(self, "weights"):
             try:
                 self._check_anchor()
             except BaseException:
                 del self.param_groups[-1]
-                self._bind()
+                self._lay_out()
                 raise
 
-    def _estimate(self, closure) -> Estimate:
+    def _estimate(self):
         eps = self._setting("eps")
-        if self.at_anchor:
-            return measure(self.model, self._heard(self._full_closure), [self._key(purpose=ANCHOR)], eps)
-        here = measure(self.model, closure, [self._key()], eps)
+        if self.full_batch_due:
+            return (yield from finite_difference(self.weights, [self._key(purpose=ANCHOR)], eps))
+        here = yield from finite_difference(self.weights, [self._key()], eps)
         with self._at_anchor() as anchor:
-            there = measure(anchor, closure, [self._key()], eps)
+            there = yield from finite_difference(anchor, [self._key()], eps)
         trail = self.param_groups[0]["trail"]
         good, g_full = (trail[name].to(here.loss.device) for name in ("good", "g_full"))  # a state may have been loaded elsewhere
         ((key, g),), ((_, g_anchor),) = here.terms, there.terms
@@ -165,13 +157,14 @@ class MeZOSVRG(ZerothOrder):
         return replace(here, terms=[(k, torch.where(skipped, 0.0, c)) for k, c in terms], skipped=skipped)
 
     def _update(self, estimate: Estimate) -> None:
-        rate = "lr_full" if self.at_anchor else "lr"
+        rate = "lr_full" if self.full_batch_due else "lr"
         lr = self._setting(rate)
         moves = [(key, -lr * g) for key, g in estimate.terms]
-        if self.at_anchor:
+        if self.full_batch_due:
             if self._copies:
-                self.model.settle()
-                self._anchor.owed = [], 1.0  # what it stood at is written over
+                self.weights.apply_pending()
+                self.weights.finish()
+                self._anchor.drop_pending()  # its weights are written over
                 for p, copied in zip(self.layout.params, self._anchor.layout.params):
                     copied.copy_(p)
             ((_, g_full),) = estimate.terms
@@ -182,59 +175,59 @@ class MeZOSVRG(ZerothOrder):
             trail = dict(trail, moves=(*trail["moves"], tuple(torch.as_tensor(c) for _, c in moves)))
         for group in self.param_groups:
             group["trail"] = trail
-        self.model.owe(moves, self._decay(estimate, rate))
+        self.weights.add_pending(moves, self._decay(estimate, rate))
 
     def _full_key(self):
         return replace(self._key(purpose=ANCHOR), step=self.param_groups[0]["trail"]["anchor"])
 
     @contextmanager
     def _at_anchor(self):
-        """-> where the loss is evaluated at the anchor. Afterwards the weights are at theta, or owe the way back."""
+        """-> where the loss is evaluated at the anchor. Afterwards the weights are at theta, or the way back is pending."""
         if not self._copies:
             since = self._since()
-            self.model.owe([(key, -c) for key, c in since])
+            self.weights.add_pending([(key, -c) for key, c in since])
             try:
-                yield self.model
+                yield self.weights
             except BaseException:
-                self.model.add(since)
+                self.weights.add(since)
                 raise
-            self.model.owe(since)
+            self.weights.add_pending(since)
             return
+        self.weights.finish()
         weights = [p.data for p in self.layout.params]
         try:
             for p, copied in zip(self.layout.params, self._anchor.layout.params):
                 p.data = copied
-            yield self._anchor  # which owes its way back until the next step, or ``flush``
+            yield self._anchor  # restored at the next step, or by ``flush``
             if any(p.dtype != torch.float32 for p in self.layout.params):
-                self._anchor.settle()  # a flush would round 16-bit weights once more, and a run that was saved would be another
+                self._anchor.apply_pending()  # a flush would round 16-bit weights once more, and a run that was saved would be another
         except BaseException:
             self._put_back(weights)
-            self.model.settle()
+            self.weights.apply_pending()
             raise
         self._put_back(weights)
 
     @property
-    def _anchor(self) -> InPlace:
+    def _anchor(self) -> PerturbedWeights:
         """The copy, under the indices of the parameters that it is of."""
         if self._copy is None:
             missing = [p for p in self.layout.params if "anchor" not in self.state[p]]
-            if missing and not self.at_anchor:
+            if missing and not self.full_batch_due:
                 step = self.param_groups[0]["step"]
                 raise ValueError(
                     f"step {step} is between two anchors, and the state holds none for {len(missing)} parameters: load one that does"
                 )
             for p in missing:
                 self.state[p]["anchor"] = p.detach().clone()
-            self._copy = InPlace(self.layout.over([self.state[p]["anchor"] for p in self.layout.params]))
+            self._copy = PerturbedWeights(self.layout.over([self.state[p]["anchor"] for p in self.layout.params]))
         return self._copy
 
-    @property
-    def _moving(self):
+    def _all_weights(self):
         copied = self._copies and all("anchor" in self.state.get(p, ()) for p in self.layout.params)
-        return [*super()._moving, *([self._anchor] if copied else [])]
+        return [*super()._all_weights(), *([self._anchor] if copied else [])]
 
-    def _bind(self):
-        super()._bind()
+    def _lay_out(self):
+        super()._lay_out()
         self._copy = None
 
     def _make_state(self):

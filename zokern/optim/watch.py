@@ -96,12 +96,12 @@ class Replicas:
         self._mine = self._store = None
         self._left = PATIENCE
 
-    def look(self, optimizer, readings) -> None:
+    def look(self, optimizer, measurements) -> None:
         """After a measurement, the weights where its last loss was evaluated. The first time this waits for the device."""
         if not self._left or not (distributed.is_available() and distributed.is_initialized()) or distributed.get_world_size() == 1:
             return
         if self._mine is None:
-            self._leave(optimizer, readings)
+            self._leave(optimizer, measurements)
         self._left -= 1
         if self._store.check([self._at(rank) for rank in self._others]):
             self._left = 0
@@ -112,7 +112,7 @@ class Replicas:
                     self._tell(rank, differs)
                     return
 
-    def _leave(self, optimizer, readings):
+    def _leave(self, optimizer, measurements):
         kind = type(optimizer).__name__, optimizer.layout.fingerprint()
         self._name, _made[kind] = f"zokern/{'/'.join(kind)}/{_made[kind]}", _made[kind] + 1
         rank = distributed.get_rank()
@@ -120,7 +120,7 @@ class Replicas:
         group = optimizer.param_groups[0]
         weights = [p.detach().sum(dtype=torch.float64) for p in optimizer.layout.params]
         exact = lambda numbers: [float(number).hex() for number in numbers]  # noqa: E731
-        self._mine = dict(step=group["step"], seed=group["seed"], weights=exact(weights), losses=exact(readings))
+        self._mine = dict(step=group["step"], seed=group["seed"], weights=exact(weights), losses=exact(measurements))
         self._store = distributed.distributed_c10d._get_default_store()
         self._store.set(self._at(rank), json.dumps(self._mine))
 

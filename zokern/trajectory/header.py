@@ -8,13 +8,13 @@ import torch
 
 from ..errors import BadInput
 from ..noise import SPEC_VERSION
-from ..ops.handover import pieces
+from ..ops.staging import pieces
 from ..optim import ZerothOrder, logged_as, optimizers
 from ..version import __version__
 from .text import FORMAT
 
 # What decides which passes a step makes: a subclass that has its own is another optimizer.
-DECIDING = ("repeat", "apply", "_estimate", "_update", "_due", "_again", "_heard", "_measured", "_key", "_setting", "_decay")
+DECIDING = ("repeat", "apply", "_estimate", "_update", "_ask", "_measuring", "_key", "_setting", "_decay")
 OF_EACH = ("block", "keep")  # one for each parameter of a group
 JSON = {float, int, bool, type(None)}
 STATES = {"float32": torch.float32, "bfloat16": torch.bfloat16}  # dtypes of a state
@@ -167,16 +167,16 @@ def _number(value):
 def settings_of(header: dict) -> dict:
     """name -> value at step 0, as step lines have it."""
     first, *_ = groups = header["groups"]
-    return {name: together([group[name] for group in groups]) for name in first if name not in ("params", *OF_EACH)}
+    return {name: collapsed([group[name] for group in groups]) for name in first if name not in ("params", *OF_EACH)}
 
 
-def together(values: list):
+def collapsed(values: list):
     """One value where all groups agree, else a list of one a group."""
     return values[0] if all(value == values[0] for value in values[1:]) else values
 
 
-def apart(value, like, groups: int) -> list:
-    """What ``together`` was given. ``like``: the same setting of one group."""
+def expanded(value, like, groups: int) -> list:
+    """What ``collapsed`` was given. ``like``: the same setting of one group."""
     many = isinstance(value, list) and (not isinstance(like, list) or bool(value) and isinstance(value[0], list))
     return value if many else [value] * groups
 
@@ -201,7 +201,7 @@ def same_run(header: dict, optimizer, now: dict, path) -> None:
     if (theirs := [g["params"] for g in header["groups"]]) != (ours := [g["params"] for g in groups]):
         differ("the number of parameters a group", theirs, ours)
     for name, setting in class_of(optimizer).declared().items():
-        if setting.shared and name in names(optimizer) and now[name] != (ours := together([g[name] for g in groups])):
+        if setting.shared and name in names(optimizer) and now[name] != (ours := collapsed([g[name] for g in groups])):
             differ(name, now[name], ours)
     for name in OF_EACH:
         if [g.get(name) for g in header["groups"]] != [g.get(name) for g in groups]:

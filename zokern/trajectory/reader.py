@@ -1,12 +1,11 @@
 """The log read line by line, each checked whole, for itself and against those before it, before anything of it is used."""
 
 import re
-from types import SimpleNamespace
 
 from ..errors import BadInput
 from ..layout import DTYPES
 from ..optim import logged_as
-from .header import apart, restored, settings_of
+from .header import expanded, restored, settings_of
 from .text import parse_header, parse_step, shown
 
 MARKS = ("flushed", "disturbed")  # of a step, beside its settings
@@ -82,21 +81,18 @@ class Reader:
             raise BadInput(f"{path}, line 1: {error}; use the zokern that wrote it, or restore it") from None
         self.now = settings_of(self.header)
         first = self.header["groups"][0]
-        cls = logged_as(self.header["optimizer"])
-        # An optimizer of no parameters, which is asked how many readings a step has.
-        self._counter, self._due, self._varies = object.__new__(cls), None, cls.full_batch
-        self._group = {name: restored(cls, name, first[name]) for name in self.now}
-        self._counter.param_groups = [self._group]
-        self._counter.model = SimpleNamespace(parts=range(len({b for g in self.header["groups"] for b in g.get("block", [0])})))
+        self._cls = logged_as(self.header["optimizer"])
+        self._group = {name: restored(self._cls, name, first[name]) for name in self.now}
+        self._blocks, self._due = len({b for g in self.header["groups"] for b in g.get("block", [0])}), None
 
     def step(self, line: bytes) -> tuple[list[float], dict]:
-        """-> (readings, changes) of the next line.
+        """-> (measurements, changes) of the next line.
 
         Raises:
             BadInput: it is not that line as it was written, or no step of such a run.
         """
         number = self.steps + 2
-        readings, changes, self.crc = parse_step(self.path, number, line, self.steps, self.crc)
+        measurements, changes, self.crc = parse_step(self.path, number, line, self.steps, self.crc)
         try:
             for name, value in changes.items():
                 if name not in MARKS:
@@ -106,21 +102,21 @@ class Reader:
                         self._due = None
                 elif value is not True:
                     raise ValueError(f"{name}={shown(value)}: it is true, or not there")
-            if len(readings) != self._due or self._varies:
-                self._check_count(len(readings))
+            if len(measurements) != self._due or self._cls.full_batch:
+                self._check_count(len(measurements))
         except ValueError as error:
             raise BadInput(f"{self.path}, line {number}: {error}; use the zokern that wrote it, or cut the log off before it") from None
         self.steps += 1
-        return readings, changes
+        return measurements, changes
 
     def _check_count(self, count):
         self._group["step"] = self.steps
-        self._due, model = self._counter._due(), self._counter.model
-        while count != self._due and not self.steps and len(model.parts) > 1:  # a block may have no memory of its own
-            model.parts = model.parts[1:]
-            self._due = self._counter._due()
+        self._due = self._cls.measurements_in(self._group, self._blocks)
+        while count != self._due and not self.steps and self._blocks > 1:  # a block may have no memory of its own
+            self._blocks -= 1
+            self._due = self._cls.measurements_in(self._group, self._blocks)
         if count != self._due:
-            raise ValueError(f"{count} readings, where a step of this {self.header['optimizer']} has {int(self._due)}")
+            raise ValueError(f"{count} measurements, where a step of this {self.header['optimizer']} has {int(self._due)}")
 
 
 def check_change(header: dict, name: str, value):
@@ -136,7 +132,7 @@ def check_change(header: dict, name: str, value):
         raise ValueError(f"{name!r} is no setting of this zokern's {header['optimizer']}")
     if setting.kept:
         raise ValueError(f"{name}={shown(value)} is new in the middle of a run, which no {header['optimizer']} can follow")
-    values = apart(value, groups[0][name], len(groups))
+    values = expanded(value, groups[0][name], len(groups))
     if len(values) != len(groups):
         raise ValueError(f"{name} has {len(values)} values for {len(groups)} groups")
     first, *_ = [_setting(header["optimizer"], name, own) for own in values]

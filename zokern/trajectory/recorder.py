@@ -10,7 +10,7 @@ import torch
 
 from ..errors import BadInput
 from ..optim import ZerothOrder
-from .header import check_base, check_frozen, class_of, header_of, listed, names, plain, same_run, table, together
+from .header import check_base, check_frozen, class_of, collapsed, header_of, listed, names, plain, same_run, table
 from .reader import Reader, check_change
 from .standing import Seen, standing, why_disturbed
 from .text import header_line, step_line
@@ -58,9 +58,9 @@ class Log:
         # Nothing is called here, so that an interrupt comes before all of it or after.
         self.size, self.crc, self.now, self.written, self.waiting, self._torn = size, crc, now, step, [], False
 
-    def take(self, readings, settings: dict, marks: dict) -> None:
+    def take(self, measurements, settings: dict, marks: dict) -> None:
         """A step, for the next ``flush``. settings: name -> [one value a group]."""
-        self.waiting.append((readings, settings, marks))
+        self.waiting.append((measurements, settings, marks))
 
     def flush(self) -> None:
         """Write what waits. Reading it waits for the device, once. Errors as in ``append``: then it goes on waiting."""
@@ -68,8 +68,8 @@ class Log:
             return
         read = _fetched(self.waiting)
         text, crc, now = [], self.crc, dict(self.now)
-        for step, (readings, settings, marks) in enumerate(self.waiting, self.written):
-            settings = {name: together([plain(name, read(v)) for v in values]) for name, values in settings.items()}
+        for step, (measurements, settings, marks) in enumerate(self.waiting, self.written):
+            settings = {name: collapsed([plain(name, read(v)) for v in values]) for name, values in settings.items()}
             changes = {name: value for name, value in settings.items() if now[name] != value}
             for name, value in changes.items():
                 try:
@@ -77,7 +77,7 @@ class Log:
                 except ValueError as error:
                     raise BadInput(f"step {step} cannot be logged in {self.path}, which ends before it: {error}") from None
             now.update(changes)
-            line, crc = step_line(step, [read(reading) for reading in readings], changes | marks, crc)
+            line, crc = step_line(step, [read(reading) for reading in measurements], changes | marks, crc)
             text.append(line)
         self.append("".join(text), crc, now)
 
@@ -153,8 +153,11 @@ class Recorder:
             if self._table != table(listed(optimizer)):
                 raise RuntimeError(f"parameters were added at step {step}, for which a log has no place: close {self.path} before")
             self._layout = optimizer.layout
-        readings, settings = optimizer.readings, {name: [_kept(group[name]) for group in optimizer.param_groups] for name in self._names}
-        self.log.take(readings, settings, self._marks(optimizer, step))
+        measurements, settings = (
+            optimizer.measurements,
+            {name: [_kept(group[name]) for group in optimizer.param_groups] for name in self._names},
+        )
+        self.log.take(measurements, settings, self._marks(optimizer, step))
         optimizer.logged = self._standing  # load_state_dict puts what was saved there
         if len(self.log.waiting) >= self.every:
             self.log.flush()
@@ -163,8 +166,8 @@ class Recorder:
         """What else there is to say of a step."""
         before, self._seen = self._seen, Seen.of(optimizer)
         why, self._why = self._why or before.why(self._seen, step), None
-        # load_state_dict makes another model, and flushes
-        flushed = self._flushed or self._seen.flushes > before.flushes or (step and self._seen.model is not before.model)
+        # load_state_dict makes other PerturbedWeights, and flushes
+        flushed = self._flushed or self._seen.flushes > before.flushes or (step and self._seen.weights is not before.weights)
         self._flushed = False
         if why and not self._warned:
             self._warned = True
@@ -185,7 +188,7 @@ class Recorder:
 def record(optimizer: ZerothOrder, path, notes: dict | None = None, every: int = 1, resume: bool = False, model=None) -> Recorder:
     """Write a log of a run, from which ``zokern.Trajectory`` makes its weights again at any step, bit for bit.
 
-    Registers a step hook: ``step(closure)`` and ``begin`` with ``step()`` are recorded; what was begun before is dropped. Of several
+    Registers a step hook: ``step(closure)`` and ``measure`` with ``step()`` are recorded; what was measured before is dropped. Of several
     processes that train together, let one record: their optimizers take the same steps. A line reaches the operating system at once, so
     that it survives the process.
 
@@ -222,7 +225,7 @@ def record(optimizer: ZerothOrder, path, notes: dict | None = None, every: int =
     if held and not resume:
         raise BadInput(f"{path} exists and is not empty: pass another path, or resume=True to go on with it")
     optimizer.flush()
-    optimizer._begun, step = None, optimizer.param_groups[0]["step"]
+    optimizer._measured, step = None, optimizer.param_groups[0]["step"]
     if resume and (step or b"\n" in held):
         return _resumed(optimizer, path, held, step, every, model)
     if step or any(optimizer.state.values()):
@@ -255,10 +258,8 @@ def _resumed(optimizer, path, held, step, every, model):
         why = why_disturbed(optimizer, path, step, reader.crc)
     else:
         check_base(reader.header, listed(optimizer), path)
-    # What was owed has been paid.
-    owing = optimizer.param_groups[0].get("defer") or optimizer.param_groups[0].get("anchor") == "copy"
     size = sum(map(len, lines[: step + 1])) + step + 1
-    return Recorder(optimizer, Log(path, size, reader), every, flushed=bool(step and owing), why=why)
+    return Recorder(optimizer, Log(path, size, reader), every, flushed=bool(step) and optimizer.leaves_pending, why=why)
 
 
 def _kept(value):
@@ -267,7 +268,7 @@ def _kept(value):
 
 
 def _fetched(waiting):
-    """-> function that gives a tensor's value as a number: those of readings at once, where they are on a device."""
-    readings = [reading for given, *_ in waiting for reading in given]
-    known = dict(zip(map(id, readings), torch.stack(readings).tolist())) if readings else {}
+    """-> function that gives a tensor's value as a number: those of measurements at once, where they are on a device."""
+    measurements = [reading for given, *_ in waiting for reading in given]
+    known = dict(zip(map(id, measurements), torch.stack(measurements).tolist())) if measurements else {}
     return lambda value: known.get(id(value), value)

@@ -3,27 +3,26 @@
 import warnings
 from collections.abc import Mapping
 from contextlib import contextmanager
-from functools import partial
 
 import torch
 
 from ..errors import BadInput, first_line
+from ..estimators import PerturbedWeights, ReplayedWeights
 from ..optim import ZerothOrder, logged_as
-from ..perturb import Retracing, over
-from .header import OF_EACH, apart, check_base, check_frozen, check_table, few, restored, table
+from .header import OF_EACH, check_base, check_frozen, check_table, expanded, few, restored, table
 from .reader import MARKS
 from .standing import Seen, standing
 
 
-def replay(trajectory, params, step, together, progress) -> ZerothOrder:
+def replay(trajectory, params, step, passes_per_sweep, progress) -> ZerothOrder:
     """See ``Trajectory.replay``."""
     header, path = trajectory.header, trajectory.path
     if step is None:
         step = len(trajectory)
     if isinstance(step, bool) or not isinstance(step, int) or not 0 <= step <= len(trajectory):
         raise BadInput(f"step={step!r}: the log has {len(trajectory)} steps; pass an integer in [0, {len(trajectory)}]")
-    if isinstance(together, bool) or not isinstance(together, int) or together < 1:
-        raise BadInput(f"together={together!r}: pass an integer >= 1")
+    if isinstance(passes_per_sweep, bool) or not isinstance(passes_per_sweep, int) or passes_per_sweep < 1:
+        raise BadInput(f"passes_per_sweep={passes_per_sweep!r}: pass an integer >= 1")
     named = _matched(header, params, path)
     check_table([row[:3] for row in header["parameters"]], table(named), path)
     with _trainable(named):
@@ -38,8 +37,7 @@ def replay(trajectory, params, step, together, progress) -> ZerothOrder:
             )
         check_base(header, named, path)
         check_frozen(header, params, named, path)
-        model = over(optimizer.layout, partial(Retracing, together=_queue(optimizer, together)))
-        optimizer.model = model
+        optimizer.weights = weights = ReplayedWeights(optimizer.layout, passes_per_sweep)
         try:
             with warnings.catch_warnings():
                 for known in (".* was skipped: a loss was not finite", ".* whose losses did not differ"):  # the run has told
@@ -47,9 +45,8 @@ def replay(trajectory, params, step, together, progress) -> ZerothOrder:
                 _repeat(trajectory, optimizer, step, progress, path)
         finally:
             optimizer.flush()
-            for part in model.parts:
-                part.drain()
-            optimizer.model = over(optimizer.layout)
+            weights.finish()
+            optimizer.weights = PerturbedWeights(optimizer.layout)
         seen, crc = Seen.of(optimizer), trajectory.checksums[step]
         optimizer.logged = lambda it: standing(it, step, crc, seen.why(Seen.of(it), step) is not None)
         return optimizer
@@ -58,7 +55,7 @@ def replay(trajectory, params, step, together, progress) -> ZerothOrder:
 def _repeat(trajectory, optimizer, end, progress, path):
     cls, groups = logged_as(trajectory.header["optimizer"]), optimizer.param_groups
     for i in range(end):
-        readings, changes = trajectory.steps[i]
+        measurements, changes = trajectory.steps[i]
         if changes.get("disturbed"):
             raise BadInput(
                 f"{path}: between steps {i - 1} and {i} of the run something beside the steps moved the weights: they can be made again up "
@@ -68,18 +65,13 @@ def _repeat(trajectory, optimizer, end, progress, path):
             optimizer.flush()
         for name, value in changes.items():
             if name not in MARKS:
-                for group, own in zip(groups, apart(value, trajectory.header["groups"][0][name], len(groups))):
+                for group, own in zip(groups, expanded(value, trajectory.header["groups"][0][name], len(groups))):
                     group[name] = restored(cls, name, own)
-        if not i and len(readings) != optimizer._due():  # blocks that parameters tied to others' make up alone are none
-            raise BadInput(f"{path}, line 2 has {len(readings)} readings, a step over these parameters {optimizer._due()}: pass the run's")
-        optimizer.repeat(readings)
+        if not i and len(measurements) != (due := optimizer.measurements_due):  # blocks of parameters tied to others' alone are none
+            raise BadInput(f"{path}, line 2 has {len(measurements)} measurements, a step over these parameters {due}: pass the run's")
+        optimizer.repeat(measurements)
         if progress is not None:
             progress(i + 1)
-
-
-def _queue(optimizer, together):
-    """How many passes may wait. The anchor's copy is taken of the weights in the middle of a step."""
-    return 1 if optimizer.param_groups[0].get("anchor") == "copy" else together
 
 
 def _made(header, named) -> ZerothOrder:

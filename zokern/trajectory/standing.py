@@ -7,33 +7,33 @@ after, optimizer -> what to save.
 from typing import NamedTuple
 
 from ..errors import BadInput
+from ..estimators import PerturbedWeights
 from ..optim.saved import logged
-from ..perturb import BlockByBlock, InPlace
 from .header import combined, digests, listed
 
 
 class Seen(NamedTuple):
     """What tells whether the weights were moved by steps alone."""
 
-    model: InPlace | BlockByBlock
+    weights: PerturbedWeights
     flushes: int
-    detours: int
+    discarded: int
     beside: list[int]
 
     @classmethod
     def of(cls, optimizer):
-        # A pass counts once in the model, and once on each contiguous parameter. A measurement is no detour once its step is made.
-        parts = optimizer.model.parts
-        beside = [p._version - part.passes for part in parts for p in part.layout.params if p.is_contiguous()]
-        return cls(optimizer.model, optimizer.flushes, optimizer.detours + optimizer._measuring, beside)
+        # A pass counts once in the weights, and once on each contiguous parameter. A measurement is not discarded once its step is made.
+        weights = optimizer.weights
+        beside = [p._version - passes for part, passes in zip(weights.parts, weights.passes) for p in part.params if p.is_contiguous()]
+        return cls(weights, optimizer.flushes, optimizer.discarded_measurements + optimizer._unfinished, beside)
 
     def why(self, now: "Seen", step: int) -> str | None:
         """Why from here on, after ``step`` steps, the weights have not been moved by steps and flushes alone; None where they have."""
-        if step and now.model is not self.model:
+        if step and now.weights is not self.weights:
             return "a state was loaded"
         if now.beside != self.beside:
             return "something other than the optimizer wrote to the weights"
-        if now.detours > self.detours:
+        if now.discarded > self.discarded:
             return "the weights moved for a measurement that was not stepped along, or were flushed between the halves of a step,"
         return None
 

@@ -13,11 +13,11 @@ class Step(NamedTuple):
     """One step.
 
     Attributes:
-        readings: what it was decided by, in the order of evaluation; NaN for what was not finite.
+        measurements: what it was decided by, in the order of evaluation; NaN for what was not finite.
         changes: name -> value of what is not as it was in the step before.
     """
 
-    readings: tuple[float, ...]
+    measurements: tuple[float, ...]
     changes: dict
 
 
@@ -43,7 +43,7 @@ class Steps:
     """A sequence of ``Step``."""
 
     def __init__(self):
-        self.readings, self.ends = array("d"), array("q")
+        self.measurements, self.ends = array("d"), array("q")
         self.columns = {}  # (name, (type code, width)) -> Column
         self.others = {}  # step -> changes that are neither numbers nor lists of them
 
@@ -56,11 +56,11 @@ class Steps:
         step %= len(self)
         changes = {name: value for (name, *_), column in self.columns.items() if (value := column.at(step)) is not None}
         changes.update(self.others.get(step, {}))
-        return Step(tuple(self.readings[self.ends[step - 1] if step else 0 : self.ends[step]]), changes)
+        return Step(tuple(self.measurements[self.ends[step - 1] if step else 0 : self.ends[step]]), changes)
 
-    def append(self, readings, changes) -> None:
-        step, own = len(self.ends), self.readings
-        own.extend(readings)
+    def append(self, measurements, changes) -> None:
+        step, own = len(self.ends), self.measurements
+        own.extend(measurements)
         self.ends.append(len(own))
         for name, value in changes.items():
             if (kind := _FLOAT if type(value) is float else _kind(value)) is None:
@@ -71,7 +71,7 @@ class Steps:
             column.append(step, value)
 
     def counts(self) -> np.ndarray:
-        """How many readings each step has, int64 [steps]."""
+        """How many measurements each step has, int64 [steps]."""
         return np.diff(np.array(self.ends, np.int64), prepend=0)
 
 

@@ -77,10 +77,10 @@ def lines(trajectory) -> list[str]:
 
 def _skipped(trajectory) -> int:
     """How many steps moved nothing."""
-    if not np.isnan(trajectory.steps.readings).any():
+    if not np.isnan(trajectory.steps.measurements).any():
         return 0
     cls, settings = logged_as(trajectory.header["optimizer"]), trajectory.header["groups"][0]
-    return cls.skipped_in((readings for readings, _ in trajectory.steps), settings)
+    return cls.skipped_in((measurements for measurements, _ in trajectory.steps), settings)
 
 
 def _finite(values):

@@ -25,16 +25,16 @@ def header_line(header: dict) -> str:
     return f'{body},"crc":"{zlib.crc32(body.encode()):08x}"}}\n'
 
 
-def step_line(step: int, readings, changes: dict, crc: int) -> tuple[str, int]:
+def step_line(step: int, measurements, changes: dict, crc: int) -> tuple[str, int]:
     """-> (a step's line, the checksum that goes on to the next).
 
     Args:
-        readings: floats; what is not finite is written as null.
+        measurements: floats; what is not finite is written as null.
         changes: settings, by name, in the order in which they are to stand.
         crc: of the line before; of a header its own.
     """
-    texts = _float32(readings)
-    key, texts = ("exact", [repr(x) if math.isfinite(x) else "null" for x in readings]) if texts is None else ("losses", texts)
+    texts = _float32(measurements)
+    key, texts = ("exact", [repr(x) if math.isfinite(x) else "null" for x in measurements]) if texts is None else ("losses", texts)
     rest = "".join(f',"{name}":{compact(value)}' for name, value in changes.items())
     body = f'{{"step":{step},"{key}":[{",".join(texts)}]{rest}'
     crc = zlib.crc32(body.encode(), crc)
@@ -64,7 +64,7 @@ def parse_header(path, line: bytes) -> tuple[dict, int]:
 
 
 def parse_step(path, number: int, line: bytes, step: int, crc: int) -> tuple[list[float], dict, int]:
-    """-> (readings, changes, checksum) of line ``number``, which is to hold ``step``.
+    """-> (measurements, changes, checksum) of line ``number``, which is to hold ``step``.
 
     Raises:
         BadInput: it is not that line as it was written.
@@ -76,18 +76,18 @@ def parse_step(path, number: int, line: bytes, step: int, crc: int) -> tuple[lis
     crc = _sealed(path, number, line, crc, 4)
     del held["crc"]
     short = "losses" in held
-    end, readings = (FLOAT32, held.pop("losses")) if short else (math.inf, held.pop("exact", None))
+    end, measurements = (FLOAT32, held.pop("losses")) if short else (math.inf, held.pop("exact", None))
     try:
-        for x in readings:
+        for x in measurements:
             if not (-end < x < end if type(x) is float else x is None):
                 raise TypeError
-        if None in readings:
-            readings = [math.nan if x is None else x for x in readings]
+        if None in measurements:
+            measurements = [math.nan if x is None else x for x in measurements]
         if short:
-            readings = array("f", readings).tolist()
+            measurements = array("f", measurements).tolist()
     except TypeError:
-        raise BadInput(f"{path}, line {number} holds no readings that can be read: restore it, or cut the log off before it") from None
-    return readings, held, crc
+        raise BadInput(f"{path}, line {number} holds no measurements that can be read: restore it, or cut the log off before it") from None
+    return measurements, held, crc
 
 
 def compact(value) -> str:
@@ -103,10 +103,10 @@ def shown(value) -> str:
     return text if len(text) < 80 else f"{text[:77]}..."
 
 
-def _float32(readings):
-    """The shortest texts that give the same float32; None where a reading is none."""
+def _float32(measurements):
+    """The shortest texts that give the same float32; None where a measurement is none."""
     texts = []
-    for x in readings:
+    for x in measurements:
         if not math.isfinite(x):
             texts.append("null")
             continue

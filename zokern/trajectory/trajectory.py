@@ -17,7 +17,7 @@ class Trajectory:
 
     Attributes:
         header: dict: noise_spec, version, optimizer, groups (settings), parameters ([name, shape, dtype, hash]), fingerprint, notes.
-        steps: a sequence of ``Step``: readings, and the settings that changed.
+        steps: a sequence of ``Step``: measurements, and the settings that changed.
         checksums: of the header and of each step's line, chained: array of unsigned integers.
         path, size: where it was read from, and bytes there.
         torn: whether the log's last line was cut off, as by a process that was killed, and left out.
@@ -50,15 +50,15 @@ class Trajectory:
 
     def losses(self) -> np.ndarray:
         """What each step returned: the mean of its losses, float64 [steps]; NaN where one was not finite."""
-        counts, readings = self.steps.counts(), np.array(self.steps.readings)
+        counts, measurements = self.steps.counts(), np.array(self.steps.measurements)
         starts, means = np.cumsum(counts) - counts, np.full(len(counts), np.nan)
         losses = logged_as(self.header["optimizer"]).losses_in(self.header["groups"][0])
         for count in np.unique(counts):
             (mine,) = np.nonzero(counts == count)
-            means[mine] = readings[starts[mine, None] + np.arange(count)[losses]].mean(1)
+            means[mine] = measurements[starts[mine, None] + np.arange(count)[losses]].mean(1)
         return means
 
-    def replay(self, params, step: int | None = None, together: int = 96, progress=None):
+    def replay(self, params, step: int | None = None, passes_per_sweep: int = 96, progress=None):
         """Bring base weights, in place, to where the run stood after ``step`` steps, bit for bit, without a forward pass.
 
         Parameters are matched by name where the log has names, else by order; what a model has beside them is left alone. Everything is
@@ -69,15 +69,15 @@ class Trajectory:
         Args:
             params: a model, a dict or list of named parameters, parameters, or groups; parameters, or plain tensors.
             step: in [0, len(self)]. Default None: all.
-            together: passes over the weights that are made in one read and write; without influence on the result. anchor="copy" and the
-                fused rules make theirs one by one. Default 96.
+            passes_per_sweep: passes over the weights that are made in one read and write; without influence on the result. Those of
+                anchor="copy" and of rules that are not linear in z are made one by one. Default 96.
             progress: None, or called with the number of steps done, after each. What it raises ends the replay, with the weights at that
                 step.
         Returns:
             The optimizer at that step, with its state: training can go on from there. An interrupt that comes from elsewhere leaves the
             weights at no step of the run: begin again from the base weights.
         Raises:
-            BadInput (a ValueError): what differs between the log and params, or step or together out of range. A step of the run beside
+            BadInput (a ValueError): what differs between the log and params, or an argument out of range. A step of the run beside
             which something else moved the weights: they are then at the step before it.
         """
-        return replay(self, params, step, together, progress)
+        return replay(self, params, step, passes_per_sweep, progress)

@@ -2,7 +2,7 @@
 #include "emulation.hpp"
 
 #include "../../../csrc/cuda/add_noise_kernel.hpp"
-#include "../../../csrc/cuda/retrace_kernel.hpp"
+#include "../../../csrc/cuda/replay_kernel.hpp"
 #include "../../../csrc/cuda/update_kernel.hpp"
 
 namespace zokern {
@@ -26,8 +26,8 @@ void run(const Launch& p, bool masked, uint32_t n_spans) {
 }
 
 template <class T>
-void run(const Retrace& p) {
-    blocks(p.masked ? retrace_kernel<T, true> : retrace_kernel<T, false>, p, p.n_spans);
+void run(const Replay& p) {
+    blocks(p.masked ? replay_kernel<T, true> : replay_kernel<T, false>, p, p.n_spans);
 }
 
 template <class T, class S, class R>
@@ -60,9 +60,9 @@ extern "C" void add_noise(int storage, const Span* spans, uint32_t n_spans, bool
     storage == 0 ? run<float>(p, masked, n_spans) : storage == 1 ? run<__nv_bfloat16>(p, masked, n_spans) : run<__half>(p, masked, n_spans);
 }
 
-extern "C" void retrace(int storage, const Span* spans, uint32_t n_spans, bool masked, const Key* keys, const uint8_t* uses,
-                        uint32_t n_uses, const float* values, uint32_t groups, const uint32_t* clock) {
-    const Retrace p{{spans, n_spans, groups, masked, clock, keys}, uses, values, n_uses};
+extern "C" void replay(int storage, const Span* spans, uint32_t n_spans, bool masked, const Key* keys, const uint8_t* instructions,
+                       uint32_t n_instructions, const float* values, uint32_t groups, const uint32_t* clock) {
+    const Replay p{{spans, n_spans, groups, masked, clock, keys}, instructions, values, n_instructions};
     storage == 0 ? run<float>(p) : storage == 1 ? run<__nv_bfloat16>(p) : run<__half>(p);
 }
 

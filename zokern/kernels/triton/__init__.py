@@ -39,18 +39,18 @@ def devices():
 
 
 def add_noise_(table, keys, coefficients, decay):
-    from .accumulate import add_noise_
+    from .add_noise import add_noise_
 
     add_noise_(table, keys, coefficients, decay)
 
 
-def retrace_(table, keys, uses, values):
-    from .retrace import retrace_
+def replay_(table, keys, instructions, values):
+    from .replay import replay_
 
-    retrace_(table, keys, uses, values)
+    replay_(table, keys, instructions, values)
 
 
 def update_(table, rule, keys, a, b, decay, numbers, state, rounding):
-    from .moments import update_
+    from .update import update_
 
     update_(table, rule, keys, a, b, decay, numbers, state, rounding)

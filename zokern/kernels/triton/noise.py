@@ -34,7 +34,7 @@ def trial(turns):
 
 
 # TRITON_INTERPRET is read where a kernel is defined. The interpreter needs care in two places: fma (here) and bfloat16
-# (memory.py).
+# (storage.py).
 INTERPRETED = tl.constexpr(type(trial).__name__ == "InterpretedFunction")
 
 
@@ -115,16 +115,16 @@ def mask_stream(stream):
 
 
 @triton.jit
-def normal4(q0, q1, seed, step, stream, last, one, MASKED: tl.constexpr):
+def normal4(q0, q1, seed, step, stream, keep_threshold, one, MASKED: tl.constexpr):
     """The four normals of block q = q1 << 32 | q0; seed is uint64, step and stream are uint32. MASKED: +0 where the mask's word is
-    above ``last``."""
+    above ``keep_threshold``."""
     w0, w1, w2, w3 = words4(q0, q1, seed, step, stream)
     z0, z1 = box_muller(w0, w1, one)
     z2, z3 = box_muller(w2, w3, one)
     if MASKED:
         w0, w1, w2, w3 = words4(q0, q1, seed, step, mask_stream(stream))
-        z0, z1 = tl.where(w0 <= last, z0, 0.0), tl.where(w1 <= last, z1, 0.0)
-        z2, z3 = tl.where(w2 <= last, z2, 0.0), tl.where(w3 <= last, z3, 0.0)
+        z0, z1 = tl.where(w0 <= keep_threshold, z0, 0.0), tl.where(w1 <= keep_threshold, z1, 0.0)
+        z2, z3 = tl.where(w2 <= keep_threshold, z2, 0.0), tl.where(w3 <= keep_threshold, z3, 0.0)
     return z0, z1, z2, z3
 
 
@@ -143,18 +143,18 @@ def in_order8(a0, a1, a2, a3, a4, a5, a6, a7):
 
 
 @triton.jit
-def normal_blocks(q0, q1, seed, step, stream, last, one, BLOCKS: tl.constexpr, MASKED: tl.constexpr):
+def normal_blocks(q0, q1, seed, step, stream, keep_threshold, one, BLOCKS: tl.constexpr, MASKED: tl.constexpr):
     """The normals of blocks q0 .. q0 + BLOCKS - 1 (1 or 2) of every lane, in element order: float32 [lanes * 4 * BLOCKS]."""
-    a0, a1, a2, a3 = normal4(q0, q1, seed, step, stream, last, one, MASKED)
+    a0, a1, a2, a3 = normal4(q0, q1, seed, step, stream, keep_threshold, one, MASKED)
     if BLOCKS == 1:
         return in_order4(a0, a1, a2, a3)
     else:
-        b0, b1, b2, b3 = normal4(q0 + 1, q1, seed, step, stream, last, one, MASKED)
+        b0, b1, b2, b3 = normal4(q0 + 1, q1, seed, step, stream, keep_threshold, one, MASKED)
         return in_order8(a0, a1, a2, a3, b0, b1, b2, b3)
 
 
 @triton.jit
-def normal_at(i, seed, step, stream, last, one, MASKED: tl.constexpr):
+def normal_at(i, seed, step, stream, keep_threshold, one, MASKED: tl.constexpr):
     """The normal of each element i, int64: any i, at four times the Philox of ``normal_blocks``."""
     q0, q1 = (i >> 2).to(tl.uint32), (i >> 34).to(tl.uint32)
     w0, w1, w2, w3 = words4(q0, q1, seed, step, stream)
@@ -164,14 +164,14 @@ def normal_at(i, seed, step, stream, last, one, MASKED: tl.constexpr):
     if MASKED:
         w0, w1, w2, w3 = words4(q0, q1, seed, step, mask_stream(stream))
         word = tl.where(odd, tl.where(upper, w3, w1), tl.where(upper, w2, w0))
-        z = tl.where(word <= last, z, 0.0)
+        z = tl.where(word <= keep_threshold, z, 0.0)
     return z
 
 
 @triton.jit
-def normals(at, high, seed, step, stream, last, one, BLOCKS: tl.constexpr, MASKED: tl.constexpr):
+def normals(at, high, seed, step, stream, keep_threshold, one, BLOCKS: tl.constexpr, MASKED: tl.constexpr):
     """``at``: the low counter words of Philox blocks when BLOCKS is 1 or 2, the indices of elements when it is 0."""
     if BLOCKS:
-        return normal_blocks(at, high, seed, step, stream, last, one, BLOCKS, MASKED)
+        return normal_blocks(at, high, seed, step, stream, keep_threshold, one, BLOCKS, MASKED)
     else:
-        return normal_at(at, seed, step, stream, last, one, MASKED)
+        return normal_at(at, seed, step, stream, keep_threshold, one, MASKED)

@@ -2,22 +2,21 @@
 
 import math
 import warnings
-from collections.abc import Callable
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from inspect import Parameter, signature
 
 import torch
 
-from ...estimate import Estimate, agreed
-from ...layers import Layers, layers
-from ...signals import whole
+from ...estimators import Closure, Estimate
+from ...estimators.layers import Layers, layers
+from ...estimators.losses import driver_of
+from ...signals import let_through, whole
 from ..base import ZerothOrder
 from ..check import Check, check
 from ..contract import ClosureOptimizer, register
-from ..frozen import check_frozen
 from ..settings import Setting, flag
-from .backward import gradient
+from ..trained import check_frozen
 from .halves import check_both, check_memory, divide
 
 CURES = {"zo": "functools.partial(zokern.MeZO, lr=1e-6)", "fo": "functools.partial(torch.optim.AdamW, lr=1e-5)"}
@@ -47,7 +46,7 @@ class Hybrid(ClosureOptimizer):
     first-order parameter: the activations below are not stored. Both move after both were measured.
 
     A step writes nothing of a parameter's size for the zeroth-order half. In it, no other than first-order parameters require a
-    gradient, and after it no ``.grad`` is left; to clip gradients, do it between ``begin`` and ``step()``, or use
+    gradient, and after it no ``.grad`` is left; to clip gradients, do it between ``measure`` and ``step()``, or use
     ``hybrid.fo.register_step_pre_hook``. It waits for the device once or twice, to see that the losses are finite.
 
     To torch it is one optimizer: ``param_groups`` are those of ``zo`` and then those of ``fo``, so that one learning rate scheduler
@@ -61,7 +60,7 @@ class Hybrid(ClosureOptimizer):
         fo: [parameter] -> torch optimizer, such as ``functools.partial(torch.optim.AdamW, lr=1e-5)``.
         split: who is first-order: ``zokern.splits.Depth``, ``Inter``, ``Intra`` or ``LISA``. Where it draws again, ``zo`` and ``fo`` are
             given all trainable parameters once, and hold at each step those that are theirs; the state of those that leave is dropped.
-        share_forward: take the gradient at the first of the zeroth-order half's places, theta + eps z, instead of at theta: two forward
+        share_forward: take the gradient at the first of the zeroth-order half's points, theta + eps z, instead of at theta: two forward
             passes in all. Default False.
     Attributes:
         zo, fo: the two optimizers; learning rate schedulers work on them, too. ``zo`` is None where that half is frozen.
@@ -99,7 +98,7 @@ class Hybrid(ClosureOptimizer):
             raise ValueError("share_forward=True with zo=None: there is no zeroth-order forward pass to share; pass share_forward=False")
         self.layers = model if isinstance(model, Layers) else layers(model)
         self.split, self.share_forward = split, share_forward
-        self.steps, self.skipped, self.last, self._begun = 0, 0, None, None
+        self.steps, self.skipped, self.last, self._measured = 0, 0, None, None
         self._trainable = {p: name for p, name in self.layers.titles.items() if p.requires_grad}
         self._frozen = {p: name for p, name in self.layers.titles.items() if not p.requires_grad}
         self._first = self._rows(0)
@@ -148,7 +147,7 @@ class Hybrid(ClosureOptimizer):
 
         Args:
             closure: () -> loss, a differentiable 0-dim tensor, without backward(). It is called with and without grad mode, and
-                must see the same batch each time. None after ``begin``.
+                must see the same batch each time. None after ``measure``.
         Returns:
             L(theta), or with share_forward the mean of the zeroth-order half's losses: a 0-dim float64 tensor. ``last`` holds the rest.
         Raises:
@@ -156,55 +155,56 @@ class Hybrid(ClosureOptimizer):
             The weights are restored first.
         """
         if closure is not None:
-            self.begin(closure)
-        if self._begun is None:
+            self.measure(closure)
+        if self._measured is None:
             raise ValueError(
                 "closure=None: Hybrid evaluates the loss itself; call step(closure) with () -> loss, or, where a loop calls step() itself, "
                 "as transformers' Trainer does, take zokern.hf.ZOTrainer"
             )
-        begun = self._begun
+        measured = self._measured
         try:
-            if begun.estimate is not None:
+            if measured.estimate is not None:
                 self.zo.step()
             elif self.zo is not None:  # L(theta) is not finite: its step is counted, and evaluates nothing
-                self.zo.repeat([math.nan] * self.zo._due())
-            if not begun.skipped:
+                self.zo.repeat([math.nan] * self.zo.measurements_due)
+            if not measured.skipped:
                 self.fo.step()
                 torch.clear_autocast_cache()  # it keeps 16-bit copies of weights, and cannot see that they have changed
         finally:
             self._forget()
-        if begun.skipped and self.zo is None and not self.skipped:
+        if measured.skipped and self.zo is None and not self.skipped:
             message = f"step {self.steps} was skipped: a loss was not finite. Later ones are only counted, in `skipped`."
             warnings.warn(message, RuntimeWarning, stacklevel=3)
-        self.last = begun if self.zo is None else replace(begun, estimate=self.zo.last)
+        self.last = measured if self.zo is None else replace(measured, estimate=self.zo.last)
         self.steps += 1
-        self.skipped += begun.skipped
+        self.skipped += measured.skipped
         if self.split.every and self.steps % self.split.every == 0:
             self._share_out()
         return self.last.estimate.loss if self.share_forward else self.last.loss
 
     @whole
-    def begin(self, closure) -> HybridStep:
+    def measure(self, closure) -> HybridStep:
         """The first half of ``step``: measure, and leave the rest to ``step()`` without a closure, for loops that call that themselves.
 
         Between the halves ``.grad`` of the first-order parameters, those in ``fo.param_groups``, is there to be clipped, and the others
         stand beside theta; ``flush`` brings them there. What no ``step()`` follows moves nothing. Arguments and errors as in ``step``.
         """
-        if not callable(closure):
+        driver = driver_of(closure, lambda loss: None)
+        if not (isinstance(driver, Closure) and (callable(closure) or driver is closure)):
             raise ValueError(f"closure={closure!r}: Hybrid evaluates the loss itself; call step(closure) with () -> loss")
         check_frozen(self._trainable, self._frozen, self.steps)
         self.flush()
         self._forget()
         try:
-            begun = self._measure_at_once(closure) if self.share_forward else self._measure(closure)
+            measured = self._measure_at_once(driver) if self.share_forward else self._measure(driver)
         except BaseException:
             self._forget()
             self.flush()
             raise
-        if begun.skipped:
+        if measured.skipped:
             self._forget()
-        self._begun = begun
-        return begun
+        self._measured = measured
+        return measured
 
     @whole
     def check(self, closure, smooth=True, warn=False) -> Check:
@@ -219,30 +219,30 @@ class Hybrid(ClosureOptimizer):
             cut.follow()
         return check(self.zo, closure, smooth, warn)
 
-    def _measure(self, closure) -> HybridStep:
+    def _measure(self, driver) -> HybridStep:
         # The gradient comes first: then the zeroth-order half can restore and update its weights in one pass.
-        (loss,) = agreed(closure, [self._differentiate(closure).double()])
+        (loss,) = let_through(driver.combine, [self._differentiate(driver).double()])
         finite = bool(torch.isfinite(loss))
-        estimate = self.zo.begin(closure) if finite and self.zo is not None else None
+        estimate = self.zo.measure(driver) if finite and self.zo is not None else None
         return HybridStep(loss, estimate, not finite or estimate is not None and bool(estimate.skipped))
 
-    def _measure_at_once(self, closure) -> HybridStep:
-        estimate = self.zo.begin(_FirstDifferentiated(self, closure))
-        return HybridStep(self.zo.readings[0], estimate, bool(estimate.skipped))
+    def _measure_at_once(self, driver) -> HybridStep:
+        estimate = self.zo.measure(_FirstDifferentiated(self, driver))
+        return HybridStep(self.zo.measurements[0], estimate, bool(estimate.skipped))
 
     @whole
     def flush(self) -> None:
-        """Bring the weights to where the steps so far have led, between ``begin`` and ``step()``; else they are there."""
+        """Bring the weights to where the steps so far have led, between ``measure`` and ``step()``; else they are there."""
         for cut in self._cuts:
             cut.follow()
         if self.zo is not None:
             self.zo.flush()
 
     @whole
-    def _differentiate(self, closure):
+    def _differentiate(self, driver):
         """Loss and .grad of the first-order parameters, where the weights stand."""
         with self._first_order_alone():
-            return gradient(closure, [p for group in self.fo.param_groups for p in group["params"]])
+            return driver.differentiate([p for group in self.fo.param_groups for p in group["params"]])
 
     @contextmanager
     def _first_order_alone(self):
@@ -261,7 +261,7 @@ class Hybrid(ClosureOptimizer):
 
     def _forget(self):
         """Drop what was measured for a step."""
-        self._begun = None
+        self._measured = None
         for p in (*self._trainable, *(cut.first for cut in self._cuts)):
             p.grad = None
 
@@ -281,7 +281,7 @@ class Hybrid(ClosureOptimizer):
                 group.update({name: [values[i] for i in mine] for name, values in whole.items()})
             for p in [p for p in self.zo.state if p in self._first]:
                 del self.zo.state[p]
-            self.zo._bind()
+            self.zo._lay_out()
 
     def _check_optimizers(self, frozen):
         for name, made, cls, kind in (
@@ -364,20 +364,19 @@ class Hybrid(ClosureOptimizer):
 
     def __getstate__(self):
         held = (name for name in self.__dict__ if name != "step" and not name.startswith("_optimizer_"))  # schedulers wrap step; hooks
-        return {name: self.__dict__[name] for name in held} | {"_begun": None}
+        return {name: self.__dict__[name] for name in held} | {"_measured": None}
 
 
-@dataclass(frozen=True)
-class _FirstDifferentiated:
-    """A closure whose first call leaves the gradient as well."""
+class _FirstDifferentiated(Closure):
+    """A driver that leaves the gradient at the first point where it evaluates the loss."""
 
-    hybrid: Hybrid
-    closure: Callable
-    calls: list = field(default_factory=list)
+    def __init__(self, hybrid, driver):
+        super().__init__(driver.loss)
+        self.hybrid, self.driver, self.first = hybrid, driver, True
 
-    def __call__(self):
-        self.calls.append(self)
-        return self.hybrid._differentiate(self.closure) if len(self.calls) == 1 else self.closure()
+    def loss(self):
+        first, self.first = self.first, False
+        return self.hybrid._differentiate(self.driver) if first else super().loss()
 
-    def agree(self, losses):
-        return agreed(self.closure, losses)
+    def combine(self, numbers):
+        return self.driver.combine(numbers)

@@ -11,7 +11,7 @@ from typing import ClassVar
 
 from torch import nn
 
-from ...layers import Layers
+from ...estimators.layers import Layers
 from ...noise import NoiseKey
 
 DRAW = 255  # the purpose of a draw's key, which no noise has
@@ -45,7 +45,7 @@ class Inter:
     The activations of zeroth-order blocks above a chosen one are stored all the same: backpropagation passes through them.
 
     Args:
-        blocks: how many of the deepest blocks, in [1, n] of n blocks, or the places of the chosen ones, distinct and in [0, n).
+        blocks: how many of the deepest blocks, in [1, n] of n blocks, or the numbers of the chosen ones, distinct and in [0, n).
     Raises:
         ValueError: ``blocks`` out of range, said when the model is known.
     Reference: LoHO, technical appendix A ("LoHO-SGD inter", "LoHO-Adam inter").
@@ -154,7 +154,7 @@ class Cut:
 
 
 def _chosen(split, n):
-    """The places of the chosen ones of n blocks."""
+    """The numbers of the chosen ones of n blocks."""
     blocks = split.blocks
     if _is_index(blocks) and 1 <= blocks <= n:
         return range(n - blocks, n)
@@ -162,7 +162,7 @@ def _chosen(split, n):
         return sorted(blocks)
     raise ValueError(
         f"blocks={blocks!r} in {type(split).__name__}: the model has {n} blocks; pass how many of the deepest, in [1, {n}], or distinct "
-        f"places in [0, {n})"
+        f"numbers in [0, {n})"
     )
 
 

@@ -1,0 +1,67 @@
+"""Runs of passes over tensors in one launch, compared bit for bit with the oracle's ``add_noise_``, pass by pass: what every backend is
+put through."""
+
+import numpy as np
+import torch
+from update_cases import AROUND, INTEGERS
+
+from zokern.kernels import reference
+from zokern.layout import Table, pack
+from zokern.noise import NoiseKey
+from zokern.ops.replay import _flat
+
+GROUPS = 3
+A, B, C = (NoiseKey(2**64 - 1 - k, 2**32 - 200 - k, k << 24 | 2**24 - 1 - k) for k in range(3))
+
+
+def step(key, g, decay=1.0):
+    """The three passes of a two-point step."""
+    return [([(key, 1e-3)], 1.0), ([(key, -2e-3)], 1.0), ([(key, 1e-3 - g)], decay)]
+
+
+RUNS = {
+    "nothing": [([], 1.0)],
+    "one pass": [([(A, 0.5)], 1.0)],
+    "a step": step(A, 1e-4),
+    "steps": [*step(A, 1e-2, 0.99), *step(B, -3e-3), *step(C, 1e-3, 0.5)],
+    "skipped": [([(A, 0.0)], 1.0), ([(A, -0.0)], 1.0), ([(B, 0.0)], 1.0)],
+    "queries": [([(A, 1.0)], 1.0), ([(A, -2.0)], 1.0), ([(A, 1.0), (B, 1.0)], 1.0), ([(B, -2.0)], 1.0), ([(B, 0.9), (A, -0.1)], 0.9)],
+    "without terms": [([], 0.75), ([], 1.0), ([(A, 1e-3)], 1.0), ([], 1.5), ([(A, 0.1), (A, 0.2), (B, 0.3), (A, 0.4)], 1.0), ([], 1.0 / 3)],
+    "only decays": [([], 0.9), ([], 0.9)],
+}
+
+
+def each_group(value):
+    """A number as one value a group, none of them the same."""
+    return value * (1 + torch.arange(GROUPS) / 8)
+
+
+def check_replay(replay_, dtype, pieces, passes, device="cpu", later=0):
+    """``replay_`` of a backend against the oracle's add_noise_ with every step ``later``, one pass after the other."""
+    random = torch.Generator().manual_seed(len(passes))
+    special = torch.tensor([-0.0, 0.0, torch.finfo(dtype).smallest_normal / 4, -torch.finfo(dtype).max, torch.finfo(dtype).max / 2])
+    memory = []
+    for p in pieces:
+        tensor = torch.randn(p.count + p.shift + 2 * AROUND, generator=random).to(dtype)
+        some = tensor[AROUND + p.shift + 2 :][: max(p.count - 2, 0)][:: max(p.count // 50, 1)]
+        some.copy_(special.to(dtype).repeat(len(some) // 5 + 1)[: len(some)])
+        memory.append(tensor)
+
+    def table_of(memory, device):
+        held = [tensor[AROUND + p.shift :][: p.count] for p, tensor in zip(pieces, memory)]
+        rows = [(tensor.data_ptr(), p.count, p.first, pack(p.group, p.keep_threshold)) for p, tensor in zip(pieces, held)]
+        return Table(dtype, torch.device(device), GROUPS, torch.tensor(rows))
+
+    keys, instructions, values = _flat([(terms, None if decay == 1 else decay) for terms, decay in passes])
+    on_device = [tensor.to(device).clone() for tensor in memory]
+    staged = torch.stack([each_group(v) for v in values]).to(device) if values else torch.zeros(0, GROUPS, device=device)
+    replay_(table_of(on_device, device), keys, instructions, staged)
+    with np.errstate(all="ignore"):
+        for terms, decay in passes:
+            moved = [NoiseKey(key.seed, (key.step + later) % 2**32, key.stream) for key, _ in terms]
+            c = torch.stack([each_group(c) for _, c in terms]) if terms else torch.zeros(0, GROUPS)
+            reference.add_noise_(table_of(memory, "cpu"), moved, c, None if decay == 1 else each_group(decay))
+    for p, actual, wanted in zip(pieces, on_device, memory):
+        x, y = actual.cpu().view(INTEGERS[dtype]), wanted.view(INTEGERS[dtype])
+        differ = ((x != y) & ~(actual.cpu().isnan() & wanted.isnan())).nonzero().flatten()
+        assert not len(differ), f"{p}: {len(differ)} of {p.count} differ, the first at {differ[0].item() - AROUND - p.shift}"

@@ -1,0 +1,25 @@
+"""Gradient estimates from forward passes: who asks for losses where, and what follows from them."""
+
+from .estimate import Estimate, average
+from .finite_difference import finite_difference, one_sided, two_point
+from .layers import Layers, layers
+from .losses import Closure, Driver, Estimator, Log, Losses, Point
+from .perturbation import PerturbedWeights, ReplayedWeights
+
+__all__ = [
+    "Closure",
+    "Driver",
+    "Estimate",
+    "Estimator",
+    "Layers",
+    "Log",
+    "Losses",
+    "PerturbedWeights",
+    "Point",
+    "ReplayedWeights",
+    "average",
+    "finite_difference",
+    "layers",
+    "one_sided",
+    "two_point",
+]

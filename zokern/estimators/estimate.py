@@ -1,0 +1,52 @@
+"""A gradient estimate: a list of terms (key, coefficient), never a tensor of the model's size."""
+
+from dataclasses import dataclass
+
+import torch
+
+from .perturbation import Term
+
+LARGEST = 1e18  # directional derivative: the square of a larger one, times that of an element of z, is more than float32 holds
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """g = sum_k coefficient_k z(key_k), and the losses it comes from. Nothing here waits for the device until it is read.
+
+    Attributes:
+        terms: list of (NoiseKey, coefficient): a float, a 0-dim float64 tensor or a float64 tensor [coefficient groups], in units of loss
+            per unit of theta. All 0 when skipped.
+        losses: 0-dim float64 tensors in the order of evaluation: plus and minus of each query, or L(theta) and the plus of each.
+        projected_grad: the directional derivative as measured: float64, 0-dim, [coefficient groups] where eps differs between groups or
+            there are blocks, with a leading dimension of queries where there are several; None for an estimate made from terms alone.
+        skipped: 0-dim bool tensor: a loss was not finite, or the derivative beyond 1e18, so the estimate moves nothing.
+    """
+
+    terms: list[Term]
+    losses: tuple[torch.Tensor, ...] = ()
+    projected_grad: torch.Tensor | None = None
+    skipped: torch.Tensor = torch.tensor(False)
+
+    @property
+    def loss(self) -> torch.Tensor | None:
+        """Mean of the losses, 0-dim float64; None for an estimate made from terms alone."""
+        return torch.stack(self.losses).mean() if self.losses else None
+
+
+def average(estimates: list[Estimate]) -> Estimate:
+    """Mean of several estimates: q-query averaging (q-SPSA). One loss that is not finite skips them all."""
+    if len(estimates) == 1:
+        return estimates[0]
+    skipped = torch.stack([e.skipped for e in estimates]).any()
+    return Estimate(
+        [(key, torch.where(skipped, 0.0, c / len(estimates))) for e in estimates for key, c in e.terms],
+        tuple(loss for e in estimates for loss in e.losses),
+        torch.stack([e.projected_grad for e in estimates if e.projected_grad is not None]),
+        skipped,
+    )
+
+
+def overflows(grad: torch.Tensor) -> torch.Tensor:
+    """Whether a derivative, 0-dim or [groups], is not finite, or so large that its update would not be: a 0-dim bool tensor."""
+    good = grad.abs() < LARGEST
+    return ~(good.all() if good.dim() else good)

@@ -1,0 +1,169 @@
+"""What estimators ask for, and who answers.
+
+An estimator is a generator: it yields a request for losses at some points, is sent the losses, and returns an ``Estimate``. A driver
+answers requests: a closure that evaluates the model, a log of an earlier run, a mean over processes.
+"""
+
+from collections.abc import Callable, Generator, Iterable, Iterator
+from dataclasses import dataclass
+from numbers import Real
+from typing import Any, NamedTuple, Protocol
+
+import torch
+
+from ..signals import let_through
+from .estimate import Estimate
+from .perturbation import PerturbedWeights, Term
+
+
+class Request(Protocol):
+    """What an estimator yields. It is sent 0-dim float64 tensors on the parameters' device, as many as it asked for."""
+
+    def measure(self, loss: Callable[[], Any]) -> list[torch.Tensor]:
+        """The numbers, from a loss that is computed where the weights are."""
+        ...
+
+    def replay(self, numbers: Iterator[Any]) -> list[torch.Tensor]:
+        """The next numbers, and the passes over the weights that measuring them made."""
+        ...
+
+
+Estimator = Generator[Request, list[torch.Tensor], Estimate]
+
+
+class Point(NamedTuple):
+    """theta + sum_k c_k z(key_k): of one part of the weights (the number of a block), or of all."""
+
+    terms: list[Term]
+    part: int | None = None
+
+
+@dataclass(frozen=True)
+class Losses:
+    """A request for the loss at each of some points. None depends on the others: they may be evaluated in any order, and elsewhere."""
+
+    weights: PerturbedWeights
+    points: list[Point]
+
+    def measure(self, loss: Callable[[], Any]) -> list[torch.Tensor]:
+        """Perturbs the weights in place, point by point, and leaves them at the last one.
+
+        Raises:
+            TypeError, ValueError: the loss is no scalar.
+        """
+        return [self._at(point, loss) for point in self.points]
+
+    def replay(self, numbers: Iterator[Any]) -> list[torch.Tensor]:
+        return self.measure(lambda: next(numbers))
+
+    def _at(self, point: Point, loss: Callable[[], Any]) -> torch.Tensor:
+        with self.weights.at(point.terms, point.part), torch.no_grad():
+            return scalar(let_through(loss), self.weights.layout.params[0].device)
+
+
+class Driver:
+    """Answers the requests of estimators. ``step`` and the like take one in the place of a closure."""
+
+    live = True  # whether it measures, rather than repeats what was measured
+
+    def answer(self, request: Request) -> list[torch.Tensor]:
+        """The numbers that are asked for, as 0-dim float64 tensors on the parameters' device."""
+        raise NotImplementedError
+
+
+class Closure(Driver):
+    """Measures where the weights are, one point after the other.
+
+    Args:
+        closure: () -> loss, a 0-dim tensor or a number.
+    Attributes:
+        look: is shown each loss as the closure returned it.
+    """
+
+    look: Callable[[Any], None] = staticmethod(lambda loss: None)
+
+    def __init__(self, closure: Callable[[], Any]) -> None:
+        self.closure = closure
+
+    def loss(self) -> Any:
+        loss = self.closure()
+        self.look(loss)
+        return loss
+
+    def answer(self, request: Request) -> list[torch.Tensor]:
+        return let_through(self.combine, request.measure(self.loss))
+
+    def combine(self, numbers: list[torch.Tensor]) -> list[torch.Tensor]:
+        """What is known of the whole batch, given what this process has measured of its part."""
+        return numbers
+
+    def differentiate(self, params: list[torch.Tensor]) -> torch.Tensor:
+        """The loss of this process's part where the weights are, a detached 0-dim tensor, with the gradient of the whole batch's loss in
+        ``.grad`` of ``params``."""
+        with torch.enable_grad():
+            return let_through(lambda: backpropagated(self.closure()))
+
+
+class Log(Driver):
+    """Answers with what was measured before, and makes the same passes over the weights: the same bits, without a forward pass.
+
+    Args:
+        measurements: numbers or 0-dim tensors, in the order of the requests.
+    """
+
+    live = False
+
+    def __init__(self, measurements: Iterable[Any]) -> None:
+        self.left = iter(measurements)
+
+    def answer(self, request: Request) -> list[torch.Tensor]:
+        return request.replay(self.left)
+
+
+def driver_of(closure: Driver | Callable[[], Any], look: Callable[[Any], None]) -> Driver:
+    """A driver, as it is; of a closure the ``Closure``. ``look``: is shown each loss as the closure returned it."""
+    driver = closure if isinstance(closure, Driver) else Closure(closure)
+    if isinstance(driver, Closure):
+        driver.look = look
+    return driver
+
+
+def scalar(loss: Any, device: torch.device) -> torch.Tensor:
+    """What a closure returned, as a 0-dim float64 tensor of its own on a device.
+
+    Raises:
+        TypeError, ValueError: it is no scalar.
+    """
+    if isinstance(loss, torch.Tensor):
+        if loss.dim():
+            raise ValueError(f"closure returned a tensor of shape {tuple(loss.shape)}: return a 0-dim loss, such as loss.mean()")
+        if loss.is_complex():
+            raise TypeError(f"closure returned a loss of {loss.dtype}: return a real number, such as loss.real")
+        return loss.detach().to(device, torch.float64, non_blocking=device.type == "cuda", copy=True)
+    if getattr(loss, "shape", ()) != ():
+        raise ValueError(f"closure returned a {type(loss).__name__} of shape {tuple(loss.shape)}: return one number, such as loss.mean()")
+    number = loss.item() if hasattr(loss, "item") else loss  # of NumPy's numbers and 0-dim arrays
+    if isinstance(number, bool) or not isinstance(number, Real):
+        raise TypeError(f"closure returned {type(loss).__name__}: return the loss itself, a number or a 0-dim tensor (outputs.loss)")
+    return torch.full((), float(number), dtype=torch.float64, device=device)
+
+
+def backpropagated(loss: Any) -> torch.Tensor:
+    """A loss that a closure returned, detached, after its backward pass.
+
+    Raises:
+        TypeError, ValueError: it is no scalar, or cannot be differentiated.
+    """
+    if not isinstance(loss, torch.Tensor):
+        raise TypeError(f"closure returned {type(loss).__name__}: return the loss itself, a 0-dim tensor (such as outputs.loss)")
+    if loss.dim() or loss.is_complex():
+        raise ValueError(
+            f"closure returned a tensor of shape {tuple(loss.shape)}, {loss.dtype}: return a real 0-dim loss, such as loss.mean()"
+        )
+    if not loss.requires_grad:
+        raise ValueError(
+            "closure returned a loss that does not depend on the first-order parameters: return it as computed, without item(), "
+            "detach() or no_grad()"
+        )
+    loss.backward()
+    return loss.detach()

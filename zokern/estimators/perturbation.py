@@ -1,0 +1,172 @@
+"""The weights perturbed in place: theta plus noise, without a copy of theta."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+
+from .. import ops
+from ..layout import Layout
+from ..noise import NoiseKey
+
+Coefficient = float | torch.Tensor
+Term = tuple[NoiseKey, Coefficient]
+Pending = tuple[list[Term], Coefficient]
+NOTHING: Pending = ([], 1.0)
+
+
+class PerturbedWeights:
+    """Perturbs weights in place. What brings them back is pending until the next pass, which applies it with its own terms.
+
+    Going to theta + eps z, then to theta - eps z, then to an updated theta is three passes; restoring in between would make it four. An
+    update may be pending as well: then the next perturbation applies it, and a step is two passes.
+
+    Args:
+        layout: the parameters. Where they are in several blocks, each moves by itself, and has its own pending terms.
+    Attributes:
+        parts: one layout for each block; the layout itself where there is one block.
+        pending: for each part (terms, decay): theta is decay * (the weights as they are) + sum_k c_k z(key_k).
+        passes: for each part, passes over its weights so far.
+    """
+
+    def __init__(self, layout: Layout) -> None:
+        self.layout = layout
+        self.parts = [layout] if len(layout.blocks) == 1 else [layout.part(block) for block in layout.blocks]
+        self.pending = [NOTHING] * len(self.parts)
+        self.passes = [0] * len(self.parts)
+
+    @property
+    def displaced(self) -> bool:
+        """Whether the weights are beside theta."""
+        return any(terms for terms, _ in self.pending)
+
+    @contextmanager
+    def at(self, terms: Iterable[Term], part: int | None = None) -> Iterator[None]:
+        """Inside, the weights are theta + sum_k c_k z(key_k), of one part or of all; other parts are at theta.
+
+        An exception inside restores them before it goes on.
+        """
+        terms = list(terms)
+        back = [(key, -c) for key, c in terms]
+        try:
+            for i, (waiting, decay) in enumerate(self.pending):
+                if part is None or part == i:
+                    self._move(i, waiting + terms, decay, (back, 1.0))
+                elif waiting:
+                    self._move(i, waiting, decay, NOTHING)
+            torch.clear_autocast_cache()  # it keeps 16-bit copies of weights, and cannot see that they have changed
+            yield
+        except BaseException:
+            self.apply_pending()
+            raise
+
+    def add_pending(self, terms: Iterable[Term], decay: Coefficient = 1.0) -> None:
+        """theta <- decay * theta + sum_k c_k z(key_k), in the next pass."""
+        terms = list(terms)
+        self.pending = [(_decayed(waiting, decay) + terms, decay * before) for waiting, before in self.pending]
+
+    def add(self, terms: Iterable[Term], decay: Coefficient = 1.0) -> None:
+        """theta <- decay * theta + sum_k c_k z(key_k), with what is pending in the same pass."""
+        self.add_pending(terms, decay)
+        self.apply_pending()
+
+    def update(
+        self,
+        rule: str,
+        terms: Sequence[Term],
+        numbers: Sequence[Coefficient],
+        state: Sequence[Callable[[torch.Tensor], torch.Tensor]],
+        decay: Coefficient = 1.0,
+        rounding: NoiseKey | None = None,
+    ) -> None:
+        """theta, state <- rule(decay * theta, sum_k c_k z(key_k), state), with what is pending in the same pass.
+
+        Args:
+            rule, terms, numbers, rounding: as ``zokern.ops.update_`` takes them.
+            state: for each state of the rule a function that gives it for a parameter.
+        """
+        for i, (layout, (waiting, before)) in enumerate(zip(self.parts, self.pending)):
+            slots = [[of(p) for p in layout.params] for of in state]
+            with self._applied(i, NOTHING):
+                ops.update_(layout, rule, terms, numbers, slots, _decayed(waiting, decay), decay * before, rounding)
+                self.passes[i] += 1
+        torch.clear_autocast_cache()
+
+    def apply_pending(self) -> None:
+        """Bring the weights to theta, up to one rounding for each pass since they last were there."""
+        for i, (terms, decay) in enumerate(self.pending):
+            self._move(i, terms, decay, NOTHING)
+        torch.clear_autocast_cache()
+
+    def finish(self) -> None:
+        """Make the passes that wait, before anything else touches the weights: here, none do."""
+
+    def drop_pending(self) -> None:
+        """Take the weights as they are for theta."""
+        self.pending = [NOTHING] * len(self.parts)
+
+    def _move(self, i: int, terms: list[Term], decay: Coefficient, pending: Pending) -> None:
+        """One pass over a part, after which this is pending."""
+        terms = _merged(terms)
+        with self._applied(i, pending):
+            if terms or isinstance(decay, torch.Tensor) or decay != 1:
+                self._pass(i, terms, decay)
+                self.passes[i] += 1
+
+    def _pass(self, i: int, terms: list[Term], decay: Coefficient) -> None:
+        ops.add_noise_(self.parts[i], terms, decay)
+
+    @contextmanager
+    def _applied(self, i: int, pending: Pending) -> Iterator[None]:
+        """What is pending after the pass inside; an error in that is raised before anything has moved."""
+        before, self.pending[i] = self.pending[i], pending
+        try:
+            yield
+        except BaseException:
+            self.pending[i] = before
+            raise
+
+
+class ReplayedWeights(PerturbedWeights):
+    """As ``PerturbedWeights``, for passes that are known: they wait, and many are made in one read and write of the weights.
+
+    Each rounds as it would by itself, so that the bits are the same.
+
+    Args:
+        layout: the parameters.
+        passes_per_sweep: how many passes are made in one read and write, >= 1.
+    """
+
+    def __init__(self, layout: Layout, passes_per_sweep: int) -> None:
+        super().__init__(layout)
+        self.passes_per_sweep = passes_per_sweep
+        self.waiting: list[list[tuple[list[Term], Coefficient]]] = [[] for _ in self.parts]
+
+    def update(self, *arguments, **named) -> None:  # type: ignore[no-untyped-def]
+        self.finish()
+        super().update(*arguments, **named)
+
+    def finish(self) -> None:
+        for i in range(len(self.parts)):
+            self._sweep(i)
+
+    def _pass(self, i: int, terms: list[Term], decay: Coefficient) -> None:
+        self.waiting[i].append((terms, decay))
+        if len(self.waiting[i]) >= self.passes_per_sweep:
+            self._sweep(i)
+
+    def _sweep(self, i: int) -> None:
+        passes, self.waiting[i] = self.waiting[i], []
+        ops.replay_(self.parts[i], passes)
+
+
+def _decayed(terms: list[Term], decay: Coefficient) -> list[Term]:
+    return [(key, decay * c) for key, c in terms]
+
+
+def _merged(terms: list[Term]) -> list[Term]:
+    """One term a key: noise is linear in its coefficient, and two terms of one key would make the same z twice."""
+    merged: dict[NoiseKey, Coefficient] = {}
+    for key, c in terms:
+        merged[key] = merged[key] + c if key in merged else c
+    return [(key, c) for key, c in merged.items() if isinstance(c, torch.Tensor) or c != 0]

@@ -1,0 +1,238 @@
+"""theta <- decay * theta + sum_k a_k z(key_k), and then a rule of g = sum_k b_k z(key_k), one launch for many tensors. Numbers:
+docs/noise_spec.md."""
+
+import triton
+import triton.language as tl
+
+from ...noise import spec
+from ..spans import pack, spans, state_spans, to_device
+from .noise import fma, in_order8, normals, words4
+from .storage import DTYPES, launching, load_key, load_lanes, load_span, narrow, narrow_at_random, store_lanes, widen
+
+# 8 elements a thread at a time: theta, g and two states in float32 are then 32 registers, and reading them hides their latency.
+WARPS = 4
+ROW = 1024
+# Elements of a step of the slow path. No other tensor here is as long: Triton would lay them out alike, through shared memory.
+SLOW = 256
+
+ONE = tl.constexpr(spec.ONE)
+SIGN, MOMENTUM, ADAM, AMSGRAD = (tl.constexpr(code) for code in range(4))  # the codes of ops.update.RULES
+
+
+@triton.jit
+def step(x, g, s0, s1, s2, n0, n1, n2, n3, n4, n5, n6, RULE: tl.constexpr):
+    """-> (x, s0, s1, s2): theta and the states after the rule's step, each line rounded as it is written."""
+    if RULE == SIGN:
+        x = tl.where(g > 0, x + n0, tl.where(g < 0, x - n0, x))
+    elif RULE == MOMENTUM:
+        s0 = fma(s0, n1, g)
+        x = fma(s0, n0, x)
+    else:
+        s0 = fma(s0, n1, n2 * g)
+        s1 = fma(s1, n3, n4 * g * g)
+        if RULE == AMSGRAD:
+            s2 = tl.where(s1 > s2, s1, s2)
+            root = tl.sqrt_rn(s2)
+        else:
+            root = tl.sqrt_rn(s1)
+        x = fma(tl.div_rn(s0, fma(root, n5, n6)), n0, x)
+    return x, s0, s1, s2
+
+
+@triton.jit
+def add_key(x, g, at, high, seed, step, stream, a, b, keep_threshold, one, BLOCKS: tl.constexpr, MASKED: tl.constexpr):
+    """``at``: as ``normals`` takes it."""
+    z = normals(at, high, seed, step, stream, keep_threshold, one, BLOCKS, MASKED)
+    return fma(z, a, x), fma(z, b, g)
+
+
+@triton.jit
+def add_keys(
+    x, at, high, seed0, step0, stream0, a0, b0, keys, a, b, n_keys, groups,
+    keep_threshold, one, ONE_KEY: tl.constexpr, BLOCKS: tl.constexpr, MASKED: tl.constexpr,
+):  # fmt: skip
+    """-> (x + sum_k a_k z(key_k), sum_k b_k z(key_k)). Key 0 is given; without ONE_KEY all are read."""
+    if ONE_KEY:
+        x, g = add_key(x, tl.zeros_like(x), at, high, seed0, step0, stream0, a0, b0, keep_threshold, one, BLOCKS, MASKED)
+    else:
+        # Zeros made of x, which the compiler does not know for a constant: it would lay them out otherwise than x.
+        g = (x.to(tl.int32, bitcast=True) & (one - ONE)).to(tl.float32, bitcast=True)
+        for k in range(n_keys):
+            seed, step, stream = load_key(keys, k, n_keys)
+            here = k * groups
+            x, g = add_key(x, g, at, high, seed, step, stream, tl.load(a + here), tl.load(b + here), keep_threshold, one, BLOCKS, MASKED)
+    return x, g
+
+
+@triton.jit
+def load_state(address, at, DTYPE: tl.constexpr, LANES: tl.constexpr, EACH: tl.constexpr):
+    state = tl.multiple_of(address.to(tl.pointer_type(DTYPE)), 16)
+    return load_lanes(state + at, DTYPE, LANES, EACH)
+
+
+@triton.jit
+def store_state(address, at, s, block, high, seed, step, stream, DTYPE: tl.constexpr, LANES: tl.constexpr, EACH: tl.constexpr):
+    """``block``: of each lane's eight elements, with whose words they are rounded to bfloat16."""
+    state = tl.multiple_of(address.to(tl.pointer_type(DTYPE)), 16)
+    if DTYPE == tl.bfloat16:
+        w0, w1, w2, w3 = words4(block, high, seed, step, stream)
+        r = in_order8(w0 & 0xFFFF, w0 >> 16, w1 & 0xFFFF, w1 >> 16, w2 & 0xFFFF, w2 >> 16, w3 & 0xFFFF, w3 >> 16)
+        tl.store(state + at + tl.arange(0, EACH * LANES), narrow_at_random(s, r))
+    else:
+        store_lanes(state + at, s, DTYPE, LANES, EACH)
+
+
+@triton.jit
+def store_state_at(address, offset, inside, s, i, seed, step, stream, DTYPE: tl.constexpr):
+    """Element by element: i are their indices."""
+    state = address.to(tl.pointer_type(DTYPE))
+    if DTYPE == tl.bfloat16:
+        w0, w1, w2, w3 = words4((i >> 3).to(tl.uint32), (i >> 35).to(tl.uint32), seed, step, stream)
+        word = tl.where((i & 4) != 0, tl.where((i & 2) != 0, w3, w2), tl.where((i & 2) != 0, w1, w0))
+        r = tl.where((i & 1) != 0, word >> 16, word & 0xFFFF)
+        tl.store(state + offset, narrow_at_random(s, r), inside)
+    else:
+        tl.store(state + offset, s, inside)
+
+
+@triton.jit(
+    do_not_specialize=["n_keys", "groups", "one"],
+    do_not_specialize_on_alignment=["spans", "states", "keys", "rounding", "a", "b", "decay", "numbers"],
+)
+def update_kernel(
+    spans,  # int64 [programs, 4]: address, numel, first, group and keep_threshold
+    states,  # int64 [programs, slots]: addresses
+    keys,  # int32 [n_keys, 4]: seed mod 2^32, seed >> 32, step, stream
+    rounding,  # int32 [slots, 4]
+    a,  # float32 [n_keys, groups]
+    b,  # float32 [n_keys, groups]
+    decay,  # float32 [groups]
+    numbers,  # float32 [the rule's, groups]
+    n_keys,
+    groups,
+    one,
+    RULE: tl.constexpr,
+    DTYPE: tl.constexpr,
+    STATE: tl.constexpr,  # storage type of the states
+    ONE_KEY: tl.constexpr,  # the only key is read once; else n_keys are read for each row
+    DECAY: tl.constexpr,
+    MASKED: tl.constexpr,  # whether some span keeps only a part of its noise
+    ROW: tl.constexpr,
+    SLOW: tl.constexpr,
+):
+    EACH: tl.constexpr = 4 if DTYPE == tl.float32 and STATE == tl.float32 else 8  # elements in a row that a lane takes
+    BLOCKS: tl.constexpr = EACH // 4
+    LANES: tl.constexpr = ROW // EACH
+    SLOTS: tl.constexpr = RULE
+    NUMBERS: tl.constexpr = RULE + 1 if RULE < ADAM else 7
+    address, numel, first, group, keep_threshold = load_span(spans)
+    a += group
+    b += group
+    numbers += group
+    seed0, step0, stream0 = load_key(keys, 0, n_keys)
+    a0, b0 = tl.load(a, n_keys > 0), tl.load(b, n_keys > 0)
+    ROUNDED: tl.constexpr = SLOTS if STATE == tl.bfloat16 else 0
+    r0_seed, r0_step, r0_stream = load_key(rounding, 0, ROUNDED)
+    r1_seed, r1_step, r1_stream = load_key(rounding, 1, ROUNDED)
+    r2_seed, r2_step, r2_stream = load_key(rounding, 2, ROUNDED)
+    scale = tl.load(decay + group, DECAY)
+    n0, n1, n2 = tl.load(numbers), tl.load(numbers + groups, NUMBERS > 1), tl.load(numbers + 2 * groups, NUMBERS > 2)
+    n3, n4 = tl.load(numbers + 3 * groups, NUMBERS > 3), tl.load(numbers + 4 * groups, NUMBERS > 3)
+    n5, n6 = tl.load(numbers + 5 * groups, NUMBERS > 3), tl.load(numbers + 6 * groups, NUMBERS > 3)
+    states += tl.program_id(0) * SLOTS
+    p0, p1, p2 = tl.load(states, SLOTS > 0, 0), tl.load(states + 1, SLOTS > 1, 0), tl.load(states + 2, SLOTS > 2, 0)
+
+    # Whole rows, when 16-byte accesses and Philox blocks fall together and one high counter word serves all.
+    whole = (((address | p0 | p1 | p2) & 15) == 0) & ((first & (EACH - 1)) == 0) & ((first >> 34) == ((first + numel - 1) >> 34))
+    stop = tl.where(whole, numel // ROW, 0)
+    high = (first >> 34).to(tl.uint32)
+    lanes = tl.arange(0, LANES).to(tl.uint32)
+    theta = tl.multiple_of(address.to(tl.pointer_type(DTYPE)), 16)
+    for row in range(stop):
+        at = row * ROW
+        x = load_lanes(theta + at, DTYPE, LANES, EACH)
+        s0, s1, s2 = x, x, x  # stand-ins for states that the rule does not have
+        if SLOTS > 0:
+            s0 = load_state(p0, at, STATE, LANES, EACH)
+        if SLOTS > 1:
+            s1 = load_state(p1, at, STATE, LANES, EACH)
+        if SLOTS > 2:
+            s2 = load_state(p2, at, STATE, LANES, EACH)
+        if DECAY:
+            x *= scale
+        x, g = add_keys(
+            x, ((first + at) >> 2).to(tl.uint32) + lanes * BLOCKS, high, seed0, step0, stream0, a0, b0, keys, a, b, n_keys, groups,
+            keep_threshold, one, ONE_KEY, BLOCKS, MASKED,
+        )  # fmt: skip
+        x, s0, s1, s2 = step(x, g, s0, s1, s2, n0, n1, n2, n3, n4, n5, n6, RULE)
+        store_lanes(theta + at, x, DTYPE, LANES, EACH)
+        block = ((first + at) >> 3).to(tl.uint32) + lanes
+        if SLOTS > 0:
+            store_state(p0, at, s0, block, high >> 1, r0_seed, r0_step, r0_stream, STATE, LANES, EACH)
+        if SLOTS > 1:
+            store_state(p1, at, s1, block, high >> 1, r1_seed, r1_step, r1_stream, STATE, LANES, EACH)
+        if SLOTS > 2:
+            store_state(p2, at, s2, block, high >> 1, r2_seed, r2_step, r2_stream, STATE, LANES, EACH)
+
+    # The ragged end, or all of a span that is misaligned or crosses a multiple of 2^34: element by element.
+    theta = address.to(tl.pointer_type(DTYPE))
+    for start in range(stop * ROW, numel, SLOW):
+        offset = start + tl.arange(0, SLOW)
+        inside = offset < numel
+        i = first + offset
+        x = widen(tl.load(theta + offset, inside))
+        s0, s1, s2 = x, x, x  # stand-ins for states that the rule does not have
+        if SLOTS > 0:
+            s0 = widen(tl.load(p0.to(tl.pointer_type(STATE)) + offset, inside))
+        if SLOTS > 1:
+            s1 = widen(tl.load(p1.to(tl.pointer_type(STATE)) + offset, inside))
+        if SLOTS > 2:
+            s2 = widen(tl.load(p2.to(tl.pointer_type(STATE)) + offset, inside))
+        if DECAY:
+            x *= scale
+        x, g = add_keys(
+            x, i, 0, seed0, step0, stream0, a0, b0, keys, a, b, n_keys, groups,
+            keep_threshold, one, ONE_KEY, 0, MASKED,
+        )  # fmt: skip
+        x, s0, s1, s2 = step(x, g, s0, s1, s2, n0, n1, n2, n3, n4, n5, n6, RULE)
+        tl.store(theta + offset, narrow(x, DTYPE), inside)
+        if SLOTS > 0:
+            store_state_at(p0, offset, inside, s0, i, r0_seed, r0_step, r0_stream, STATE)
+        if SLOTS > 1:
+            store_state_at(p1, offset, inside, s1, i, r1_seed, r1_step, r1_stream, STATE)
+        if SLOTS > 2:
+            store_state_at(p2, offset, inside, s2, i, r2_seed, r2_step, r2_stream, STATE)
+
+
+def update_(table, rule, keys, a, b, decay, numbers, state, rounding) -> None:
+    """One step of ``rule`` (of ops.update.RULES) on every tensor of ``table``: a, b float32 [len(keys), groups], decay float32
+    [groups] or None, numbers float32 [the rule's, groups], rounding one key a state where ``state`` is in bfloat16."""
+    rows = spans(table)
+    if not len(rows):
+        return
+    states, numbers = state_spans(table, state), numbers.contiguous()
+    words = to_device(pack([*keys, *(rounding or ())]), table.device)
+    with launching(table.device):
+        update_kernel[(len(rows),)](
+            rows,
+            states,
+            words,
+            words[len(keys) :],
+            a.contiguous(),
+            b.contiguous(),
+            numbers if decay is None else decay.contiguous(),
+            numbers,
+            len(keys),
+            table.groups,
+            spec.ONE,
+            RULE=rule.code,
+            DTYPE=DTYPES[table.dtype],
+            STATE=DTYPES[state.dtype],
+            ONE_KEY=len(keys) == 1,
+            DECAY=decay is not None,
+            MASKED=table.masked,
+            ROW=ROW,
+            SLOW=SLOW,
+            num_warps=WARPS,
+            enable_fp_fusion=False,
+        )

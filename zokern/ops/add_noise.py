@@ -1,0 +1,68 @@
+"""theta <- decay * theta + sum_k c_k z(key_k): the first primitive."""
+
+import torch
+
+from ..kernels import backend_for
+from ..layout import Layout
+from ..noise import NoiseKey
+from .arguments import check_decay, check_terms
+from .staging import each_table, stage, table_of
+
+
+@torch.no_grad()
+def add_noise_(layout: Layout, terms, decay=1.0) -> None:
+    """theta <- decay * theta + sum_k c_k z(key_k), in place on every parameter of the layout: one read, one write.
+
+    Computed in float32 in the order of the terms, rounded once to the parameter's dtype. Never waits for the device.
+
+    Args:
+        layout: the parameters, their element indices, and which share of their elements the noise reaches.
+        terms: sequence of (NoiseKey, coefficient), any number of them. A coefficient, in units of theta, is a number, a 0-dim
+            tensor, or a tensor [len(layout.coefficient_groups)] with one value per parameter group.
+        decay: what theta is multiplied by; the same kinds as a coefficient. Default 1.0.
+    Raises:
+        TypeError, ValueError: a key that is no NoiseKey, or a coefficient of another shape.
+    """
+    terms = check_terms("terms", terms, len(layout.coefficient_groups))
+    decay = check_decay(decay, len(layout.coefficient_groups))
+    keys, coefficients = [key for key, _ in terms], [c for _, c in terms]
+    staged = {}
+    for table in each_table(layout):
+        if table.device not in staged:
+            staged[table.device] = (
+                stage(coefficients, table.groups, table.device),
+                None if decay is None else stage([decay], table.groups, table.device)[0],
+            )
+        backend_for(table.device).add_noise_(table, keys, *staged[table.device])
+
+
+def make_noise(key: NoiseKey, first: int, count: int, device="cpu") -> torch.Tensor:
+    """z(key) of elements first .. first + count - 1 as a float32 tensor [count], for tests and plots.
+
+    Raises:
+        ValueError: first or count is negative, or an element's index would pass 2**63.
+    """
+    if first < 0 or count < 0 or first + count > 1 << 63:
+        raise ValueError(f"first={first}, count={count}: pass nonnegative integers with first + count <= 2**63")
+    if not isinstance(key, NoiseKey):
+        raise TypeError(f"key={key!r}: pass a zokern.NoiseKey")
+    z = torch.full((count,), -0.0, device=device)  # fma(1, z, -0.0) is z itself, the sign of a zero included
+    one = torch.ones(1, 1, device=z.device)
+    backend_for(z.device).add_noise_(table_of(z, first), [key], one, None)
+    return z
+
+
+@torch.no_grad()
+def noise_like(layout: Layout, i: int, key: NoiseKey) -> torch.Tensor:
+    """z(key) of ``layout.params[i]`` as a tensor of its shape, strides, dtype and device: what ``add_noise_`` would add with coefficient
+    1, rounded to that dtype and 0 where the noise does not reach. For tangents, tests and plots: everything else makes z in a register.
+
+    Raises:
+        TypeError: a key that is no NoiseKey.
+    """
+    check_terms("terms", [(key, 1.0)], len(layout.coefficient_groups))
+    theta = layout.params[i]
+    z = torch.full(theta.shape, -0.0, dtype=theta.dtype, device=theta.device)
+    one = torch.ones(1, len(layout.coefficient_groups), device=theta.device)
+    backend_for(theta.device).add_noise_(table_of(z, layout.first[i], len(layout.coefficient_groups), layout.word(i)), [key], one, None)
+    return z if theta.is_contiguous() else torch.empty_strided(theta.shape, theta.stride(), dtype=z.dtype, device=z.device).copy_(z)

@@ -1,0 +1,52 @@
+"""Many passes of ``add_noise_`` in one read and one write of theta, with every rounding kept."""
+
+import torch
+
+from ..kernels import backend_for
+from ..kernels.passes import DECAY, NEXT_KEY, ROUND
+from ..layout import Layout
+from .arguments import check_passes
+from .staging import each_table, stage
+
+
+@torch.no_grad()
+def replay_(layout: Layout, passes) -> None:
+    """``for terms, decay in passes: add_noise_(layout, terms, decay)``, bit for bit, in one read and one write of theta.
+
+    Training perturbs in place: a step of MeZO is three passes, and theta is rounded to its dtype after each. To come to the same bits, a
+    replay must round as often. Here an element stays in a register from the first pass to the last, and z of a key is made once for all
+    uses of it that follow each other: once a step, for the three passes of one. Never waits for the device.
+
+    Args:
+        layout: the parameters, their element indices, and which share of their elements the noise reaches.
+        passes: sequence of (terms, decay), any number of them, each as ``add_noise_`` takes them. Applied in order.
+    Raises:
+        TypeError, ValueError: a pass that is no (terms, decay), a key that is no NoiseKey, or a number of another shape; nothing has
+            changed then.
+    """
+    keys, instructions, values = _flat(check_passes(passes, len(layout.coefficient_groups)))
+    if not len(instructions):
+        return
+    staged = {}
+    for table in each_table(layout):
+        if table.device not in staged:
+            staged[table.device] = stage(values, table.groups, table.device)
+        backend_for(table.device).replay_(table, keys, instructions, staged[table.device])
+
+
+def _flat(passes):
+    """-> the keys in the order of their runs, the instructions (``kernels.passes``), and the value of each."""
+    keys, instructions, values = [], [], []
+    for terms, decay in passes:
+        if decay is not None:
+            instructions.append(DECAY)
+            values.append(decay)
+        for key, c in terms:
+            new = not keys or key != keys[-1]
+            if new:
+                keys.append(key)
+            instructions.append(NEXT_KEY if new else 0)
+            values.append(c)
+        if terms or decay is not None:
+            instructions[-1] |= ROUND
+    return keys, torch.tensor(instructions, dtype=torch.uint8), values

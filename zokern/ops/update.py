@@ -1,0 +1,167 @@
+"""theta <- rule(decay * theta + sum_j o_j z(key_j), g, state), with g = sum_k c_k z(key_k): the second primitive.
+
+For rules that are not linear in z: the noise is made again beside the state that it updates, and neither z nor g is ever stored.
+"""
+
+from dataclasses import dataclass
+
+import torch
+
+from ..kernels import backend_for
+from ..kernels.location import location
+from ..layout import Layout, State, check_memory
+from ..noise import NoiseKey
+from ..noise.spec import ROUNDING
+from .arguments import check_decay, check_number, check_terms
+from .staging import gathered, stage, table_of, tell_autograd
+
+STATE_DTYPES = (torch.float32, torch.bfloat16)
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A rule by its name, the small integer by which kernels know it, and what it calls its numbers and its states."""
+
+    name: str
+    code: int
+    numbers: tuple[str, ...]
+    state: tuple[str, ...]
+
+
+_ADAM = ("-lr / bc1", "b1", "1 - b1", "b2", "1 - b2", "1 / sqrt(bc2)", "delta")
+RULES = {
+    rule.name: rule
+    for rule in (
+        Rule("sign", 0, ("-lr",), ()),
+        Rule("momentum", 1, ("-lr", "beta"), ("m",)),
+        Rule("adam", 2, _ADAM, ("m", "v")),
+        Rule("amsgrad", 3, _ADAM, ("m", "v", "w")),
+    )
+}
+
+
+@torch.no_grad()
+def update_(layout: Layout, rule: str, terms, numbers, state=(), owed=(), decay=1.0, rounding: NoiseKey | None = None) -> None:
+    """One step of a rule on every parameter of the layout, in one pass: theta and the state are read once and written once.
+
+    x = decay theta + sum_j o_j z(key_j);  g = sum_k c_k z(key_k); then, element by element, with the numbers n in order:
+
+        sign      n = -lr                                            x <- x + n0 sign(g)
+        momentum  n = -lr, beta                                      m <- beta m + g;  x <- x + n0 m
+        adam      n = -lr / bc1, b1, 1 - b1, b2, 1 - b2,             m <- b1 m + (1 - b1) g;  v <- b2 v + (1 - b2) g^2
+                      1 / sqrt(bc2), delta                           x <- x + n0 m / (sqrt(v) n5 + delta)
+        amsgrad   as adam                                            as adam, with w <- max(w, v) and sqrt(w) for sqrt(v)
+
+    Computed in float32 in the order that docs/noise_spec.md gives; theta is rounded once to its dtype. Never waits for the device.
+
+    Args:
+        layout: the parameters, their element indices, and which share of their elements the noise reaches.
+        rule: a name of ``RULES``.
+        terms: sequence of (NoiseKey, coefficient): the gradient's estimate g. Coefficients as ``add_noise_`` takes them.
+        numbers: what the rule calls n, each a number, a 0-dim tensor, or a tensor [len(layout.coefficient_groups)].
+        state: for each state of the rule, in order, a list of one tensor a parameter, of its shape and device, contiguous where it is: all
+            float32, or all bfloat16, which is rounded stochastically. Zeros, as ``torch.zeros_like`` makes them, to start with.
+        owed: terms that go into theta before the rule, in units of theta. Default none.
+        decay: what theta is multiplied by before that. Default 1.0.
+        rounding: for bfloat16 state, ``NoiseKey.of(seed, step, ROUNDING, probe)``: m is rounded with probe, v and w with probe + 1.
+    Raises:
+        TypeError, ValueError: an argument of another kind, number, shape, strides, dtype or device, named with its cure.
+    """
+    if rule not in RULES:
+        raise ValueError(f"rule={rule!r} is unknown: pass one of {', '.join(map(repr, RULES))}")
+    rule, groups = RULES[rule], len(layout.coefficient_groups)
+    terms, owed = check_terms("terms", terms, groups), check_terms("owed", owed, groups)
+    numbers, decay = list(numbers), check_decay(decay, groups)
+    if len(numbers) != len(rule.numbers):
+        raise ValueError(f"numbers has {len(numbers)} values: pass the {len(rule.numbers)} of {rule.name!r}: {', '.join(rule.numbers)}")
+    for n, value in enumerate(numbers):
+        check_number(f"numbers[{n}] ({rule.numbers[n]})", value, groups)
+    state = [list(slot) for slot in state]
+    tables, strided = layout.tables()
+    seen = [rule.name, *map(location, state)]
+    if layout.state is None or not all(seen) or seen != layout.state.location:
+        layout.state = _Seen(seen, _check_state(rule, state, layout))
+    dtype = layout.state.dtype
+    rounding = _rounding_keys(rule, dtype, rounding)
+
+    in_theta, in_g = _merged(owed), _merged(terms)
+    keys = [*in_theta, *(key for key in in_g if key not in in_theta)]
+    values = [*(in_theta.get(key, 0.0) for key in keys), *(in_g.get(key, 0.0) for key in keys), *numbers]
+    values += [] if decay is None else [decay]
+    k, staged = len(keys), {}
+
+    def run(table, held):
+        if table.device not in staged:
+            v = stage(values, groups, table.device)
+            staged[table.device] = v[:k], v[k : 2 * k], None if decay is None else v[-1], v[2 * k : 2 * k + len(numbers)]
+        backend_for(table.device).update_(table, rule, keys, *staged[table.device], held, rounding)
+
+    for table in tables:
+        run(table, _state_of(table, state, layout.state))
+    for i in strided:
+        for (part, *slots), start in gathered([layout.params[i], *(slot[i] for slot in state)], layout.first[i]):
+            run(table_of(part, start, groups, layout.word(i)), _addresses([slots], dtype))
+    tell_autograd(layout.params)
+
+
+def _merged(terms):
+    """One coefficient a key."""
+    merged = {}
+    for key, c in terms:
+        merged[key] = merged[key] + c if key in merged else c
+    return merged
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """State that has been checked, and where it lay then: while it lies there, no step checks it again."""
+
+    location: list
+    dtype: torch.dtype
+
+
+def _state_of(table, state, seen):
+    """The state of a table's tensors: the same object while nothing of it moves, so that its copy on a device lives on."""
+    last = table.cached("state", dict)
+    if last.get("of") is not seen:
+        last.update(of=seen, state=_addresses([[slot[i] for slot in state] for i in table.members], seen.dtype))
+    return last["state"]
+
+
+def _addresses(tensors, dtype):
+    rows = [[tensor.data_ptr() for tensor in row] for row in tensors]
+    return State(dtype, torch.tensor(rows, dtype=torch.int64).reshape(len(rows), -1))
+
+
+def _check_state(rule, state, layout):
+    """-> the dtype of the state, float32 where there is none."""
+    if len(state) != len(rule.state):
+        names = f"one list of tensors for each of {', '.join(rule.state)}" if rule.state else "none"
+        raise ValueError(f"state has {len(state)} entries, the rule {rule.name!r} keeps {len(rule.state)}: pass {names}")
+    dtype = state[0][0].dtype if state and state[0] else torch.float32
+    for slot, tensors in zip(rule.state, state):
+        if len(tensors) != len(layout.params):
+            raise ValueError(f"state {slot!r} has {len(tensors)} tensors: pass one for each of the {len(layout.params)} parameters")
+        for i, (tensor, param) in enumerate(zip(tensors, layout.params)):
+            if tensor.shape != param.shape or tensor.device != param.device or (param.is_contiguous() and not tensor.is_contiguous()):
+                raise ValueError(
+                    f"state {slot!r}[{i}] has shape {tuple(tensor.shape)}, strides {tensor.stride()}, on {tensor.device}; theta[{i}] has "
+                    f"{tuple(param.shape)}, {param.stride()}, on {param.device}: make it with torch.zeros_like(theta, dtype=...)"
+                )
+            if tensor.dtype != dtype or dtype not in STATE_DTYPES:
+                raise TypeError(f"state {slot!r}[{i}] is {tensor.dtype}: pass all of it in float32, or all of it in bfloat16")
+            check_memory(tensor, f"state {slot!r}[{i}]")
+    return dtype
+
+
+def _rounding_keys(rule, dtype, rounding):
+    """-> one key a state, None where nothing is rounded stochastically."""
+    if dtype != torch.bfloat16:
+        if rounding is not None:
+            raise ValueError(f"rounding={rounding!r}, but no state is in bfloat16: leave it out")
+        return None
+    if not isinstance(rounding, NoiseKey) or rounding.stream >> 24 != ROUNDING:
+        raise ValueError(f"rounding={rounding!r}: bfloat16 state needs a key of its own, zokern.NoiseKey.of(seed, step, {ROUNDING})")
+    probe = rounding.stream & 0xFFFFFF
+    # v and w by the same bits: w is never below v, and so it stays.
+    return [NoiseKey.of(rounding.seed, rounding.step, ROUNDING, probe + min(s, 1)) for s in range(len(rule.state))]

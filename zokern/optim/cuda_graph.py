@@ -1,0 +1,150 @@
+"""A whole step, forward passes included, as one CUDA graph: for models whose kernels take less time than their launches."""
+
+from dataclasses import replace
+
+import torch
+
+from ..estimators import Closure
+from ..kernels import backend_for
+from ..ops.staging import tell_autograd
+from ..signals import let_through, whole
+from .base import ZerothOrder
+
+WARM_UP = 3  # calls of the closure before it is captured, as torch's documentation of CUDA graphs asks for
+LIVE = ("lr", "eps")  # settings that schedulers may change between replays; the others are as they were at capture
+
+
+class Graph:
+    """A captured step. Calling it replays the step on what the closure's tensors then hold.
+
+    Every replay is the optimizer's next step, with noise of its own: what ``optimizer.step(closure)`` would have done, bit for bit
+    where the model's kernels are deterministic. ``optimizer.last``, ``param_groups`` and state_dict advance; the tensors in ``last``
+    are overwritten by the next replay. lr and eps may be changed in between, as schedulers do.
+
+    Args:
+        optimizer: with parameters on one NVIDIA GPU, q <= 2 and defer=False.
+        closure: () -> loss, as for ``step``; of fixed shapes, without waiting for the device, reading its batch from tensors that stay
+            where they are: copy each new batch into them.
+    Raises:
+        ValueError: an optimizer that cannot be captured. RuntimeError: CUDA's, where the closure cannot be; the weights are restored.
+    """
+
+    @whole
+    def __init__(self, optimizer: ZerothOrder, closure):
+        self.optimizer = optimizer
+        self.device = _checked(optimizer)
+        groups = optimizer.param_groups
+        self._start = groups[0]["step"]
+        self._fixed = self._settings()
+        self._live = [
+            {name: torch.tensor(float(group[name]), dtype=torch.float64, device=self.device) for name in LIVE} for group in groups
+        ]
+        self._shown = [{} for _ in groups]  # what the tensors in _live hold
+        self._clock = torch.zeros((), dtype=torch.int32, device=self.device)
+        self._skipped = torch.zeros((), dtype=torch.int64, device=self.device)
+        self._behind, self._seen = 0, None  # what the clock and the count show, known without looking
+        self._graph = torch.cuda.CUDAGraph()
+        self._warm_up(closure)
+        self._capture(closure)
+
+    @whole
+    def __call__(self) -> torch.Tensor:
+        """One step. -> mean of the losses, a 0-dim float64 tensor on the device, overwritten by the next call."""
+        optimizer, groups = self.optimizer, self.optimizer.param_groups
+        if self._settings() != self._fixed or self._location() != self._captured_location:
+            raise ValueError("the optimizer's settings or its parameters' memory changed since the capture: make a new zokern.graph")
+        for group, live, shown in zip(groups, self._live, self._shown):
+            for name in LIVE:
+                if group[name] != shown.get(name):
+                    live[name].fill_(group[name])
+                    shown[name] = float(group[name])
+        behind = groups[0]["step"] - self._start
+        if behind != self._behind:  # resumed elsewhere, or stepped without the graph
+            self._clock.fill_(((behind + (1 << 31)) % (1 << 32)) - (1 << 31))
+        if groups[0]["skipped"] is not self._seen:
+            self._skipped.copy_(torch.as_tensor(groups[0]["skipped"]), non_blocking=True)
+        self._graph.replay()
+        tell_autograd(optimizer.layout.params)
+        keys = [replace(key, step=(key.step + behind) % (1 << 32)) for key, _ in self._estimate.terms]
+        optimizer.last = replace(self._estimate, terms=[(key, c) for key, (_, c) in zip(keys, self._estimate.terms)])
+        self._seen, self._behind = self._skipped.clone(), behind + 1
+        for group in groups:
+            group["step"] += 1
+            group["skipped"] = self._seen
+        optimizer.watch.step(groups[0]["step"] - 1, self._seen, self._estimate.projected_grad)
+        return self._loss
+
+    def _location(self):
+        self.optimizer.layout.tables()
+        return self.optimizer.layout.location
+
+    def _settings(self):
+        return [
+            {name: value for name, value in group.items() if name not in ("params", "step", "skipped", *LIVE)}
+            for group in self.optimizer.param_groups
+        ]
+
+    def _warm_up(self, closure):
+        """On a stream of its own: what is made once (tables, workspaces, compiled kernels) must not be made while capturing."""
+        stream = torch.cuda.Stream(self.device)
+        stream.wait_stream(torch.cuda.current_stream(self.device))
+        with torch.cuda.stream(stream), torch.no_grad():
+            for _ in range(WARM_UP):
+                let_through(closure)
+            self._tables, _ = self.optimizer.layout.tables()  # kept, because the graph reads their copies on the device
+            self._captured_location = self._location()
+            for table in self._tables:
+                nothing = torch.zeros(1, table.groups, device=self.device)
+                backend_for(self.device).add_noise_(table, [self.optimizer._key()], nothing, None)
+        torch.cuda.current_stream(self.device).wait_stream(stream)
+
+    def _capture(self, closure):
+        from ..kernels import cuda
+
+        optimizer, numbers = self.optimizer, [{name: group[name] for name in LIVE} for group in self.optimizer.param_groups]
+        try:
+            for group, live in zip(optimizer.param_groups, self._live):
+                group.update({name: live[name] for name in LIVE})
+            with torch.no_grad(), torch.cuda.graph(self._graph), cuda.clock(self._clock):
+                self._estimate = optimizer._ask(Closure(closure))
+                optimizer._update(self._estimate)
+                optimizer.weights.apply_pending()
+                self._loss = self._estimate.loss
+                self._skipped.add_(self._estimate.skipped)
+                self._clock.add_(1)
+        except BaseException:
+            optimizer.weights.drop_pending()  # nothing ran: the weights have not moved
+            raise
+        finally:
+            for group, before in zip(optimizer.param_groups, numbers):
+                group.update(before)
+
+
+def graph(optimizer: ZerothOrder, closure) -> Graph:
+    """Capture ``optimizer.step(closure)`` in a CUDA graph. -> a callable that replays it; see ``Graph``."""
+    return Graph(optimizer, closure)
+
+
+def _checked(optimizer):
+    if not isinstance(optimizer, ZerothOrder):
+        raise ValueError(f"zokern.graph: a step of {type(optimizer).__name__} cannot be captured: pass a MeZO without blocks")
+    devices = {p.device for p in optimizer.layout.params}
+    device = next(iter(devices))
+    if len(devices) > 1 or device.type != "cuda":
+        raise ValueError(f"zokern.graph: the parameters are on {', '.join(sorted(map(str, devices)))}: move them to one NVIDIA GPU")
+    from ..kernels import cuda
+
+    if backend_for(device) is not cuda:
+        raise ValueError(f"zokern.graph needs the cuda backend, which is {cuda.status()}")
+    if not optimizer.capturable or len(optimizer.weights.parts) > 1:
+        raise ValueError(f"zokern.graph: {type(optimizer).__name__} with these settings cannot be captured: pass a MeZO without blocks")
+    group = optimizer.param_groups[0]
+    if group["q"] > cuda._cuda.unrolled:
+        raise ValueError(f"zokern.graph: q={group['q']}: pass q <= {cuda._cuda.unrolled}")
+    if group.get("defer"):
+        raise ValueError("zokern.graph: defer=True: pass defer=False")
+    if len({float(group["weight_decay"]) for group in optimizer.param_groups}) > 1:
+        raise ValueError("zokern.graph: weight_decay differs between groups: pass one for all")
+    if optimizer.layout.tables()[1]:
+        raise ValueError("zokern.graph: a parameter is not contiguous: pass .contiguous()")
+    return device

@@ -1,0 +1,197 @@
+"""The parameters that an optimizer trains, with their settings: grouped, laid out for noise, saved and loaded."""
+
+from operator import attrgetter
+from typing import Any
+
+import torch
+
+from ..estimators.partition import kept_by_magnitude, layout_of, numbers_of_blocks
+from ..estimators.perturbation import Coefficient, PerturbedWeights
+from ..noise import SPEC_VERSION, NoiseKey
+from ..signals import whole
+from .contract import ClosureOptimizer
+from .saved import check_saved, logged, shapes
+from .settings import COMMON, check_settings
+
+TRAINABLE = attrgetter("requires_grad")
+Groups = list[dict[str, Any]]
+
+
+class Trained(ClosureOptimizer):
+    """Parameters and settings of a zeroth-order optimizer.
+
+    Frozen parameters are dropped at construction; shared memory is perturbed once. All state that a run needs is in ``param_groups`` and
+    ``state``, so that state_dict, pickle and deepcopy keep it: among it ``step`` (updates done, so that resuming is exact) and ``skipped``
+    (steps that a non-finite loss turned into nothing).
+
+    Attributes:
+        layout: the Layout of the parameters.
+        weights: the PerturbedWeights over it.
+    """
+
+    settings = COMMON
+    logged: Any = None  # where in a log of zokern.record the optimizer stands
+    layout: Any
+    weights: PerturbedWeights
+
+    def __init__(self, params: Any, defaults: dict[str, Any], blocks: Any = None, sparsity: float | None = None) -> None:
+        self._begin_run()
+        self._frozen: dict[torch.Tensor, str] = {}
+        super().__init__(params, dict(defaults, step=0, skipped=0, noise_spec=SPEC_VERSION))
+        if not any(group["params"] for group in self.param_groups):
+            raise ValueError("params holds no parameter with requires_grad=True: unfreeze at least one")
+        if blocks is not None:
+            for group, numbers in zip(self.param_groups, numbers_of_blocks(self.param_groups, blocks)):
+                group["block"] = numbers
+        if sparsity is not None:
+            for group, ratios in zip(self.param_groups, kept_by_magnitude(self.param_groups, sparsity)):
+                group["keep"] = ratios
+        self._lay_out()
+
+    @property
+    def skipped(self) -> int:
+        """Steps so far whose loss was not finite. Reading it waits for the device."""
+        return int(self.param_groups[0]["skipped"])
+
+    def _begin_run(self, skipped: int = 0) -> None:
+        """Make what a run does not need to be resumed."""
+
+    def _all_weights(self) -> list[PerturbedWeights]:
+        """What perturbs weights, and may have to bring them back."""
+        return [self.weights]
+
+    def _lay_out(self) -> None:
+        if hasattr(self, "weights"):
+            self.flush()
+        self.layout = layout_of(self.param_groups)
+        self.weights = PerturbedWeights(self.layout)
+        self._trained = {p: name for group in self.param_groups for p, name in _named(group)}
+
+    def _check_frozen(self) -> None:
+        check_frozen(self._trained, self._frozen, self.param_groups[0]["step"])
+
+    def _key(self, probe: int = 0, purpose: int = 0) -> NoiseKey:
+        group = self.param_groups[0]
+        return NoiseKey.of(group["seed"], group["step"], purpose, probe)
+
+    def _setting(self, name: str, of: Any = lambda value: value) -> Coefficient:
+        """A setting as add_noise_ takes coefficients: one value where the groups agree, else a tensor [coefficient groups]."""
+        values = [of(self.param_groups[group][name]) for group, _ in self.layout.coefficient_groups]
+        values = [v if isinstance(v, torch.Tensor) else float(v) for v in values]
+        first, *_ = values
+        if not any(isinstance(v, torch.Tensor) for v in values):
+            if all(v == first for v in values):
+                return float(first)
+            device = self.layout.params[0].device
+            pinned = torch.tensor(values, dtype=torch.float64, pin_memory=device.type == "cuda")
+            return pinned.to(device, non_blocking=True)
+        if len(values) == 1:
+            return first
+        device = self.layout.params[0].device
+        return torch.stack([torch.as_tensor(v, dtype=torch.float64).to(device, non_blocking=True) for v in values])
+
+    @whole
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        made = hasattr(self, "weights")
+        if made:
+            first = self.param_groups[0]
+            shared = [name for name, setting in self.known().items() if setting.shared or name == "skipped"]
+            param_group = {**{name: first[name] for name in shared if name in first}, **param_group}
+        super().add_param_group(param_group)
+        group = self.param_groups[-1]
+        try:
+            check_settings(self.known(), group, len(self.param_groups) - 1, self.param_groups[0])
+            named = _named(group)
+            live = [i for i, (p, _) in enumerate(named) if p.requires_grad]
+            for name in ("params", "param_names"):
+                if name in group:
+                    group[name] = [group[name][i] for i in live]
+            if made:
+                if "block" in first:  # of its own, after all others
+                    group.setdefault("block", [1 + max(max(g["block"], default=-1) for g in self.param_groups[:-1])] * len(live))
+                if "keep" in first:
+                    group.setdefault("keep", [1.0] * len(live))
+                self._lay_out()
+        except BaseException:
+            del self.param_groups[-1]
+            raise
+        self._frozen = {p: name for p, name in (*self._frozen.items(), *named) if not p.requires_grad}
+
+    @whole
+    def state_dict(self) -> dict[str, Any]:
+        self.flush()
+        return super().state_dict() | {"shapes": shapes(self), **logged(self)}
+
+    @whole
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Resume. Bit for bit what an uninterrupted run would do, given the same parameters.
+
+        Raises:
+            ValueError: the state was saved by an optimizer of another class or of other settings than values, by another noise
+                specification, or for parameters of other names or shapes. Nothing is changed then.
+        """
+        check_saved(self, state_dict)
+        self.flush()
+        super().load_state_dict({**state_dict, "state": {}})
+        self.logged = state_dict.get("logged")
+        # torch would round what is kept in float32 to the dtype of 16-bit parameters.
+        numbers = (i for group in state_dict["param_groups"] for i in group["params"])
+        for i, p in zip(numbers, (p for group in self.param_groups for p in group["params"])):
+            if i in state_dict["state"]:
+                held = state_dict["state"][i]
+                self.state[p] = {name: v.to(p.device, copy=True) if isinstance(v, torch.Tensor) else v for name, v in held.items()}
+
+    def __getstate__(self) -> dict[str, Any]:
+        pending = [weights.pending for weights in self._all_weights()]
+        stands = {} if self.weights.displaced else logged(self)  # weights beside theta are at no step of a log
+        return super().__getstate__() | {"_frozen": self._frozen, "_pending": pending, **stands}  # type: ignore[no-untyped-call]
+
+    @whole
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        state = dict(state)
+        pending = state.pop("_pending", [])
+        super().__setstate__(state)
+        self._begin_run(self.param_groups[0].get("skipped", 0))
+        self._lay_out()
+        for weights, held in zip(self._all_weights(), pending):
+            weights.pending = list(held)
+
+    def __copy__(self) -> "Trained":
+        self.flush()  # the same would be pending in both
+        twin = type(self).__new__(type(self))
+        twin.__setstate__(self.__getstate__())
+        return twin
+
+
+def check_frozen(trained: dict[torch.Tensor, str], frozen: dict[torch.Tensor, str], step: int) -> None:
+    """Noise is laid out over the parameters that are trainable when an optimizer is made: they must be so at each step.
+
+    Args:
+        trained, frozen: {parameter: its name, or ""}, as they were when the optimizer was made, or given them.
+        step: that is to be made.
+    Raises:
+        RuntimeError: a parameter has been frozen or unfrozen since, with the cure.
+    """
+    if all(map(TRAINABLE, trained)) and not any(map(TRAINABLE, frozen)):  # every step asks, so it must be quick
+        return
+    for p, name in trained.items():
+        if not p.requires_grad:
+            raise RuntimeError(
+                f"step {step}: {_title(p, name)} has been frozen (requires_grad=False) since the optimizer was made, whose noise "
+                "reaches it: make a new optimizer of what is to be trained, or unfreeze it"
+            )
+    for p, name in frozen.items():
+        if p.requires_grad:
+            raise RuntimeError(
+                f"step {step}: {_title(p, name)} was frozen (requires_grad=False) when the optimizer was given it, and is not now: "
+                "make a new optimizer of what is to be trained (add_param_group adds to most), or freeze it again"
+            )
+
+
+def _title(p: torch.Tensor, name: str) -> str:
+    return repr(name) if name else f"a parameter of shape {tuple(p.shape)}"
+
+
+def _named(group: dict[str, Any]) -> list[tuple[torch.Tensor, str]]:
+    """[(parameter, name or "")] of a group."""
+    return list(zip(group["params"], group.get("param_names") or [""] * len(group["params"])))
