@@ -7,7 +7,7 @@ import torch
 
 import zokern
 from zokern.kernels import backend_for
-from zokern.layout import Table
+from zokern.kernels.tables import Table
 
 from . import clock, models, record
 from .cases import Kernel

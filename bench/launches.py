@@ -10,8 +10,8 @@ import sys
 import torch
 
 import zokern
+from zokern.kernels.passes import RULES
 from zokern.noise.spec import ROUNDING
-from zokern.ops.update import RULES
 
 from .models import DTYPES
 from .oracle import CHECK, EPS, check

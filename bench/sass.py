@@ -37,9 +37,9 @@ import triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from zokern.kernels.passes import RULES
 from zokern.kernels.spans import BLOCK
 from zokern.kernels.triton import add_noise, replay, update
-from zokern.ops.update import RULES
 
 SOURCES = Path(__file__).resolve().parent.parent / "csrc/cuda"
 CUDA_THREADS = 128  # of a block, kThreads in csrc/cuda/normals.hpp

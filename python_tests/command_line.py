@@ -1,4 +1,4 @@
-"""The command line in this process, and the models that it saves."""
+"""The command line in this process, the settings of a run, and the models that it saves."""
 
 from pathlib import Path
 
@@ -7,6 +7,7 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from zokern.cli import app
+from zokern.finetune import Settings
 
 
 def zokern(*arguments, code=0):
@@ -14,6 +15,12 @@ def zokern(*arguments, code=0):
     done = CliRunner().invoke(app, list(map(str, arguments)))
     assert done.exit_code == code, (done.output, done.exception)
     return done.stderr if code else done.stdout
+
+
+def changed(settings, **options):
+    """The settings of a run with other options, those of its optimizer among them."""
+    values = dict(vars(settings))
+    return Settings.flat(values.pop("optimizer_settings") | values | options)
 
 
 def tensors(folder):

@@ -12,7 +12,7 @@ import transformers
 from hf_cases import make, rows, weights
 
 import zokern
-from zokern.hf import ZOTrainer, processes
+from zokern.hf import ZOTrainer, distributed
 
 HYBRID = dict(zo=partial(zokern.MeZO, lr=1e-3, eps=1e-2), fo=partial(torch.optim.SGD, lr=1e-2, momentum=0.9), split=zokern.splits.Depth(1))
 LISA = zokern.splits.LISA(gamma=1, every=2, seed=4)
@@ -91,7 +91,7 @@ def gradients(rank):
     for weight in (1 + 2 * rank, 3 * rank):
         params[0].grad = torch.tensor(4.0 * (1 + rank)) if weight else torch.tensor(float("nan"))
         params[1].grad = torch.tensor([4.0, 8.0, 12.0]) if rank else None
-        processes.average_gradients(params, torch.tensor(weight))
+        distributed.average_gradients(params, torch.tensor(weight))
         found.append([p.grad for p in params])
     return found
 

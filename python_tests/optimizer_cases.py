@@ -3,10 +3,12 @@
 import inspect
 from functools import partial
 
+import own_optimizer  # noqa: F401  registers an optimizer from outside
 import torch
 
 from zokern import MeZO, MeZOSVRG, ZOAdam, ZOConservative, ZOMomentum, ZOSign
 from zokern.estimators import Closure, finite_difference
+from zokern.optim import optimizers
 
 
 class SVRG(MeZOSVRG):
@@ -76,3 +78,6 @@ OPTIMIZERS = {
     "MeZOSVRG copy": partial(SVRG, anchor="copy"),
     "MeZOSVRG replay": Replayed,
 }
+# And all others that are registered and take a closure and parameters.
+PLAIN = [cls for cls in optimizers().values() if not (cls.takes_model or cls.full_batch or cls.derivative)]
+OPTIMIZERS |= {cls.__name__: cls for cls in PLAIN if cls.__name__ not in OPTIMIZERS}

@@ -6,7 +6,7 @@ import torch
 from update_cases import AROUND, INTEGERS
 
 from zokern.kernels import reference
-from zokern.layout import Table, pack
+from zokern.kernels.tables import Table
 from zokern.noise import NoiseKey
 from zokern.ops.replay import _flat
 
@@ -49,7 +49,7 @@ def check_replay(replay_, dtype, pieces, passes, device="cpu", later=0):
 
     def table_of(memory, device):
         held = [tensor[AROUND + p.shift :][: p.count] for p, tensor in zip(pieces, memory)]
-        rows = [(tensor.data_ptr(), p.count, p.first, pack(p.group, p.keep_threshold)) for p, tensor in zip(pieces, held)]
+        rows = [(tensor.data_ptr(), p.count, p.first, p.group, p.keep_threshold) for p, tensor in zip(pieces, held)]
         return Table(dtype, torch.device(device), GROUPS, torch.tensor(rows))
 
     keys, instructions, values = _flat([(terms, None if decay == 1 else decay) for terms, decay in passes])

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from zokern.optim import optimizers
+
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "zokern"
 
@@ -119,3 +121,20 @@ def test_nothing_imports_the_outer_rooms():
         for node in ast.walk(ast.parse(path.read_text())):
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else [getattr(node, "module", None) or ""]
             assert not {name.split(".")[0] for name in names} & {"bench", "python_tests", "examples"}, path
+
+
+ABOVE_OPTIM = [path for name in ("trajectory", "hf", "finetune", "cli") for path in sorted((PACKAGE / name).rglob("*.py"))]
+
+
+@pytest.mark.parametrize("path", ABOVE_OPTIM, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_nobody_above_asks_which_optimizer_it_is(path):
+    """An optimizer declares what it is (zokern/optim/contract.py): no class of one in isinstance or issubclass, no name compared."""
+    kinds = {cls.__name__ for cls in optimizers().values()} | {"Trained", "Stateful"}
+    names = {cls.name for cls in optimizers().values()} | {cls.__name__ for cls in optimizers().values()}
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Call) and getattr(node.func, "id", "") in ("isinstance", "issubclass"):
+            used = {getattr(inner, "id", getattr(inner, "attr", "")) for inner in ast.walk(node.args[1])}
+            assert not used & kinds, f"{path.relative_to(ROOT)}:{node.lineno}"
+        if isinstance(node, ast.Compare):
+            compared = {getattr(inner, "value", None) for side in (node.left, *node.comparators) for inner in ast.walk(side)}
+            assert not {value for value in compared if isinstance(value, str)} & names, f"{path.relative_to(ROOT)}:{node.lineno}"

@@ -19,7 +19,7 @@ import torch  # noqa: E402
 import transformers  # noqa: E402
 
 from zokern import Trajectory  # noqa: E402
-from zokern.finetune import docstrings  # noqa: E402
+from zokern.finetune import demo_data  # noqa: E402
 from zokern.hf import STARTING_POINTS  # noqa: E402
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -76,7 +76,7 @@ def here(tmp_path, monkeypatch):
     for split in ("train", "validation"):
         (tmp_path / "sst2" / f"{split}.tsv").write_text("\n".join(["sentence\tlabel", *rows]) + "\n")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(docstrings, "docstring_sentences", partial(docstrings.docstring_sentences, each=100))
+    monkeypatch.setattr(demo_data, "docstring_sentences", partial(demo_data.docstring_sentences, each=100))
     always = torch.is_warn_always_enabled()
     torch.set_warn_always(True)
     with warnings.catch_warnings():

@@ -5,7 +5,7 @@ import torch
 
 from zokern import Layout, NoiseKey, ops, use_backend
 from zokern.kernels import location
-from zokern.layout import KEEP_ALL, pack, unpack
+from zokern.kernels.tables import KEEP_ALL
 
 
 def zeros(*shape, **kinds):
@@ -196,24 +196,16 @@ def test_the_memory_of_a_state_that_was_taken_away_is_refused(told):
         ops.update_(layout, "momentum", [], (1.0, 0.5), [[m]])
 
 
-def test_a_row_names_its_group_and_the_greatest_mask_word_that_is_kept():
+def test_a_row_holds_its_group_and_its_keep_threshold():
     theta = zeros(8, 8)
     params = [{"params": [theta, theta[2:4]]}, {"params": [zeros(1), zeros(2), zeros(3)]}]
     layout = Layout(params, keep=[0.25, 0.9, 1, 2**-32, 0.5])
     assert layout.keep == [0.25, 1.0, 2**-32, 0.5]  # the alias took its ratio along
     (table,) = layout.tables()[0]
-    assert [row[3:] for row in table.each()] == [(0, 2**30 - 1), (1, 2**32 - 1), (1, 0), (1, 2**31 - 1)]
+    assert table.rows[:, 3:].tolist() == [[0, 2**30 - 1], [1, 2**32 - 1], [1, 0], [1, 2**31 - 1]]
     assert table.masked and table.members == (0, 1, 2, 3) and table.rows.dtype == torch.int64
-    assert [unpack(int(word)) for word in table.rows[:, 3]] == [row[3:] for row in table.each()]
     (table,) = Layout(params).tables()[0]
-    assert not table.masked and [row[3:] for row in table.each()] == [(group, KEEP_ALL) for group in (0, 1, 1, 1)]
-
-
-@pytest.mark.parametrize("group, last", [(0, 0), (5, 2**31 - 1), (5, 2**31), (2**32 - 1, 2**32 - 1)])
-def test_two_words_in_one(group, last):
-    word = torch.tensor([pack(group, last)])
-    assert unpack(pack(group, last)) == (group, last) == tuple(map(int, unpack(word)))
-    assert word.view(torch.int32).tolist() == torch.tensor([group, last]).to(torch.int32).tolist()
+    assert not table.masked and table.rows[:, 3:].tolist() == [[group, KEEP_ALL] for group in (0, 1, 1, 1)]
 
 
 @pytest.mark.parametrize(

@@ -1,80 +1,30 @@
-"""Which element indices each parameter owns, and where the parameters lie in memory."""
+"""Which element indices each parameter owns."""
 
 import copy
 import hashlib
 from collections import defaultdict
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from numbers import Real
+from typing import Any, TypeAlias
 
 import torch
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-from .kernels.location import location
+from .kernels.location import Location, location
+from .kernels.tables import Table
 from .noise.spec import ALIGNMENT, SPEC_VERSION
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-KEEP_ALL = 0xFFFFFFFF  # the keep_threshold of a tensor all of whose elements keep their noise
 
 # Parameters that lie in parts on several processes, and how they show it.
-SHARDS = {
+SHARDS: dict[str, Callable[[torch.Tensor], bool]] = {
     "a shard of FullyShardedDataParallel": lambda tensor: getattr(tensor, "_fsdp_flattened", False),
     "a DTensor, a shard of fully_shard (FSDP2) or of tensor parallelism": lambda tensor: type(tensor).__name__ == "DTensor",
     "a shard of DeepSpeed's ZeRO-3": lambda tensor: hasattr(tensor, "ds_id"),
 }
 
-
-class Cache:
-    """Remembers what is made of an object, for as long as the object lives: backends keep their device copies here."""
-
-    def cached(self, name, make):
-        """``make()``, or what it gave the first time under this name."""
-        held = self.__dict__.setdefault("_cache", {})
-        if name not in held:
-            held[name] = make()
-        return held[name]
-
-
-@dataclass(eq=False)
-class Table(Cache):
-    """Contiguous tensors of one dtype on one device, as kernels see them.
-
-    ``rows`` is an int64 CPU tensor [n, 4], one row a tensor: address, number of elements, first element, and a word that ``pack``
-    makes of the group and of keep_threshold, the greatest mask word of an element that keeps its noise. ``members`` are the tensors'
-    indices in ``layout.params``.
-    """
-
-    dtype: torch.dtype
-    device: torch.device
-    groups: int
-    rows: torch.Tensor
-    members: tuple[int, ...] = ()
-
-    def each(self):
-        """-> [(address, number of elements, first element, group, keep_threshold)]."""
-        return [(*row, *unpack(word)) for *row, word in self.rows.tolist()]
-
-    @property
-    def masked(self) -> bool:
-        """Whether some tensor keeps only a part of its noise."""
-        return self.cached("masked", lambda: bool((unpack(self.rows[:, 3])[1] != KEEP_ALL).any()))
-
-
-@dataclass(eq=False)
-class State(Cache):
-    """What a rule keeps beside the tensors of a table: an int64 CPU tensor [rows, slots] of addresses, and the dtype of it all."""
-
-    dtype: torch.dtype
-    addresses: torch.Tensor
-
-
-def pack(group, keep_threshold):
-    """Two unsigned 32-bit integers as one int64: the group, and above it the keep_threshold."""
-    return (keep_threshold - (keep_threshold >> 31 << 32)) << 32 | group
-
-
-def unpack(word):
-    """-> (group, keep_threshold) of an int, or of an int64 tensor."""
-    return word & KEEP_ALL, word >> 32 & KEEP_ALL
+Params: TypeAlias = Iterable[torch.Tensor | tuple[str, torch.Tensor] | dict[str, Any]]
+Named: TypeAlias = tuple[str, torch.Tensor, int]  # name or "", tensor, group of params
 
 
 class Layout:
@@ -98,11 +48,11 @@ class Layout:
         TypeError, ValueError: a parameter that cannot be perturbed, by number and name, with the cure.
     """
 
-    def __init__(self, params, keep=None, blocks=None):
+    def __init__(self, params: Params, keep: Iterable[float] | None = None, blocks: Iterable[int] | None = None) -> None:
         named = list(_named(params))
         for i, (name, tensor, _) in enumerate(named):
             _check(tensor, _title(i, name))
-        keep = [1.0] * len(named) if keep is None else _ratios(keep, [_title(i, name) for i, (name, _, _) in enumerate(named)])
+        shares = [1.0] * len(named) if keep is None else _ratios(keep, [_title(i, name) for i, (name, _, _) in enumerate(named)])
         kept = _without_aliases(named)
         self.names = [named[i][0] for i in kept]
         self.params = [named[i][1] for i in kept]
@@ -114,19 +64,22 @@ class Layout:
         self.coefficient_groups = [(group, 0) for group in range(last + 1)] if blocks is None else sorted(set(listed))
         self.group = [self.coefficient_groups.index(listed[i]) for i in kept]
         self.block = [block[i] for i in kept]
-        self.keep = [keep[i] for i in kept]
+        self.keep = [shares[i] for i in kept]
         self.shapes = [tensor.shape for tensor in self.params]
-        self.first, end = [], 0
+        self.first: list[int] = []
+        end = 0
         for tensor in self.params:
             self.first.append(end)
             end += -(-tensor.numel() // ALIGNMENT) * ALIGNMENT
         if not kept:
             raise ValueError("params is empty: pass at least one parameter, such as model.parameters()")
-        self.location, self.state, self._coefficient_groups_of = None, None, {}
+        self.location: Location | None = None
+        self.state: Any = None
+        self._coefficient_groups_of: dict[tuple[int, torch.device], torch.Tensor] = {}
 
     def fingerprint(self) -> str:
         """Names the map from elements to noise (specification, shapes, order, shares), whatever the dtypes and devices."""
-        shapes = [(first, *shape) for first, shape in zip(self.first, self.shapes)]
+        shapes: list[tuple[int, ...]] = [(first, *shape) for first, shape in zip(self.first, self.shapes)]
         sparse = (self.keep,) if min(self.keep) < 1 else ()
         return hashlib.sha256(repr((SPEC_VERSION, shapes, *sparse)).encode()).hexdigest()[:16]
 
@@ -135,7 +88,7 @@ class Layout:
         """Numbers of the blocks, ascending."""
         return sorted(set(self.block))
 
-    def coefficient_groups_of(self, block: int, device) -> torch.Tensor:
+    def coefficient_groups_of(self, block: int, device: torch.device) -> torch.Tensor:
         """Which groups are of a block, as bool [groups] on a device that does not wait for it."""
         if (block, device) not in self._coefficient_groups_of:
             mine = torch.tensor([b == block for _, b in self.coefficient_groups], pin_memory=device.type == "cuda")
@@ -150,13 +103,13 @@ class Layout:
         part.location = part.state = None
         return part
 
-    def over(self, tensors) -> "Layout":
+    def over(self, tensors: Iterable[torch.Tensor]) -> "Layout":
         """The same indices for other tensors of the same shapes, one a parameter."""
         other = copy.copy(self)
         other.params, other.location, other.state = list(tensors), None, None
         return other
 
-    def tables(self):
+    def tables(self) -> tuple[list[Table], list[int]]:
         """-> (tables of the contiguous parameters, indices in ``params`` of the others). Remade when a parameter moved."""
         seen = location(self.params)
         if not seen or seen != self.location:
@@ -164,8 +117,9 @@ class Layout:
             self.location, self.state = seen, None
         return self._tables, self._strided
 
-    def _lay_out(self):
-        rows, strided = defaultdict(list), []
+    def _lay_out(self) -> tuple[list[Table], list[int]]:
+        members: dict[tuple[torch.dtype, torch.device], list[int]] = defaultdict(list)
+        strided = []
         for i, tensor in enumerate(self.params):
             title = _title(i, self.names[i])
             _check(tensor, title)
@@ -174,42 +128,44 @@ class Layout:
                     f"{title} has shape {tuple(tensor.shape)} now, it had {tuple(self.shapes[i])}: make a new optimizer for it"
                 )
             if tensor.is_contiguous():
-                rows[tensor.dtype, tensor.device].append(i)
+                members[tensor.dtype, tensor.device].append(i)
             else:
                 strided.append(i)
         for i in set(range(len(self.params))).difference(_without_aliases([*zip(self.names, self.params, self.group)])):
             raise ValueError(f"{_title(i, self.names[i])} lies in the memory of another parameter now: make a new optimizer")
-        row = lambda i: (self.params[i].data_ptr(), self.params[i].numel(), self.first[i], self.word(i))  # noqa: E731
-        return [Table(*kind, len(self.coefficient_groups), torch.tensor([*map(row, r)]), tuple(r)) for kind, r in rows.items()], strided
+        groups, row = len(self.coefficient_groups), lambda i: self._row(i, self.params[i], self.first[i])  # noqa: E731
+        return [Table(*kind, groups, torch.tensor([*map(row, of)]), tuple(of)) for kind, of in members.items()], strided
 
-    def word(self, i):
-        """The last word of a row of parameter i."""
-        return pack(self.group[i], keep_threshold(self.keep[i]))
+    def table_of(self, i: int, tensor: torch.Tensor, first: int) -> Table:
+        """The table of one contiguous tensor, whose elements are those of parameter i from index ``first`` on."""
+        return Table(tensor.dtype, tensor.device, len(self.coefficient_groups), torch.tensor([self._row(i, tensor, first)]))
+
+    def _row(self, i: int, tensor: torch.Tensor, first: int) -> tuple[int, ...]:
+        return tensor.data_ptr(), tensor.numel(), first, self.group[i], keep_threshold(self.keep[i])
 
 
-def keep_threshold(share):
+def keep_threshold(share: float) -> int:
     """An element keeps its noise where its mask word is at most this."""
     return int(share * 2**32) - 1
 
 
-def _title(i, name):
+def _title(i: int, name: str) -> str:
     return f"theta[{i}]" + (f" ({name!r})" if name else "")
 
 
-def _ratios(keep, titles):
-    keep = list(keep)
-    if len(keep) != len(titles):
-        raise ValueError(f"keep has {len(keep)} ratios for {len(titles)} parameters: pass one for each, 1.0 where all is kept")
-    for i, (ratio, title) in enumerate(zip(keep, titles)):
+def _ratios(keep: Iterable[float], titles: Sequence[str]) -> list[float]:
+    ratios = list(keep)
+    if len(ratios) != len(titles):
+        raise ValueError(f"keep has {len(ratios)} ratios for {len(titles)} parameters: pass one for each, 1.0 where all is kept")
+    for i, (ratio, title) in enumerate(zip(ratios, titles)):
         if not isinstance(ratio, Real):
             raise TypeError(f"keep[{i}] of {title} is {ratio!r}: pass a number in (0, 1]")
         if not (0 < ratio <= 1 and keep_threshold(ratio) >= 0):
             raise ValueError(f"keep[{i}] of {title} is {ratio!r}: pass a number in (0, 1], of at least 2**-32")
-    return [float(ratio) for ratio in keep]
+    return [float(ratio) for ratio in ratios]
 
 
-def _named(params):
-    """Any accepted form of params -> (name or "", tensor, group)."""
+def _named(params: Params) -> Iterator[Named]:
     if isinstance(params, torch.Tensor):
         raise TypeError("params is one tensor: pass a list of tensors, such as [theta]")
     for group, entry in enumerate(params):
@@ -222,14 +178,14 @@ def _named(params):
             yield *_pair(entry), 0
 
 
-def _pair(entry):
+def _pair(entry: Any) -> tuple[str, torch.Tensor]:
     name, tensor = entry if isinstance(entry, tuple) else ("", entry)
     if not isinstance(tensor, torch.Tensor):
         raise TypeError(f"params holds a {type(tensor).__name__}: pass tensors, (name, tensor) pairs or groups of them")
     return name, tensor
 
 
-def _check(tensor, name):
+def _check(tensor: torch.Tensor, name: str) -> None:
     """Refuse what cannot be perturbed in place by address."""
     if tensor.layout != torch.strided:
         raise TypeError(f"{name} is {tensor.layout}: pass .to_dense()")
@@ -249,7 +205,7 @@ def _check(tensor, name):
     check_memory(tensor, name)
 
 
-def check_memory(tensor, name):
+def check_memory(tensor: torch.Tensor, name: str) -> None:
     """Refuse elements that share memory, or have none."""
     if any(stride == 0 and size > 1 for size, stride in zip(tensor.shape, tensor.stride())):
         raise ValueError(f"{name} is expanded (stride 0): pass .contiguous()")
@@ -266,17 +222,17 @@ def check_memory(tensor, name):
         )
 
 
-def _without_aliases(named):
+def _without_aliases(named: Sequence[Named]) -> list[int]:
     """The indices of the parameters that are left when each is dropped whose memory another one covers."""
-    storages = defaultdict(list)
+    storages: dict[tuple[torch.device, int], list[int]] = defaultdict(list)
     for i, (_, tensor, _) in enumerate(named):
         if tensor.numel():
             storages[tensor.device, tensor.untyped_storage().data_ptr()].append(i)
-    dropped = set()
+    dropped: set[int] = set()
     for sharers in storages.values():
         if len(sharers) == 1:
             continue
-        kept = []
+        kept: list[tuple[int, tuple[int, int]]] = []
         for i in sorted(sharers, key=lambda i: (-named[i][1].numel(), i)):
             begin, end = _span(named[i][1])
             for j, (b, e) in kept:
@@ -295,7 +251,7 @@ def _without_aliases(named):
     return [i for i in range(len(named)) if i not in dropped]
 
 
-def _span(tensor):
+def _span(tensor: torch.Tensor) -> tuple[int, int]:
     """The bytes from a tensor's first element to its last."""
     last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride()))
     return tensor.data_ptr(), tensor.data_ptr() + (last + 1) * tensor.element_size()

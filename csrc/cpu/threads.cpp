@@ -24,7 +24,6 @@ constexpr int64_t kWorthAThread = 1 << 15;
 constexpr int64_t kGrain = 1 << 10;
 // Threads take part after part of a run of passes, so many for each thread.
 constexpr int64_t kKeysAPart = 4, kMostParts = 16;
-constexpr uint32_t kKeepAll = 0xFFFFFFFF;  // the greatest mask word there is
 constexpr uint32_t kMaskPurpose = 2;
 
 #ifdef _OPENMP
@@ -196,7 +195,7 @@ void add_noise(const Isa& isa, const Pass& pass, const float* coefficients, int 
             with_storage(isa, pass.storage, row, [&](const auto& kernels, auto* theta) {
                 in_runs(row, from, to, [&](int64_t begin, uint64_t first, int64_t count) {
                     const uint32_t high = static_cast<uint32_t>(first >> 34);
-                    const Mask mask{dense ? nullptr : masks.at(high), row.keep_threshold};
+                    const Mask mask{dense ? nullptr : masks.at(high), static_cast<uint32_t>(row.keep_threshold)};
                     kernels.add_noise[!dense](theta + begin, first, count, terms.at(high, row.group), pass.keys.size(), decay, &mask);
                 });
             });
@@ -216,7 +215,7 @@ void replay(const Isa& isa, const Pass& pass, const uint8_t* instructions, size_
             with_storage(isa, pass.storage, row, [&](const auto& kernels, auto* theta) {
                 in_runs(row, from, to, [&](int64_t begin, uint64_t first, int64_t count) {
                     const uint32_t high = static_cast<uint32_t>(first >> 34);
-                    const Mask mask{dense ? nullptr : masks.at(high), row.keep_threshold};
+                    const Mask mask{dense ? nullptr : masks.at(high), static_cast<uint32_t>(row.keep_threshold)};
                     const Passes passes{instructions, n_instructions, quiet.data() + row.group, pass.groups, schedules.at(high), &mask};
                     kernels.replay[!dense](theta + begin, first, count, passes);
                 });
@@ -239,7 +238,7 @@ void update(const Isa& isa, const Pass& pass, const Rule& rule, int max_threads)
             with_storage(isa, pass.storage, row, [&](const auto& kernels, auto* theta) {
                 in_runs(row, from, to, [&](int64_t begin, uint64_t first, int64_t count) {
                     const uint32_t high = static_cast<uint32_t>(first >> 34);
-                    const Mask mask{row.keep_threshold == kKeepAll ? nullptr : masks.at(high), row.keep_threshold};
+                    const Mask mask{row.keep_threshold == kKeepAll ? nullptr : masks.at(high), static_cast<uint32_t>(row.keep_threshold)};
                     step.terms = terms.at(high, row.group);
                     step.mask = mask.schedules ? &mask : nullptr;
                     step.rounding = rounding.at(static_cast<uint32_t>(first >> 35));  // its blocks serve eight elements, not four

@@ -10,8 +10,7 @@ namespace zokern {
 /// One tensor: `count` contiguous elements, of which the first has index `first` in the layout. Its noise is kept where the mask's
 /// word is at most `keep_threshold`.
 struct Row {
-    int64_t address, count, first;
-    uint32_t group, keep_threshold;
+    int64_t address, count, first, group, keep_threshold;
 };
 
 /// What every pass is given.

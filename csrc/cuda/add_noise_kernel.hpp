@@ -37,9 +37,10 @@ __device__ __forceinline__ void add_block(float* x, uint32_t q, const Schedule& 
 template <class T, int kTerms, bool kDecay, bool kMask>
 __global__ void __launch_bounds__(kThreads) add_noise_kernel(const __grid_constant__ Launch p) {
     const Span span = p.spans[blockIdx.x];
+    const uint32_t group = span.group, keep_threshold = span.keep_threshold;
     const uint32_t now = p.clock ? *p.clock : 0, n_terms = kTerms ? kTerms : p.n_terms;
-    const float* const coefficients = p.coefficients + span.group;
-    const float decay = kDecay && p.decay ? p.decay[span.group] : 1.0f;
+    const float* const coefficients = p.coefficients + group;
+    const float decay = kDecay && p.decay ? p.decay[group] : 1.0f;
 
     float c[kTerms + 1];  // read here, since the compiler cannot know that theta lies elsewhere
 #pragma unroll
@@ -64,7 +65,7 @@ __global__ void __launch_bounds__(kThreads) add_noise_kernel(const __grid_consta
 #pragma unroll
             for (int v = 0; v < rows; ++v)
 #pragma unroll
-                for (int b = 0; b < n / 4; ++b) add_block<kMask>(x[v] + 4 * b, block_of<n>(q, v, b), s, c, span.keep_threshold);
+                for (int b = 0; b < n / 4; ++b) add_block<kMask>(x[v] + 4 * b, block_of<n>(q, v, b), s, c, keep_threshold);
         }
     });
 }

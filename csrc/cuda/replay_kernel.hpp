@@ -11,8 +11,8 @@ namespace {
 template <class T, bool kMask>
 __global__ void __launch_bounds__(kThreads) replay_kernel(const __grid_constant__ Replay p) {
     const Span span = p.spans[blockIdx.x];
-    const uint32_t now = p.clock ? *p.clock : 0;
-    const float* const values = p.values + span.group;
+    const uint32_t group = span.group, keep_threshold = span.keep_threshold, now = p.clock ? *p.clock : 0;
+    const float* const values = p.values + group;
 
     over_span<T, false>(span, 1.0f, [&](auto& x, uint32_t q, uint32_t high) {
         constexpr int rows = sizeof x / sizeof x[0], n = sizeof x[0] / sizeof(float);
@@ -38,7 +38,7 @@ __global__ void __launch_bounds__(kThreads) replay_kernel(const __grid_constant_
                     for (int b = 0; b < n / 4; ++b) {
                         float(&block)[4] = reinterpret_cast<float(&)[4]>(z[v][4 * b]);
                         normals(block, block_of<n>(q, v, b), s);
-                        if (kMask) drop(block, block_of<n>(q, v, b), mask_of(s), span.keep_threshold);
+                        if (kMask) drop(block, block_of<n>(q, v, b), mask_of(s), keep_threshold);
                     }
             }
             if (instruction & kDecay)

@@ -14,11 +14,8 @@ constexpr int kTile = 4096;  // every span but a tensor's last is a multiple of 
 /// Contiguous elements that one thread block works on, of which the first has index `first` in the layout. In device memory.
 struct Span {
     int64_t address, numel, first;
-    uint32_t group;
-    uint32_t keep_threshold;  // the greatest mask word of an element that is kept: 2^32 - 1 keeps all
+    int64_t group, keep_threshold;  // both below 2^32; keep_threshold is the greatest mask word of an element that keeps its noise
 };
-
-constexpr uint32_t kKeepAll = 0xFFFFFFFF;
 
 /// What every pass is given.
 struct Pass {

@@ -92,8 +92,9 @@ __global__ void __launch_bounds__(kThreads, kOne ? 0 : 4) update_kernel(const __
     const Span span = p.spans[blockIdx.x];
     T* const theta = static_cast<T*>(__cvta_global_to_generic(span.address));
     const uint64_t first = span.first;
+    const uint32_t group = span.group, keep_threshold = span.keep_threshold;
     const uint32_t now = p.clock ? *p.clock : 0, n_keys = kOne ? 1 : p.n_keys;
-    const float decay = p.decay ? p.decay[span.group] : 1.0f;
+    const float decay = p.decay ? p.decay[group] : 1.0f;
     S* states[R::slots + 1];
     bool whole = (span.address & 15) == 0;
 #pragma unroll
@@ -104,9 +105,9 @@ __global__ void __launch_bounds__(kThreads, kOne ? 0 : 4) update_kernel(const __
     }
     float numbers[R::numbers];
 #pragma unroll
-    for (int j = 0; j < R::numbers; ++j) numbers[j] = p.numbers[j * p.groups + span.group];
+    for (int j = 0; j < R::numbers; ++j) numbers[j] = p.numbers[j * p.groups + group];
 
-    const float a0 = kOne ? p.a[span.group] : 0, b0 = kOne ? p.b[span.group] : 0;
+    const float a0 = kOne ? p.a[group] : 0, b0 = kOne ? p.b[group] : 0;
     /// x += a z' and g += b z' of every key; q: the first of the Philox blocks that the elements are.
     const auto add_keys = [&](auto& e, uint32_t q, uint32_t high) {
 #pragma unroll 1
@@ -119,12 +120,12 @@ __global__ void __launch_bounds__(kThreads, kOne ? 0 : 4) update_kernel(const __
                 key.step += now;
                 s = schedule(key, high);
             }
-            const float a = kOne ? a0 : p.a[k * p.groups + span.group], b = kOne ? b0 : p.b[k * p.groups + span.group];
+            const float a = kOne ? a0 : p.a[k * p.groups + group], b = kOne ? b0 : p.b[k * p.groups + group];
 #pragma unroll
             for (int j = 0; j < int(sizeof e.x / sizeof(float)); j += 4) {
                 float z[4];
                 normals(z, q + j / 4, s);
-                if (!kOne && span.keep_threshold != kKeepAll) drop(z, q + j / 4, mask_of(s), span.keep_threshold);
+                if (!kOne && keep_threshold != kKeepAll) drop(z, q + j / 4, mask_of(s), keep_threshold);
 #pragma unroll
                 for (int i = 0; i < 4; ++i) e.x[j + i] = __fmaf_rn(a, z[i], e.x[j + i]), e.g[j + i] = __fmaf_rn(b, z[i], e.g[j + i]);
             }

@@ -7,6 +7,8 @@ namespace zokern {
 
 enum class Storage { float32, bfloat16, float16 };
 
+constexpr uint32_t kKeepAll = 0xFFFFFFFF;  // the keep_threshold that keeps the noise of every element
+
 /// What one instruction of a run of passes does with its value v, in the order of the bits.
 enum Instruction : uint8_t {
     kNextKey = 1,  // the noise z is made of the next key; without it, z stays as it is

@@ -183,7 +183,7 @@ def damage(path, other, throw):
 
 @pytest.mark.parametrize("name", list(tiny.RUNS)[: times(1, len(tiny.RUNS))])
 def test_folders(name, runs, found, tmp_path, monkeypatch):
-    monkeypatch.setattr("zokern.finetune.job.draw", lambda *given: given[-1].touch())
+    monkeypatch.setattr("zokern.finetune.report.draw", lambda *given: given[-1].touch())
     (whole, broken), (_, other) = runs(name)
     throw, judged, target = dice("folders", name), tmp_path / "judged.json", tmp_path / "replayed"
     assert command("evaluate", "--model", whole, "--metrics", judged) == (0, "")

@@ -12,7 +12,7 @@ import torch
 from packaging.version import Version
 
 import zokern
-from zokern.kernels import backend_for
+from zokern.kernels import backend_for, tables
 
 ROOT = Path(__file__).resolve().parents[2]
 CPU = torch.device("cpu")
@@ -179,7 +179,7 @@ def test_a_wrong_kernel_is_refused(wrong, monkeypatch, tmp_path, capsys):
         if wrong == "tail":
             rows = t.rows.clone()
             rows[:, 1] -= 1
-            right(zokern.layout.Table(t.dtype, t.device, t.groups, rows), keys, coefficients, decay)
+            right(tables.Table(t.dtype, t.device, t.groups, rows), keys, coefficients, decay)
 
     monkeypatch.setattr(backend, "add_noise_", off)
     threads = torch.get_num_threads()

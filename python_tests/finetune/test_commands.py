@@ -17,7 +17,7 @@ pytest.importorskip("typer")
 from command_line import equal, zokern  # noqa: E402
 
 from zokern import Trajectory  # noqa: E402
-from zokern.finetune.optimizers import CLASSES  # noqa: E402
+from zokern.optim import optimizers  # noqa: E402
 
 ROOT = Path(__file__).parents[2]
 
@@ -53,7 +53,7 @@ def test_a_configuration_file_that_cannot_be_used(tmp_path, monkeypatch, name, t
     assert os.listdir(tmp_path) == [name]
 
 
-@pytest.mark.parametrize("optimizer", CLASSES)
+@pytest.mark.parametrize("optimizer", [name for name, cls in optimizers().items() if cls.replayable])
 def test_every_optimizer_trains_and_is_replayed(few, tmp_path, optimizer):
     zokern("finetune", *few, "--optimizer", optimizer, "--lr", "1e-3")
     zokern("replay", tmp_path / "run", "--out", tmp_path / "again")
@@ -78,27 +78,27 @@ def test_every_adapter_trains_is_judged_and_replayed(few, tmp_path, adapter):
 
 
 @pytest.mark.parametrize("adapter", ["full", "lora"])
-@pytest.mark.parametrize("ask, dtype", [("masked", "float32"), ("causal", "bfloat16")])
-def test_a_prompted_model_is_trained_in_place_and_replayed(few, asked, tmp_path, ask, dtype, adapter):
+@pytest.mark.parametrize("task_type, dtype", [("masked", "float32"), ("causal", "bfloat16")])
+def test_a_prompted_model_is_trained_in_place_and_replayed(few, language_models, tmp_path, task_type, dtype, adapter):
     given = [
         *few,
         "--model",
-        asked[ask],
-        "--ask",
-        ask,
+        language_models[task_type],
+        "--task-type",
+        task_type,
         "--dtype",
         dtype,
         "--lr",
         "1e-3",
         "--objective",
-        "accuracy" if ask == "masked" else "option",
+        "accuracy" if task_type == "masked" else "option",
         "--adapter",
         adapter,
     ]
     zokern("finetune", *given)
     zokern("replay", tmp_path / "run", "--out", tmp_path / "again", "--passes-per-sweep", "5")
     assert equal(tmp_path / "run", tmp_path / "again")
-    assert not equal(tmp_path / "run", asked[ask])
+    assert not equal(tmp_path / "run", language_models[task_type])
 
 
 def test_any_step_is_made_again_and_a_wrong_base_is_refused(few, tmp_path, tiny, tokenizer):
@@ -229,7 +229,7 @@ def test_what_cannot_be_judged(few, tmp_path, tiny):
     "given, message",
     [
         (["--task", "sst3"], "sst2"),
-        (["--ask", "masked"], "--ask masked would ask new, random weights: pass --ask head"),
+        (["--task-type", "masked"], "--task-type masked would ask new, random weights: pass --task-type head"),
         (["--rows", "512,256,256"], "512 for train + 256 for validation"),
         (["--shots", "30"], "class 0 has 24 rows"),
         (["--rank", "4"], "--rank is of LoRA and DoRA"),
@@ -243,7 +243,7 @@ def test_what_cannot_be_judged(few, tmp_path, tiny):
         (["--adapter", "lora", "--lr-ratio", "0.5"], "--lr-ratio 0.5: pass a number >= 1"),
         (["--adapter", "prompt", "--virtual-tokens", "40"], "--max-length 32 is more than the 24 positions of the model"),
         (["--optimizer", "forward-gradient", "--objective", "accuracy"], "--objective accuracy has no derivative"),
-        (["--ask", "masked", "--adapter", "prefix"], "--adapter prefix is not for masked models"),
+        (["--task-type", "masked", "--adapter", "prefix"], "--adapter prefix is not for masked models"),
         (["--betas", "a,b"], "--betas a,b: pass floats with commas between them"),
     ],
 )

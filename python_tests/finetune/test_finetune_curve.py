@@ -2,7 +2,8 @@
 
 import pytest
 
-from zokern.finetune.report import best_of, draw
+from zokern.finetune.metrics_of_model import best_of
+from zokern.finetune.report import draw
 
 FigureCanvasAgg = pytest.importorskip("matplotlib.backends.backend_agg").FigureCanvasAgg
 

@@ -8,7 +8,7 @@ import pytest
 
 from zokern.finetune import BadInput, Settings
 from zokern.finetune.data import Row, columns, hold_out, load
-from zokern.finetune.docstrings import docstring_sentences
+from zokern.finetune.demo_data import docstring_sentences
 from zokern.tasks.rows import Table, read
 
 ROWS = [

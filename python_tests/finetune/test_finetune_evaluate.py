@@ -44,9 +44,9 @@ def test_the_folder_of_an_adapter_is_judged(few, tmp_path, sst2, adapter):
 
 
 @pytest.mark.parametrize("kind", ["masked", "causal"])
-def test_the_adapter_of_a_prompted_model_is_judged(few, asked, tmp_path, kind):
+def test_the_adapter_of_a_prompted_model_is_judged(few, language_models, tmp_path, kind):
     run = tmp_path / "run"
-    zokern("finetune", *few, "--model", asked[kind], "--ask", kind, "--adapter", "lora", "--lr", "0.05")
+    zokern("finetune", *few, "--model", language_models[kind], "--task-type", kind, "--adapter", "lora", "--lr", "0.05")
     assert close(judged(tmp_path, "--model", run / "adapter")["held_out"], of(run / "metrics.json")["after"])
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from command_line import changed
 
 from zokern import Trajectory
 from zokern.errors import BadInput
@@ -59,7 +60,7 @@ def metrics(out):
 
 def test_the_demonstration_learns(settings, few_docstrings):
     """MiniLM on docstrings, shortened: MeZO lowers the loss of rows that it has not seen."""
-    run = replace(settings, model=None, data=None, schedule="constant", steps=40, batch_size=8, eval_every=40, max_length=24)
+    run = changed(settings, model=None, data=None, schedule="constant", steps=40, batch_size=8, eval_every=40, max_length=24)
     result = finetune(run, quiet)
     assert result.after["loss"] < result.before["loss"] - 0.01
     assert (result.trained_parameters, result.train_rows, result.held_out_rows) == (37_634, 200, 50)
@@ -67,7 +68,7 @@ def test_the_demonstration_learns(settings, few_docstrings):
 
 def test_a_probe_knows_the_classes_from_the_start(settings, few_docstrings):
     """On docstrings a new head guesses; a linear probe is right nine times in ten, before any step has moved much."""
-    run = replace(settings, model=None, data=None, head="probe", lr=1e-9, steps=1, eval_every=1, max_length=24)
+    run = changed(settings, model=None, data=None, head="probe", lr=1e-9, steps=1, eval_every=1, max_length=24)
     result = finetune(run, quiet)
     before, probed, after = (judged["accuracy"] for judged in (result.before, result.probed, result.after))
     assert before < 0.7 < 0.85 < probed == after
@@ -79,7 +80,7 @@ def test_a_probe_knows_the_classes_from_the_start(settings, few_docstrings):
 @pytest.mark.parametrize("adapter, lr", [("full", 1e-5), ("lora", 2e-2), ("head", 1.0)])
 def test_the_saved_model_does_what_is_reported(settings, adapter, lr):
     """MiniLM itself, moved far enough that its answers differ from those before."""
-    run = replace(settings, model=str(minilm.get_model_path()), adapter=(adapter,), lr=lr)
+    run = changed(settings, model=str(minilm.get_model_path()), adapter=(adapter,), lr=lr)
     result = finetune(run, quiet)
     assert result.after["loss"] != result.before["loss"]
     saved = transformers.AutoModelForSequenceClassification.from_pretrained(run.out)
@@ -91,7 +92,7 @@ def test_the_saved_model_does_what_is_reported(settings, adapter, lr):
 
 def test_the_adapter_alone_does_the_same(settings):
     peft = pytest.importorskip("peft")
-    run = replace(settings, adapter=("lora",), lr=1e-1)
+    run = changed(settings, adapter=("lora",), lr=1e-1)
     result = finetune(run, quiet)
     model = peft.AutoPeftModelForSequenceClassification.from_pretrained(Path(run.out) / "adapter", num_labels=2)
     model.config.id2label = dict(enumerate(result.labels))
@@ -104,7 +105,7 @@ def test_the_adapter_alone_does_the_same(settings):
 
 
 def test_the_logs_and_the_picture_tell_the_run(settings, drawn):
-    run = replace(settings, steps=5, q=2, weight_decay=0.1, lr=1e-3)
+    run = changed(settings, steps=5, q=2, weight_decay=0.1, lr=1e-3)
     said = []
     result = finetune(run, said.append)
     out = Path(run.out)
@@ -123,7 +124,7 @@ def test_the_logs_and_the_picture_tell_the_run(settings, drawn):
 
 
 def test_a_seed_fixes_the_run(settings, tmp_path):
-    runs = [replace(settings, out=str(tmp_path / name), seed=seed, lr=1e-2) for name, seed in (("a", 5), ("b", 5), ("c", 6))]
+    runs = [changed(settings, out=str(tmp_path / name), seed=seed, lr=1e-2) for name, seed in (("a", 5), ("b", 5), ("c", 6))]
     for run in runs:
         finetune(run, quiet)
     losses = [[step.measurements for step in Trajectory.read(Path(run.out) / "trajectory.jsonl").steps] for run in runs]
@@ -136,7 +137,7 @@ def test_a_seed_fixes_the_run(settings, tmp_path):
     "options", [{}, dict(objective="accuracy"), dict(optimizer="hybrid", adapter=("full",)), dict(blocks=True)], ids=str
 )
 def test_the_check_before_a_run_finds_nothing_and_leaves_no_trace(settings, tmp_path, options):
-    runs = [replace(settings, out=str(tmp_path / str(i)), no_check=bool(i), lr=1e-3, **options) for i in (0, 1)]
+    runs = [changed(settings, out=str(tmp_path / str(i)), no_check=bool(i), lr=1e-3, **options) for i in (0, 1)]
     with warnings.catch_warnings():
         warnings.simplefilter("error", RuntimeWarning)
         results = [finetune(run, quiet) for run in runs]
@@ -150,7 +151,7 @@ def test_the_check_before_a_run_finds_nothing_and_leaves_no_trace(settings, tmp_
 
 def test_updates_that_16_bits_cannot_hold_are_warned_of(settings):
     with pytest.warns(RuntimeWarning, match="before step 0: an update of .* leaves .* of the weights in 16 bits where they are"):
-        finetune(replace(settings, dtype="bfloat16", adapter=("full",), lr=1e-6, eps=1e-2, steps=1), quiet)
+        finetune(changed(settings, dtype="bfloat16", adapter=("full",), lr=1e-6, eps=1e-2, steps=1), quiet)
 
 
 def test_many_classes_of_pairs(settings, tmp_path, sentences):
@@ -159,7 +160,7 @@ def test_many_classes_of_pairs(settings, tmp_path, sentences):
     names = ("yes", "no", "maybe")
     made = [{"premise": text, "hypothesis": "so it is", "label": name} for text, name in sentences(45, names)]
     path.write_text("".join(json.dumps(row) + "\n" for row in made))
-    run = replace(settings, data=str(path))
+    run = changed(settings, data=str(path))
     result = finetune(run, quiet)
     saved = transformers.AutoModelForSequenceClassification.from_pretrained(run.out)
     assert saved.config.id2label == {0: "maybe", 1: "no", 2: "yes"}
@@ -171,22 +172,22 @@ def test_a_finetuned_model_keeps_its_head_and_the_order_of_its_classes(settings,
     model = transformers.BertForSequenceClassification(config)
     model.save_pretrained(tmp_path / "model")
     tokenizer.save_pretrained(tmp_path / "model")
-    checked = replace(settings, model=str(tmp_path / "model")).checked()
+    checked = changed(settings, model=str(tmp_path / "model")).checked()
     data = load_data(checked)
-    asked = load_model(checked, data)
-    assert asked.model.config.label2id == {"good": 0, "bad": 1} and not asked.new
-    assert torch.equal(asked.model.classifier.weight, model.classifier.weight)
-    batch = asked.reader.collate([asked.reader.encode(row) for row in data.held_out])
+    loaded = load_model(checked, data)
+    assert loaded.model.config.label2id == {"good": 0, "bad": 1} and not loaded.new
+    assert torch.equal(loaded.model.classifier.weight, model.classifier.weight)
+    batch = loaded.reader.collate([loaded.reader.encode(row) for row in data.held_out])
     inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
     assert data.task.labels == ("bad", "good")  # the order of the data; the model's is the other
-    torch.testing.assert_close(asked.reader.scores(asked.model, batch), model.eval()(**inputs).logits[:, [1, 0]])
+    torch.testing.assert_close(loaded.reader.scores(loaded.model, batch), model.eval()(**inputs).logits[:, [1, 0]])
     three = load_model(checked, replace(data, task=replace(data.task, labels=("a", "b", "c"))))
     assert three.model.classifier.weight.shape == (3, 16) and three.new == ("classifier.weight", "classifier.bias")
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_sixteen_bits(settings, dtype):
-    run = replace(settings, dtype=dtype, adapter=("lora",))
+    run = changed(settings, dtype=dtype, adapter=("lora",))
     finetune(run, quiet)
     saved = transformers.AutoModelForSequenceClassification.from_pretrained(run.out)
     assert saved.dtype == getattr(torch, dtype)
@@ -199,9 +200,9 @@ def test_a_decoder_without_padding_token_gets_one(settings, tmp_path, tokenizer)
     bare.pad_token, bare.eos_token = None, "[SEP]"
     bare.save_pretrained(tmp_path / "gpt")
     with pytest.raises(BadInput, match="--head probe needs a trained head that sees one vector a row"):
-        finetune(replace(settings, model=str(tmp_path / "gpt"), head="probe"), quiet)
+        finetune(changed(settings, model=str(tmp_path / "gpt"), head="probe"), quiet)
     for adapter in ("full", "lora", "head"):
-        run = replace(settings, model=str(tmp_path / "gpt"), adapter=(adapter,), out=str(tmp_path / adapter))
+        run = changed(settings, model=str(tmp_path / "gpt"), adapter=(adapter,), out=str(tmp_path / adapter))
         result = finetune(run, quiet)
         saved = transformers.AutoModelForSequenceClassification.from_pretrained(run.out)
         assert accuracy_of(saved, transformers.AutoTokenizer.from_pretrained(run.out), run) == result.after["accuracy"]
@@ -220,7 +221,7 @@ def test_ctrl_c_saves_the_steps_done(settings, monkeypatch, drawn):
     monkeypatch.setattr(HeadReader, "loss", counted)
     said = []
     before = signal.getsignal(signal.SIGINT)
-    run = replace(settings, steps=9, eval_every=50, lr=1e-3, no_check=True)
+    run = changed(settings, steps=9, eval_every=50, lr=1e-3, no_check=True)
     result = finetune(run, said.append)
     assert result.interrupted and result.steps == 3 and signal.getsignal(signal.SIGINT) is before
     assert f"stopped after step 3 of 9: zokern finetune --resume {run.out}" in said
@@ -263,18 +264,18 @@ REFUSED = {
     "batch": (dict(batch_size=49), "--batch-size 49 is more than the 48 training rows"),
     "no_model": (dict(model="./nowhere"), "--model './nowhere' does not exist"),
     "orphan": (dict(data=None, model=None, label="x"), "belong to --data"),
-    "optimizer": (dict(optimizer="adam"), "--optimizer adam: pass one of mezo, "),
+    "optimizer": (dict(optimizer="adam"), "--optimizer adam: pass one of forward-gradient, hybrid, mezo, "),
     "typo": (dict(optimizer="mezzo"), "(did you mean 'mezo'?)"),
     "of_another": (dict(momentum=0.5), "--momentum is no option of --optimizer mezo: leave it out, or pass zo-momentum"),
     "eps_of_none": (dict(optimizer="forward-gradient", eps=1e-3), "--eps is no option of --optimizer forward-gradient"),
     "full_batch": (dict(full_batch=10), "--full-batch does not go with --optimizer mezo"),
     "too_full": (dict(full_batch=49, optimizer="mezo-svrg"), "--full-batch 49 is more than the 48 training rows"),
-    "ask": (dict(ask="causal"), "--ask causal needs the prompts of a task"),
+    "task_type": (dict(task_type="causal"), "--task-type causal needs the prompts of a task"),
     "rows": (dict(rows=(1, 2, 3)), "--rows and --shots are of tasks"),
     "rank": (dict(rank=4), "--rank is of LoRA and DoRA"),
     "virtual": (dict(virtual_tokens=4), "--virtual-tokens is of prefix and prompt tuning"),
     "adapter": (dict(adapter=("qlora",)), "--adapter qlora: 'qlora' names no parameter"),
-    "betas": (dict(optimizer="zo-adam", betas=(0.9,)), "--betas 0.9: pass two numbers in [0, 1), as '0.9,0.999'"),
+    "betas": (dict(optimizer="zo-adam", betas=(0.9,)), "--betas 0.9: pass two numbers in [0, 1)"),
     "objective": (dict(objective="f1"), "objective 'f1' does not fit"),
     "task": (dict(task="sst3", data=None), "sst2"),
     "task_columns": (dict(task="sst2", label="label"), "--label does not go with --task sst2"),
@@ -286,7 +287,7 @@ def test_what_is_refused_leaves_nothing_behind(settings, tmp_path, name):
     more, message = REFUSED[name]
     before = sorted(os.listdir(tmp_path))
     with pytest.raises(BadInput) as error:
-        finetune(replace(settings, **more), quiet)
+        finetune(changed(settings, **more), quiet)
     assert message in str(error.value) and "\n" not in str(error.value)
     assert sorted(os.listdir(tmp_path)) == before
 
@@ -297,10 +298,10 @@ def test_a_folder_with_something_in_it(settings, tmp_path):
     (out / "thesis.txt").write_text("years of work")
     for overwrite, message in ((False, "exists and is not empty"), (True, "holds no earlier run")):
         with pytest.raises(BadInput, match=message):
-            finetune(replace(settings, overwrite=overwrite), quiet)
+            finetune(changed(settings, overwrite=overwrite), quiet)
         assert os.listdir(out) == ["thesis.txt"]
     with pytest.raises(BadInput, match="is a file: pass a folder"):
-        finetune(replace(settings, out=str(out / "thesis.txt")), quiet)
+        finetune(changed(settings, out=str(out / "thesis.txt")), quiet)
 
 
 def test_an_earlier_run_is_replaced_on_demand(settings):
@@ -309,22 +310,22 @@ def test_an_earlier_run_is_replaced_on_demand(settings):
     with pytest.raises(BadInput, match="--overwrite"):
         finetune(settings, quiet)
     with pytest.raises(BadInput, match="is none of the classes|is no column"):
-        finetune(replace(settings, overwrite=True, text=("nowhere",)), quiet)
+        finetune(changed(settings, overwrite=True, text=("nowhere",)), quiet)
     assert {path: path.read_bytes() for path in Path(settings.out).rglob("*") if path.is_file()} == before
-    finetune(replace(settings, overwrite=True, seed=9), quiet)
+    finetune(changed(settings, overwrite=True, seed=9), quiet)
     assert json.loads((Path(settings.out) / "run.json").read_text())["settings"]["seed"] == 9
 
 
 def test_a_run_that_diverges_keeps_its_log_and_no_model(settings):
     with pytest.raises(BadInput, match="smaller --lr"):
-        finetune(replace(settings, lr=1e30, steps=40), quiet)
+        finetune(changed(settings, lr=1e30, steps=40), quiet)
     left = os.listdir(settings.out)
     assert "trajectory.jsonl" in left and not {"metrics.json", "model.safetensors"} & set(left)
-    finetune(replace(settings, overwrite=True), quiet)
+    finetune(changed(settings, overwrite=True), quiet)
 
 
 def test_without_a_name_the_next_free_folder_is_taken(settings, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert replace(settings, out=None).checked().out == "zokern-finetune"
+    assert changed(settings, out=None).checked().out == "zokern-finetune"
     (tmp_path / "zokern-finetune").mkdir()
-    assert replace(settings, out=None).checked().out == "zokern-finetune-2"
+    assert changed(settings, out=None).checked().out == "zokern-finetune-2"

@@ -1,10 +1,10 @@
 """Models that a run cannot have: one line says why, and nothing is written."""
 
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from command_line import changed
 
 from zokern.errors import BadInput
 from zokern.finetune import finetune
@@ -21,7 +21,7 @@ def quiet(line):
 def test_models_that_cannot_be_used(settings, tmp_path, tokenizer):
     def refused(folder):
         with pytest.raises(BadInput) as error:
-            finetune(replace(settings, model=str(folder)), quiet)
+            finetune(changed(settings, model=str(folder)), quiet)
         assert "\n" not in str(error.value) and not Path(settings.out).exists()
         return str(error.value)
 
@@ -34,7 +34,7 @@ def test_models_that_cannot_be_used(settings, tmp_path, tokenizer):
     vision = transformers.ViTConfig(**small, image_size=8, patch_size=8)
     transformers.ViTModel(vision).save_pretrained(tmp_path / "vision")
     tokenizer.save_pretrained(tmp_path / "vision")
-    assert "(ViTConfig) cannot be asked with --ask head" in refused(tmp_path / "vision")
+    assert "(ViTConfig) cannot be asked with --task-type head" in refused(tmp_path / "vision")
     (tmp_path / "cut").mkdir()
     for path in Path(settings.model).iterdir():
         (tmp_path / "cut" / path.name).write_bytes(path.read_bytes()[: 5000 if path.suffix == ".safetensors" else None])
@@ -51,7 +51,7 @@ def test_a_model_without_a_tokenizer_is_refused(settings, tmp_path, kind):
         model = getattr(transformers, f"{kind}Model")(config)
     model.to_empty(device="cpu").save_pretrained(tmp_path / "bare")
     with pytest.raises(BadInput, match="comes without a tokenizer .*: put its files there, as tokenizer.save_pretrained writes"):
-        finetune(replace(settings, model=str(tmp_path / "bare")), quiet)
+        finetune(changed(settings, model=str(tmp_path / "bare")), quiet)
     assert not Path(settings.out).exists()
 
 
@@ -60,7 +60,7 @@ def test_the_tokenizer_of_a_larger_model_is_refused(settings, tmp_path, tokenize
     transformers.BertModel(config).save_pretrained(tmp_path / "other")
     tokenizer.save_pretrained(tmp_path / "other")
     with pytest.raises(BadInput, match=r"other \(BertForSequenceClassification\) fails over .*IndexError.*: check that its tokenizer"):
-        finetune(replace(settings, model=str(tmp_path / "other")), quiet)
+        finetune(changed(settings, model=str(tmp_path / "other")), quiet)
     assert not Path(settings.out).exists()
 
 
@@ -76,7 +76,7 @@ def test_a_model_without_forward_mode_is_refused(settings, tmp_path, tokenizer, 
     tokenizer.save_pretrained(tmp_path / "mixtral")
     option = "--zo" if "zo" in more else "--optimizer"
     with pytest.raises(BadInput, match=f"^{option} forward-gradient: forward mode stopped: .*: pass {option} mezo$"):
-        finetune(replace(settings, model=str(tmp_path / "mixtral"), **more), quiet)
+        finetune(changed(settings, model=str(tmp_path / "mixtral"), **more), quiet)
     assert not Path(settings.out).exists()
 
 
@@ -87,7 +87,7 @@ def test_a_model_whose_layers_no_option_can_name(settings, options):
     option, cure = ("--blocks", "leave it out") if "blocks" in options else ("--optimizer hybrid", "pass another optimizer")
     message = rf"{option}: a T5For.* has several lists of layers \(.*\), and no option says .*: {cure}, or use zokern in Python$"
     with pytest.raises(BadInput, match=message):
-        make(with_rates(replace(settings, **options).checked()), model)
+        make(with_rates(changed(settings, **options).checked()), model)
 
 
 def test_weights_that_are_not_numbers(settings, tmp_path, tokenizer):
@@ -96,4 +96,4 @@ def test_weights_that_are_not_numbers(settings, tmp_path, tokenizer):
     model.save_pretrained(tmp_path / "nan")
     tokenizer.save_pretrained(tmp_path / "nan")
     with pytest.raises(BadInput, match="the model's loss on held-out rows is nan"):
-        finetune(replace(settings, model=str(tmp_path / "nan")), quiet)
+        finetune(changed(settings, model=str(tmp_path / "nan")), quiet)

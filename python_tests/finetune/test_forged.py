@@ -4,9 +4,8 @@ import copy
 import json
 import os
 import random
-from dataclasses import fields, replace
+from dataclasses import fields
 from pathlib import Path
-from typing import get_type_hints
 
 import pytest
 
@@ -18,7 +17,7 @@ from command_line import zokern  # noqa: E402
 from zokern.cli.options import configured  # noqa: E402
 from zokern.errors import BadInput  # noqa: E402
 from zokern.finetune import Settings, finetune, output  # noqa: E402
-from zokern.finetune.job import settings_of  # noqa: E402
+from zokern.finetune.options import options_of  # noqa: E402
 from zokern.finetune.restore import Evaluation, evaluate  # noqa: E402
 
 MUTATIONS = 10_000 if os.environ.get("ZOKERN_LONG") else 300
@@ -31,7 +30,7 @@ ALIASES = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
 @pytest.fixture(scope="module")
 def record():
     """What run.json of a run holds, without the run."""
-    settings = replace(Settings(model="a/model", task="sst2", lr=1e-3, eps=1e-2, device="cpu", out="run").checked(), lr_full=None)
+    settings = Settings.flat(dict(model="a/model", task="sst2", lr=1e-3, eps=1e-2, device="cpu", out="run", blocks=True)).checked()
     judged = {"loss": 0.5, "accuracy": 0.75}
     held = {"settings": settings.record(), "labels": ["negative", "positive"], "columns": {}, "digest": "0" * 16}
     return {**held, "zokern": "0.1.0", "backends": {"cpu": "ready"}, "before": judged, "probed": judged}
@@ -80,7 +79,7 @@ FORGED = {
     "not together": ("full_batch", 4, "--full-batch does not go with --optimizer mezo"),
     "of a newer version": ("frobnicate", 4, "'frobnicate' is no setting of this zokern: use the zokern that made it"),
     "a typo": ("batch_sise", 4, "'batch_sise' is no setting of this zokern (did you mean 'batch_size'?)"),
-    "missing": ("momentum", REMOVED, "'momentum' is missing: use the zokern that made it"),
+    "missing": ("objective", REMOVED, "'objective' is missing: use the zokern that made it"),
     "NUL": ("data", "a\0b", "--data is 'a\\x00b': pass text without NUL"),
     "half a character": ("label", "\ud800", "--label is '\\ud800': pass text without NUL and without half a character"),
     "labels": (("labels",), [1, 2], "'labels', of which item 1 is 1: pass text"),
@@ -167,12 +166,12 @@ def test_no_mutation_of_a_record_gets_by(tmp_path, record):
     """Values of any kind in any place, names that are gone, new or twice, bytes that changed."""
     seed = int(os.environ.get("ZOKERN_SEED", "0"))
     generator, path, valid = random.Random(seed), tmp_path / "run.json", 0
-    hints = get_type_hints(Settings)
+    options = options_of(Settings)
     for i in range(MUTATIONS):
         path.write_bytes(_mutated(generator, record))
         for read in (
-            lambda: settings_of(str(tmp_path), output.run_of(str(tmp_path))),
-            lambda: Settings(**configured(path, "finetune", hints)),
+            lambda: output.settings_of(str(tmp_path), output.run_of(str(tmp_path))),
+            lambda: Settings.flat(configured(path, "finetune", options)),
         ):
             try:
                 settings = read().checked()
@@ -183,7 +182,7 @@ def test_no_mutation_of_a_record_gets_by(tmp_path, record):
             else:
                 valid += 1
                 assert settings.checked() == settings, (seed, i)
-                assert all(type(value) is not list for value in vars(settings).values())
+                assert all(type(value) is not list for value in (vars(settings) | settings.optimizer_settings).values())
                 json.dumps(settings.record())
     print(f"{MUTATIONS} mutations with seed {seed}: {valid} of {2 * MUTATIONS} measurements are settings, the others are refused")
     assert 0 < valid < 2 * MUTATIONS

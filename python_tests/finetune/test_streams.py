@@ -26,8 +26,8 @@ ON_STREAMS = """
 import json, os, sys, warnings
 import torch, transformers, accelerate, peft, sklearn.metrics, matplotlib.figure
 from zokern.__main__ import main
-from zokern.finetune import job
-job.draw = lambda *given: given[-1].touch()  # which would take half of the time
+from zokern.finetune import report
+report.draw = lambda *given: given[-1].touch()  # which would take half of the time
 warnings.filterwarnings("ignore", ".*multi-threaded, use of fork")  # from python 3.12 on
 read, unread = os.pipe()
 os.close(read)

@@ -18,9 +18,9 @@ from update_cases import DENSE, KINDS, MIXED, POSITIONS, Piece, check_update, ke
 import zokern
 from zokern import NoiseKey
 from zokern.kernels import cuda
+from zokern.kernels.passes import RULES
 from zokern.kernels.spans import BLOCK
 from zokern.noise import reference
-from zokern.ops.update import RULES
 
 ROOT = Path(__file__).parents[2]
 

@@ -9,7 +9,7 @@ from update_cases import DENSE, KINDS, MIXED, POSITIONS, Piece, check_update, ke
 
 from zokern import Layout, NoiseKey, ops, use_backend
 from zokern.kernels import cuda
-from zokern.layout import KEEP_ALL
+from zokern.kernels.tables import KEEP_ALL
 
 pytestmark = pytest.mark.gpu
 

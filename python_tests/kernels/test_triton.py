@@ -14,7 +14,7 @@ from update_cases import DENSE, KINDS, MIXED, POSITIONS, Piece, check_update, ke
 
 from zokern.kernels import spans
 from zokern.kernels import triton as backend
-from zokern.layout import KEEP_ALL, Table, pack
+from zokern.kernels.tables import KEEP_ALL, Table
 from zokern.noise import NoiseKey, reference
 
 triton = pytest.importorskip("triton", reason="pip install triton")
@@ -50,7 +50,7 @@ def add_noise_(tensors, firsts, keys, coefficients, decay=None, groups=None, kee
     """The backend on one table. ``coefficients``: [terms, groups] as nested lists; ``decay``: a list or None."""
     groups = groups or [0] * len(tensors)
     rows = torch.tensor(
-        [[t.data_ptr(), t.numel(), first, pack(g, keep_threshold)] for t, first, g in zip(tensors, firsts, groups)], dtype=torch.int64
+        [[t.data_ptr(), t.numel(), first, g, keep_threshold] for t, first, g in zip(tensors, firsts, groups)], dtype=torch.int64
     )
     table = Table(tensors[0].dtype, tensors[0].device, max(groups) + 1, rows)
     c = torch.tensor(coefficients, dtype=torch.float32, device=DEVICE).reshape(len(keys), table.groups)
@@ -377,7 +377,7 @@ class TestOnGPU:
 
     def test_the_host_does_not_wait(self):
         theta, keys = weights(100_000, torch.bfloat16), [KEY, NoiseKey(1)]
-        table = Table(theta.dtype, theta.device, 1, torch.tensor([[theta.data_ptr(), theta.numel(), 0, pack(0, KEEP_ALL)]]))
+        table = Table(theta.dtype, theta.device, 1, torch.tensor([[theta.data_ptr(), theta.numel(), 0, 0, KEEP_ALL]]))
         c = torch.ones(2, 1, device=DEVICE)
         backend.add_noise_(table, keys, c, None)  # compiles
         torch.cuda.set_sync_debug_mode("error")

@@ -5,9 +5,9 @@ import torch
 from tolerances import ROUNDING, STATE, STOCHASTIC
 
 from zokern import Layout, NoiseKey, ops, use_backend
+from zokern.kernels.passes import RULES
 from zokern.noise import reference
 from zokern.noise.spec import ROUNDING as PURPOSE
-from zokern.ops.update import RULES
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 LR, BETA1, BETA2, DELTA = 1e-2, 0.9, 0.98, 1e-3

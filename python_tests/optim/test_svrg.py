@@ -5,7 +5,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from optimizer_cases import answered
 
 from zokern import Annealing, MeZO, MeZOSVRG, NoiseKey
 from zokern.noise.spec import ANCHOR

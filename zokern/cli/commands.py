@@ -11,8 +11,9 @@ from typing import Annotated
 import typer
 
 from ..errors import BadInput, first_line
+from ..finetune.options import title
 from ..finetune.restore import Evaluation
-from ..finetune.settings import Settings, title
+from ..finetune.settings import Settings
 from .options import command_of
 from .streams import fail, tell
 
@@ -72,7 +73,12 @@ RESUME = Annotated[
     str | None, typer.Option(help="Go on with the run in this folder from its newest checkpoint, or to more --steps; no other options.")
 ]
 app.command("finetune", help="Fine-tune a language model by forward passes. With no options: a demonstration that needs no network.")(
-    command_of(Settings, _finetune, resume=inspect.Parameter("resume", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=RESUME))
+    command_of(
+        Settings,
+        Settings.flat,
+        _finetune,
+        resume=inspect.Parameter("resume", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=RESUME),
+    )
 )
 
 
@@ -86,7 +92,7 @@ def _evaluate(what, given):
 
 
 app.command("evaluate", help="Judge a model: of a run on its own held-out and test rows, or any on a task or a table.")(
-    command_of(Evaluation, _evaluate)
+    command_of(Evaluation, lambda values: Evaluation(**values), _evaluate)
 )
 
 

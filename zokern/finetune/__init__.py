@@ -1,4 +1,4 @@
-"""Fine-tune a language model of transformers by forward passes: the job behind ``zokern finetune``."""
+"""Fine-tune a language model of transformers by forward passes: what is behind ``zokern finetune``."""
 
 from ..errors import BadInput
 from .job import finetune, resume

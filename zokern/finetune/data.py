@@ -11,7 +11,7 @@ from .. import tasks
 from ..errors import BadInput
 from ..tasks import Example, Task
 from ..tasks.rows import Table, read
-from .docstrings import docstring_sentences
+from .demo_data import docstring_sentences
 from .settings import Settings
 
 TEXTS = ("text", "sentence", "content", "review", "document", "comment", "question", "title", "message", "tweet")

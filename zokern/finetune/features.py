@@ -16,7 +16,7 @@ def head_of(model, classes: int) -> torch.nn.Linear | None:
 
 
 @torch.no_grad()
-def seen_by(head, asked, features: list[dict]) -> torch.Tensor | None:
+def seen_by(head, loaded, features: list[dict]) -> torch.Tensor | None:
     """What the head sees of each row: [rows, width], in the dtype that it sees; None where that is not one vector a row."""
     seen = []
     hook = head.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0]))
@@ -24,8 +24,8 @@ def seen_by(head, asked, features: list[dict]) -> torch.Tensor | None:
     try:
         for i in range(0, len(order), TOGETHER):
             batch = [features[j] for j in order[i : i + TOGETHER]]
-            with asked.computing():
-                asked.reader.scores(asked.model, asked.reader.collate(batch))
+            with loaded.computing():
+                loaded.reader.scores(loaded.model, loaded.reader.collate(batch))
             if seen[-1].dim() != 2 or len(seen[-1]) != len(batch):
                 return None
     finally:

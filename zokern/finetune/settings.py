@@ -3,81 +3,45 @@
 import math
 import os
 import re
-from dataclasses import asdict, dataclass, field, fields, replace
-from difflib import get_close_matches
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from ..errors import BadInput
-from .values import brief, fitting
+from ..optim import ClosureOptimizer, Setting, named, optimizers
+from ..optim.settings import COMMON, POSITIVE
+from ..tasks import READERS
+from ..tasks.reader import OBJECTIVES
+from .options import KINDS, nearest, option, options_of, title
+from .values import brief, fit, fitting, shown
 
-DTYPES = ("float32", "bfloat16", "float16")
 CHOICES = {
-    "dtype": DTYPES,
+    "dtype": ("float32", "bfloat16", "float16"),
     "head": ("loaded", "probe"),
     "keep": ("last", "best"),
     "schedule": ("linear", "cosine", "constant"),
-    "ask": ("head", "masked", "causal"),
-    "objective": ("cross-entropy", "option", "accuracy", "f1"),
-    "optimizer": (
-        "mezo",
-        "mezo-svrg",
-        "zo-adam",
-        "zo-momentum",
-        "zo-sign",
-        "zo-conservative",
-        "forward-gradient",
-        "hybrid",
-    ),
-    "zo": ("mezo", "zo-adam", "zo-momentum", "zo-sign", "zo-conservative", "forward-gradient", "none"),
+    "task_type": tuple(READERS),
+    "objective": OBJECTIVES,
     "fo": ("adamw", "sgd"),
-    "estimator": ("two-point", "one-sided"),
-    "anchor": ("copy", "replay"),
-    "form": ("element", "scalar"),
-    "state_dtype": ("float32", "bfloat16"),
 }
 # The first k blocks zeroth-order; so many of the deepest blocks first-order, or those at places, all or a share of each parameter; so
 # many at random, drawn again every so many steps.
 PLACES = r"(\d+|\+\d+|\d+(\+\d+)+)"
 SPLIT = re.compile(rf"depth:\d+|inter:{PLACES}|intra:{PLACES}(:0?\.\d+)?|lisa:\d+:\d+")
-# What an optimizer may be given beside lr, eps and seed; which of them it takes, its own signature says.
-OPTIMIZER = (
-    "weight_decay",
-    "q",
-    "estimator",
-    "sparsity",
-    "blocks",
-    "defer",
-    "lr_full",
-    "anchor",
-    "momentum",
-    "betas",
-    "delta",
-    "amsgrad",
-    "form",
-    "state_dtype",
-)
+ZO, FO = "mezo", "adamw"  # what moves the two halves of a model where nothing else is asked for
 PATHS = ("model", "data", "eval_data")  # or names on the hub
 EACH_TIME = ("out", "overwrite", "trust_remote_code")  # of the command line alone: what a file of another run says of them is not taken
-POSITIVE = "a number > 0", lambda x: 0 < x < math.inf
 NATURAL = "an integer >= 1", lambda x: x >= 1
+COUNTS = ("steps", "batch_size", "accumulate", "eval_every", "save_every", "shots", "rank", "virtual_tokens", "full_batch")
 RANGES = {
-    **dict.fromkeys(("lr", "eps", "lr_full", "delta", "fo_lr"), POSITIVE),
+    **dict.fromkeys(("lr", "eps", "fo_lr"), POSITIVE),
+    **dict.fromkeys(COUNTS, NATURAL),
     "lr_ratio": ("a number >= 1", lambda x: 1 <= x < math.inf),
-    **dict.fromkeys(("q", "steps", "batch_size", "accumulate", "eval_every", "save_every", "shots", "rank", "virtual_tokens"), NATURAL),
-    "weight_decay": ("a number >= 0", lambda x: 0 <= x < math.inf),
-    "sparsity": ("a number in [0, 1)", lambda x: 0 <= x < 1),
-    "momentum": ("a number in [0, 1)", lambda x: 0 <= x < 1),
     "split": ("depth:3, inter:4, inter:1+3, intra:4:0.5 or lisa:2:20", SPLIT.fullmatch),
     "seed": ("an integer in [0, 2**32)", lambda x: 0 <= x < 1 << 32),  # numpy's generators take no more
     "max_length": ("an integer >= 4", lambda x: x >= 4),
     "text": ("one column or two", lambda x: len(x) <= 2),
-    "betas": ("two numbers in [0, 1), as '0.9,0.999'", lambda x: len(x) == 2 and all(0 <= b < 1 for b in x)),
     "rows": ("three integers, the last one may be 0, as '512,256,256'", lambda x: len(x) == 3 and min(x[:2]) >= 1 and x[2] >= 0),
 }
-
-
-def _option(text, default=None):
-    return field(default=default, metadata={"help": text})
 
 
 @dataclass(frozen=True)
@@ -85,77 +49,79 @@ class Settings:
     """What to fine-tune, on what, and how; ``help`` in each field's metadata says what it is. ``checked()`` fills in what follows from
     the rest."""
 
-    model: str | None = _option("Local folder or hub id. Without it: a small MiniLM, with LoRA.")
-    trust_remote_code: bool = _option("Run the Python code that comes with --model. Read it first.", False)
-    task: str | None = _option("A task that zokern knows: sst2, rte, boolq, ... (docs/tasks.md).")
-    data: str | None = _option(
+    model: str | None = option("Local folder or hub id. Without it: a small MiniLM, with LoRA.")
+    trust_remote_code: bool = option("Run the Python code that comes with --model. Read it first.", False)
+    task: str | None = option("A task that zokern knows: sst2, rte, boolq, ... (docs/tasks.md).")
+    data: str | None = option(
         "With --task: a local copy of it. Else: csv, tsv, json, jsonl or parquet file, or a hub data set (name or name:config); without "
         "it sentences from the docstrings of networkx and sympy, to be told apart."
     )
-    eval_data: str | None = _option("The same, for held-out rows. Without it: a fifth of --data.")
-    text: tuple[str, ...] = _option("Text column of --data; 'a,b' for pairs of texts. Without it: by name.", ())
-    label: str | None = _option("Label column of --data. Without it: by name.")
-    rows: tuple[int, ...] = _option("Of a task: rows for training, for evaluation, and for the test at the end.", (512, 256, 256))
-    shots: int | None = _option("Of a task: so many rows of every class for training, and so many for evaluation, instead of --rows.")
-    ask: str | None = _option("How the model is asked: head, masked or causal (a task's prompts). Without it: head.")
-    objective: str = _option(
+    eval_data: str | None = option("The same, for held-out rows. Without it: a fifth of --data.")
+    text: tuple[str, ...] = option("Text column of --data; 'a,b' for pairs of texts. Without it: by name.", ())
+    label: str | None = option("Label column of --data. Without it: by name.")
+    rows: tuple[int, ...] = option("Of a task: rows for training, for evaluation, and for the test at the end.", (512, 256, 256))
+    shots: int | None = option("Of a task: so many rows of every class for training, and so many for evaluation, instead of --rows.")
+    task_type: str | None = option(
+        "What the model predicts: a class by its head, or the words of a task's prompt, masked or causal. Without it: head.",
+        formerly=("ask",),
+    )
+    objective: str = option(
         "What is minimised: cross-entropy, option (of the right answer's tokens alone), or 1 minus accuracy or f1.", "cross-entropy"
     )
-    adapter: tuple[str, ...] = _option("What is trained: full, head, lora, dora, prefix, prompt, or patterns of parameter names.", ())
-    rank: int | None = _option("Of LoRA and DoRA. Without it: 8.")
-    lr_ratio: float | None = _option("LoRA+: the learning rate of B is so many times that of A, which is then trained too.")
-    virtual_tokens: int | None = _option("Of prefix and prompt tuning. Without it: 5.")
-    head: str = _option("Begin with the head as loaded (random if new), or with a linear probe.", "loaded")
-    optimizer: str = _option("One of " + ", ".join(CHOICES["optimizer"]) + ".", "mezo")
-    lr: float | None = _option("Learning rate. Without it: the adapter's starting point (docs/settings.md).")
-    eps: float | None = _option("Perturbation radius. Without it: the adapter's starting point.")
-    lr_full: float | None = _option("mezo-svrg: learning rate at anchors. Without it: 10 times --lr.")
-    split: str | None = _option(
-        "hybrid: who is trained by backpropagation, beside the head: depth:K (blocks from K on), inter:N (the N deepest; places as 1+3), "
-        "intra:N:0.5 (that share of each parameter in them), lisa:G:K (G at random every K steps, and "
+    adapter: tuple[str, ...] = option("What is trained: full, head, lora, dora, prefix, prompt, or patterns of parameter names.", ())
+    rank: int | None = option("Of LoRA and DoRA. Without it: 8.", aliases=("lora_r",))
+    lr_ratio: float | None = option(
+        "LoRA+: the learning rate of B is so many times that of A, which is then trained too.", aliases=("loraplus_lr_ratio",)
+    )
+    virtual_tokens: int | None = option("Of prefix and prompt tuning. Without it: 5, or 10 of prompt.", aliases=("num_virtual_tokens",))
+    head: str = option("Begin with the head as loaded (random if new), or with a linear probe.", "loaded")
+    optimizer: str = option(lambda: f"One of {', '.join(optimizers())}.", ZO)
+    lr: float | None = option("Learning rate. Without it: the adapter's starting point (docs/settings.md).", aliases=("learning_rate",))
+    eps: float | None = option("Perturbation radius. Without it: the adapter's starting point.")
+    split: str | None = option(
+        "hybrid: which parameters are trained by backpropagation, beside the head: depth:K (blocks from K on), inter:N (the N deepest; "
+        "blocks by number as 1+3), intra:N:0.5 (that share of each parameter in them), lisa:G:K (G blocks at random every K steps, and "
         "embeddings). Without it: the deeper half."
     )
-    zo: str | None = _option("hybrid: what moves the others: " + ", ".join(CHOICES["zo"]) + ". Without it: mezo. --lr, --eps, ... are its.")
-    fo: str | None = _option("hybrid: what moves those: adamw or sgd. Without it: adamw.")
-    fo_lr: float | None = _option(
+    zo: str | None = option(lambda: f"hybrid: what moves the other parameters: {', '.join(zo_choices())}. Without it: {ZO}.")
+    fo: str | None = option(f"hybrid: what moves those: {' or '.join(CHOICES['fo'])}. Without it: {FO}.")
+    fo_lr: float | None = option(
         "hybrid: learning rate of --fo. Without it: 1e-5 for adamw and 2e-5 for sgd, more for adapters (docs/settings.md)."
     )
-    share_forward: bool = _option("hybrid: take the gradient at the first perturbed place, one forward pass less.", False)
-    schedule: str = _option("How the learning rate ends: linear, cosine or constant.", "linear")
-    weight_decay: float | None = _option("Decoupled weight decay: theta shrinks by lr times this a step.")
-    q: int | None = _option("Directions a step, averaged; of mezo-svrg: steps from anchor to anchor.")
-    estimator: str | None = _option("two-point or one-sided.")
-    sparsity: float | None = _option("Share of all elements that the noise leaves alone.")
-    blocks: bool = _option("Estimate each layer by itself.", False)
-    defer: bool = _option("Leave each update to the next step's first pass.", False)
-    anchor: str | None = _option("mezo-svrg: copy or replay.")
-    full_batch: int | None = _option("mezo-svrg: rows at an anchor, drawn anew for each. Without it: all training rows.")
-    momentum: float | None = _option("zo-momentum.")
-    betas: tuple[float, ...] = _option("zo-adam: '0.9,0.999'.", ())
-    delta: float | None = _option("zo-adam: added to the denominator.")
-    amsgrad: bool = _option("zo-adam: divide by the running maximum.", False)
-    form: str | None = _option("zo-sign: element or scalar.")
-    state_dtype: str | None = _option("zo-adam, zo-momentum: float32 or bfloat16.")
-    seed: int = _option("Fixes the split, the new parts' first values, the batches and the noise.", 0)
-    steps: int = _option("Optimizer steps.", 400)
-    batch_size: int = _option("Rows that go through the model at once.", 16)
-    accumulate: int = _option("Batches a step: all are seen along the same noise.", 1)
-    eval_every: int = _option("Steps between evaluations on held-out rows.", 100)
-    save_every: int | None = _option("Steps between checkpoints, from which --resume goes on. Without it: --eval-every.")
-    keep: str = _option("Which weights are saved at the end: last, or best, those of the evaluation with the best metric.", "last")
-    max_length: int = _option("Tokens a row; longer texts are cut.", 128)
-    dtype: str = _option("float32, bfloat16 or float16.", "float32")
-    device: str | None = _option("cpu or cuda. Without it: a GPU where there is one.")
-    no_check: bool = _option("Do not check, by some forward passes before the first step, that losses, eps and rounding are sound.", False)
-    out: str | None = _option("Folder for model, curve and logs. Without it: zokern-finetune, or -2, ...")
-    overwrite: bool = _option("Replace an earlier run in --out.", False)
+    optimizer_settings: dict[str, object] = field(default_factory=dict)
+    schedule: str = option("How the learning rate ends: linear, cosine or constant.", "linear", aliases=("lr_scheduler_type",))
+    full_batch: int | None = option("mezo-svrg: rows at an anchor, drawn anew for each. Without it: all training rows.")
+    seed: int = option("Fixes the split, the new parts' first values, the batches and the noise.", 0)
+    steps: int = option("Optimizer steps.", 400, aliases=("max_steps",))
+    batch_size: int = option("Rows that go through the model at once.", 16, aliases=("per_device_train_batch_size",))
+    accumulate: int = option("Batches a step: all are seen along the same noise.", 1, aliases=("gradient_accumulation_steps",))
+    eval_every: int = option("Steps between evaluations on held-out rows.", 100, aliases=("eval_steps",))
+    save_every: int | None = option(
+        "Steps between checkpoints, from which --resume goes on. Without it: --eval-every.", aliases=("save_steps",)
+    )
+    keep: str = option("Which weights are saved at the end: last, or best, those of the evaluation with the best metric.", "last")
+    max_length: int = option("Tokens a row; longer texts are cut.", 128)
+    dtype: str = option("float32, bfloat16 or float16.", "float32")
+    device: str | None = option("cpu or cuda. Without it: a GPU where there is one.")
+    no_check: bool = option("Do not check, by some forward passes before the first step, that losses, eps and rounding are sound.", False)
+    out: str | None = option("Folder for model, curve and logs. Without it: zokern-finetune, or -2, ...", aliases=("output_dir",))
+    overwrite: bool = option("Replace an earlier run in --out.", False)
 
     @property
     def zeroth(self) -> str | None:
-        """The zeroth-order optimizer: of hybrid that of its half, None where it is frozen."""
-        if self.optimizer != "hybrid":
+        """Name of the optimizer that perturbs weights: --optimizer, or where that has two halves --zo; None where that half is frozen."""
+        if not self.halves:
             return self.optimizer
-        return None if self.zo == "none" else self.zo or "mezo"
+        return None if self.zo == "none" else self.zo or ZO
+
+    @property
+    def halves(self) -> bool:
+        """Whether the optimizer is made of two: one for the parameters by backpropagation, one for the others."""
+        return {"zo", "fo", "split"} <= named(self.optimizer).declared().keys()
+
+    @property
+    def zeroth_class(self) -> type[ClosureOptimizer] | None:
+        return None if self.zeroth is None else named(self.zeroth)
 
     def checked(self) -> "Settings":
         """The same with what follows from the rest filled in, lr and eps excepted.
@@ -170,23 +136,49 @@ class Settings:
             value = getattr(self, name)
             if value is not None and (value != () or name == "rows") and not holds(value):
                 raise BadInput(f"{title(name)} {shown(value)}: pass {cure}")
-        for name, choices in CHOICES.items():
-            value = getattr(self, name)
-            if value is not None and value not in choices:
-                raise BadInput(f"{title(name)} {shown(value)}: pass one of {', '.join(choices)}{nearest(value, choices)}")
-        self._together()
+        for name, choices in (CHOICES | {"optimizer": tuple(optimizers()), "zo": zo_choices()}).items():
+            _choose(name, getattr(self, name), choices)
+        settings = replace(self, optimizer_settings=self._optimizer_settings())
+        settings._together()
         lora = not self.adapter and self.model is None
         local = {name: path for name in PATHS if os.path.exists(path := os.path.expanduser(getattr(self, name) or ""))}
         return replace(
-            self,
+            settings,
             **{name: str(Path(path).absolute()) for name, path in local.items()},  # from wherever the run is gone on with
             adapter=self.adapter or (("lora",) if lora else ("full",)),
-            ask=self.ask or "head",
-            **({"zo": self.zo or "mezo", "fo": self.fo or "adamw"} if self.optimizer == "hybrid" else {}),
+            task_type=self.task_type or "head",
+            **({"zo": self.zo or ZO, "fo": self.fo or FO} if self.halves else {}),
             save_every=self.save_every or self.eval_every,
             device=self.device or _device(),
             out=self.out or _free("zokern-finetune"),
         )
+
+    def _optimizer_settings(self) -> dict[str, object]:
+        """Those that are given, each one that the optimizer takes and in its range."""
+        whole, zeroth, found = named(self.optimizer).declared(), self.zeroth_class, {}
+        takes = whole | (zeroth.declared() if zeroth else {}) if self.halves else whole
+        for name in self.optimizer_settings.keys() & vars(self).keys():
+            raise BadInput(f"optimizer_settings holds {name!r}, which the run has a setting of its own for: pass Settings({name}=...)")
+        given = {name: getattr(self, name) for name in ("lr", "eps")} | self.optimizer_settings
+        for name, value in given.items():
+            setting = takes.get(name)
+            if value in (None, (), []) or value is False and not (setting and setting.default):
+                continue  # as in a file that names all options
+            if zeroth is None and name not in whole and name != "weight_decay":
+                raise BadInput(f"{title(name)} is of the zeroth-order half, and --zo is none: leave it out, or pass --zo {ZO}")
+            if zeroth is None and name == "weight_decay":  # of the other half, too
+                setting = COMMON[name]
+            elif setting is None or setting.kind not in KINDS:
+                raise BadInput(self._takes_no(name))
+            if name in self.optimizer_settings:
+                found[name] = _of_kind(name, value, setting)
+        return found
+
+    def _takes_no(self, name):
+        option, others = ("--zo", zo_choices()) if self.halves else ("--optimizer", optimizers())
+        having = [other for other in others if other in optimizers() and name in named(other).declared()]
+        cure = f", or pass {' or '.join(having)}" if having else ""
+        return f"{title(str(name))} is no option of {option} {self.zeroth}: leave it out{cure}"
 
     def _together(self):
         plain = self.task is None
@@ -199,83 +191,103 @@ class Settings:
             for name in ("eval_data", "text", "label"):
                 if getattr(self, name):
                     raise BadInput(f"{title(name)} does not go with --task {self.task}, whose columns are known: leave it out")
-        elif self.ask in ("masked", "causal"):
-            raise BadInput(f"--ask {self.ask} needs the prompts of a task: pass --task, or --ask head")
+        elif self.task_type in ("masked", "causal"):
+            raise BadInput(f"--task-type {self.task_type} needs the prompts of a task: pass --task, or --task-type head")
         elif self.shots is not None or self.rows != (512, 256, 256):
             raise BadInput("--rows and --shots are of tasks: pass --task, or divide the rows by --eval-data")
-        if self.head == "probe" and self.ask in ("masked", "causal"):
-            raise BadInput(f"--head probe with --ask {self.ask}, which has no new head: pass --ask head, or --head loaded")
+        if self.head == "probe" and self.task_type in ("masked", "causal"):
+            raise BadInput(
+                f"--head probe with --task-type {self.task_type}, which has no new head: pass --task-type head, or --head loaded"
+            )
         adapters = {"lora", "dora"} & set(self.adapter or ("lora",) * (self.model is None))
         for name in ("rank", "lr_ratio"):
             if getattr(self, name) is not None and not adapters:
                 raise BadInput(f"{title(name)} is of LoRA and DoRA: pass --adapter lora, or leave it out")
         if self.virtual_tokens is not None and not {"prefix", "prompt"} & set(self.adapter):
             raise BadInput("--virtual-tokens is of prefix and prompt tuning: pass --adapter prefix, or leave it out")
-        if self.optimizer in ("forward-gradient", "hybrid") and self.objective in ("accuracy", "f1"):
-            raise BadInput(f"--objective {self.objective} has no derivative for --optimizer {self.optimizer}: pass cross-entropy, or mezo")
-        if self.ask == "masked" and {"prefix", "prompt"} & set(self.adapter):
-            raise BadInput(f"--adapter {','.join(self.adapter)} is not for masked models: pass lora, dora, full or patterns, or --ask head")
-        if self.full_batch is not None and self.optimizer != "mezo-svrg":
-            raise BadInput(f"--full-batch does not go with --optimizer {self.optimizer}: pass --optimizer mezo-svrg, or leave it out")
+        if named(self.optimizer).derivative and self.objective in ("accuracy", "f1"):
+            raise BadInput(f"--objective {self.objective} has no derivative for --optimizer {self.optimizer}: pass cross-entropy, or {ZO}")
+        if self.task_type == "masked" and {"prefix", "prompt"} & set(self.adapter):
+            raise BadInput(
+                f"--adapter {','.join(self.adapter)} is not for masked models: pass lora, dora, full or patterns, or --task-type head"
+            )
+        if self.full_batch is not None and not named(self.optimizer).full_batch:
+            having = " or ".join(name for name, cls in optimizers().items() if cls.full_batch)
+            raise BadInput(f"--full-batch does not go with --optimizer {self.optimizer}: pass --optimizer {having}, or leave it out")
         self._halves()
 
     def _halves(self):
-        if self.optimizer != "hybrid":
-            for name in ("split", "zo", "fo", "fo_lr", "share_forward"):
+        given = self.optimizer_settings
+        if not self.halves:
+            for name in ("split", "zo", "fo", "fo_lr"):
                 if getattr(self, name):
-                    raise BadInput(f"{title(name)} is of --optimizer hybrid: pass that, or leave it out")
+                    having = " or ".join(other for other, cls in optimizers().items() if name.partition("_")[0] in cls.declared())
+                    raise BadInput(f"{title(name)} is of --optimizer {having}: pass that, or leave it out")
             return
-        for name in ("defer", "lr_ratio"):
-            if getattr(self, name):
-                raise BadInput(f"{title(name)} does not go with --optimizer hybrid: leave it out, or pass --optimizer mezo")
-        if self.blocks and self.split and self.split.startswith("intra"):
+        if given.get("defer") or self.lr_ratio:
+            name = "lr_ratio" if self.lr_ratio else "defer"
+            raise BadInput(f"{title(name)} does not go with --optimizer {self.optimizer}: leave it out, or pass --optimizer {ZO}")
+        if given.get("blocks") and self.split and self.split.startswith("intra"):
             raise BadInput(f"--blocks does not go with --split {self.split}, which divides the parameters of a block: pass another split")
-        if self.share_forward and self.zeroth in (None, "forward-gradient"):
-            raise BadInput(f"--share-forward with --zo {self.zo}, which has no forward pass to share: leave it out, or pass --zo mezo")
+        if given.get("share_forward") and (self.zeroth is None or self.zeroth_class.derivative):
+            raise BadInput(f"--share-forward with --zo {self.zo}, which has no forward pass to share: leave it out, or pass --zo {ZO}")
+        what = f"of --optimizer {self.optimizer}"
         if self.zeroth is not None and self.adapter == ("head",):
-            raise BadInput("--adapter head leaves nothing to the zeroth-order half of --optimizer hybrid: pass --zo none, or another")
+            raise BadInput(f"--adapter head leaves nothing to the zeroth-order half {what}: pass --zo none, or another adapter")
         if self.dtype == "float16" and not {"lora", "dora", "prefix", "prompt"} & set(self.adapter or ("lora",) * (self.model is None)):
-            raise BadInput("--dtype float16 with --optimizer hybrid, whose gradients and AdamW underflow in it: pass float32 or bfloat16")
-        for name in ("lr", "eps", *OPTIMIZER):
-            if self.zeroth is None and name != "weight_decay" and getattr(self, name) not in (None, False, ()):
-                raise BadInput(f"{title(name)} is of the zeroth-order half, and --zo is none: leave it out, or pass --zo mezo")
+            raise BadInput(f"--dtype float16 underflows in gradients and AdamW {what}: pass float32 or bfloat16")
 
     def record(self) -> dict:
-        """For run.json and the log, as JSON has it."""
-        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
+        """For run.json and the log, as JSON has it: the settings of the optimizer beside the others."""
+        own = asdict(self)
+        flat = own | own.pop("optimizer_settings")
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in flat.items()}
+
+    @classmethod
+    def flat(cls, values: dict) -> "Settings":
+        """Settings of values by option, as ``record`` and the command line have them."""
+        own = {name: value for name, value in values.items() if name in cls.__dataclass_fields__}
+        return cls(**own, optimizer_settings={name: value for name, value in values.items() if name not in own})
 
     @classmethod
     def of(cls, record: dict) -> "Settings":
-        """The settings that ``record`` wrote, checked; code of a model's is trusted by who runs it, not by a file.
+        """The settings that ``record`` wrote, here or in an earlier zokern, checked, but for whether a model's code is trusted.
 
         Raises:
             BadInput: a setting that is not known here, one that is missing, or what ``checked`` refuses.
         """
-        known = [f.name for f in fields(cls) if f.name != "trust_remote_code"]
+        known = options_of(cls)
+        names = {old: name for name, option in known.items() for old in (name, *option.formerly)}
         for name in record:
-            if name not in (*known, "trust_remote_code"):
+            if name not in names:
                 raise BadInput(f"{brief(name)} is no setting of this zokern{nearest(name, known)}: use the zokern that made it")
+        values = {names[name]: value for name, value in record.items()}
         for name in known:
-            if name not in record:
+            if name in cls.__dataclass_fields__ and name not in (*values, "trust_remote_code"):
                 raise BadInput(f"{name!r} is missing: use the zokern that made it")
-        return cls(**{name: record[name] for name in known}).checked()
+        return cls.flat(values | {"trust_remote_code": False}).checked()
 
 
-def title(name: str) -> str:
-    """The option of a field."""
-    return "--" + name.replace("_", "-")
+def zo_choices() -> tuple[str, ...]:
+    """What the zeroth-order half of a model may be moved by."""
+    return *(name for name, cls in optimizers().items() if not (cls.takes_model or cls.full_batch)), "none"
 
 
-def nearest(name: str, known) -> str:
-    """ ", did you mean ...?" where something known is near."""
-    close = get_close_matches(name, list(known), 1)
-    return f" (did you mean {close[0]!r}?)" if close else ""
+def _choose(name, value, choices):
+    if value is not None and value not in choices:
+        raise BadInput(f"{title(name)} {shown(value)}: pass one of {', '.join(choices)}{nearest(value, choices)}")
 
 
-def shown(value):
-    """A value as its option takes it, in a line."""
-    text = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
-    return text if text.isprintable() and len(text) <= 80 else brief(text)
+def _of_kind(name, value, setting: Setting):
+    value = fit(title(name), value, KINDS[setting.kind])
+    if setting.choices:
+        _choose(name, value, setting.choices)
+        return value
+    try:
+        setting.check(name, value, "")
+    except ValueError:
+        raise BadInput(f"{title(name)} {shown(value)}: pass {setting.cure}") from None
+    return value
 
 
 def _device():

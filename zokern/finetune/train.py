@@ -1,4 +1,4 @@
-"""The training: ZOTrainer's loop, held-out rows judged now and then, a run that can be stopped and gone on with."""
+"""The training of a run: its folder, ZOTrainer's loop, held-out rows judged now and then; it can be stopped and gone on with."""
 
 import json
 import signal
@@ -6,15 +6,14 @@ import threading
 import time
 import warnings
 from contextlib import contextmanager
-from pathlib import Path
 
-from ..errors import BadInput, first_line, need, writing
+from ..errors import BadInput, Unwritable, first_line, need, writing
 from . import optimizers, output
 from .features import TOGETHER, FrozenBody, head_of, seen_by
-from .judge import judge
-from .model import Asked
-from .report import best_of
-from .settings import Settings, title
+from .metrics_of_model import best_of, metrics_of
+from .options import title
+from .prepare import Run
+from .settings import ZO
 
 SHOWN = ("loss", "eval_loss", "eval_accuracy", "eval_f1", "eval_matthews")  # beside the bar
 SECONDS = "train_seconds"  # of a log's entries
@@ -22,20 +21,67 @@ PATIENCE = 10  # steps on end without a finite loss after which a run is given u
 KEPT = 2  # checkpoints: should the machine stop while one is written, there is the one before
 
 
+@contextmanager
+def opened(run: Run, say):
+    """The folder of a run while it is trained: begun, or gone on with. Where that fails before the first step, it is as it was.
+
+    Raises:
+        Unwritable: a file in it cannot be written, with how to go on.
+    """
+    path, before = run.path, None
+    if run.resumed is None:
+        output.begin(path, run.record(), run.initial())
+    elif run.resumed["settings"]["steps"] != run.settings.steps:
+        before = output.extend(path, run.resumed, run.settings.record())
+    try:
+        if run.resumed is not None:
+            _go_on(run, say)
+        yield
+    except Exception as error:
+        if run.resumed is None and not run.steps_made:
+            output.clear(path)  # nothing has been learnt in it
+        elif before is not None and not run.steps_made:
+            output.restore(path, before)
+        elif isinstance(error, Unwritable):
+            raise Unwritable(f"{error}, then zokern finetune --resume {path}") from error
+        raise
+
+
+def _go_on(run, say):
+    steps, schedule, before = run.settings.steps, run.settings.schedule, run.resumed["settings"]["steps"]
+    if run.checkpoint is None:
+        say(f"no checkpoint is left in {run.path}: from the first step on")
+        output.load_initial(run.path, run.resumed, run.loaded.model)
+        (run.path / output.TRAJECTORY).unlink(missing_ok=True)
+    elif steps != before and schedule != "constant":
+        done = int(run.checkpoint.name.rpartition("-")[2])
+        as_of = f"--schedule {schedule} over {steps} steps"
+        say(f"from step {done + 1} on the learning rate is that of {as_of}; up to there it was as over {before}")
+
+
+def train(run: Run, say) -> "Training":
+    """Train to the last step, or until Ctrl-C."""
+    training = Training(run)
+    with interruptible(training.stopped):
+        training.train()
+    if training.interrupted:
+        say(f"stopped after step {training.steps} of {run.settings.steps}: zokern finetune --resume {run.path}")
+    return training
+
+
 class Training:
-    """A run of ``settings.steps`` steps in the folder ``path``.
+    """The steps of a run.
 
     Attributes:
         seconds: in training steps, without judging and saving, those before the checkpoint that the run goes on from included.
-        here: training steps of this process.
         history: what was logged, in the order of steps, as Trainer keeps it: dicts with "step".
         interrupted: whether the user stopped the run before its last step.
     """
 
-    def __init__(self, asked: Asked, settings: Settings, data, features, path: Path):
-        self.asked, self.settings, self.data, self.path = asked, settings, data, path
-        self.seconds, self.here, self.interrupted, self.bar = 0.0, 0, False, None
-        self.reader, (train, self.held_out) = self._reader(features)
+    def __init__(self, run: Run):
+        self.run, self.settings = run, run.settings
+        self.seconds, self.interrupted, self.bar = 0.0, False, None
+        self.reader, (train, self.held_out) = self._reader()
         self.trainer = self._trainer(train)
 
     @property
@@ -50,19 +96,19 @@ class Training:
     def forwards(self) -> int:
         """Batches that went through the model for the optimizer, those of an anchor's full batch included."""
         settings, optimizer = self.settings, self.trainer.zeroth_order
-        anchors = -(-self.steps // optimizer.param_groups[0]["q"]) if settings.optimizer == "mezo-svrg" else 0
-        full = -(-(settings.full_batch or len(self.data.train)) // TOGETHER)
+        anchors = -(-self.steps // optimizer.param_groups[0]["q"]) if optimizer.full_batch else 0
+        full = -(-(settings.full_batch or len(self.run.data.train)) // TOGETHER)
         return optimizer.forwards * settings.accumulate * (self.steps - anchors) + 2 * full * anchors
 
     @property
     def backwards(self) -> int:
         """Of those batches, how many went back through the model."""
-        return self.settings.accumulate * self.steps if self.settings.optimizer == "hybrid" else 0
+        return self.trainer.zeroth_order.backwards * self.settings.accumulate * self.steps
 
     @property
     def best(self) -> dict | None:
         """The best evaluation so far, as of ``best_of``."""
-        return best_of(self.history, self.data.task.metric)
+        return best_of(self.history, self.run.data.task.metric)
 
     @property
     def skipped(self) -> int:
@@ -71,14 +117,15 @@ class Training:
     def judge(self) -> dict:
         """The model on the held-out rows."""
         self.trainer.flush()
-        return judge(self.asked, self.data.held_out, self.held_out, self.reader)
+        return metrics_of(self.run.loaded, self.run.data.held_out, self.held_out, self.reader)
 
-    def run(self, resume=None):
-        """Train to the end, from the checkpoint ``resume`` if there is one. With ``keep="best"`` the weights are then the best ones'.
+    def train(self):
+        """Train to the end, from the run's checkpoint if there is one. With ``keep="best"`` the weights are then the best ones'.
 
         Raises:
             BadInput: the losses of many steps on end were not finite, or the state of a checkpoint does not fit.
         """
+        resume, path = self.run.checkpoint, self.run.path
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "step .* was skipped", RuntimeWarning)  # they are counted in the summary
             warnings.filterwarnings("ignore", category=UserWarning, module="torch.utils.data")  # pinned memory without a GPU
@@ -87,16 +134,17 @@ class Training:
             except BadInput:
                 raise
             except OSError as error:
-                if not str(error.filename).startswith(str(self.path)):
+                if not str(error.filename).startswith(str(path)):
                     raise
-                with writing(self.path):
+                with writing(path):
                     raise
             except ValueError as error:
                 raise BadInput(first_line(error)) from None
             except RuntimeError as error:  # NotImplementedError is one
-                if isinstance(error, NotImplementedError) and self.settings.zeroth == "forward-gradient":
-                    what = f"--{'zo' if self.settings.optimizer == 'hybrid' else 'optimizer'}"
-                    raise BadInput(f"{what} forward-gradient: {' '.join(str(error).split())}: pass {what} mezo") from None
+                zeroth = self.settings.zeroth_class
+                if isinstance(error, NotImplementedError) and zeroth and zeroth.derivative == "forward":
+                    what = "--zo" if self.settings.halves else "--optimizer"
+                    raise BadInput(f"{what} {self.settings.zeroth}: {' '.join(str(error).split())}: pass {what} {ZO}") from None
                 if resume and not self.steps and str(error).startswith("Error(s) in loading state_dict"):
                     raise BadInput(f"checkpoint {str(resume)!r} is of another model: restore the --model that the run began with") from None
                 raise
@@ -104,36 +152,35 @@ class Training:
                 if self.bar is not None:
                     self.bar.close()
         if self.settings.keep == "best" and self.best and self.best["step"] != self.steps:
-            kept = self.path / output.CHECKPOINTS / f"checkpoint-{self.best['step']}"
+            kept = path / output.CHECKPOINTS / f"checkpoint-{self.best['step']}"
             need("zokern.hf.checkpoint").check(kept)
             self.trainer._load_from_checkpoint(str(kept))
 
-    def _reader(self, features):
-        """Who is asked in training: the head alone, where nothing else is trained and it sees one vector a row."""
-        train, held_out = features
-        asked = self.asked
-        head = head_of(asked.model, len(asked.reader.task.labels)) if self.settings.ask == "head" else None
-        if head is None or {id(p) for _, p in asked.trained()} != {id(p) for p in head.parameters()}:
-            return asked.reader, features
-        vectors = [seen_by(head, asked, rows) for rows in features]
+    def _reader(self):
+        """-> (reader, features of the training and the held-out rows): of the head alone where nothing else is trained and it sees one
+        vector a row."""
+        loaded, features = self.run.loaded, (self.run.train, self.run.held_out)
+        head = head_of(loaded.model, len(loaded.reader.task.labels)) if self.settings.task_type == "head" else None
+        if head is None or {id(p) for _, p in loaded.trained()} != {id(p) for p in head.parameters()}:
+            return loaded.reader, features
+        vectors = [seen_by(head, loaded, rows) for rows in features]
         if any(v is None for v in vectors):
-            return asked.reader, features
-        frozen = FrozenBody(asked.reader, head)
-        return frozen, [frozen.features(v, rows) for v, rows in zip(vectors, (train, held_out))]
+            return loaded.reader, features
+        frozen = FrozenBody(loaded.reader, head)
+        return frozen, [frozen.features(v, rows) for v, rows in zip(vectors, features)]
 
     def _trainer(self, rows):
         transformers, hf, settings = need("transformers"), need("zokern.hf"), self.settings
-        cls, options = optimizers.make(settings, self.asked.model)
-        hybrid = settings.optimizer == "hybrid"
+        cls, options = optimizers.make(settings, self.run.loaded.model)
         arguments = transformers.TrainingArguments(
-            output_dir=str(self.path / output.CHECKPOINTS),
+            output_dir=str(self.run.path / output.CHECKPOINTS),
             max_steps=settings.steps,
             per_device_train_batch_size=settings.batch_size,
             per_device_eval_batch_size=TOGETHER,  # of an anchor's full batch
             gradient_accumulation_steps=settings.accumulate,
             dataloader_drop_last=True,
             lr_scheduler_type=settings.schedule,
-            **({} if hybrid else {"learning_rate": settings.lr}),
+            **({} if cls.takes_model else {"learning_rate": settings.lr}),
             seed=settings.seed,
             use_cpu=settings.device == "cpu",
             logging_steps=min(10, settings.eval_every),
@@ -150,15 +197,15 @@ class Training:
         chosen = {"optimizer_cls_and_kwargs": (cls, options)}
         if settings.lr_ratio is not None:
             lr = options.pop("lr")
-            chosen = {"optimizers": (hf.lora_plus(self.asked.model, cls, lr, settings.lr_ratio, **options), None)}
+            chosen = {"optimizers": (hf.lora_plus(self.run.loaded.model, cls, lr, settings.lr_ratio, **options), None)}
         trainer = hf.ZOTrainer(
-            self.asked.model,
+            self.run.loaded.model,
             arguments,
             train_dataset=rows,
             data_collator=self.reader.collate,
             objective=self.reader,
             full_batch=settings.full_batch or "train",
-            trajectory=None if hybrid else str(self.path / output.TRAJECTORY),
+            trajectory=str(self.run.path / output.TRAJECTORY) if cls.replayable else None,
             check=not settings.no_check,
             callbacks=[_watch(self)],
             **chosen,
@@ -186,8 +233,8 @@ def _watch(training):
             self.begin = time.perf_counter()
 
         def on_step_end(self, args, state, control, **kwargs):
-            training.here += 1
-            if training.here == 1:
+            training.run.steps_made += 1
+            if training.run.steps_made == 1:
                 self.begin += training.trainer.check_seconds
             self.bar.update()
             if state.global_step % training.settings.eval_every == 0 or state.global_step == state.max_steps:
@@ -227,7 +274,7 @@ def _watch(training):
                     self.seen = state.global_step, skipped
             lines = (json.dumps({name: _json(value) for name, value in entry.items()}) for entry in state.log_history[self.logged :])
             write = output.append if self.logged else output.write  # at first all that the checkpoint knows: what came later comes again
-            write(training.path / output.LOG, "".join(f"{line}\n" for line in lines))
+            write(training.run.path / output.LOG, "".join(f"{line}\n" for line in lines))
             self.logged = len(state.log_history)
 
         def _clock(self):

@@ -69,7 +69,7 @@ def check(folder, rng=None) -> None:
     for name, path in parts.items():
         if not path.stat().st_size:
             raise _bad(folder, name, "is empty")
-        if not (_reads(path) if sums is None else name not in sums or _sha256(path) == sums[name]):
+        if not (_reads(path) if sums is None else name not in sums or sha256(path) == sums[name]):
             raise _bad(folder, name, "is damaged: its bytes are not those that were saved")
     if sums is None:
         who = "Trainer or an earlier zokern saved it, or a process that was killed then"
@@ -94,7 +94,7 @@ def saving(folder: Path, trainer):
     if args.should_save:
         with writing(folder):
             torch.save(args, folder / TRAINING_ARGS_NAME)  # with their own save_total_limit
-            sums = "".join(f"{_sha256(path)}  {name}\n" for name, path in _parts(folder).items())
+            sums = "".join(f"{sha256(path)}  {name}\n" for name, path in _parts(folder).items())
             (folder / f".{SUMS}").write_text(sums, encoding="utf-8")
             (folder / f".{SUMS}").replace(folder / SUMS)
         _rotate(folder, limit, trainer.state.best_model_checkpoint)
@@ -138,7 +138,8 @@ def _sums(folder):
     return {line[66:]: line[:64] for line in lines}
 
 
-def _sha256(path):
+def sha256(path) -> str:
+    """The digest of a file, in hexadecimal digits."""
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         while part := file.read(1 << 20):

@@ -15,7 +15,7 @@ import zokern
 
 from ..estimators.losses import backpropagated
 from ..optim import ClosureOptimizer, named
-from . import arguments, checkpoint, processes
+from . import arguments, checkpoint, distributed
 from .arguments import ADAMS_LR
 from .mean import FiniteMean
 
@@ -116,7 +116,7 @@ class ZOTrainer(Trainer):
     def _check_full_batch(self):
         if not hasattr(self.train_dataset, "__len__") or not hasattr(self.train_dataset, "__getitem__"):
             raise ValueError("train_dataset has no length or no rows by number, and MeZOSVRG needs its full batch: pass one that has")
-        rows, wanted, fewest = len(self.train_dataset), self.full_batch, processes.count()
+        rows, wanted, fewest = len(self.train_dataset), self.full_batch, distributed.count()
         if wanted != "train" and not (isinstance(wanted, int) and fewest <= wanted <= rows):
             raise ValueError(f'full_batch={wanted!r} of {rows} training rows: pass "train", or a number in [{fewest}, {rows}]')
 
@@ -140,7 +140,7 @@ class ZOTrainer(Trainer):
 
     def create_optimizer(self, model=None):
         model = self.model if model is None else model
-        processes.equalise(model)
+        distributed.broadcast_parameters(model)
         make, settings = self.optimizer_cls_and_kwargs or (named("mezo"), {})
         if self.optimizer is None and getattr(make, "takes_model", False):
             self.optimizer = make(model, **settings)
@@ -161,7 +161,7 @@ class ZOTrainer(Trainer):
             if not isinstance(optimizer, ClosureOptimizer):
                 raise TypeError(f"{make!r} made a {type(optimizer).__name__}: pass one that makes a zokern optimizer")
             self.optimizer = optimizer
-        processes.check_equal(self.zeroth_order)
+        distributed.check_equal(self.zeroth_order)
         return self.optimizer
 
     @property
@@ -182,11 +182,11 @@ class ZOTrainer(Trainer):
         batches, self._micro_batches = self._micro_batches, []
         model.eval()
         optimizer = self.zeroth_order
-        closures = [processes.DistributedClosure(lambda: self._loss(model, batches), lambda: self._gradient(model, batches))]
+        closures = [distributed.DistributedClosure(lambda: self._loss(model, batches), lambda: self._gradient(model, batches))]
         if optimizer.full_batch_due:
             _schedule_lr_full(optimizer)
             step = optimizer.param_groups[0]["step"]
-            closures.append(processes.DistributedClosure(lambda: self._loss(model, self._full_batches(step))))
+            closures.append(distributed.DistributedClosure(lambda: self._loss(model, self._full_batches(step))))
         if self._checks and self.state.global_step == 0:
             self._check(optimizer, closures[0])
         loss = optimizer.measure(*closures).loss.to(self.args.device, torch.float32)
@@ -250,7 +250,7 @@ class ZOTrainer(Trainer):
         if self.full_batch != "train":
             generator = torch.Generator().manual_seed(self.args.seed << 32 | step)
             rows = torch.randperm(len(rows), generator=generator)[: self.full_batch].tolist()
-        part = torch.utils.data.Subset(loader.dataset, rows[processes.rank() :: processes.count()])
+        part = torch.utils.data.Subset(loader.dataset, rows[distributed.rank() :: distributed.count()])
         # With a generator of its own: the order of the minibatches is not disturbed.
         options = dict(collate_fn=loader.collate_fn, generator=torch.Generator())
         return map(self._counted, torch.utils.data.DataLoader(part, self.args.eval_batch_size, **options))

@@ -1,4 +1,6 @@
-"""What kernels are told of passes in numbers: csrc/noise/passes.hpp has them too."""
+"""What kernels are told of passes in numbers: csrc/noise/passes.hpp and rules.hpp have them too."""
+
+from dataclasses import dataclass
 
 import torch
 
@@ -8,3 +10,25 @@ STORAGE = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 NEXT_KEY = 1  # z is made of the next key; without it, z stays as it is
 DECAY = 2  # x = v x; without it, x = fma(v, z, x)
 ROUND = 4  # x is rounded to the storage type: a pass ends
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A rule by its name, the small integer by which kernels know it, and what it calls its numbers and its states."""
+
+    name: str
+    code: int
+    numbers: tuple[str, ...]
+    state: tuple[str, ...]
+
+
+_ADAM = ("-lr / bc1", "b1", "1 - b1", "b2", "1 - b2", "1 / sqrt(bc2)", "delta")
+RULES = {
+    rule.name: rule
+    for rule in (
+        Rule("sign", 0, ("-lr",), ()),
+        Rule("momentum", 1, ("-lr", "beta"), ("m",)),
+        Rule("adam", 2, _ADAM, ("m", "v")),
+        Rule("amsgrad", 3, _ADAM, ("m", "v", "w")),
+    )
+}

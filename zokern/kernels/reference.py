@@ -35,7 +35,7 @@ def _denormals():
 def add_noise_(table, keys, coefficients, decay):
     coefficients, decay = coefficients.numpy(), None if decay is None else decay.numpy()
     load, store, bits_type = STORAGE[table.dtype]
-    for address, count, first, group, keep_threshold in table.each():
+    for address, count, first, group, keep_threshold in table.rows.tolist():
         theta = _array(address, count, bits_type)
         for start in range(0, count, CHUNK):
             part = theta[start : start + CHUNK]
@@ -51,7 +51,7 @@ def add_noise_(table, keys, coefficients, decay):
 def replay_(table, keys, instructions, values):
     instructions, values = instructions.tolist(), values.numpy()
     load, store, bits_type = STORAGE[table.dtype]
-    for address, count, first, group, keep_threshold in table.each():
+    for address, count, first, group, keep_threshold in table.rows.tolist():
         theta = _array(address, count, bits_type)
         for start in range(0, count, CHUNK):
             part = theta[start : start + CHUNK]
@@ -70,7 +70,7 @@ def update_(table, rule, keys, a, b, decay, numbers, state, rounding):
     a, b, numbers, decay = a.numpy(), b.numpy(), numbers.numpy(), None if decay is None else decay.numpy()
     load, store, bits_type = STORAGE[table.dtype]
     load_state, _, state_bits = STORAGE[state.dtype]
-    for (address, count, first, group, keep_threshold), addresses in zip(table.each(), state.addresses.tolist()):
+    for (address, count, first, group, keep_threshold), addresses in zip(table.rows.tolist(), state.addresses.tolist()):
         theta, slots = _array(address, count, bits_type), [_array(slot, count, state_bits) for slot in addresses]
         for start in range(0, count, CHUNK):
             here, begin = slice(start, start + CHUNK), first + start

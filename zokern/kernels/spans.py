@@ -10,7 +10,7 @@ PROGRAMS = 8192
 
 
 def spans(table) -> torch.Tensor:
-    """int64 [programs, 4] on the table's device: address, numel, first, group and keep_threshold. Made once for each table."""
+    """int64 [programs, 5] on the table's device: address, numel, first, group, keep_threshold. Made once for each table."""
     return table.cached("spans", lambda: to_device(cut(table.rows, table.dtype.itemsize), table.device))
 
 
@@ -20,7 +20,7 @@ def state_spans(table, state) -> torch.Tensor:
 
 
 def cut(rows: torch.Tensor, itemsize: int) -> torch.Tensor:
-    """Cuts rows (address, numel, first, group and keep_threshold) into about PROGRAMS rows of whole blocks; a tensor's last is ragged."""
+    """Cuts the rows of a table into about PROGRAMS rows of whole blocks; only a tensor's last is ragged."""
     row, start, step = pieces(rows)
     spans = rows[row]
     spans[:, 0] += start * itemsize

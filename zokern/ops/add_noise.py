@@ -1,16 +1,19 @@
 """theta <- decay * theta + sum_k c_k z(key_k): the first primitive."""
 
+from collections.abc import Iterable
+
 import torch
 
 from ..kernels import backend_for
+from ..kernels.tables import KEEP_ALL, Table
 from ..layout import Layout
 from ..noise import NoiseKey
-from .arguments import check_decay, check_terms
-from .staging import each_table, stage, table_of
+from .arguments import Number, Term, check_decay, check_terms
+from .staging import each_table, stage
 
 
 @torch.no_grad()
-def add_noise_(layout: Layout, terms, decay=1.0) -> None:
+def add_noise_(layout: Layout, terms: Iterable[Term], decay: Number = 1.0) -> None:
     """theta <- decay * theta + sum_k c_k z(key_k), in place on every parameter of the layout: one read, one write.
 
     Computed in float32 in the order of the terms, rounded once to the parameter's dtype. Never waits for the device.
@@ -23,20 +26,17 @@ def add_noise_(layout: Layout, terms, decay=1.0) -> None:
     Raises:
         TypeError, ValueError: a key that is no NoiseKey, or a coefficient of another shape.
     """
-    terms = check_terms("terms", terms, len(layout.coefficient_groups))
-    decay = check_decay(decay, len(layout.coefficient_groups))
-    keys, coefficients = [key for key, _ in terms], [c for _, c in terms]
-    staged = {}
+    groups = len(layout.coefficient_groups)
+    checked, scale = check_terms("terms", terms, groups), check_decay(decay, groups)
+    keys, values = [key for key, _ in checked], [c for _, c in checked]
+    staged: dict[torch.device, tuple[torch.Tensor, torch.Tensor | None]] = {}
     for table in each_table(layout):
         if table.device not in staged:
-            staged[table.device] = (
-                stage(coefficients, table.groups, table.device),
-                None if decay is None else stage([decay], table.groups, table.device)[0],
-            )
+            staged[table.device] = stage(values, groups, table.device), None if scale is None else stage([scale], groups, table.device)[0]
         backend_for(table.device).add_noise_(table, keys, *staged[table.device])
 
 
-def make_noise(key: NoiseKey, first: int, count: int, device="cpu") -> torch.Tensor:
+def make_noise(key: NoiseKey, first: int, count: int, device: torch.device | str = "cpu") -> torch.Tensor:
     """z(key) of elements first .. first + count - 1 as a float32 tensor [count], for tests and plots.
 
     Raises:
@@ -47,8 +47,8 @@ def make_noise(key: NoiseKey, first: int, count: int, device="cpu") -> torch.Ten
     if not isinstance(key, NoiseKey):
         raise TypeError(f"key={key!r}: pass a zokern.NoiseKey")
     z = torch.full((count,), -0.0, device=device)  # fma(1, z, -0.0) is z itself, the sign of a zero included
-    one = torch.ones(1, 1, device=z.device)
-    backend_for(z.device).add_noise_(table_of(z, first), [key], one, None)
+    table = Table(z.dtype, z.device, 1, torch.tensor([(z.data_ptr(), count, first, 0, KEEP_ALL)]))
+    backend_for(z.device).add_noise_(table, [key], torch.ones(1, 1, device=z.device), None)
     return z
 
 
@@ -64,5 +64,5 @@ def noise_like(layout: Layout, i: int, key: NoiseKey) -> torch.Tensor:
     theta = layout.params[i]
     z = torch.full(theta.shape, -0.0, dtype=theta.dtype, device=theta.device)
     one = torch.ones(1, len(layout.coefficient_groups), device=theta.device)
-    backend_for(theta.device).add_noise_(table_of(z, layout.first[i], len(layout.coefficient_groups), layout.word(i)), [key], one, None)
+    backend_for(theta.device).add_noise_(layout.table_of(i, z, layout.first[i]), [key], one, None)
     return z if theta.is_contiguous() else torch.empty_strided(theta.shape, theta.stride(), dtype=z.dtype, device=z.device).copy_(z)

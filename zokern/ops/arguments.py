@@ -2,13 +2,17 @@
 
 from collections.abc import Iterable
 from numbers import Real
+from typing import TypeAlias
 
 import torch
 
 from ..noise import NoiseKey
 
+Number: TypeAlias = float | torch.Tensor  # a tensor of one value, or of one for each coefficient group
+Term: TypeAlias = tuple[NoiseKey, Number]  # c z(key) as (key, c)
 
-def check_terms(name, terms, groups):
+
+def check_terms(name: str, terms: Iterable[Term], groups: int) -> list[Term]:
     """Refuse terms that are not (NoiseKey, coefficient). -> list of them."""
     terms = list(terms)
     for k, (key, c) in enumerate(terms):
@@ -18,7 +22,7 @@ def check_terms(name, terms, groups):
     return terms
 
 
-def check_number(name, value, groups):
+def check_number(name: str, value: Number, groups: int) -> Number:
     """Refuse what is no number, 0-dim tensor, or tensor with one value a group. -> value."""
     if isinstance(value, torch.Tensor):
         if value.dim() and value.shape != (groups,):
@@ -28,12 +32,12 @@ def check_number(name, value, groups):
     return value
 
 
-def check_decay(decay, groups, name="decay"):
+def check_decay(decay: Number, groups: int, name: str = "decay") -> Number | None:
     """-> None where nothing is to be multiplied, else decay."""
     return None if isinstance(decay, Real) and decay == 1 else check_number(name, decay, groups)
 
 
-def check_passes(passes, groups):
+def check_passes(passes: Iterable[tuple[Iterable[Term], Number]], groups: int) -> list[tuple[list[Term], Number | None]]:
     """Refuse passes that are not (terms, decay). -> list of them."""
     checked = []
     for p, entry in enumerate(passes):

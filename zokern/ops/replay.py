@@ -1,16 +1,19 @@
 """Many passes of ``add_noise_`` in one read and one write of theta, with every rounding kept."""
 
+from collections.abc import Iterable, Sequence
+
 import torch
 
 from ..kernels import backend_for
 from ..kernels.passes import DECAY, NEXT_KEY, ROUND
 from ..layout import Layout
-from .arguments import check_passes
+from ..noise import NoiseKey
+from .arguments import Number, Term, check_passes
 from .staging import each_table, stage
 
 
 @torch.no_grad()
-def replay_(layout: Layout, passes) -> None:
+def replay_(layout: Layout, passes: Iterable[tuple[Iterable[Term], Number]]) -> None:
     """``for terms, decay in passes: add_noise_(layout, terms, decay)``, bit for bit, in one read and one write of theta.
 
     Training perturbs in place: a step of MeZO is three passes, and theta is rounded to its dtype after each. To come to the same bits, a
@@ -27,16 +30,18 @@ def replay_(layout: Layout, passes) -> None:
     keys, instructions, values = _flat(check_passes(passes, len(layout.coefficient_groups)))
     if not len(instructions):
         return
-    staged = {}
+    staged: dict[torch.device, torch.Tensor] = {}
     for table in each_table(layout):
         if table.device not in staged:
             staged[table.device] = stage(values, table.groups, table.device)
         backend_for(table.device).replay_(table, keys, instructions, staged[table.device])
 
 
-def _flat(passes):
+def _flat(passes: Iterable[tuple[Sequence[Term], Number | None]]) -> tuple[list[NoiseKey], torch.Tensor, list[Number]]:
     """-> the keys in the order of their runs, the instructions (``kernels.passes``), and the value of each."""
-    keys, instructions, values = [], [], []
+    keys: list[NoiseKey] = []
+    instructions: list[int] = []
+    values: list[Number] = []
     for terms, decay in passes:
         if decay is not None:
             instructions.append(DECAY)

@@ -1,14 +1,21 @@
 """What a backend is handed: numbers on the device, and parameters that are not contiguous piece by piece."""
 
+from collections.abc import Iterator, Sequence
+from typing import TypeAlias
+
 import torch
 
-from ..layout import KEEP_ALL, Table, pack
+from ..kernels.tables import Table
+from ..layout import Layout
+from .arguments import Number
+
+Pieces: TypeAlias = Iterator[tuple[list[torch.Tensor], int]]
 
 FEW = 2  # numbers that are written on the device one by one; more are gathered on the host and copied
 PIECE = 1 << 17  # elements of a strided parameter gathered at a time: 512 KiB, never a copy of the parameter
 
 
-def stage(values, groups, device):
+def stage(values: Sequence[Number], groups: int, device: torch.device) -> torch.Tensor:
     """Numbers -> float32 [len(values), groups] on the device, without waiting for it."""
     if device.type != "cpu" and len(values) <= FEW:
         staged = torch.empty(len(values), groups, device=device)
@@ -18,37 +25,31 @@ def stage(values, groups, device):
             else:
                 row.fill_(float(value))
         return staged
-    tensors = {k: value for k, value in enumerate(values) if isinstance(value, torch.Tensor)}
-    plain = [0.0 if k in tensors else float(value) for k, value in enumerate(values)]
-    host = torch.empty(len(values), groups, pin_memory=device.type == "cuda")
-    host.copy_(torch.tensor(plain, dtype=torch.float64)[:, None])  # at once: one by one they cost several microseconds each
+    tensors = {k: v for k, v in enumerate(values) if isinstance(v, torch.Tensor) and (v.dim() or v.device.type != "cpu")}
+    plain = [0.0 if k in tensors else float(v.item() if isinstance(v, torch.Tensor) else v) for k, v in enumerate(values)]
+    # At once: one by one they cost several microseconds each.
+    host = torch.tensor(plain, dtype=torch.float32).unsqueeze(1).expand(-1, groups).contiguous()
     for k, value in tensors.items():
         if value.device.type == "cpu":
             host[k] = value
-    staged = host.to(device, non_blocking=True)
+    staged = host.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else host.to(device)
     for k, value in tensors.items():
         if value.device.type != "cpu":
             staged[k] = value.to(device, non_blocking=device.type == "cuda")
     return staged
 
 
-def table_of(tensor, first, groups=1, word=None):
-    """The table of one contiguous tensor."""
-    row = (tensor.data_ptr(), tensor.numel(), first, pack(0, KEEP_ALL) if word is None else word)
-    return Table(tensor.dtype, tensor.device, groups, torch.tensor([row]))
-
-
-def each_table(layout):
+def each_table(layout: Layout) -> Iterator[Table]:
     """The tables of all parameters, those that are not contiguous piece by piece. Autograd is told at the end."""
     tables, strided = layout.tables()
     yield from tables
     for i in strided:
         for (part,), start in gathered([layout.params[i]], layout.first[i]):
-            yield table_of(part, start, len(layout.coefficient_groups), layout.word(i))
+            yield layout.table_of(i, part, start)
     tell_autograd(layout.params)
 
 
-def gathered(tensors, first):
+def gathered(tensors: list[torch.Tensor], first: int) -> Pieces:
     """Covers tensors of one shape piece by piece, in row-major order of the logical shape.
 
     Yields (contiguous copies of a piece of each, the piece's first index); what the copies then hold is put back.
@@ -61,7 +62,7 @@ def gathered(tensors, first):
                 part.copy_(copy)
 
 
-def pieces(tensors, first):
+def pieces(tensors: list[torch.Tensor], first: int) -> Pieces:
     """Views of at most PIECE elements of each tensor, with their first index."""
     shape = tensors[0].shape
     if tensors[0].numel() <= PIECE:
@@ -76,7 +77,7 @@ def pieces(tensors, first):
             yield [tensor[i : i + PIECE // row] for tensor in tensors], first + i * row
 
 
-def tell_autograd(params):
+def tell_autograd(params: list[torch.Tensor]) -> None:
     """Or a graph that saved the old weights would silently go on with the new ones."""
     bump = torch.autograd.graph.increment_version
     try:

@@ -3,45 +3,36 @@
 For rules that are not linear in z: the noise is made again beside the state that it updates, and neither z nor g is ever stored.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 from ..kernels import backend_for
 from ..kernels.location import location
-from ..layout import Layout, State, check_memory
+from ..kernels.passes import RULES, Rule
+from ..kernels.tables import Cache, State, Table
+from ..layout import Layout, check_memory
 from ..noise import NoiseKey
 from ..noise.spec import ROUNDING
-from .arguments import check_decay, check_number, check_terms
-from .staging import gathered, stage, table_of, tell_autograd
+from .arguments import Number, Term, check_decay, check_number, check_terms
+from .staging import gathered, stage, tell_autograd
 
 STATE_DTYPES = (torch.float32, torch.bfloat16)
 
 
-@dataclass(frozen=True)
-class Rule:
-    """A rule by its name, the small integer by which kernels know it, and what it calls its numbers and its states."""
-
-    name: str
-    code: int
-    numbers: tuple[str, ...]
-    state: tuple[str, ...]
-
-
-_ADAM = ("-lr / bc1", "b1", "1 - b1", "b2", "1 - b2", "1 / sqrt(bc2)", "delta")
-RULES = {
-    rule.name: rule
-    for rule in (
-        Rule("sign", 0, ("-lr",), ()),
-        Rule("momentum", 1, ("-lr", "beta"), ("m",)),
-        Rule("adam", 2, _ADAM, ("m", "v")),
-        Rule("amsgrad", 3, _ADAM, ("m", "v", "w")),
-    )
-}
-
-
 @torch.no_grad()
-def update_(layout: Layout, rule: str, terms, numbers, state=(), owed=(), decay=1.0, rounding: NoiseKey | None = None) -> None:
+def update_(
+    layout: Layout,
+    rule: str,
+    terms: Iterable[Term],
+    numbers: Iterable[Number],
+    state: Iterable[Iterable[torch.Tensor]] = (),
+    owed: Iterable[Term] = (),
+    decay: Number = 1.0,
+    rounding: NoiseKey | None = None,
+) -> None:
     """One step of a rule on every parameter of the layout, in one pass: theta and the state are read once and written once.
 
     x = decay theta + sum_j o_j z(key_j);  g = sum_k c_k z(key_k); then, element by element, with the numbers n in order:
@@ -69,71 +60,63 @@ def update_(layout: Layout, rule: str, terms, numbers, state=(), owed=(), decay=
     """
     if rule not in RULES:
         raise ValueError(f"rule={rule!r} is unknown: pass one of {', '.join(map(repr, RULES))}")
-    rule, groups = RULES[rule], len(layout.coefficient_groups)
-    terms, owed = check_terms("terms", terms, groups), check_terms("owed", owed, groups)
-    numbers, decay = list(numbers), check_decay(decay, groups)
-    if len(numbers) != len(rule.numbers):
-        raise ValueError(f"numbers has {len(numbers)} values: pass the {len(rule.numbers)} of {rule.name!r}: {', '.join(rule.numbers)}")
+    named, groups = RULES[rule], len(layout.coefficient_groups)
+    in_g, in_theta = _merged(check_terms("terms", terms, groups)), _merged(check_terms("owed", owed, groups))
+    numbers, scale = list(numbers), check_decay(decay, groups)
+    if len(numbers) != len(named.numbers):
+        raise ValueError(f"numbers has {len(numbers)} values: pass the {len(named.numbers)} of {rule!r}: {', '.join(named.numbers)}")
     for n, value in enumerate(numbers):
-        check_number(f"numbers[{n}] ({rule.numbers[n]})", value, groups)
-    state = [list(slot) for slot in state]
+        check_number(f"numbers[{n}] ({named.numbers[n]})", value, groups)
+    slots = [list(slot) for slot in state]
     tables, strided = layout.tables()
-    seen = [rule.name, *map(location, state)]
-    if layout.state is None or not all(seen) or seen != layout.state.location:
-        layout.state = _Seen(seen, _check_state(rule, state, layout))
-    dtype = layout.state.dtype
-    rounding = _rounding_keys(rule, dtype, rounding)
+    seen = [rule, *map(location, slots)]
+    if layout.state is None or not all(seen) or seen != layout.state.seen:
+        layout.state = _Checked(seen, _check_state(named, slots, layout))
+    checked: _Checked = layout.state
+    rounding_keys = _rounding_keys(named, checked.dtype, rounding)
 
-    in_theta, in_g = _merged(owed), _merged(terms)
     keys = [*in_theta, *(key for key in in_g if key not in in_theta)]
     values = [*(in_theta.get(key, 0.0) for key in keys), *(in_g.get(key, 0.0) for key in keys), *numbers]
-    values += [] if decay is None else [decay]
+    values += [] if scale is None else [scale]
     k, staged = len(keys), {}
 
-    def run(table, held):
+    def run(table: Table, held: State) -> None:
         if table.device not in staged:
             v = stage(values, groups, table.device)
-            staged[table.device] = v[:k], v[k : 2 * k], None if decay is None else v[-1], v[2 * k : 2 * k + len(numbers)]
-        backend_for(table.device).update_(table, rule, keys, *staged[table.device], held, rounding)
+            staged[table.device] = v[:k], v[k : 2 * k], None if scale is None else v[-1], v[2 * k : 2 * k + len(numbers)]
+        backend_for(table.device).update_(table, named, keys, *staged[table.device], held, rounding_keys)
 
-    for table in tables:
-        run(table, _state_of(table, state, layout.state))
+    for n, table in enumerate(tables):
+        run(table, checked.cached(n, lambda of=table.members: _addresses([[slot[i] for slot in slots] for i in of], checked.dtype)))
     for i in strided:
-        for (part, *slots), start in gathered([layout.params[i], *(slot[i] for slot in state)], layout.first[i]):
-            run(table_of(part, start, groups, layout.word(i)), _addresses([slots], dtype))
+        for (part, *parts), start in gathered([layout.params[i], *(slot[i] for slot in slots)], layout.first[i]):
+            run(layout.table_of(i, part, start), _addresses([parts], checked.dtype))
     tell_autograd(layout.params)
 
 
-def _merged(terms):
+def _merged(terms: list[Term]) -> dict[NoiseKey, Number]:
     """One coefficient a key."""
-    merged = {}
+    merged: dict[NoiseKey, Number] = {}
     for key, c in terms:
         merged[key] = merged[key] + c if key in merged else c
     return merged
 
 
-@dataclass(frozen=True)
-class _Seen:
-    """State that has been checked, and where it lay then: while it lies there, no step checks it again."""
+@dataclass(eq=False)
+class _Checked(Cache):
+    """State that has been checked, and the rule and the places in memory that it was checked for: while these stay, no step checks it
+    again. Caches the ``State`` of each table, so that its copy on a device lives on."""
 
-    location: list
+    seen: list[Any]
     dtype: torch.dtype
 
 
-def _state_of(table, state, seen):
-    """The state of a table's tensors: the same object while nothing of it moves, so that its copy on a device lives on."""
-    last = table.cached("state", dict)
-    if last.get("of") is not seen:
-        last.update(of=seen, state=_addresses([[slot[i] for slot in state] for i in table.members], seen.dtype))
-    return last["state"]
-
-
-def _addresses(tensors, dtype):
+def _addresses(tensors: list[list[torch.Tensor]], dtype: torch.dtype) -> State:
     rows = [[tensor.data_ptr() for tensor in row] for row in tensors]
     return State(dtype, torch.tensor(rows, dtype=torch.int64).reshape(len(rows), -1))
 
 
-def _check_state(rule, state, layout):
+def _check_state(rule: Rule, state: list[list[torch.Tensor]], layout: Layout) -> torch.dtype:
     """-> the dtype of the state, float32 where there is none."""
     if len(state) != len(rule.state):
         names = f"one list of tensors for each of {', '.join(rule.state)}" if rule.state else "none"
@@ -154,7 +137,7 @@ def _check_state(rule, state, layout):
     return dtype
 
 
-def _rounding_keys(rule, dtype, rounding):
+def _rounding_keys(rule: Rule, dtype: torch.dtype, rounding: NoiseKey | None) -> list[NoiseKey] | None:
     """-> one key a state, None where nothing is rounded stochastically."""
     if dtype != torch.bfloat16:
         if rounding is not None:

@@ -11,6 +11,7 @@ from .mezo import MeZO
 from .momentum import ZOMomentum
 from .settings import Setting
 from .sign import ZOSign
+from .stateful import Stateful
 from .svrg import Annealing, MeZOSVRG
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "MeZO",
     "MeZOSVRG",
     "Setting",
+    "Stateful",
     "ZOAdam",
     "ZOConservative",
     "ZOMomentum",

@@ -56,7 +56,7 @@ def add_terms(
     do_not_specialize_on_alignment=["spans", "keys", "coefficients", "decay"],
 )
 def add_noise_kernel(
-    spans,  # int64 [programs, 4]: address, numel, first, group and keep_threshold
+    spans,  # int64 [programs, 5]: address, numel, first, group, keep_threshold
     keys,  # int32 [terms, 4]: seed mod 2^32, seed >> 32, step, stream
     coefficients,  # float32 [terms, groups]
     decay,  # float32 [groups]

@@ -16,7 +16,7 @@ ROW = 1024
 SLOW = 256
 
 ONE = tl.constexpr(spec.ONE)
-SIGN, MOMENTUM, ADAM, AMSGRAD = (tl.constexpr(code) for code in range(4))  # the codes of ops.update.RULES
+SIGN, MOMENTUM, ADAM, AMSGRAD = (tl.constexpr(code) for code in range(4))  # the codes of passes.RULES
 
 
 @triton.jit
@@ -100,7 +100,7 @@ def store_state_at(address, offset, inside, s, i, seed, step, stream, DTYPE: tl.
     do_not_specialize_on_alignment=["spans", "states", "keys", "rounding", "a", "b", "decay", "numbers"],
 )
 def update_kernel(
-    spans,  # int64 [programs, 4]: address, numel, first, group and keep_threshold
+    spans,  # int64 [programs, 5]: address, numel, first, group, keep_threshold
     states,  # int64 [programs, slots]: addresses
     keys,  # int32 [n_keys, 4]: seed mod 2^32, seed >> 32, step, stream
     rounding,  # int32 [slots, 4]
@@ -205,7 +205,7 @@ def update_kernel(
 
 
 def update_(table, rule, keys, a, b, decay, numbers, state, rounding) -> None:
-    """One step of ``rule`` (of ops.update.RULES) on every tensor of ``table``: a, b float32 [len(keys), groups], decay float32
+    """One step of ``rule`` (of passes.RULES) on every tensor of ``table``: a, b float32 [len(keys), groups], decay float32
     [groups] or None, numbers float32 [the rule's, groups], rounding one key a state where ``state`` is in bfloat16."""
     rows = spans(table)
     if not len(rows):

@@ -1,4 +1,4 @@
-"""How good a model is at its task."""
+"""How good a model is at its task, and when in a run it was best."""
 
 import math
 from contextlib import contextmanager
@@ -8,32 +8,32 @@ from torch.nn.functional import cross_entropy
 
 from ..errors import BadInput, first_line
 from .features import TOGETHER
-from .model import Asked
+from .model import LoadedModel
 
 
 @torch.no_grad()
-def judge(asked: Asked, examples, features, reader=None) -> dict[str, float]:
+def metrics_of(loaded: LoadedModel, examples, features, reader=None) -> dict[str, float]:
     """-> {"loss": mean cross-entropy over the candidates, and the task's metrics}; of written answers the metrics alone.
 
     Args:
         examples: of ``tasks``, with labels.
         features: theirs.
-        reader: who asks the model; ``asked.reader`` where it is None.
+        reader: who asks the model; ``loaded.reader`` where it is None.
     Raises:
         BadInput: the loss is not finite: the weights are broken, or too large for their dtype; or the model fails over its inputs, as one
             does whose tokenizer is another's.
     """
-    reader, task = reader or asked.reader, asked.reader.task
+    reader, task = reader or loaded.reader, loaded.reader.task
     order = sorted(range(len(features)), key=lambda i: _length(features[i]))  # so that little is padded
     found, total = [None] * len(order), 0.0
     for i in range(0, len(order), TOGETHER):
         places = order[i : i + TOGETHER]
         batch = reader.collate([features[j] for j in places])
-        with asked.computing(), _of_the_model(asked):
+        with loaded.computing(), _of_the_model(loaded):
             if task.writes:
-                answers = reader.predictions(asked.model, batch)
+                answers = reader.predictions(loaded.model, batch)
             else:
-                scores = reader.scores(asked.model, batch)
+                scores = reader.scores(loaded.model, batch)
                 answers = scores.argmax(-1).tolist()
                 labels = reader.answers(batch).to(scores.device)
                 total += float(cross_entropy(scores.double(), labels, reduction="sum"))
@@ -49,15 +49,29 @@ def judge(asked: Asked, examples, features, reader=None) -> dict[str, float]:
 
 
 @contextmanager
-def _of_the_model(asked):
+def _of_the_model(loaded):
     try:
         yield
     except (BadInput, torch.OutOfMemoryError):
         raise
     except Exception as error:  # whatever is inside
-        what = f"{asked.name} ({type(asked.model).__name__}) fails over what it is asked ({first_line(error)})"
-        raise BadInput(f"{what}: check that its tokenizer and its configuration are its own, or pass another --model or --ask") from error
+        what = f"{loaded.name} ({type(loaded.model).__name__}) fails over what it is asked ({first_line(error)})"
+        raise BadInput(
+            f"{what}: check that its tokenizer and its configuration are its own, or pass another --model or --task-type"
+        ) from error
 
 
 def _length(feature):
     return len(feature["tokens"]["input_ids"]) if "tokens" in feature else 0
+
+
+def best_of(history: list[dict], metric: str) -> dict | None:
+    """The best evaluation after a step or more: {"step", "loss", metrics}. Of equal ones that with the least loss, then the first; None
+    where nothing was judged.
+
+    Args:
+        history: what Trainer logged: dicts with "step" and "eval_...".
+    """
+    judged = [entry for entry in history if entry["step"] and isinstance(entry.get(f"eval_{metric}"), int | float)]
+    best = max(judged, key=lambda entry: (entry[f"eval_{metric}"], -(entry.get("eval_loss") or 0.0)), default=None)
+    return best and {name.removeprefix("eval_"): value for name, value in best.items() if name == "step" or name.startswith("eval_")}

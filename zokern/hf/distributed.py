@@ -1,4 +1,7 @@
-"""Data parallelism: equal weights at the start, one collective of a few numbers a comparison of losses, and of Hybrid its gradients."""
+"""Data parallelism: every process has the whole model and a part of the batch, and all take the same step.
+
+Rank 0's weights go to the others once, at the start. A step exchanges its losses, a few numbers; that of a Hybrid its gradients, too.
+"""
 
 import torch
 from torch import distributed
@@ -37,11 +40,11 @@ class DistributedClosure(Closure):
         return loss
 
     def combine(self, numbers):
-        return means(numbers, self.weight)
+        return all_reduce(numbers, self.weight)
 
 
 @torch.no_grad()
-def means(losses: list[torch.Tensor], weight) -> list[torch.Tensor]:
+def all_reduce(losses: list[torch.Tensor], weight) -> list[torch.Tensor]:
     """The weighted mean of every process's numbers, one a loss, the same bits on each of them.
 
     One collective: all are gathered, and each process adds them in the order of ranks. Nothing waits for the host.
@@ -67,7 +70,7 @@ def average_gradients(params, weight) -> None:
 
     Args:
         params: the same ones on each process.
-        weight: as of ``means``.
+        weight: as of ``all_reduce``.
     """
     if count() == 1:
         return
@@ -86,7 +89,7 @@ def average_gradients(params, weight) -> None:
 
 
 @torch.no_grad()
-def equalise(model) -> None:
+def broadcast_parameters(model) -> None:
     """Every process takes rank 0's parameters and buffers."""
     if count() > 1:
         for tensor in (*model.parameters(), *model.buffers()):
@@ -99,7 +102,7 @@ def equalise(model) -> None:
 def check_equal(optimizer) -> None:
     """
     Raises:
-        ValueError: the optimizers of two processes would walk differently.
+        ValueError: the optimizers of two processes differ, so that their weights would come apart.
     """
     if count() == 1:
         return

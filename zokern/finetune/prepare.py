@@ -1,0 +1,167 @@
+"""Before a run: whatever can be refused is refused here, and all that the training needs is loaded. Nothing is written."""
+
+import platform
+import time
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch
+
+from .. import __version__, backends
+from ..errors import BadInput, need, require
+from . import output
+from .data import Data
+from .data import load as load_data
+from .features import head_of
+from .metrics_of_model import metrics_of
+from .model import LoadedModel, settle_network
+from .model import load as load_model
+from .optimizers import make, with_rates
+from .options import title
+from .probe import probe
+from .settings import PATHS, Settings
+
+PACKAGES = ("transformers", "accelerate", "peft", "sklearn", "safetensors", "matplotlib", "tqdm")  # asked for before any work, not after it
+
+
+@dataclass
+class Run:
+    """A run that is ready to be trained.
+
+    Attributes:
+        settings: with all that follows from them filled in.
+        path: its folder, absolute.
+        data, loaded: what it learns from, and the model.
+        train, held_out: features of the rows of the same name.
+        resumed: what run.json said of a run that goes on; None of a new one.
+        checkpoint: where it goes on from; None: from its first step on.
+        began: time.perf_counter() at the beginning.
+        before, probed: metrics on held-out rows, of the model as loaded and with a linear probe; the same where there is no probe.
+        steps_made: steps of this process.
+    """
+
+    settings: Settings
+    path: Path
+    data: Data
+    loaded: LoadedModel
+    train: list[dict]
+    held_out: list[dict]
+    resumed: dict | None
+    checkpoint: Path | None
+    began: float
+    before: dict[str, float] = field(default_factory=dict)
+    probed: dict[str, float] = field(default_factory=dict)
+    steps_made: int = 0
+
+    @property
+    def method(self) -> str:
+        """What is trained, in words."""
+        return " + ".join(self.settings.adapter)
+
+    @property
+    def trained_parameters(self) -> int:
+        return sum(p.numel() for _, p in self.loaded.trained())
+
+    def record(self) -> dict:
+        """What run.json says of a run that begins."""
+        return {
+            "settings": self.settings.record(),
+            "labels": list(self.data.task.labels),
+            "columns": self.data.columns,
+            "digest": self.data.digest(),
+            "zokern": __version__,
+            "torch": torch.__version__,
+            "transformers": need("transformers").__version__,
+            "python": platform.python_version(),
+            "machine": platform.machine(),
+            "backends": backends(),
+            "before": self.before,
+            "probed": self.probed,
+        }
+
+    def initial(self) -> dict[str, torch.nn.Parameter]:
+        """The parameters that the model as loaded does not have, or has otherwise, by name."""
+        loaded = self.loaded
+        head = head_of(loaded.model, len(self.data.task.labels)) if self.settings.head == "probe" else None
+        fitted = set() if head is None else {id(p) for p in head.parameters()}
+        return {name: p for name, p in loaded.model.named_parameters() if name in loaded.new or id(p) in fitted}
+
+
+def place_of(settings: Settings) -> Path:
+    """Where a new run with these settings goes.
+
+    Raises:
+        BadInput: that may not be replaced, or holds what the run is made from.
+    """
+    path = output.check(settings.out, settings.overwrite)
+    for name in PATHS:
+        given = getattr(settings, name)
+        if given and Path(given).absolute().is_relative_to(path):
+            raise BadInput(f"{title(name)} {given!r} is in --out {settings.out!r}, which the run would replace: pass another folder")
+    return path
+
+
+def to_resume(folder: str, steps: int | None, trust_remote_code: bool) -> tuple[Settings, dict]:
+    """-> (settings, what run.json says) of a run that goes on. Arguments and errors as of ``resume``."""
+    path, record = Path(folder).expanduser().absolute(), output.run_of(folder)
+    settings = replace(output.settings_of(folder, record), out=str(path), trust_remote_code=trust_remote_code)
+    more = "a larger --steps"
+    if steps is not None and steps < settings.steps:
+        raise BadInput(f"--steps {steps} with --resume {folder!r}, a run of {settings.steps} steps: pass {more}, or leave it out")
+    if steps in (None, settings.steps) and (path / output.METRICS).is_file():
+        raise BadInput(f"--resume {folder!r}: that run is done ({output.METRICS} is there): pass {more}, or begin another with --out")
+    return replace(settings, steps=steps or settings.steps), record
+
+
+def prepare(settings: Settings, path: Path, say, resumed: dict | None = None) -> Run:
+    """Load data and model, and look at the model as it is.
+
+    Args:
+        settings: checked.
+        path: the folder of the run, which is this process's.
+        say: called with each line that the user should read.
+        resumed: what run.json says of a run that goes on. Default None: it is a new one.
+    Raises:
+        BadInput: anything about the settings, the data or the model that prevents the run.
+    """
+    began = time.perf_counter()
+    settle_network(settings)
+    require(*PACKAGES)
+    settings = with_rates(settings)
+    data = load_data(settings)
+    if resumed and resumed["digest"] != data.digest():
+        raise BadInput(f"--resume {str(path)!r}: the rows are not those that the run began with: restore --data, or begin another run")
+    if data.columns:
+        say(f"{data.name}: {data.described()}; {len(data.train)} training rows, {len(data.held_out)} held out")
+    loaded = load_model(settings, data)
+    make(settings, loaded.model)
+    checkpoint = need("zokern.hf.checkpoint").newest(path / output.CHECKPOINTS) if resumed else None
+    train, held_out = ([loaded.reader.encode(example) for example in examples] for examples in (data.train, data.held_out))
+    run = Run(settings, path, data, loaded, train, held_out, resumed, checkpoint, began)
+    say(_described(run))
+    if resumed:
+        run.before, run.probed = _metrics_of(resumed, path, data.task)
+        return run
+    run.before = run.probed = metrics_of(loaded, data.held_out, held_out)
+    if settings.head == "probe":
+        probe(loaded, train)
+        run.probed = metrics_of(loaded, data.held_out, held_out)
+    return run
+
+
+def _described(run):
+    settings, loaded = run.settings, run.loaded
+    rates = [f"{title(name)[2:]} {value:g}" for name in ("lr", "eps", "fo_lr") if (value := getattr(settings, name))]
+    halves = f" of {settings.zo} and {settings.fo}" if settings.halves else ""
+    new = ", new classification head" if loaded.fresh_head else ""
+    how = f"{settings.optimizer}{halves}, {run.method}, {run.trained_parameters:,} parameters, {', '.join(rates)}"
+    return f"{loaded.name} on {run.data.name}: {how}{new}"
+
+
+def _metrics_of(record, path, task):
+    """-> (before, probed), as run.json has them."""
+    before, probed = record["before"], record["probed"]
+    for name in (task.metric, *(() if task.writes else ("loss",))):
+        if not {name} <= before.keys() & probed.keys():
+            raise BadInput(f"{str(path / output.RUN)!r} lacks the {name} of before or probed: restore the file")
+    return before, probed
