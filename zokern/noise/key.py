@@ -20,7 +20,7 @@ class NoiseKey:
     step: int = 0
     stream: int = 0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name, bits in (("seed", 64), ("step", 32), ("stream", 32)):
             value = getattr(self, name)
             try:
