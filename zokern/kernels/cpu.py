@@ -1,13 +1,16 @@
 """The C++ backend for CPU memory (csrc/cpu): scalar, AVX2 or AVX-512, chosen at run time."""
 
 import os
+from collections.abc import Sequence
 
 import torch
 
-from .passes import STORAGE
+from ..noise import NoiseKey
+from .passes import STORAGE, Rule
+from .tables import State, Table
 
 try:
-    from .. import _cpu
+    import zokern._cpu as _cpu
 except ImportError as error:
     _cpu, _why = None, str(error)
 
@@ -18,11 +21,11 @@ def status() -> str:
     return f"available: {_cpu.isa(_forced_isa())}" + ("" if _cpu.openmp else ", one thread (built without OpenMP)")
 
 
-def devices():
+def devices() -> tuple[str, ...]:
     return ("cpu",)
 
 
-def add_noise_(table, keys, coefficients, decay):
+def add_noise_(table: Table, keys: Sequence[NoiseKey], coefficients: torch.Tensor, decay: torch.Tensor | None) -> None:
     _cpu.add_noise_(
         STORAGE[table.dtype],
         table.rows.data_ptr(),
@@ -36,7 +39,7 @@ def add_noise_(table, keys, coefficients, decay):
     )
 
 
-def replay_(table, keys, instructions, values):
+def replay_(table: Table, keys: Sequence[NoiseKey], instructions: torch.Tensor, values: torch.Tensor) -> None:
     _cpu.replay_(
         STORAGE[table.dtype],
         table.rows.data_ptr(),
@@ -51,7 +54,17 @@ def replay_(table, keys, instructions, values):
     )
 
 
-def update_(table, rule, keys, a, b, decay, numbers, state, rounding):
+def update_(
+    table: Table,
+    rule: Rule,
+    keys: Sequence[NoiseKey],
+    a: torch.Tensor,
+    b: torch.Tensor,
+    decay: torch.Tensor | None,
+    numbers: torch.Tensor,
+    state: State,
+    rounding: Sequence[NoiseKey] | None,
+) -> None:
     _cpu.update_(
         STORAGE[table.dtype],
         table.rows.data_ptr(),
@@ -73,10 +86,10 @@ def update_(table, rule, keys, a, b, decay, numbers, state, rounding):
     )
 
 
-def _words(keys):
+def _words(keys: Sequence[NoiseKey]) -> list[tuple[int, int, int]]:
     return [(key.seed, key.step, key.stream) for key in keys]
 
 
-def _forced_isa():
+def _forced_isa() -> str:
     """ZOKERN_CPU_ISA: scalar, avx2 or avx512, for tests and benchmarks; the best that the processor has where it is not set."""
     return os.environ.get("ZOKERN_CPU_ISA", "")

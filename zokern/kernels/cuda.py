@@ -1,20 +1,23 @@
 """The CUDA C++ backend for NVIDIA GPUs (csrc/cuda)."""
 
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
 
-from .passes import STORAGE
+from ..noise import NoiseKey
+from .passes import STORAGE, Rule
 from .spans import BLOCK, pack, spans, state_spans, to_device
+from .tables import State, Table
 
 try:
-    from .. import _cuda
+    import zokern._cuda as _cuda
 except ImportError as error:
     _cuda, _why = None, str(error)
 
 OLDEST = (8, 0)  # compute capability
 
-_clock = None
+_clock: torch.Tensor | None = None
 
 
 def status() -> str:
@@ -29,12 +32,12 @@ def status() -> str:
     return f"available: {_cuda.architectures}, CUDA {_cuda.version}"
 
 
-def devices():
+def devices() -> tuple[str, ...]:
     return ("cuda",)
 
 
 @contextmanager
-def clock(tensor):
+def clock(tensor: torch.Tensor | None) -> Iterator[None]:
     """Every launch inside adds this int32 of the device's memory, as it then is, to the step of each key: a launch that is captured in
     a CUDA graph makes other noise each time the graph is replayed."""
     global _clock
@@ -45,7 +48,7 @@ def clock(tensor):
         _clock = before
 
 
-def add_noise_(table, keys, coefficients, decay):
+def add_noise_(table: Table, keys: Sequence[NoiseKey], coefficients: torch.Tensor, decay: torch.Tensor | None) -> None:
     if not len(keys) and decay is None:
         return
     rows = spans(table)
@@ -70,7 +73,7 @@ def add_noise_(table, keys, coefficients, decay):
     )
 
 
-def replay_(table, keys, instructions, values):
+def replay_(table: Table, keys: Sequence[NoiseKey], instructions: torch.Tensor, values: torch.Tensor) -> None:
     rows = spans(table)
     if not len(rows):
         return
@@ -90,7 +93,17 @@ def replay_(table, keys, instructions, values):
     )
 
 
-def update_(table, rule, keys, a, b, decay, numbers, state, rounding):
+def update_(
+    table: Table,
+    rule: Rule,
+    keys: Sequence[NoiseKey],
+    a: torch.Tensor,
+    b: torch.Tensor,
+    decay: torch.Tensor | None,
+    numbers: torch.Tensor,
+    state: State,
+    rounding: Sequence[NoiseKey] | None,
+) -> None:
     rows = spans(table)
     if not len(rows):
         return
@@ -120,13 +133,13 @@ def update_(table, rule, keys, a, b, decay, numbers, state, rounding):
     )
 
 
-def _words(keys):
+def _words(keys: Sequence[NoiseKey]) -> list[tuple[int, int, int]]:
     return [(key.seed, key.step, key.stream) for key in keys]
 
 
-def _address(tensor):
-    return 0 if tensor is None else tensor.data_ptr()
+def _address(tensor: torch.Tensor | None) -> int:
+    return 0 if tensor is None else int(tensor.data_ptr())
 
 
-def _device_and_stream(device):
+def _device_and_stream(device: torch.device) -> tuple[int | None, int]:
     return device.index, torch.cuda.current_stream(device).cuda_stream

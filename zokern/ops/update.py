@@ -5,6 +5,7 @@ For rules that are not linear in z: the noise is made again beside the state tha
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -87,7 +88,8 @@ def update_(
         backend_for(table.device).update_(table, named, keys, *staged[table.device], held, rounding_keys)
 
     for n, table in enumerate(tables):
-        run(table, checked.cached(n, lambda of=table.members: _addresses([[slot[i] for slot in slots] for i in of], checked.dtype)))
+        rows = ([slot[i] for slot in slots] for i in table.members)
+        run(table, checked.cached(n, partial(_addresses, rows, checked.dtype)))
     for i in strided:
         for (part, *parts), start in gathered([layout.params[i], *(slot[i] for slot in slots)], layout.first[i]):
             run(layout.table_of(i, part, start), _addresses([parts], checked.dtype))
@@ -111,7 +113,7 @@ class _Checked(Cache):
     dtype: torch.dtype
 
 
-def _addresses(tensors: list[list[torch.Tensor]], dtype: torch.dtype) -> State:
+def _addresses(tensors: Iterable[list[torch.Tensor]], dtype: torch.dtype) -> State:
     rows = [[tensor.data_ptr() for tensor in row] for row in tensors]
     return State(dtype, torch.tensor(rows, dtype=torch.int64).reshape(len(rows), -1))
 
