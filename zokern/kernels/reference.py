@@ -132,7 +132,8 @@ RULES: dict[str, Callable[..., tuple[Array, ...]]] = {"sign": _sign, "momentum":
 
 def _array(address: int, count: int, bits_type: type[np.generic]) -> Array:
     """The memory at an address."""
-    return np.frombuffer((ctypes.c_char * (count * bits_type().itemsize)).from_address(address) if count else b"", bits_type)
+    size = count * bits_type().itemsize
+    return np.frombuffer(memoryview((ctypes.c_char * size).from_address(address)) if count else b"", bits_type)
 
 
 def _bfloat16(x: Array) -> Array:
