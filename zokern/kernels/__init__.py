@@ -2,16 +2,16 @@
 
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from importlib import import_module
 from typing import TYPE_CHECKING, Protocol, cast
 
 import torch
+from torch import Tensor
 
-from ..noise import NoiseKey
-from .passes import Rule
+from .passes import Keys, Rule
 from .tables import State, Table
 
 NAMES = ("reference", "cpu", "cuda", "triton")
@@ -23,33 +23,25 @@ _log = logging.getLogger("zokern")
 
 
 class Backend(Protocol):
-    """What a module of this folder has. Its arguments have been checked. Tensors of numbers are float32 on the table's device, one column a
-    coefficient group; there are as many ``groups`` as the table says."""
+    """What a module of this folder has. Its arguments have been checked. Tensors of numbers are float32, contiguous, on the table's
+    device, with one column a coefficient group."""
 
     def status(self) -> str:
-        """ "available", with details, or the reason why it is missing and the cure."""
+        """Begins with "available", or with the reason why it is not, and says the cure."""
 
     def devices(self) -> tuple[str, ...]:
         """The kinds of device whose memory it can reach."""
 
-    def add_noise_(self, table: Table, keys: Sequence[NoiseKey], coefficients: torch.Tensor, decay: torch.Tensor | None) -> None:
+    def add_noise_(self, table: Table, keys: Keys, coefficients: Tensor, decay: Tensor | None) -> None:
         """theta <- decay theta + sum_k c_k z(key_k), with coefficients [keys, groups] and decay [groups]."""
 
-    def replay_(self, table: Table, keys: Sequence[NoiseKey], instructions: torch.Tensor, values: torch.Tensor) -> None:
+    def replay_(self, table: Table, keys: Keys, instructions: Tensor, values: Tensor) -> None:
         """Many passes: instructions uint8 [n] on the host, bits of ``passes``; values [n, groups]; keys in the order of their use."""
 
     def update_(
-        self,
-        table: Table,
-        rule: Rule,
-        keys: Sequence[NoiseKey],
-        a: torch.Tensor,
-        b: torch.Tensor,
-        decay: torch.Tensor | None,
-        numbers: torch.Tensor,
-        state: State,
-        rounding: Sequence[NoiseKey] | None,
-    ) -> None:
+        self, table: Table, rule: Rule, keys: Keys, a: Tensor, b: Tensor, decay: Tensor | None, numbers: Tensor,
+        state: State, rounding: Keys | None,
+    ) -> None:  # fmt: skip
         """theta <- decay theta + sum_k a_k z(key_k), and then the rule, with g = sum_k b_k z(key_k): a, b [keys, groups], decay [groups],
         numbers [the rule's, groups]; one key a state to round it with, or None."""
 

@@ -1,12 +1,11 @@
 """The C++ backend for CPU memory (csrc/cpu): scalar, AVX2 or AVX-512, chosen at run time."""
 
 import os
-from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 
-from ..noise import NoiseKey
-from .passes import STORAGE, Rule
+from .passes import STORAGE, Keys, Rule, words
 from .tables import State, Table
 
 try:
@@ -25,12 +24,9 @@ def devices() -> tuple[str, ...]:
     return ("cpu",)
 
 
-def add_noise_(table: Table, keys: Sequence[NoiseKey], coefficients: torch.Tensor, decay: torch.Tensor | None) -> None:
+def add_noise_(table: Table, keys: Keys, coefficients: Tensor, decay: Tensor | None) -> None:
     _cpu.add_noise_(
-        STORAGE[table.dtype],
-        table.rows.data_ptr(),
-        len(table.rows),
-        _words(keys),
+        *_memory_and_keys(table, keys),
         coefficients.data_ptr(),
         table.groups,
         0 if decay is None else decay.data_ptr(),
@@ -39,12 +35,9 @@ def add_noise_(table: Table, keys: Sequence[NoiseKey], coefficients: torch.Tenso
     )
 
 
-def replay_(table: Table, keys: Sequence[NoiseKey], instructions: torch.Tensor, values: torch.Tensor) -> None:
+def replay_(table: Table, keys: Keys, instructions: Tensor, values: Tensor) -> None:
     _cpu.replay_(
-        STORAGE[table.dtype],
-        table.rows.data_ptr(),
-        len(table.rows),
-        _words(keys),
+        *_memory_and_keys(table, keys),
         instructions.data_ptr(),
         len(instructions),
         values.data_ptr(),
@@ -55,21 +48,10 @@ def replay_(table: Table, keys: Sequence[NoiseKey], instructions: torch.Tensor, 
 
 
 def update_(
-    table: Table,
-    rule: Rule,
-    keys: Sequence[NoiseKey],
-    a: torch.Tensor,
-    b: torch.Tensor,
-    decay: torch.Tensor | None,
-    numbers: torch.Tensor,
-    state: State,
-    rounding: Sequence[NoiseKey] | None,
+    table: Table, rule: Rule, keys: Keys, a: Tensor, b: Tensor, decay: Tensor | None, numbers: Tensor, state: State, rounding: Keys | None
 ) -> None:
     _cpu.update_(
-        STORAGE[table.dtype],
-        table.rows.data_ptr(),
-        len(table.rows),
-        _words(keys),
+        *_memory_and_keys(table, keys),
         a.data_ptr(),
         b.data_ptr(),
         table.groups,
@@ -80,14 +62,14 @@ def update_(
         state.addresses.data_ptr(),
         len(rule.state),
         rounding is not None,
-        _words(rounding or []),
+        words(rounding or []),
         torch.get_num_threads(),
         _forced_isa(),
     )
 
 
-def _words(keys: Sequence[NoiseKey]) -> list[tuple[int, int, int]]:
-    return [(key.seed, key.step, key.stream) for key in keys]
+def _memory_and_keys(table: Table, keys: Keys) -> tuple[int, int, int, list[tuple[int, int, int]]]:
+    return STORAGE[table.dtype], table.rows.data_ptr(), len(table.rows), words(keys)
 
 
 def _forced_isa() -> str:

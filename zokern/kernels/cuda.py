@@ -1,12 +1,12 @@
 """The CUDA C++ backend for NVIDIA GPUs (csrc/cuda)."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+from torch import Tensor
 
-from ..noise import NoiseKey
-from .passes import STORAGE, Rule
+from .passes import STORAGE, Keys, Rule, words
 from .spans import BLOCK, pack, spans, state_spans, to_device
 from .tables import State, Table
 
@@ -17,7 +17,7 @@ except ImportError as error:
 
 OLDEST = (8, 0)  # compute capability
 
-_clock: torch.Tensor | None = None
+_clock: Tensor | None = None
 
 
 def status() -> str:
@@ -37,7 +37,7 @@ def devices() -> tuple[str, ...]:
 
 
 @contextmanager
-def clock(tensor: torch.Tensor | None) -> Iterator[None]:
+def clock(tensor: Tensor | None) -> Iterator[None]:
     """Every launch inside adds this int32 of the device's memory, as it then is, to the step of each key: a launch that is captured in
     a CUDA graph makes other noise each time the graph is replayed."""
     global _clock
@@ -48,21 +48,17 @@ def clock(tensor: torch.Tensor | None) -> Iterator[None]:
         _clock = before
 
 
-def add_noise_(table: Table, keys: Sequence[NoiseKey], coefficients: torch.Tensor, decay: torch.Tensor | None) -> None:
-    if not len(keys) and decay is None:
-        return
+def add_noise_(table: Table, keys: Keys, coefficients: Tensor, decay: Tensor | None) -> None:
     rows = spans(table)
-    if not len(rows):
+    if not len(rows) or (not len(keys) and decay is None):
         return
-    coefficients = coefficients.contiguous()
-    decay = None if decay is None else decay.contiguous()
     all_keys = to_device(pack(keys), table.device) if len(keys) > _cuda.unrolled else None
     _cuda.add_noise_(
         STORAGE[table.dtype],
         rows.data_ptr(),
         len(rows),
         table.masked,
-        _words(keys[: _cuda.unrolled]),
+        words(keys[: _cuda.unrolled]),
         len(keys),
         _address(all_keys),
         coefficients.data_ptr(),
@@ -73,11 +69,11 @@ def add_noise_(table: Table, keys: Sequence[NoiseKey], coefficients: torch.Tenso
     )
 
 
-def replay_(table: Table, keys: Sequence[NoiseKey], instructions: torch.Tensor, values: torch.Tensor) -> None:
+def replay_(table: Table, keys: Keys, instructions: Tensor, values: Tensor) -> None:
     rows = spans(table)
     if not len(rows):
         return
-    all_keys, instructions, values = to_device(pack(keys), table.device), to_device(instructions, table.device), values.contiguous()
+    all_keys, instructions = to_device(pack(keys), table.device), to_device(instructions, table.device)
     _cuda.replay_(
         STORAGE[table.dtype],
         rows.data_ptr(),
@@ -94,22 +90,12 @@ def replay_(table: Table, keys: Sequence[NoiseKey], instructions: torch.Tensor, 
 
 
 def update_(
-    table: Table,
-    rule: Rule,
-    keys: Sequence[NoiseKey],
-    a: torch.Tensor,
-    b: torch.Tensor,
-    decay: torch.Tensor | None,
-    numbers: torch.Tensor,
-    state: State,
-    rounding: Sequence[NoiseKey] | None,
+    table: Table, rule: Rule, keys: Keys, a: Tensor, b: Tensor, decay: Tensor | None, numbers: Tensor, state: State, rounding: Keys | None
 ) -> None:
     rows = spans(table)
     if not len(rows):
         return
     states = state_spans(table, state)
-    a, b, numbers = a.contiguous(), b.contiguous(), numbers.contiguous()
-    decay = None if decay is None else decay.contiguous()
     all_keys = to_device(pack(keys), table.device) if len(keys) > _cuda.carried else None
     _cuda.update_(
         rule.code,
@@ -119,7 +105,7 @@ def update_(
         len(rows),
         table.masked,
         states.data_ptr(),
-        _words(keys[: _cuda.carried]),
+        words(keys[: _cuda.carried]),
         len(keys),
         _address(all_keys),
         a.data_ptr(),
@@ -127,17 +113,13 @@ def update_(
         table.groups,
         _address(decay),
         numbers.data_ptr(),
-        _words(rounding or ()),
+        words(rounding or ()),
         _address(_clock),
         *_device_and_stream(rows.device),
     )
 
 
-def _words(keys: Sequence[NoiseKey]) -> list[tuple[int, int, int]]:
-    return [(key.seed, key.step, key.stream) for key in keys]
-
-
-def _address(tensor: torch.Tensor | None) -> int:
+def _address(tensor: Tensor | None) -> int:
     return 0 if tensor is None else int(tensor.data_ptr())
 
 

@@ -1,8 +1,14 @@
 """What kernels are told of passes in numbers: csrc/noise/passes.hpp and rules.hpp have them too."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import torch
+
+from ..noise import NoiseKey
+
+Keys: TypeAlias = Sequence[NoiseKey]
 
 STORAGE = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 
@@ -10,6 +16,11 @@ STORAGE = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 NEXT_KEY = 1  # z is made of the next key; without it, z stays as it is
 DECAY = 2  # x = v x; without it, x = fma(v, z, x)
 ROUND = 4  # x is rounded to the storage type: a pass ends
+
+
+def words(keys: Keys) -> list[tuple[int, int, int]]:
+    """Keys as compiled code takes them."""
+    return [(key.seed, key.step, key.stream) for key in keys]
 
 
 @dataclass(frozen=True)

@@ -1,16 +1,16 @@
 """The primitives in NumPy, for CPU memory: slow, and what the other backends are held to."""
 
 import ctypes
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TypeAlias
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from ..noise import NoiseKey
 from ..noise.reference import U32, Array, bits, f32, fma, masked_normal, round_stochastic
-from .passes import DECAY, NEXT_KEY, ROUND, Rule
+from .passes import DECAY, NEXT_KEY, ROUND, Keys, Rule
 from .tables import State, Table
 
 Cast: TypeAlias = Callable[[Array], Array]
@@ -38,69 +38,53 @@ def _denormals() -> Iterator[None]:
 
 
 @_denormals()
-def add_noise_(table: Table, keys: Sequence[NoiseKey], coefficients: torch.Tensor, decay: torch.Tensor | None) -> None:
+def add_noise_(table: Table, keys: Keys, coefficients: Tensor, decay: Tensor | None) -> None:
     c, scale = coefficients.numpy(), None if decay is None else decay.numpy()
     load, store, bits_type = STORAGE[table.dtype]
-    for address, count, first, group, keep_threshold in table.rows.tolist():
-        theta = _array(address, count, bits_type)
-        for start in range(0, count, CHUNK):
-            part = theta[start : start + CHUNK]
-            acc = load(part)
-            if scale is not None:
-                acc = scale[group] * acc
-            for key, weight in zip(keys, c[:, group]):
-                acc = fma(weight, masked_normal(key, keep_threshold, first + start, len(part)), acc)
-            part[:] = store(acc)
+    for part, first, group, keep_threshold, *_ in _parts(table, bits_type):
+        x = load(part)
+        if scale is not None:
+            x = scale[group] * x
+        for key, weight in zip(keys, c[:, group]):
+            x = fma(weight, masked_normal(key, keep_threshold, first, len(part)), x)
+        part[:] = store(x)
 
 
 @_denormals()
-def replay_(table: Table, keys: Sequence[NoiseKey], instructions: torch.Tensor, values: torch.Tensor) -> None:
+def replay_(table: Table, keys: Keys, instructions: Tensor, values: Tensor) -> None:
     codes, numbers = instructions.tolist(), values.numpy()
     load, store, bits_type = STORAGE[table.dtype]
-    for address, count, first, group, keep_threshold in table.rows.tolist():
-        theta = _array(address, count, bits_type)
-        for start in range(0, count, CHUNK):
-            part = theta[start : start + CHUNK]
-            x, next_key = load(part), iter(keys)
-            for instruction, v in zip(codes, numbers[:, group]):
-                if instruction & NEXT_KEY:
-                    z = masked_normal(next(next_key), keep_threshold, first + start, len(part))
-                x = v * x if instruction & DECAY else fma(v, z, x)
-                if instruction & ROUND:
-                    x = load(store(x))
-            part[:] = store(x)
+    for part, first, group, keep_threshold, *_ in _parts(table, bits_type):
+        x, next_key = load(part), iter(keys)
+        for instruction, v in zip(codes, numbers[:, group]):
+            if instruction & NEXT_KEY:
+                z = masked_normal(next(next_key), keep_threshold, first, len(part))
+            x = v * x if instruction & DECAY else fma(v, z, x)
+            if instruction & ROUND:
+                x = load(store(x))
+        part[:] = store(x)
 
 
 @_denormals()
 def update_(
-    table: Table,
-    rule: Rule,
-    keys: Sequence[NoiseKey],
-    a: torch.Tensor,
-    b: torch.Tensor,
-    decay: torch.Tensor | None,
-    numbers: torch.Tensor,
-    state: State,
-    rounding: Sequence[NoiseKey] | None,
+    table: Table, rule: Rule, keys: Keys, a: Tensor, b: Tensor, decay: Tensor | None, numbers: Tensor, state: State, rounding: Keys | None
 ) -> None:
     in_theta, in_g, n, scale = a.numpy(), b.numpy(), numbers.numpy(), None if decay is None else decay.numpy()
     load, store, bits_type = STORAGE[table.dtype]
     load_state, _, state_bits = STORAGE[state.dtype]
-    for (address, count, first, group, keep_threshold), addresses in zip(table.rows.tolist(), state.addresses.tolist()):
-        theta, slots = _array(address, count, bits_type), [_array(slot, count, state_bits) for slot in addresses]
-        for start in range(0, count, CHUNK):
-            here, begin = slice(start, start + CHUNK), first + start
-            x = load(theta[here])
-            g = np.zeros_like(x)
-            if scale is not None:
-                x = scale[group] * x
-            for key, c, d in zip(keys, in_theta[:, group], in_g[:, group]):
-                z = masked_normal(key, keep_threshold, begin, len(x))
-                x, g = fma(c, z, x), fma(d, z, g)
-            x, *kept = RULES[rule.name](x, g, n[:, group], *(load_state(slot[here]) for slot in slots))
-            theta[here] = store(x)
-            for s, (slot, value) in enumerate(zip(slots, kept)):
-                slot[here] = value if rounding is None else round_stochastic(value, rounding[s], begin)
+    for part, first, group, keep_threshold, row, start in _parts(table, bits_type):
+        slots = [_array(address, start + len(part), state_bits)[start:] for address in state.addresses[row].tolist()]
+        x = load(part)
+        g = np.zeros_like(x)
+        if scale is not None:
+            x = scale[group] * x
+        for key, c, d in zip(keys, in_theta[:, group], in_g[:, group]):
+            z = masked_normal(key, keep_threshold, first, len(part))
+            x, g = fma(c, z, x), fma(d, z, g)
+        x, *kept = RULES[rule.name](x, g, n[:, group], *map(load_state, slots))
+        part[:] = store(x)
+        for s, (slot, value) in enumerate(zip(slots, kept)):
+            slot[:] = value if rounding is None else round_stochastic(value, rounding[s], first)
 
 
 def _sign(x: Array, g: Array, n: Array) -> tuple[Array, ...]:
@@ -128,6 +112,15 @@ def _moments(g: Array, n: Array, m: Array, v: Array) -> tuple[Array, Array]:
 
 
 RULES: dict[str, Callable[..., tuple[Array, ...]]] = {"sign": _sign, "momentum": _momentum, "adam": _adam, "amsgrad": _amsgrad}
+
+
+def _parts(table: Table, bits_type: type[np.generic]) -> Iterator[tuple[Array, int, int, int, int, int]]:
+    """Every tensor's memory CHUNK elements at a time, with the first element's index, the tensor's group and keep_threshold, its row in the
+    table, and where in it the part begins."""
+    for row, (address, count, first, group, keep_threshold) in enumerate(table.rows.tolist()):
+        theta = _array(address, count, bits_type)
+        for start in range(0, count, CHUNK):
+            yield theta[start : start + CHUNK], first + start, group, keep_threshold, row, start
 
 
 def _array(address: int, count: int, bits_type: type[np.generic]) -> Array:

@@ -1,11 +1,9 @@
 """What GPU kernels read: a table of spans, pieces of tensors that one program each works on, and the keys."""
 
-from collections.abc import Sequence
-
 import numpy as np
 import torch
 
-from ..noise import NoiseKey
+from .passes import Keys, words
 from .tables import State, Table
 
 BLOCK = 4096  # elements that a program takes at a time; every span but a tensor's last is a multiple of it
@@ -52,10 +50,10 @@ def pieces(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor
     return row, start, step[row]
 
 
-def pack(keys: Sequence[NoiseKey]) -> torch.Tensor:
+def pack(keys: Keys) -> torch.Tensor:
     """Keys as int32 [len(keys), 4] on the host: seed mod 2^32, seed >> 32, step, stream."""
-    words = [(key.seed & 0xFFFFFFFF, key.seed >> 32, key.step, key.stream) for key in keys]
-    return torch.from_numpy(np.array(words, dtype=np.uint32).reshape(-1, 4).view(np.int32))
+    halves = [(seed & 0xFFFFFFFF, seed >> 32, step, stream) for seed, step, stream in words(keys)]
+    return torch.from_numpy(np.array(halves, dtype=np.uint32).reshape(-1, 4).view(np.int32))
 
 
 def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:

@@ -106,8 +106,8 @@ def _merged(terms: list[Term]) -> dict[NoiseKey, Number]:
 
 @dataclass(eq=False)
 class _Checked(Cache):
-    """State that has been checked, and the rule and the places in memory that it was checked for: while these stay, no step checks it
-    again. Caches the ``State`` of each table, so that its copy on a device lives on."""
+    """The rule and the location of the state that have been checked: while neither changes, no step checks again. Caches the ``State`` of
+    each table, so that its copy on a device lives on."""
 
     seen: list[Any]
     dtype: torch.dtype
