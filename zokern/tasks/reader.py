@@ -13,7 +13,7 @@ OBJECTIVES = ("cross-entropy", "option", "accuracy", "f1")
 
 
 class Reader:
-    """How a task is put to one kind of model.
+    """How a task becomes the inputs and losses of one kind of model.
 
     Args:
         task: a Task.
@@ -24,7 +24,7 @@ class Reader:
             as the task's metric has it. Default "cross-entropy".
         prompt: a Prompt, or templates for a classification head, in place of the task's.
     Raises:
-        BadInput: the task cannot be asked so, or the objective does not fit.
+        BadInput: the task has no prompt for such a model, or the objective does not fit.
     """
 
     kind: ClassVar[str]
@@ -32,7 +32,7 @@ class Reader:
     def __init__(self, task, tokenizer, max_length=None, objective="cross-entropy", prompt=None):
         prompt = prompt or getattr(task, self.kind)
         if not prompt:
-            raise BadInput(f"task {task.name!r} cannot be asked as {self.kind!r}: pass 'causal', or a prompt")
+            raise BadInput(f"task {task.name!r} has no prompt for {self.kind!r} models: pass 'causal', or a prompt")
         if objective not in OBJECTIVES:
             raise BadInput(f"objective {objective!r} is not known: pass one of {', '.join(OBJECTIVES)}")
         if objective == "option" and self.kind != "causal":
