@@ -213,3 +213,19 @@ def test_forged_logs(tmp_path, name):
                 raise AssertionError(f"forged log {i} of seed {SEED}: {type(error).__name__}: {error}\n{data!r}") from error
     print(f"{name}: seed {SEED}, {dict(found)}")
     assert found["refused"]
+
+
+@pytest.mark.parametrize("name", ["sparsity", "blocks", "step", "initial_lr"])
+def test_a_change_of_what_no_group_is_logged_with_is_refused(tmp_path, name):
+    """ "sparsity" is an argument: what it became is in the header, and cannot change."""
+    path, net = tmp_path / "run.jsonl", Net()
+    optimizer = optimizer_of("MeZO sparse", net)
+    with record(optimizer, path):
+        train(optimizer, net, range(3))
+    header, *steps = [json.loads(line) for line in path.read_text().splitlines()]
+    for line in (header, *steps):
+        del line["crc"]
+    steps[1][name] = 0.5
+    path.write_bytes(sealed(header, steps, lambda i, body: body))
+    with pytest.raises(BadInput, match=f"line 3: '{name}' is no setting of this zokern's MeZO"):
+        Trajectory.read(path)

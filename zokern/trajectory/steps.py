@@ -2,11 +2,12 @@
 
 from array import array
 from bisect import bisect_left
-from typing import NamedTuple
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
 
 import numpy as np
 
-_FLOAT = "d", 0  # the kind of most
+_FLOAT = "d", 0  # the column of most
 
 
 class Step(NamedTuple):
@@ -18,20 +19,20 @@ class Step(NamedTuple):
     """
 
     measurements: tuple[float, ...]
-    changes: dict
+    changes: dict[str, Any]
 
 
 class Column:
     """The values of one name, and the steps that they came with. ``width``: 0, or how many numbers a value has."""
 
-    def __init__(self, code, width):
+    def __init__(self, code: str, width: int):
         self.width, self.steps, self.values = width, array("q"), array(code)
 
-    def append(self, step, value):
+    def append(self, step: int, value: Any) -> None:
         self.steps.append(step)
         self.values.extend(value) if self.width else self.values.append(value)
 
-    def at(self, step):
+    def at(self, step: int) -> Any:
         """The value that came with a step; None where none did."""
         i = bisect_left(self.steps, step)
         if i == len(self.steps) or self.steps[i] != step:
@@ -42,13 +43,16 @@ class Column:
 class Steps:
     """A sequence of ``Step``."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.measurements, self.ends = array("d"), array("q")
-        self.columns = {}  # (name, (type code, width)) -> Column
-        self.others = {}  # step -> changes that are neither numbers nor lists of them
+        self.columns: dict[tuple[str, tuple[str, int]], Column] = {}  # by name and (type code, width)
+        self.others: dict[int, dict[str, Any]] = {}  # step -> changes that are neither numbers nor lists of them
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.ends)
+
+    def __iter__(self) -> Iterator[Step]:
+        return map(self.__getitem__, range(len(self)))
 
     def __getitem__(self, step: int) -> Step:
         if not -len(self) <= step < len(self):
@@ -58,7 +62,7 @@ class Steps:
         changes.update(self.others.get(step, {}))
         return Step(tuple(self.measurements[self.ends[step - 1] if step else 0 : self.ends[step]]), changes)
 
-    def append(self, measurements, changes) -> None:
+    def append(self, measurements: Iterable[float], changes: dict[str, Any]) -> None:
         step, own = len(self.ends), self.measurements
         own.extend(measurements)
         self.ends.append(len(own))
@@ -75,7 +79,7 @@ class Steps:
         return np.diff(np.array(self.ends, np.int64), prepend=0)
 
 
-def _kind(value):
+def _kind(value: Any) -> tuple[str, int] | None:
     """The column that a value belongs in: (type code, width); None where none takes it as it is."""
     if type(value) is int and abs(value) < 1 << 63:
         return "q", 0

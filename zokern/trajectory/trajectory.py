@@ -1,15 +1,19 @@
 """A run that was recorded: read, kept, and made again."""
 
 from array import array
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from ..errors import BadInput
-from ..optim import logged_as
+from ..optim import ZerothOrder
+from .header import logged_class
 from .reader import Reader
 from .replay import replay
 from .steps import Steps
+from .text import Header
 
 
 class Trajectory:
@@ -23,14 +27,14 @@ class Trajectory:
         torn: whether the log's last line was cut off, as by a process that was killed, and left out.
     """
 
-    def __init__(self, header: dict, steps: Steps, checksums: array, path: Path, size: int, torn: bool):
+    def __init__(self, header: Header, steps: Steps, checksums: array, path: Path, size: int, torn: bool):
         self.header, self.steps, self.checksums, self.path, self.size, self.torn = header, steps, checksums, path, size, torn
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.steps)
 
     @classmethod
-    def read(cls, path) -> "Trajectory":
+    def read(cls, path: str | Path) -> "Trajectory":
         """A log, each line of which is checked.
 
         Raises:
@@ -52,13 +56,15 @@ class Trajectory:
         """What each step returned: the mean of its losses, float64 [steps]; NaN where one was not finite."""
         counts, measurements = self.steps.counts(), np.array(self.steps.measurements)
         starts, means = np.cumsum(counts) - counts, np.full(len(counts), np.nan)
-        losses = logged_as(self.header["optimizer"]).losses_in(self.header["groups"][0])
+        losses = logged_class(self.header).losses_in(self.header["groups"][0])
         for count in np.unique(counts):
             (mine,) = np.nonzero(counts == count)
             means[mine] = measurements[starts[mine, None] + np.arange(count)[losses]].mean(1)
         return means
 
-    def replay(self, params, step: int | None = None, passes_per_sweep: int = 96, progress=None):
+    def replay(
+        self, params: Any, step: int | None = None, passes_per_sweep: int = 96, progress: Callable[[int], Any] | None = None
+    ) -> ZerothOrder:
         """Bring base weights, in place, to where the run stood after ``step`` steps, bit for bit, without a forward pass.
 
         Parameters are matched by name where the log has names, else by order; what a model has beside them is left alone. Everything is
