@@ -47,7 +47,7 @@ class MeZOSVRG(ZerothOrder):
 
     name = "mezo-svrg"
     full_batch = True
-    other_rates = ("lr_full",)
+    full_batch_rate = "lr_full"
     settings = {
         "lr_full": number(*NOT_NEGATIVE, "Learning rate at anchors."),
         "anchor": choice("Keep the anchor's weights, or make them again.", None, "copy", "replay", kept=True),
