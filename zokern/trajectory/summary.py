@@ -28,18 +28,17 @@ def describe(trajectory: Trajectory) -> dict[str, Any]:
     dtypes: Counter[str] = Counter()
     for _, shape, dtype, _ in header["parameters"]:
         dtypes[dtype] += math.prod(shape)
-    disturbed = sorted(step for step, changes in trajectory.steps.others.items() if changes.get("disturbed"))
+    marked = enumerate(trajectory.steps) if "disturbed" in trajectory.steps.changed else ()
     settings = settings_of(header)
-    changed = {name for name, *_ in trajectory.steps.columns} | {name for c in trajectory.steps.others.values() for name in c}
     return {
         "steps": len(trajectory),
         "skipped": _skipped(trajectory),
-        "followed": disturbed[0] if disturbed else len(trajectory),
+        "followed": next((step for step, (_, changes) in marked if "disturbed" in changes), len(trajectory)),
         "first_loss": _finite(losses[:1]),
         "last_loss": _finite(losses[-1:]),
         "optimizer": header["optimizer"],
         "settings": settings,
-        "changed": [name for name in settings if name in changed],
+        "changed": [name for name in settings if name in trajectory.steps.changed],
         "groups": len(header["groups"]),
         "tensors": len(header["parameters"]),
         "parameters": sum(dtypes.values()),
