@@ -23,7 +23,7 @@ def raise_in_the_closure(optimizer, net):
         optimizer.step(closure)
 
 
-def drop_a_begin(optimizer, net):
+def drop_a_measurement(optimizer, net):
     optimizer.measure(lambda: net(batch(0)))
 
 
@@ -32,7 +32,7 @@ def write(optimizer, net):
         net.bias.add_(0.5)
 
 
-DISTURBANCES = {"a closure that raised": raise_in_the_closure, "a dropped begin": drop_a_begin, "a writer": write}
+DISTURBANCES = {"a closure that raised": raise_in_the_closure, "a dropped measurement": drop_a_measurement, "a writer": write}
 OPTIMIZERS = ["MeZO", "MeZO defer", "MeZO blocks", "ZOConservative", "ZOSign", "ZOMomentum", "ZOAdam", "MeZOSVRG copy"]
 
 
@@ -119,13 +119,13 @@ def unrecorded_steps(net, optimizer):
     train(optimizer, net, [3])
 
 
-def begun_and_left(net, optimizer):
+def measured_and_left(net, optimizer):
     optimizer.estimate(lambda: net(batch(0)))
 
 
 CHANGED = {
     "a weight": (other_weights, "the weights are not those that the optimizer's state was saved with, after step 3 of .*run.jsonl: load"),
-    "a measurement": (begun_and_left, "the weights are not those"),
+    "a measurement": (measured_and_left, "the weights are not those"),
     "steps": (unrecorded_steps, "the optimizer is at step 4, its log was left at step 3, and the steps in between are in none"),
 }
 
@@ -148,7 +148,7 @@ def test_weights_that_are_not_the_states_are_refused(tmp_path, what):
     assert path.read_bytes() == before
 
 
-def test_weights_saved_before_what_is_owed_was_paid_are_refused(tmp_path):
+def test_weights_saved_while_an_update_was_pending_are_refused(tmp_path):
     path, net = tmp_path / "run.jsonl", Net()
     optimizer = optimizer_of("MeZO defer", net)
     with record(optimizer, path):
@@ -231,7 +231,7 @@ WAYS = (
 
 @pytest.mark.parametrize("way", WAYS, ids=lambda way: way.__name__)
 def test_honest_ways_of_going_on(tmp_path, way):
-    """In 16 bits and with what is owed between steps, where every pass tells."""
+    """In 16 bits and with updates pending between steps, where every pass changes bits."""
     path, net = tmp_path / "run.jsonl", Net(torch.bfloat16)
     optimizer = optimizer_of("MeZO defer", net)
     with record(optimizer, path):
@@ -286,7 +286,7 @@ def test_at_step_0_a_state_may_be_loaded(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["MeZO", "MeZO one-sided"])
-def test_what_was_begun_before_recording_is_dropped(tmp_path, name):
+def test_what_was_measured_before_recording_is_dropped(tmp_path, name):
     path, net = tmp_path / "run.jsonl", Net(torch.bfloat16)
     optimizer = optimizer_of(name, net)
     optimizer.measure(lambda: net(batch(0)))

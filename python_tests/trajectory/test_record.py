@@ -46,7 +46,7 @@ def test_the_header(recorded):
 
 
 def test_the_lines(tmp_path):
-    """Readings that are float32, that are not, and that are not finite; changes only."""
+    """Measurements that are float32, that are not, and that are not finite; changes only."""
     theta, path = torch.nn.Parameter(torch.zeros(3)), tmp_path / "run.jsonl"
     optimizer = MeZO([theta], lr=0.5)
     losses = iter([0.5, 0.1, torch.tensor(0.1), torch.tensor(1e-30), 3e38, 1e39, float("nan"), torch.tensor(0.1), float("inf"), 1 / 3])

@@ -21,11 +21,11 @@ def test_the_weights_are_made_again(recorded, states_equal, name, dtype):
     expected[-1] = {name: p.detach().clone() for name, p in named(optimizer, expected[-1])}
     trajectory = Trajectory.read(path)
     assert len(trajectory) == 12 and optimizer.skipped == 1
-    for step, together in ((12, 16), (7, 1), (None, 7)):
+    for step, passes in ((12, 16), (7, 1), (None, 7)):
         if defer and step == 7:
-            continue  # where the run's own weights stand beside theta
+            continue  # where the run's own weights are not at theta
         net = Net(dtype)
-        again = trajectory.replay(net, step, together)
+        again = trajectory.replay(net, step, passes)
         assert same(net, expected[12 if step is None else step])
         assert again.param_groups[0]["step"] == (12 if step is None else step)
     assert states_equal(again, optimizer)
@@ -37,18 +37,18 @@ def named(optimizer, like):
     return [*own, *((name, p) for name, p in like.items() if name not in dict(own))]
 
 
-@pytest.mark.parametrize("together", [1, 2, 7, 64])
+@pytest.mark.parametrize("passes", [1, 2, 7, 64])
 @pytest.mark.parametrize("name", ["MeZO", "MeZO q=2", "MeZO blocks", "ZOAdam", "MeZOSVRG replay", "MeZO defer"])
-def test_however_many_passes_are_made_together(recorded, name, together):
+def test_however_many_passes_a_sweep_has(recorded, name, passes):
     path, expected, optimizer = recorded(name, torch.bfloat16 if "SVRG" not in name else torch.float32, steps=9)
     optimizer.flush()
     net = Net(optimizer.param_groups[0]["params"][0].dtype)
-    Trajectory.read(path).replay(net, passes_per_sweep=together)
+    Trajectory.read(path).replay(net, passes_per_sweep=passes)
     own = dict(named(optimizer, expected[-1]))
     assert all(torch.equal(p, own[name]) for name, p in net.named_parameters())
 
 
-def test_together_is_how_many_passes_wait(recorded, monkeypatch):
+def test_passes_per_sweep_is_how_many_passes_wait(recorded, monkeypatch):
     path, expected, _ = recorded("MeZO", steps=9)
     swept, real = [], ReplayedWeights._sweep
     monkeypatch.setattr(ReplayedWeights, "_sweep", lambda weights, i: (swept.append(len(weights.waiting[i])), real(weights, i)))
@@ -90,7 +90,7 @@ def test_deferred_updates_are_made_where_the_run_made_them(recorded, name, dtype
         net = Net(dtype)
         Trajectory.read(path).replay(net, step)
         assert same(net, expected[step])
-    # A flush rounds 16-bit weights once more, unless a step settles them anyway: a replay without it comes elsewhere.
+    # A flush rounds 16-bit weights once more, unless a step applies what is pending anyway: a replay without it comes elsewhere.
     header, *steps = unsealed(path)
     assert steps[3].pop("flushed")
     path.write_bytes(sealed(header, steps))

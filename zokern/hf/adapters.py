@@ -30,7 +30,7 @@ NEW_HEADS = ("Classification", "ForQuestionAnswering")  # what such a class puts
 
 @dataclass(frozen=True)
 class StartingPoint:
-    """Settings of MeZO to begin a search from: of language models of 10^8 parameters and more. Small models bear larger ones.
+    """Settings of MeZO to begin a search from: of language models of 10^8 parameters and more. Small models train with larger ones.
 
     Attributes:
         lr: from the first to the second.
@@ -72,7 +72,7 @@ def adapt(model: Any, method: Any, task_type: str | None = None, *, train_a: boo
 
     Args:
         model: of transformers; it is changed, and for peft's methods wrapped.
-        method: "lora", "dora", "prefix", "prompt", "head" (what the model has beside its ``base_model``), "full"; or one or more patterns
+        method: "lora", "dora", "prefix", "prompt", "head" (all that is not in the model's ``base_model``), "full"; or one or more patterns
             over the names of parameters: strings as of fnmatch for the whole name, or compiled regular expressions, which are searched.
         task_type: peft's, such as "SEQ_CLS" or "CAUSAL_LM". Default None: by the model's class; none for one that reads images or sound, of
             which "lora" and "dora" adapt any.
@@ -104,8 +104,8 @@ def adapt(model: Any, method: Any, task_type: str | None = None, *, train_a: boo
             p.requires_grad_(name in chosen)
         return _in_float32(model) if method == "head" else model
     head, kind, others = _new_head(model), type(model).__name__, 'pass "lora", "dora", "head", "full" or patterns'
-    if method in ("prefix", "prompt") and _reads(model) != "input_ids":
-        raise ValueError(f"{method!r} puts tokens before a text, and {kind} reads {_reads(model)}: {others}")
+    if method in ("prefix", "prompt") and _main_input(model) != "input_ids":
+        raise ValueError(f"{method!r} puts tokens before a text, and {kind} reads {_main_input(model)}: {others}")
     options = {**STARTING_POINTS[method].options, "task_type": task_type or _task_of(model), **options}
     if method in ("lora", "dora"):
         model = _lora(model, dict(lora_dropout=0.0, use_dora=method == "dora", modules_to_save=head) | options, train_a)
@@ -195,13 +195,13 @@ def _matching(model: Any, patterns: Any) -> set[str]:
     return chosen
 
 
-def _reads(model: Any) -> str:
+def _main_input(model: Any) -> str:
     return getattr(model, "main_input_name", "input_ids")
 
 
 def _task_of(model: Any) -> str | None:
     kind = type(model).__name__
-    if _reads(model) != "input_ids":
+    if _main_input(model) != "input_ids":
         return None  # by its names for tasks peft makes classes that hand on tokens alone
     for ending, task in TASKS.items():
         if kind.endswith(ending):

@@ -95,7 +95,8 @@ def check_optimizer(trainer: "ZOTrainer") -> None:
             f"learning_rate={ADAMS_LR:g}, Trainer's default, is one for Adam: pass TrainingArguments(learning_rate=...), or lr among "
             "the optimizer's settings (zokern.hf.STARTING_POINTS has some)"
         )
-    wanted, rows = trainer.full_batch, trainer.train_dataset
+    wanted = trainer.full_batch
+    rows: Any = trainer.train_dataset
     if wanted != "train" and made is not ClosureOptimizer and not made.full_batch:
         raise ValueError(f"full_batch={wanted!r} is of MeZOSVRG, and the optimizer is a {made.__name__}: leave it out")
     if made.full_batch and rows is not None:

@@ -1,4 +1,4 @@
-"""The checkpoints of a run: what one must hold for the run to go on bit for bit, which are there, and which go."""
+"""The checkpoints of a run: what one must hold to resume the run bit for bit, which there are, and which are deleted."""
 
 import errno
 import hashlib
@@ -26,18 +26,18 @@ NEEDED = (STATE, "optimizer.pt", "scheduler.pt")
 
 
 def all_of(folder: str | Path) -> dict[int, Path]:
-    """step -> checkpoint, in the order of steps, whenever they were written. Other folders, such as checkpoint-best, are not looked at."""
+    """step -> checkpoint, in the order of steps, whenever they were written. Other folders, such as checkpoint-best, are left out."""
     named = {path: re.fullmatch(r"checkpoint-(\d+)", path.name) for path in Path(folder).glob("checkpoint-*") if path.is_dir()}
     return dict(sorted((int(found[1]), path) for path, found in named.items() if found))
 
 
 def newest(folder: str | Path) -> Path | None:
     """The checkpoint after the most steps of those that were saved to the end."""
-    return max((item for item in all_of(folder).items() if _finished(item[1])), default=(0, None))[1]
+    return max((item for item in all_of(folder).items() if _is_complete(item[1])), default=(0, None))[1]
 
 
 def to_resume(given: str | bool | None, args: Any) -> str | None:
-    """What ``train(resume_from_checkpoint=given)`` goes on from: a checkpoint that is what was saved. True: the newest.
+    """The checkpoint that ``train(resume_from_checkpoint=given)`` resumes, once it is checked. True: the newest.
 
     Raises:
         BadInput: as of ``check``, or there is none.
@@ -52,10 +52,10 @@ def to_resume(given: str | bool | None, args: Any) -> str | None:
 
 
 def check(folder: str | Path, rng: str | None = None) -> None:
-    """Whether a checkpoint is what was saved. One without digests (Trainer's own, or an earlier zokern's) is read as far as that tells.
+    """Refuse a checkpoint that is not what was saved. One without digests (Trainer's own, or an earlier zokern's) must be readable.
 
     Args:
-        rng: the file of this process's random numbers, if a run is to go on. Default None: its weights are all that is wanted.
+        rng: the file of this process's random numbers, if a run is to be resumed. Default None: the weights are all that is wanted.
     Raises:
         BadInput: a part is missing, empty or damaged, by name.
     """
@@ -63,16 +63,16 @@ def check(folder: str | Path, rng: str | None = None) -> None:
     parts, sums = _parts(folder), _sums(folder)
     for name in (*(sums or ()), *((*NEEDED, rng) if rng else ())):
         if name not in parts:
-            raise _bad(folder, name, "is missing")
+            raise _refusal(folder, name, "is missing")
         if sums and name not in sums:
-            raise _bad(folder, SUMS, f"does not list {name}")
+            raise _refusal(folder, SUMS, f"does not list {name}")
     if not any(path.suffix in (".safetensors", ".bin") for path in parts.values()):
-        raise _bad(folder, "model.safetensors, or an adapter's", "is missing")
+        raise _refusal(folder, "model.safetensors, or an adapter's", "is missing")
     for name, path in parts.items():
         if not path.stat().st_size:
-            raise _bad(folder, name, "is empty")
-        if not (_reads(path) if sums is None else name not in sums or sha256(path) == sums[name]):
-            raise _bad(folder, name, "is damaged: its bytes are not those that were saved")
+            raise _refusal(folder, name, "is empty")
+        if not (_is_readable(path) if sums is None else name not in sums or sha256(path) == sums[name]):
+            raise _refusal(folder, name, "is damaged: its bytes are not those that were saved")
     if sums is None:
         who = "Trainer or an earlier zokern saved it, or a process that was killed then"
         what = f"{str(folder)!r} has no {SUMS} ({who}): all of its parts are there, but a change of single bits would not be seen"
@@ -81,14 +81,14 @@ def check(folder: str | Path, rng: str | None = None) -> None:
 
 @contextmanager
 def saving(folder: Path, trainer: Any) -> Iterator[None]:
-    """Around Trainer's saving of a checkpoint: it is whole once its digests are there, and only then others go. Trainer would remove
-    them before that, by the time when they were changed, whatever their name."""
+    """Around Trainer's saving of a checkpoint: it is complete once its digests are written, and only then older ones are deleted. Trainer
+    would delete before that, by the time of the last change, and any folder named checkpoint-..."""
     args = trainer.args
     limit, args.save_total_limit = args.save_total_limit, None
     try:
         with writing(folder):
             if args.should_save:
-                _unfinish(folder)
+                _mark_incomplete(folder)
             yield
     finally:
         args.save_total_limit = limit
@@ -104,24 +104,24 @@ def saving(folder: Path, trainer: Any) -> Iterator[None]:
 
 
 def _rotate(saved: Path, limit: int | None, best: str | None) -> None:
-    """Keep ``limit`` checkpoints, with the one just saved and the best. Those of later steps are of an earlier run, and go first."""
+    """Keep ``limit`` checkpoints, with the one just saved and the best. Those of later steps are an earlier run's, and deleted first."""
     found = all_of(saved.parent)
     done = next(step for step, path in found.items() if path == saved)
     order = sorted(found, key=lambda step: (step <= done, step))
     others = [found[step] for step in order if found[step] not in (saved, best and Path(best))]
     for path in others[: max(0, len(found) - limit)] if limit and limit > 0 else ():
-        _unfinish(path)
+        _mark_incomplete(path)
         shutil.rmtree(path, ignore_errors=True)
 
 
-def _unfinish(folder: Path) -> None:
-    """What is written over, or removed, is no checkpoint from now on."""
+def _mark_incomplete(folder: Path) -> None:
+    """Of a checkpoint that is to be written over or deleted."""
     for name in (SUMS, STATE):
         (folder / name).unlink(missing_ok=True)
 
 
-def _finished(folder: Path) -> bool:
-    return (folder / SUMS).is_file() or ((folder / STATE).is_file() and _reads(folder / STATE))
+def _is_complete(folder: Path) -> bool:
+    return (folder / SUMS).is_file() or ((folder / STATE).is_file() and _is_readable(folder / STATE))
 
 
 def _parts(folder: Path) -> dict[str, Path]:
@@ -136,7 +136,7 @@ def _sums(folder: Path) -> dict[str, str] | None:
         return None
     lines = (folder / SUMS).read_bytes().decode(errors="replace").splitlines()
     if not lines or not all(re.fullmatch("[0-9a-f]{64}  .+", line) for line in lines):
-        raise _bad(folder, SUMS, "is damaged")
+        raise _refusal(folder, SUMS, "is damaged")
     return {line[66:]: line[:64] for line in lines}
 
 
@@ -149,7 +149,7 @@ def sha256(path: str | Path) -> str:
     return digest.hexdigest()
 
 
-def _reads(path: Path) -> bool:
+def _is_readable(path: Path) -> bool:
     """Whether a file can be read as what its name says: torch's are zip files, with a checksum of each entry."""
     try:
         if path.suffix == ".json":
@@ -168,8 +168,8 @@ def _reads(path: Path) -> bool:
     return True
 
 
-def _bad(folder: Path, name: str, what: str) -> BadInput:
+def _refusal(folder: Path, name: str, what: str) -> BadInput:
     earlier = takewhile(lambda path: path.name != folder.name, all_of(folder.absolute().parent).values())
-    before = [path.name for path in earlier if _finished(path)]
+    before = [path.name for path in earlier if _is_complete(path)]
     cure = f"move it elsewhere to go on from {before[-1]}" if before else "restore it, or move it elsewhere to begin again"
     return BadInput(f"checkpoint {str(folder)!r}: {name} {what}: {cure}")

@@ -44,7 +44,7 @@ class ZOTrainer(Trainer):
     Its gradients are taken a micro-batch at a time, are those of all processes, and are clipped to max_grad_norm.
 
     Losses are of float32 where the model allows it: a model in 16 bits that returns its loss in 16 bits, or whose trained part is in
-    float32, is evaluated under autocast. It logs, beside the loss (mean over the perturbed models): ``projected_grad`` (the root mean
+    float32, is evaluated under autocast. It logs the loss (mean over the perturbed models), ``projected_grad`` (the root mean
     square where there are several), ``loss_plus`` and ``loss_minus`` of the newest step, and ``skipped_steps``, those whose loss was not
     finite; of Hybrid ``grad_norm`` as well. With logging_nan_inf_filter=False nothing else in a step waits for a GPU, Hybrid's own
     look at its losses excepted.
@@ -76,7 +76,6 @@ class ZOTrainer(Trainer):
     objective: Any
     optimizer: Any
     optimizer_cls_and_kwargs: Any
-    train_dataset: Any
 
     def __init__(
         self,
@@ -102,7 +101,7 @@ class ZOTrainer(Trainer):
         arguments.check_optimizer(self)
         # Every process weights its own losses when they are gathered.
         self.args.average_tokens_across_devices = False
-        self.add_callback(_Watch(self))
+        self.add_callback(_InTheLoop(self))
 
     def create_accelerator_and_postprocess(self) -> None:
         super().create_accelerator_and_postprocess()
@@ -333,17 +332,15 @@ class ZOTrainer(Trainer):
             self._record = zokern.record(self.zeroth_order, self.trajectory, model=self.model, **settings)
 
 
-class _Watch(TrainerCallback):
-    """What has to happen at the turns of Trainer's loop."""
+class _InTheLoop(TrainerCallback):
+    """What the trainer does where Trainer's loop has no method to override."""
 
     def __init__(self, trainer: ZOTrainer):
         self.trainer = trainer
 
     def on_train_begin(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
-        self.trainer._begin_record(state)
-
-    def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
         self.trainer._micro_batches.clear()  # of a step that was broken off
+        self.trainer._begin_record(state)
 
     def on_epoch_end(self, *args: Any, **kwargs: Any) -> None:
         self.trainer.flush()  # before the best model is loaded over the weights

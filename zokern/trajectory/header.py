@@ -51,7 +51,7 @@ def replayable_class(optimizer: Any) -> type[ZerothOrder]:
             what = "declares that its steps are not decided by its measurements alone (replayable = False)"
         kinds = [c.__name__ for c in optimizers().values() if c.replayable]
         raise TypeError(f"optimizer is a {cls.__name__}, which {what}: pass one of {', '.join(kinds)}")
-    own = [name for name in known.decide_steps if getattr(cls, name) is not getattr(known, name)]
+    own = [name for name in known.decide_steps if getattr(cls, name, None) is not getattr(known, name, None)]
     if own:
         raise TypeError(
             f"optimizer is a {cls.__name__}, a {known.__name__} with a {own[0]} of its own, which no replay knows: pass a {known.__name__}"
@@ -112,16 +112,12 @@ def check_same_run(header: Header, optimizer: ZerothOrder, now: dict[str, Any], 
     same("the layout's fingerprint", header["fingerprint"], optimizer.layout.fingerprint())
 
 
-def _text(x: Any) -> bool:
-    return type(x) is str
-
-
 def _whole(x: Any) -> bool:
     return type(x) is int and 0 <= x < 1 << 63
 
 
 def _hex(x: Any) -> bool:
-    return _text(x) and re.fullmatch("[0-9a-f]{16}", x) is not None
+    return isinstance(x, str) and re.fullmatch("[0-9a-f]{16}", x) is not None
 
 
 def _list(x: Any, holds: Any) -> bool:
@@ -130,27 +126,27 @@ def _list(x: Any, holds: Any) -> bool:
 
 def _row(x: Any) -> bool:
     """[name, shape, dtype, digest] of a parameter."""
-    if type(x) is not list or len(x) != 4:
-        return False
-    name, shape, dtype, digest = x
-    return _text(name) and _list(shape, _whole) and len(shape) <= 64 and _text(dtype) and dtype in TRAINED and _hex(digest)
+    match x:
+        case [str(), [*shape], str(dtype), digest]:
+            return dtype in TRAINED and len(shape) <= 64 and all(map(_whole, shape)) and _hex(digest)
+    return False
 
 
-def _levels(x: Any) -> int:
-    """Of lists and dicts in each other."""
+def _nested(x: Any, levels: int) -> bool:
+    """Whether there are at most so many levels of lists and dicts."""
     inside = x.values() if type(x) is dict else x if type(x) is list else None
-    return 0 if inside is None else 1 + max(map(_levels, inside), default=0)
+    return inside is None or levels > 0 and all(_nested(y, levels - 1) for y in inside)
 
 
 # What a header holds: (test, what it is to be).
 HEADER = {
-    "version": (_text, "a text"),
-    "optimizer": (lambda x: _text(x) and logged_as(x) is not None, "the class of an optimizer that is registered (zokern.optim.register)"),
+    "version": (lambda x: isinstance(x, str), "a text"),
+    "optimizer": (lambda x: isinstance(x, str) and logged_as(x), "the class of an optimizer that is registered (zokern.optim.register)"),
     "groups": (lambda x: x and _list(x, lambda group: type(group) is dict), "a list of groups"),
     "parameters": (lambda x: _list(x, _row), "a list of [name, shape, dtype, 16 hex digits]"),
     "fingerprint": (_hex, "16 hex digits"),
     "frozen": (lambda x: type(x) is dict and all(map(_hex, x.values())), "16 hex digits for each name"),
-    "notes": (lambda x: _levels(x) <= DEEP, f"at most {DEEP} levels deep"),
+    "notes": (lambda x: _nested(x, DEEP), f"at most {DEEP} levels deep"),
 }
 
 
@@ -160,15 +156,9 @@ def check_header(header: Header) -> None:
         ValueError: what is missing, or is not what it is to be.
     """
     for key, (holds, what) in HEADER.items():
-        if key not in header:
-            if key == "frozen":
-                continue  # of earlier logs
+        if key not in header and key != "frozen":  # which earlier logs lack
             raise ValueError(f"it lacks {key!r}")
-        try:
-            good = holds(header[key])
-        except RecursionError:
-            good = False
-        if not good:
+        if key in header and not holds(header[key]):
             raise ValueError(f"{key}={shown(header[key])}: it is {what}")
     optimizer, groups, declared = header["optimizer"], header["groups"], logged_class(header).declared()
     settings = declared.keys() - {argument for argument, _ in PER_PARAMETER.values()}

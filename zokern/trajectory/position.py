@@ -1,4 +1,4 @@
-"""The step of its log that an optimizer is at: saved with its state, and compared when the log is gone on with.
+"""The step of its log that an optimizer is at: saved with its state, and compared when recording is resumed.
 
 ``ZerothOrder.logged`` is None where there is no log; what ``load_state_dict`` was given; or, while steps are recorded and after,
 optimizer -> what to save (``position_of``).

@@ -50,7 +50,7 @@ class Log:
         """
         data = memoryview(text.encode())
         size, step = self.size + len(data), self.step
-        if self._torn:  # an interrupt came before all of what was written counted
+        if self._torn:  # an interrupt came after a write and before the counts below: what it wrote goes
             os.ftruncate(self.file, self.size)
         self._torn = True
         try:
@@ -104,7 +104,7 @@ class Recorder:
 
     def __init__(self, optimizer: ZerothOrder, log: Log, every: int, flushed: bool, disturbed: str | None = None):
         self.log, self.every, self._warned = log, every, False
-        self._flushed, self._disturbed = flushed, disturbed  # before the next step, beside what ``_writes`` tells
+        self._flushed, self._disturbed = flushed, disturbed  # before recording began, for the next step's line
         self._optimizer, self._table, self._layout = weakref.ref(optimizer), table(parameters_of(optimizer)), optimizer.layout
         self._names, self._writes = logged_settings(optimizer), Writes.of(optimizer)
         self._hook = optimizer.register_step_post_hook(self._after)
@@ -205,7 +205,7 @@ def record(
             ``close`` and Python's exit write it. Default 1.
         resume: go on with the log at the optimizer's step, after ``load_state_dict``: lines of that step and later ones are dropped. The
             weights must be those that the state was saved with, while this log was recorded or after; where the state does not say, the
-            log can be followed up to there. At step 0 the log may also be missing. Default False.
+            log can be replayed up to there. At step 0 the log may also be missing. Default False.
         model: the torch.nn.Module that the parameters are of: digests of its other weights go into the header, and a replay into a
             module, or a resumed run, is refused over others. Default None: they are not looked at.
     Returns:
@@ -248,7 +248,7 @@ def record(
 
 
 def _resumed(optimizer: ZerothOrder, path: Path, before: bytes, step: int, every: int, model: torch.nn.Module | None) -> Recorder:
-    lines = before.split(b"\n")[:-1]  # behind the last one is nothing, or a torn line
+    lines = before.split(b"\n")[:-1]  # after the last line feed comes nothing, or a line that was cut off
     if not lines:
         raise BadInput(f"{path} holds no run, the optimizer is at step {step}: pass the log of its run")
     reader = Reader(path, lines[0])

@@ -23,9 +23,10 @@ if TYPE_CHECKING:
     from .trajectory import Trajectory
 
 
-def replay(
-    trajectory: "Trajectory", params: Any, step: int | None, passes_per_sweep: int, progress: Callable[[int], Any] | None
-) -> ZerothOrder:
+Progress = Callable[[int], Any]
+
+
+def replay(trajectory: "Trajectory", params: Any, step: int | None, passes_per_sweep: int, progress: Progress | None) -> ZerothOrder:
     """See ``Trajectory.replay``."""
     header, path = trajectory.header, trajectory.path
     if step is None:
@@ -51,7 +52,7 @@ def replay(
         optimizer.weights = weights = ReplayedWeights(optimizer.layout, passes_per_sweep)
         try:
             with warnings.catch_warnings():
-                for known in (".* was skipped: a loss was not finite", ".* whose losses did not differ"):  # the run has told
+                for known in (".* was skipped: a loss was not finite", ".* whose losses did not differ"):  # of which training has warned
                     warnings.filterwarnings("ignore", known, RuntimeWarning)
                 _repeat(trajectory, optimizer, step, progress)
         finally:
@@ -63,7 +64,7 @@ def replay(
         return optimizer
 
 
-def _repeat(trajectory: "Trajectory", optimizer: ZerothOrder, end: int, progress: Callable[[int], Any] | None) -> None:
+def _repeat(trajectory: "Trajectory", optimizer: ZerothOrder, end: int, progress: Progress | None) -> None:
     path, groups, declared = trajectory.path, optimizer.param_groups, logged_class(trajectory.header).declared()
     for i in range(end):
         measurements, changes = trajectory.steps[i]

@@ -17,7 +17,7 @@ def describe(trajectory: Trajectory) -> dict[str, Any]:
     """What a log says of its run, as JSON can hold it.
 
     Returns:
-        steps; skipped: steps that a loss that was not finite turned into nothing; followed: steps that can be made again;
+        steps; skipped: steps that moved nothing, because a loss was not finite; followed: steps that can be replayed;
         first_loss, last_loss: None where there is none, or it was not finite;
         optimizer; settings: at step 0, a list where groups differ; changed: names of the settings that did;
         groups, tensors, parameters: how many; dtypes: name -> parameters; sparse_or_in_blocks: which of "keep" and "block" there are;
@@ -44,10 +44,7 @@ def describe(trajectory: Trajectory) -> dict[str, Any]:
         "parameters": sum(dtypes.values()),
         "dtypes": dict(dtypes),
         "sparse_or_in_blocks": [name for name in PER_PARAMETER if name in header["groups"][0]],
-        "noise_spec": header["noise_spec"],
-        "version": header["version"],
-        "format": header["format"],
-        "fingerprint": header["fingerprint"],
+        **{name: header[name] for name in ("noise_spec", "version", "format", "fingerprint")},
         "base": combined(row[3] for row in header["parameters"]),
         "bytes": trajectory.size,
         "bytes_a_step": round((trajectory.size - len(header_line(header))) / len(trajectory), 1) if len(trajectory) else None,

@@ -126,10 +126,6 @@ def _parse(path: Path, number: int, line: bytes) -> dict[str, Any]:
     return found
 
 
-def _refuse(constant: str) -> None:
-    raise ValueError(f"{constant} is no JSON")
-
-
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
@@ -138,7 +134,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 _compact = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
-_scan = json.JSONDecoder(parse_constant=_refuse).scan_once  # type: ignore[attr-defined]
+_scan = json.JSONDecoder(parse_constant=int).scan_once  # type: ignore[attr-defined]  # int refuses NaN and Infinity
 _decode_once = json.JSONDecoder(object_pairs_hook=_object).decode
 
 

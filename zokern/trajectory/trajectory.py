@@ -1,6 +1,5 @@
-"""A run that was recorded: read, kept, and made again."""
+"""A run that was recorded: read from its log, and replayed."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,7 @@ from ..errors import BadInput
 from ..optim import ZerothOrder
 from .header import logged_class
 from .reader import Reader
-from .replay import replay
+from .replay import Progress, replay
 from .steps import Steps
 from .text import Header
 
@@ -60,12 +59,10 @@ class Trajectory:
             means[mine] = measurements[starts[mine, None] + np.arange(count)[losses]].mean(1)
         return means
 
-    def replay(
-        self, params: Any, step: int | None = None, passes_per_sweep: int = 96, progress: Callable[[int], Any] | None = None
-    ) -> ZerothOrder:
-        """Bring base weights, in place, to where the run stood after ``step`` steps, bit for bit, without a forward pass.
+    def replay(self, params: Any, step: int | None = None, passes_per_sweep: int = 96, progress: Progress | None = None) -> ZerothOrder:
+        """Bring base weights, in place, to those after ``step`` steps of the run, bit for bit, without a forward pass.
 
-        Parameters are matched by name where the log has names, else by order; what a model has beside them is left alone. Everything is
+        Parameters are matched by name where the log has names, else by order; other parts of a model are left alone. Everything is
         checked before anything moves, the values of the base weights too. Settings that changed in the run change again.
 
         With defer=True, the weights after a step are those that ``flush`` brings them to.
@@ -81,7 +78,7 @@ class Trajectory:
             The optimizer at that step, with its state: training can go on from there. An interrupt that comes from elsewhere leaves the
             weights at no step of the run: begin again from the base weights.
         Raises:
-            BadInput (a ValueError): what differs between the log and params, or an argument out of range. A step of the run beside
-            which something else moved the weights: they are then at the step before it.
+            BadInput (a ValueError): what differs between the log and params, or an argument out of range. Between two
+            steps of the run something else changed the weights: they are then at the first of them.
         """
         return replay(self, params, step, passes_per_sweep, progress)
