@@ -8,9 +8,7 @@ class FiniteMean:
     average of those before them in the same interval, that is as 0 where there are none. Nothing waits for the device but ``value``."""
 
     def __init__(self) -> None:
-        self.sum: torch.Tensor | float = 0.0
-        self.count: torch.Tensor | int = 0
-        self.steps = 0
+        self.sum, self.count, self.steps = torch.tensor(0.0, dtype=torch.float64), torch.tensor(0), 0
 
     def add(self, loss: torch.Tensor) -> None:
         finite = torch.isfinite(loss)

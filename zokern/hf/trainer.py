@@ -129,9 +129,8 @@ class ZOTrainer(Trainer):
             self.optimizer = make(model, **settings)
         elif self.optimizer is None:
             rates = {"lr": self.args.learning_rate, "weight_decay": self.args.weight_decay}
-            if isinstance(make, type) and issubclass(make, ClosureOptimizer):
-                rates = {name: value for name, value in rates.items() if name in make.declared()}
-            given = {**rates, **settings}
+            taken = make.declared() if hasattr(make, "declared") else rates
+            given = {name: rate for name, rate in rates.items() if name in taken} | settings
             trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
             groups: list[dict[str, Any]] = [{"params": trained}]
             if given.get("weight_decay"):
@@ -339,8 +338,10 @@ class _InTheLoop(TrainerCallback):
         self.trainer = trainer
 
     def on_train_begin(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
-        self.trainer._micro_batches.clear()  # of a step that was broken off
         self.trainer._begin_record(state)
+
+    def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
+        self.trainer._micro_batches.clear()  # of a step that was broken off
 
     def on_epoch_end(self, *args: Any, **kwargs: Any) -> None:
         self.trainer.flush()  # before the best model is loaded over the weights

@@ -44,7 +44,15 @@ class ClosureOptimizer(torch.optim.Optimizer):
     replayable: ClassVar[bool] = True
     capturable: ClassVar[bool] = False
     decide_steps: ClassVar[tuple[str, ...]] = (
-        *("repeat", "apply", "_estimate", "_update", "_ask", "_measuring", "_key", "_setting", "_decay"),
+        "repeat",
+        "apply",
+        "_estimate",
+        "_update",
+        "_ask",
+        "_measuring",
+        "_key",
+        "_setting",
+        "_decay",
     )
     lr_scale: ClassVar[float] = 1.0
     backwards: ClassVar[int] = 0

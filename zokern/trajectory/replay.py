@@ -59,7 +59,7 @@ def replay(trajectory: "Trajectory", params: Any, step: int | None, passes_per_s
             optimizer.flush()
             weights.finish()
             optimizer.weights = PerturbedWeights(optimizer.layout)
-        before, crc = Writes.of(optimizer), trajectory.steps.checksums[step]
+        before, crc = Writes.of(optimizer), trajectory.checksums[step]
         optimizer.logged = lambda it: position_of(it, step, crc, before.disturbed_until(Writes.of(it), step) is not None)
         return optimizer
 

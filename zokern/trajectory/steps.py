@@ -1,13 +1,8 @@
-"""The steps of a run: their lines, each parsed again when it is asked for, and all measurements in one array."""
+"""The steps of a run: their measurements in one array, and by name what changed at which of them."""
 
 from array import array
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, NamedTuple
-
-import numpy as np
-
-from .text import parse_step
 
 
 class Step(NamedTuple):
@@ -25,41 +20,31 @@ class Step(NamedTuple):
 class Steps:
     """A sequence of ``Step``.
 
-    Args:
-        path: of the log, for messages.
-        crc: the checksum of its header.
     Attributes:
-        checksums: up to the header and up to each step.
-        measurements: of all steps, one after the other.
-        changed: the names of all that steps changed.
+        measurements: of all steps, one after the other; ends: how many there are up to the end of each step.
+        changes: name -> {step: value that it came with}.
     """
 
-    def __init__(self, path: Path, crc: int):
-        self.path, self.checksums, self.measurements = path, array("L", [crc]), array("d")
-        self.changed: set[str] = set()
-        self._lines: list[bytes] = []
-        self._ends = array("q")  # of each step's measurements
+    def __init__(self) -> None:
+        self.measurements, self.ends = array("d"), array("q")
+        self.changes: dict[str, dict[int, Any]] = {}
 
-    def append(self, line: bytes, crc: int, measurements: list[float], changes: dict[str, Any]) -> None:
-        self._lines.append(line)
-        self.checksums.append(crc)
+    def append(self, measurements: list[float], changes: dict[str, Any]) -> None:
+        step = len(self.ends)
         self.measurements.extend(measurements)
-        self._ends.append(len(self.measurements))
-        self.changed.update(changes)
+        self.ends.append(len(self.measurements))
+        for name, value in changes.items():
+            self.changes.setdefault(name, {})[step] = value
 
     def __len__(self) -> int:
-        return len(self._lines)
+        return len(self.ends)
 
     def __getitem__(self, step: int) -> Step:
         if not -len(self) <= step < len(self):
             raise IndexError(f"step {step} of {len(self)}")
         step %= len(self)
-        measurements, changes, _ = parse_step(self.path, step + 2, self._lines[step], step, self.checksums[step])
-        return Step(tuple(measurements), changes)
+        begin, end = self.ends[step - 1] if step else 0, self.ends[step]
+        return Step(tuple(self.measurements[begin:end]), {name: values[step] for name, values in self.changes.items() if step in values})
 
     def __iter__(self) -> Iterator[Step]:
         return map(self.__getitem__, range(len(self)))
-
-    def counts(self) -> np.ndarray:
-        """How many measurements each step has, int64 [steps]."""
-        return np.diff(np.array(self._ends, np.int64), prepend=0)

@@ -28,17 +28,16 @@ def describe(trajectory: Trajectory) -> dict[str, Any]:
     dtypes: Counter[str] = Counter()
     for _, shape, dtype, _ in header["parameters"]:
         dtypes[dtype] += math.prod(shape)
-    marked = enumerate(trajectory.steps) if "disturbed" in trajectory.steps.changed else ()
     settings = settings_of(header)
     return {
         "steps": len(trajectory),
         "skipped": _skipped(trajectory),
-        "followed": next((step for step, (_, changes) in marked if "disturbed" in changes), len(trajectory)),
+        "followed": min(trajectory.steps.changes.get("disturbed", ()), default=len(trajectory)),
         "first_loss": _finite(losses[:1]),
         "last_loss": _finite(losses[-1:]),
         "optimizer": header["optimizer"],
         "settings": settings,
-        "changed": [name for name in settings if name in trajectory.steps.changed],
+        "changed": [name for name in settings if name in trajectory.steps.changes],
         "groups": len(header["groups"]),
         "tensors": len(header["parameters"]),
         "parameters": sum(dtypes.values()),

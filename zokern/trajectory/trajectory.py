@@ -1,5 +1,6 @@
 """A run that was recorded: read from its log, and replayed."""
 
+from array import array
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +21,13 @@ class Trajectory:
     Attributes:
         header: dict: noise_spec, version, optimizer, groups (settings), parameters ([name, shape, dtype, hash]), fingerprint, notes.
         steps: a sequence of ``Step``: measurements, and the settings that changed.
+        checksums: of the header and of each step's line, chained: array of unsigned integers.
         path, size: where it was read from, and bytes there.
         torn: whether the log's last line was cut off, as by a process that was killed, and left out.
     """
 
-    def __init__(self, header: Header, steps: Steps, path: Path, size: int, torn: bool):
-        self.header, self.steps, self.path, self.size, self.torn = header, steps, path, size, torn
+    def __init__(self, header: Header, steps: Steps, checksums: array, path: Path, size: int, torn: bool):
+        self.header, self.steps, self.checksums, self.path, self.size, self.torn = header, steps, checksums, path, size, torn
 
     def __len__(self) -> int:
         return len(self.steps)
@@ -42,16 +44,16 @@ class Trajectory:
         *lines, rest = data.split(b"\n")
         if not lines:
             raise BadInput(f"{path}, line 1 is cut off or missing: the run ended before its first step")
-        reader = Reader(path, lines[0])
-        steps = Steps(path, reader.crc)
+        reader, steps = Reader(path, lines[0]), Steps()
+        checksums = array("L", [reader.crc])
         for line in lines[1:]:
-            measurements, changes = reader.step(line)
-            steps.append(line, reader.crc, measurements, changes)
-        return cls(reader.header, steps, path, len(data) - len(rest), bool(rest))
+            steps.append(*reader.step(line))
+            checksums.append(reader.crc)
+        return cls(reader.header, steps, checksums, path, len(data) - len(rest), bool(rest))
 
     def losses(self) -> np.ndarray:
         """What each step returned: the mean of its losses, float64 [steps]; NaN where one was not finite."""
-        counts, measurements = self.steps.counts(), np.array(self.steps.measurements)
+        counts, measurements = np.diff(np.array(self.steps.ends, np.int64), prepend=0), np.array(self.steps.measurements)
         starts, means = np.cumsum(counts) - counts, np.full(len(counts), np.nan)
         losses = logged_class(self.header).losses_in(self.header["groups"][0])
         for count in np.unique(counts):
