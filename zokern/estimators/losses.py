@@ -7,28 +7,31 @@ answers requests: a closure that evaluates the model, a log of an earlier run, a
 from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
 from numbers import Real
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import torch
 
+from ..ops.arguments import Number, Term
 from ..signals import let_through
 from .estimate import Estimate
-from .perturbation import PerturbedWeights, Term
+from .perturbation import PerturbedWeights
+
+LossClosure: TypeAlias = Callable[[], torch.Tensor | float]  # what it returns is one number
 
 
 class Request(Protocol):
     """What an estimator yields. It is sent 0-dim float64 tensors on the parameters' device, as many as it asked for."""
 
-    def measure(self, loss: Callable[[], Any]) -> list[torch.Tensor]:
+    def measure(self, loss: LossClosure) -> list[torch.Tensor]:
         """The numbers, from a loss that is computed where the weights are."""
         ...
 
-    def replay(self, numbers: Iterator[Any]) -> list[torch.Tensor]:
+    def replay(self, numbers: Iterator[Number]) -> list[torch.Tensor]:
         """The next numbers, and the passes over the weights that measuring them made."""
         ...
 
 
-Estimator = Generator[Request, list[torch.Tensor], Estimate]
+Estimator: TypeAlias = Generator[Request, list[torch.Tensor], Estimate]
 
 
 class Point(NamedTuple):
@@ -45,20 +48,20 @@ class Losses:
     weights: PerturbedWeights
     points: list[Point]
 
-    def measure(self, loss: Callable[[], Any]) -> list[torch.Tensor]:
+    def measure(self, loss: LossClosure) -> list[torch.Tensor]:
         """Perturbs the weights in place, point by point, and leaves them at the last one.
 
         Raises:
             TypeError, ValueError: the loss is no scalar.
         """
-        return [self._at(point, loss) for point in self.points]
+        device, numbers = self.weights.layout.params[0].device, []
+        for terms, part in self.points:
+            with self.weights.at(terms, part), torch.no_grad():
+                numbers.append(scalar(let_through(loss), device))
+        return numbers
 
-    def replay(self, numbers: Iterator[Any]) -> list[torch.Tensor]:
+    def replay(self, numbers: Iterator[Number]) -> list[torch.Tensor]:
         return self.measure(lambda: next(numbers))
-
-    def _at(self, point: Point, loss: Callable[[], Any]) -> torch.Tensor:
-        with self.weights.at(point.terms, point.part), torch.no_grad():
-            return scalar(let_through(loss), self.weights.layout.params[0].device)
 
 
 class Driver:
@@ -80,12 +83,12 @@ class Closure(Driver):
         look: is shown each loss as the closure returned it.
     """
 
-    look: Callable[[Any], None] = staticmethod(lambda loss: None)
+    look: Callable[[Any], Any] = staticmethod(lambda loss: None)
 
-    def __init__(self, closure: Callable[[], Any]) -> None:
+    def __init__(self, closure: LossClosure) -> None:
         self.closure = closure
 
-    def loss(self) -> Any:
+    def loss(self) -> torch.Tensor | float:
         loss = self.closure()
         self.look(loss)
         return loss
@@ -113,14 +116,14 @@ class Log(Driver):
 
     live = False
 
-    def __init__(self, measurements: Iterable[Any]) -> None:
+    def __init__(self, measurements: Iterable[Number]) -> None:
         self.left = iter(measurements)
 
     def answer(self, request: Request) -> list[torch.Tensor]:
         return request.replay(self.left)
 
 
-def driver_of(closure: Driver | Callable[[], Any], look: Callable[[Any], None]) -> Driver:
+def driver_of(closure: LossClosure | Driver, look: Callable[[Any], Any]) -> Driver:
     """A driver, as it is; of a closure the ``Closure``. ``look``: is shown each loss as the closure returned it."""
     driver = closure if isinstance(closure, Driver) else Closure(closure)
     if isinstance(driver, Closure):
@@ -165,5 +168,5 @@ def backpropagated(loss: Any) -> torch.Tensor:
             "closure returned a loss that does not depend on the first-order parameters: return it as computed, without item(), "
             "detach() or no_grad()"
         )
-    loss.backward()
+    loss.backward()  # type: ignore[no-untyped-call]
     return loss.detach()

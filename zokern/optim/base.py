@@ -8,7 +8,7 @@ import torch
 
 from ..estimators import Driver, Estimate, Estimator, Log, finite_difference
 from ..estimators.losses import driver_of
-from ..estimators.perturbation import Coefficient
+from ..ops.arguments import Number
 from ..signals import whole
 from .check import Check, check
 from .trained import Trained
@@ -260,7 +260,7 @@ class ZerothOrder(Trained):
         first = self.param_groups[0]
         self.watch.step(first["step"] - 1, first["skipped"], estimate.projected_grad)
 
-    def _decay(self, estimate: Estimate, rate: str = "lr") -> Coefficient:
+    def _decay(self, estimate: Estimate, rate: str = "lr") -> Number:
         """1 - lr * weight_decay; 1 where the step is skipped. ``rate``: the name of the setting that is this step's lr."""
         if not any(group["weight_decay"] for group in self.param_groups):
             return 1.0

@@ -6,8 +6,9 @@ from typing import Any
 import torch
 
 from ..estimators.partition import kept_by_magnitude, layout_of, numbers_of_blocks
-from ..estimators.perturbation import Coefficient, PerturbedWeights
+from ..estimators.perturbation import PerturbedWeights
 from ..noise import SPEC_VERSION, NoiseKey
+from ..ops.arguments import Number
 from ..signals import whole
 from .contract import ClosureOptimizer
 from .saved import check_saved, logged, shapes
@@ -74,7 +75,7 @@ class Trained(ClosureOptimizer):
         group = self.param_groups[0]
         return NoiseKey.of(group["seed"], group["step"], purpose, probe)
 
-    def _setting(self, name: str, of: Any = lambda value: value) -> Coefficient:
+    def _setting(self, name: str, of: Any = lambda value: value) -> Number:
         """A setting as add_noise_ takes coefficients: one value where the groups agree, else a tensor [coefficient groups]."""
         values = [of(self.param_groups[group][name]) for group, _ in self.layout.coefficient_groups]
         values = [v if isinstance(v, torch.Tensor) else float(v) for v in values]
