@@ -74,7 +74,7 @@ class PerturbedWeights:
         rule: str,
         terms: Sequence[Term],
         numbers: Sequence[Number],
-        state: Sequence[Callable[[torch.Tensor], torch.Tensor]],
+        state: Callable[[torch.Tensor], Sequence[torch.Tensor]] = lambda p: (),
         decay: Number = 1.0,
         rounding: NoiseKey | None = None,
     ) -> None:
@@ -82,10 +82,10 @@ class PerturbedWeights:
 
         Args:
             rule, terms, numbers, rounding: as ``zokern.ops.update_`` takes them.
-            state: for each state of the rule a function that gives it for a parameter.
+            state: parameter -> what the rule keeps for it. Default: nothing.
         """
         for i, (layout, (waiting, before)) in enumerate(zip(self.parts, self.pending)):
-            slots = [[of(p) for p in layout.params] for of in state]
+            slots = list(zip(*map(state, layout.params)))
             own = _decayed(waiting, decay), decay * before
             self._made(i, NOTHING, lambda: ops.update_(layout, rule, terms, numbers, slots, *own, rounding))  # noqa: B023
 

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, TypeVar
 
 import torch
 
-from .settings import Setting
+from .settings import Setting, Settings
 
 
 class ClosureOptimizer(torch.optim.Optimizer):
@@ -29,7 +29,6 @@ class ClosureOptimizer(torch.optim.Optimizer):
         capturable: by zokern.graph: its update is made of terms alone.
         lr_scale: where a search for lr may begin, as a multiple of what suits MeZO.
         backwards: backward passes of a step.
-        full_batch_due: whether the next step needs it.
     """
 
     name: ClassVar[str] = ""
@@ -41,7 +40,6 @@ class ClosureOptimizer(torch.optim.Optimizer):
     capturable: ClassVar[bool] = False
     lr_scale: ClassVar[float] = 1.0
     backwards: ClassVar[int] = 0
-    full_batch_due: bool = False
 
     @classmethod
     @cache
@@ -61,7 +59,7 @@ class ClosureOptimizer(torch.optim.Optimizer):
         return {name: replace(known[name], default=default[name]) for name in arguments if name in known}
 
     @classmethod
-    def measurements_in(cls, settings: dict[str, Any], blocks: int = 1) -> int:
+    def measurements_in(cls, settings: Settings, blocks: int = 1) -> int:
         """How many numbers decide a step: its ``measurements``.
 
         Args:
@@ -71,7 +69,7 @@ class ClosureOptimizer(torch.optim.Optimizer):
         raise NotImplementedError
 
     @classmethod
-    def losses_in(cls, settings: dict[str, Any]) -> slice:
+    def losses_in(cls, settings: Settings) -> slice:
         """Which of a step's ``measurements`` are the losses whose mean it returns.
 
         Args:
@@ -80,7 +78,7 @@ class ClosureOptimizer(torch.optim.Optimizer):
         return slice(None)
 
     @classmethod
-    def skipped_in(cls, steps: Iterable[Sequence[float]], settings: dict[str, Any]) -> int:
+    def skipped_in(cls, steps: Iterable[Sequence[float]], settings: Settings) -> int:
         """How many steps moved nothing, because of a loss that was not finite.
 
         Args:
@@ -89,6 +87,11 @@ class ClosureOptimizer(torch.optim.Optimizer):
         """
         losses = cls.losses_in(settings)
         return sum(not all(map(math.isfinite, step[losses])) for step in steps)
+
+    @property
+    def full_batch_due(self) -> bool:
+        """Whether the next step needs the loss of the full batch."""
+        return False
 
     @property
     def perturbed(self) -> "ClosureOptimizer | None":

@@ -1,12 +1,15 @@
 """Forward gradients: the directional derivative itself, without a backward pass and without z."""
 
 import math
+from collections.abc import Iterable, Sequence
 
 import torch
 
+from ..estimators import Estimator
 from ..estimators.forward_ad import forward_gradient
 from .base import ZerothOrder
 from .contract import register
+from .settings import Number, ParamsT, Settings
 
 
 @register
@@ -41,31 +44,31 @@ class ForwardGradient(ZerothOrder):
     name = "forward-gradient"
     derivative = "forward"
 
-    def __init__(self, params, lr=1e-6, weight_decay=0.0, q=1, seed=0):
+    def __init__(self, params: ParamsT | torch.nn.Module, lr: Number = 1e-6, weight_decay: Number = 0.0, q: int = 1, seed: int = 0) -> None:
         if isinstance(params, torch.nn.Module):
             params = params.named_parameters()
-        super().__init__(params, dict(lr=lr, weight_decay=weight_decay, q=q, seed=seed))
+        super().__init__(params, self.given(locals()))
 
     @property
     def forwards(self) -> int:
         """Forward passes of a step, each with its derivative."""
-        return self.param_groups[0]["q"]
+        return int(self.param_groups[0]["q"])
 
     @classmethod
-    def measurements_in(cls, settings, blocks=1):
-        return 2 * settings["q"]
+    def measurements_in(cls, settings: Settings, blocks: int = 1) -> int:
+        return 2 * int(settings["q"])
 
     @classmethod
-    def losses_in(cls, settings):
+    def losses_in(cls, settings: Settings) -> slice:
         return slice(None, None, 2)  # each is followed by its derivative
 
     @classmethod
-    def skipped_in(cls, steps, settings):
+    def skipped_in(cls, steps: Iterable[Sequence[float]], settings: Settings) -> int:
         return sum(not all(map(math.isfinite, step)) for step in steps)
 
-    def losses_by_name(self):
+    def losses_by_name(self) -> dict[str, torch.Tensor]:
         return {}
 
-    def _estimate(self):
+    def _estimate(self) -> Estimator:
         params = [p for group in self.param_groups for p in group["params"]]
         return forward_gradient(self.weights, params, [self._key(probe) for probe in range(self.param_groups[0]["q"])])

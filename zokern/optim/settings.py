@@ -5,9 +5,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from numbers import Integral, Real
 from operator import index
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
+from torch.optim.optimizer import ParamsT as ParamsT  # these three are what constructors take
+
+from ..estimators.partition import Blocks as Blocks
+from ..ops.arguments import Number as Number
+
+Settings: TypeAlias = dict[str, Any]  # of a parameter group, by name
 
 
 @dataclass(frozen=True)
@@ -75,7 +81,6 @@ COMMON = {
     "estimator": choice("two-point or one-sided differences of the loss.", "two-point", "one-sided"),
     "defer": flag("Leave each update to the next step's first pass."),
     "seed": Setting(int, "an integer in [0, 2**64)", lambda x: 0 <= index(x) < 1 << 64, "Fixes the noise.", shared=True),
-    # These two the constructor turns into one number for each parameter: "block" and "keep" of a group.
     "blocks": Setting(bool, "layers", lambda x: True, "Estimate each layer by itself."),
     "sparsity": number(*SHARE, "Share of all elements that the noise leaves alone."),
     # What an optimizer counts.
@@ -83,6 +88,7 @@ COMMON = {
     "skipped": Setting(int, "an integer in [0, 2**32)", lambda x: 0 <= int(x) < 1 << 32),
     "noise_spec": Setting(int, "the number of a noise specification", lambda x: index(x) > 0, shared=True),
 }
+OF_PARAMETERS = "blocks", "sparsity"  # the constructor turns them into one number for each parameter: "block" and "keep" of a group
 
 
 def check_settings(known: dict[str, Setting], group: dict[str, Any], place: int, first: dict[str, Any]) -> None:

@@ -14,7 +14,7 @@ from ..version import __version__
 from .text import FORMAT
 
 # What decides which passes a step makes: a subclass that has its own is another optimizer.
-DECIDING = ("repeat", "apply", "_estimate", "_update", "_ask", "_measuring", "_key", "_setting", "_decay")
+DECIDING = ("repeat", "apply", "_estimate", "_update", "_ask", "_measure", "_key", "_setting", "_decay")
 OF_EACH = ("block", "keep")  # one for each parameter of a group
 JSON = {float, int, bool, type(None)}
 STATES = {"float32": torch.float32, "bfloat16": torch.bfloat16}  # dtypes of a state
