@@ -9,12 +9,14 @@ import threading
 from _signal import SIG_DFL, SIG_IGN, getsignal, signal  # those of the module signal make enums of what they give
 from functools import wraps
 from signal import valid_signals
+from types import FrameType
+from typing import Any
 
 SIGNALS = sorted(map(int, valid_signals()))
 _holding = False  # whether signals wait; of the main thread, to which alone they come
 _within = False  # whether a function that is whole runs, be it in what it lets signals through to
-_handlers = {}  # number of a signal -> its handler, where _wait has or had its place
-_came = []  # (number, frame) of those that wait
+_handlers: dict[int, Any] = {}  # number of a signal -> its handler, where _wait has or had its place
+_came: list[tuple[int, FrameType | None]] = []  # (number, frame) of those that wait
 
 
 def whole(function):

@@ -1,5 +1,7 @@
 """One interface for the ways of asking a model: rows become features, features a batch, a batch scores, a loss, or predictions."""
 
+from typing import ClassVar
+
 import torch
 from torch.nn.functional import cross_entropy
 
@@ -25,7 +27,7 @@ class Reader:
         BadInput: the task has no prompt for such a model, or the objective does not fit.
     """
 
-    kind = None
+    kind: ClassVar[str]
 
     def __init__(self, task, tokenizer, max_length=None, objective="cross-entropy", prompt=None):
         prompt = prompt or getattr(task, self.kind)
