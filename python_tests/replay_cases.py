@@ -2,13 +2,14 @@
 put through."""
 
 import numpy as np
+import pytest
 import torch
 from update_cases import AROUND, INTEGERS
 
+from zokern import Layout, ops, use_backend
 from zokern.kernels import reference
 from zokern.kernels.tables import Table
 from zokern.noise import NoiseKey
-from zokern.ops.replay import _flat
 
 GROUPS = 3
 A, B, C = (NoiseKey(2**64 - 1 - k, 2**32 - 200 - k, k << 24 | 2**24 - 1 - k) for k in range(3))
@@ -36,6 +37,15 @@ def each_group(value):
     return value * (1 + torch.arange(GROUPS) / 8)
 
 
+def handed(passes):
+    """What ``ops.replay_`` hands to a backend beside a table: keys, instructions, and values [n, 1]."""
+    taken = [([], torch.zeros(0, dtype=torch.uint8), torch.zeros(0, 1))]  # nothing, where there is nothing to do
+    with pytest.MonkeyPatch.context() as patch, use_backend("reference"):
+        patch.setattr(reference, "replay_", lambda table, *given: taken.append(given))
+        ops.replay_(Layout([torch.ones(1)]), passes)
+    return taken[-1]
+
+
 def check_replay(replay_, dtype, pieces, passes, device="cpu", later=0):
     """``replay_`` of a backend against the oracle's add_noise_ with every step ``later``, one pass after the other."""
     random = torch.Generator().manual_seed(len(passes))
@@ -52,10 +62,9 @@ def check_replay(replay_, dtype, pieces, passes, device="cpu", later=0):
         rows = [(tensor.data_ptr(), p.count, p.first, p.group, p.keep_threshold) for p, tensor in zip(pieces, held)]
         return Table(dtype, torch.device(device), GROUPS, torch.tensor(rows))
 
-    keys, instructions, values = _flat([(terms, None if decay == 1 else decay) for terms, decay in passes])
+    keys, instructions, values = handed(passes)
     on_device = [tensor.to(device).clone() for tensor in memory]
-    staged = torch.stack([each_group(v) for v in values]).to(device) if values else torch.zeros(0, GROUPS, device=device)
-    replay_(table_of(on_device, device), keys, instructions, staged)
+    replay_(table_of(on_device, device), keys, instructions, each_group(values).to(device))
     with np.errstate(all="ignore"):
         for terms, decay in passes:
             moved = [NoiseKey(key.seed, (key.step + later) % 2**32, key.stream) for key, _ in terms]

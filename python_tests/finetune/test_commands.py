@@ -229,7 +229,7 @@ def test_what_cannot_be_judged(few, tmp_path, tiny):
     "given, message",
     [
         (["--task", "sst3"], "sst2"),
-        (["--task-type", "masked"], "--task-type masked would ask new, random weights: pass --task-type head"),
+        (["--task-type", "masked"], "--task-type masked would use new, random weights: pass --task-type head"),
         (["--rows", "512,256,256"], "512 for train + 256 for validation"),
         (["--shots", "30"], "class 0 has 24 rows"),
         (["--rank", "4"], "--rank is of LoRA and DoRA"),

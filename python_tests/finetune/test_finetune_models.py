@@ -34,7 +34,7 @@ def test_models_that_cannot_be_used(settings, tmp_path, tokenizer):
     vision = transformers.ViTConfig(**small, image_size=8, patch_size=8)
     transformers.ViTModel(vision).save_pretrained(tmp_path / "vision")
     tokenizer.save_pretrained(tmp_path / "vision")
-    assert "(ViTConfig) cannot be asked with --task-type head" in refused(tmp_path / "vision")
+    assert "(ViTConfig) is no model for --task-type head" in refused(tmp_path / "vision")
     (tmp_path / "cut").mkdir()
     for path in Path(settings.model).iterdir():
         (tmp_path / "cut" / path.name).write_bytes(path.read_bytes()[: 5000 if path.suffix == ".safetensors" else None])

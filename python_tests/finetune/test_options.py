@@ -129,25 +129,6 @@ def test_settings_that_the_run_has_of_its_own():
         Settings(optimizer="forward-gradient", eps=1e-3).checked()
 
 
-OUTSIDE = '''
-import zokern
-from zokern.optim import Setting
-
-
-class Scaled(zokern.MeZO):
-    """MeZO with an lr so many times as large."""
-
-    name = "scaled"
-    settings = {"gain": Setting(float, "a number > 0", lambda x: x > 0, "How much longer a step is.")}
-
-    def __init__(self, params, lr=1e-6, eps=1e-3, weight_decay=0.0, q=1, seed=0, defer=False, estimator="two-point", gain=1.0):
-        super().__init__(params, lr, eps, weight_decay, q, seed, defer, estimator)
-        for group in self.param_groups:
-            group.setdefault("gain", gain)
-
-    def _setting(self, name):
-        return super()._setting(name) * self.param_groups[0]["gain"] if name == "lr" else super()._setting(name)
-'''
 COMMANDS = """
 import json, sys
 from command_line import zokern
@@ -157,17 +138,16 @@ print(json.dumps([zokern(*given, code=code) for given, code in json.loads(sys.ar
 
 def test_an_optimizer_of_another_package_is_an_option(few, tmp_path):
     """Installed, with an entry point and no edit here: it trains, its setting is an option with help and range, its log is replayed."""
-    (tmp_path / "outside.py").write_text(OUTSIDE)
     installed = tmp_path / "outside-1.0.dist-info"
     installed.mkdir()
     (installed / "METADATA").write_text("Metadata-Version: 2.1\nName: outside\nVersion: 1.0\n")
-    (installed / "entry_points.txt").write_text("[zokern.optimizers]\nscaled = outside:Scaled\n")
-    given = ["finetune", *map(str, few), "--optimizer", "scaled", "--lr", "1e-3"]
+    (installed / "entry_points.txt").write_text("[zokern.optimizers]\nsign-momentum = own_optimizer:SignMomentum\n")
+    given = ["finetune", *map(str, few), "--optimizer", "sign-momentum", "--lr", "4e-3", "--momentum", "0"]
     commands = [
-        ([*given, "--gain", "4"], 0),
+        ([*given, "--power", "1"], 0),
         (["replay", str(tmp_path / "run"), "--out", str(tmp_path / "again")], 0),
-        ([*given, "--gain", "0", "--out", str(tmp_path / "no")], 2),
-        ([*given, "--momentum", "0.5", "--out", str(tmp_path / "no")], 2),
+        ([*given, "--power", "2", "--out", str(tmp_path / "no")], 2),
+        ([*given, "--delta", "0.5", "--out", str(tmp_path / "no")], 2),
         (["finetune", "--help"], 0),
     ]
     paths = os.pathsep.join([str(ROOT), str(ROOT / "python_tests"), str(tmp_path)])
@@ -176,10 +156,10 @@ def test_an_optimizer_of_another_package_is_an_option(few, tmp_path):
     done = subprocess.run(call, capture_output=True, text=True, timeout=300, env=environment)
     assert done.returncode == 0, done.stderr
     said = json.loads(done.stdout)
-    assert said[2] == "error: --gain 0.0: pass a number > 0\n"
-    assert said[3] == "error: --momentum is no option of --optimizer scaled: leave it out, or pass zo-momentum\n"
-    assert "--gain" in said[4] and "scaled: How much longer a step is (a number > 0)." in said[4]
-    assert json.loads((tmp_path / "run" / "run.json").read_text())["settings"]["gain"] == 4 and not (tmp_path / "no").exists()
+    assert said[2] == "error: --power 2.0: pass a number in [0, 1]\n"
+    assert said[3] == "error: --delta is no option of --optimizer sign-momentum: leave it out, or pass zo-adam\n"
+    assert "--power" in said[4] and "sign-momentum: Of the projected gradient's size: 0 is the sign alone (a number in [0, 1])." in said[4]
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["settings"]["power"] == 1 and not (tmp_path / "no").exists()
     zokern("finetune", *few, "--out", tmp_path / "mezo", "--lr", "4e-3")
     assert equal(tmp_path / "run", tmp_path / "again")
     assert all(a.allclose(b, atol=1e-6) for a, b in zip(*(_model(tmp_path / name).parameters() for name in ("run", "mezo"))))

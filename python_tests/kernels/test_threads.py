@@ -9,13 +9,12 @@ from functools import cache
 
 import pytest
 import torch
-from replay_cases import RUNS
+from replay_cases import RUNS, handed
 
 from zokern import NoiseKey, ops
 from zokern.kernels import cpu, reference
 from zokern.kernels.passes import RULES
 from zokern.kernels.tables import State, Table
-from zokern.ops.replay import _flat
 
 ROWS = [(70_001, 5, 0, 2**31), (0, 4096, 1, 9), (40_002, 2**34 - 20_000, 1, 2**32 - 1)]  # (elements, first, group, keep_threshold)
 KEYS = [NoiseKey(2**63, 5, 7), NoiseKey(3, 2**32 - 1)]
@@ -75,8 +74,8 @@ def passes(backend, dtype, state_dtype, inside=nullcontext):
         tables.append(Table(dtype, torch.device("cpu"), 2, torch.tensor(rows)))
     decay, coefficients = torch.tensor([0.75, 0.3]), torch.tensor([[2.0**-60, 2.0**-130], [-(2.0**-3), 2.0**-20]])
     numbers = torch.rand(7, 2, generator=torch.Generator().manual_seed(6)) / 64
-    keys, instructions, values = _flat(RUNS["steps"])
-    values = torch.tensor(values)[:, None] * torch.tensor([1.0, 2.0**-120])
+    keys, instructions, values = handed(RUNS["steps"])
+    values = values * torch.tensor([1.0, 2.0**-120])
     rounding = [NoiseKey.of(4, 5, 3, s) for s in range(3)] if state_dtype == torch.bfloat16 else None
     with inside():
         backend.add_noise_(tables[0], KEYS, coefficients, decay)
@@ -135,8 +134,8 @@ one = torch.ones(200_000, 1)
 cpu.add_noise_(table, [NoiseKey(1)], one[:1], torch.zeros(1))  # the threads are there
 theta.zero_()
 keys = [NoiseKey(1)] * len(one)
-words = cpu._words(keys)
-cpu._words = lambda _: words
+words = cpu.words(keys)
+cpu.words = lambda _: words
 with open("/proc/self/statm") as file:
     used = int(file.read().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (used + (60 << 20),) * 2)

@@ -4,12 +4,12 @@ from itertools import product
 
 import pytest
 import torch
+from replay_cases import handed
 
 import zokern
 from zokern import Layout, NoiseKey, ops, use_backend
 from zokern.kernels import backends, reference
 from zokern.kernels.passes import DECAY, NEXT_KEY, ROUND
-from zokern.ops.replay import _flat
 
 GPU = torch.cuda.is_available()
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -158,10 +158,10 @@ def test_z_is_made_once_for_uses_that_follow_each_other(monkeypatch):
 
 
 def test_passes_as_kernels_take_them():
-    passes = [([(A, 1.0)], None), ([], 0.5), ([], None), ([(A, 2.0), (B, 3.0)], 0.25), ([(A, 4.0)], None)]
-    keys, instructions, values = _flat(passes)
+    passes = [([(A, 1.0)], 1.0), ([], 0.5), ([], 1), ([(A, 2.0), (B, 3.0)], 0.25), ([(A, 4.0)], 1.0)]
+    keys, instructions, values = handed(passes)
     assert keys == [A, B, A]
-    assert values == [1.0, 0.5, 0.25, 2.0, 3.0, 4.0]
+    assert values.tolist() == [[1.0], [0.5], [0.25], [2.0], [3.0], [4.0]]
     assert instructions.tolist() == [NEXT_KEY | ROUND, DECAY | ROUND, DECAY, 0, NEXT_KEY | ROUND, NEXT_KEY | ROUND]
 
 

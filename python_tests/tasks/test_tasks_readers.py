@@ -244,8 +244,8 @@ def test_what_cannot_be_asked_is_named(bert, bpe, bare_bpe):
     refused(
         "'Great' of 'sst2' is the same token as another", sst2, "masked", bert, prompt=Prompt("{sentence} {option}", ("great", "Great"))
     )
-    refused("task 'squad' cannot be asked as 'masked'", squad, "masked", bert)
-    refused("task 'squad' cannot be asked as 'head'", squad, "head", bert)
+    refused("task 'squad' has no prompt for 'masked' models", squad, "masked", bert)
+    refused("task 'squad' has no prompt for 'head' models", squad, "head", bert)
     refused("has to end with {option}", sst2, "causal", bpe, prompt=Prompt("{option} {sentence}", ("a", "b")))
     refused("objective 'hinge' is not known", sst2, "causal", bpe, objective="hinge")
     refused("objective 'option' needs options of several tokens", sst2, "masked", bert, objective="option")

@@ -230,7 +230,7 @@ WAYS = (
 
 @pytest.mark.parametrize("way", WAYS, ids=lambda way: way.__name__)
 def test_honest_ways_of_going_on(tmp_path, way):
-    """In 16 bits and with what is owed between steps, where every pass tells."""
+    """In 16 bits and with terms pending between steps, where every pass tells."""
     path, net = tmp_path / "run.jsonl", Net(torch.bfloat16)
     optimizer = optimizer_of("MeZO defer", net)
     with record(optimizer, path):

@@ -44,7 +44,7 @@ class Data:
 
     Attributes:
         name: for the summary.
-        task: how a model is asked, and what is right.
+        task: its prompts, its classes and its metric.
         train, held_out, test: lists of ``tasks.Example``; test may be empty.
         columns: of a table, {"text": names of one or two columns, "label": name of one}, as taken; {} where there was no choice.
     """

@@ -1,4 +1,4 @@
-"""What a head sees: one vector a row, the same at every step while nothing below the head is trained."""
+"""The vectors that a head is given, one a row: the same at every step while nothing below the head is trained."""
 
 import torch
 from torch.nn.functional import linear
@@ -6,7 +6,7 @@ from torch.nn.functional import linear
 from ..tasks import Reader
 from ..tasks.reader import with_labels
 
-TOGETHER = 64  # rows that go through the model at once
+EVALUATED_AT_ONCE = 64  # rows, where no step is made of them
 
 
 def head_of(model, classes: int) -> torch.nn.Linear | None:
@@ -17,13 +17,13 @@ def head_of(model, classes: int) -> torch.nn.Linear | None:
 
 @torch.no_grad()
 def seen_by(head, loaded, features: list[dict]) -> torch.Tensor | None:
-    """What the head sees of each row: [rows, width], in the dtype that it sees; None where that is not one vector a row."""
+    """The head's input of each row: [rows, width], in its dtype; None where that is not one vector a row."""
     seen = []
     hook = head.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0]))
     order = sorted(range(len(features)), key=lambda i: len(features[i]["tokens"]["input_ids"]))  # so that little is padded
     try:
-        for i in range(0, len(order), TOGETHER):
-            batch = [features[j] for j in order[i : i + TOGETHER]]
+        for i in range(0, len(order), EVALUATED_AT_ONCE):
+            batch = [features[j] for j in order[i : i + EVALUATED_AT_ONCE]]
             with loaded.computing():
                 loaded.reader.scores(loaded.model, loaded.reader.collate(batch))
             if seen[-1].dim() != 2 or len(seen[-1]) != len(batch):
@@ -34,10 +34,10 @@ def seen_by(head, loaded, features: list[dict]) -> torch.Tensor | None:
 
 
 class FrozenBody(Reader):
-    """Asks the head alone, where nothing else is trained: what lies below it is computed once for each row, not in every step.
+    """Evaluates the head alone, where nothing else is trained: what lies below it is computed once for each row, not in every step.
 
     Args:
-        reader: a HeadReader, which asks the whole model.
+        reader: a HeadReader, which evaluates the whole model.
         head: the linear layer, which sees one vector a row.
     """
 
@@ -48,7 +48,7 @@ class FrozenBody(Reader):
         self.head, self._order = head, reader.order
 
     def features(self, vectors, features) -> list[dict]:
-        """Features of rows, of what the head sees of them."""
+        """Features of rows, of the head's inputs."""
         return [dict(vector=vector, label=feature["label"]) for vector, feature in zip(vectors, features, strict=True)]
 
     def collate(self, features):

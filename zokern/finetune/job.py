@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from . import output
-from .prepare import place_of, prepare, to_resume
+from .prepare import prepare, to_resume
 from .report import Result, report
 from .settings import Settings
 from .train import opened, train
@@ -18,8 +18,7 @@ def finetune(settings: Settings, say=print) -> Result:
         BadInput: anything about the settings, the data or the model that prevents it. Nothing is written then.
     """
     settings = settings.checked()
-    path = place_of(settings)
-    with output.claimed(settings.out, settings.overwrite):
+    with output.claimed(settings.out, settings.overwrite) as path:
         return _done(prepare(settings, path, say), say)
 
 

@@ -7,7 +7,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from ..errors import BadInput, first_line
-from .features import TOGETHER
+from .features import EVALUATED_AT_ONCE
 from .model import LoadedModel
 
 
@@ -18,7 +18,7 @@ def metrics_of(loaded: LoadedModel, examples, features, reader=None) -> dict[str
     Args:
         examples: of ``tasks``, with labels.
         features: theirs.
-        reader: who asks the model; ``loaded.reader`` where it is None.
+        reader: what evaluates the model. Default None: ``loaded.reader``.
     Raises:
         BadInput: the loss is not finite: the weights are broken, or too large for their dtype; or the model fails over its inputs, as one
             does whose tokenizer is another's.
@@ -26,8 +26,8 @@ def metrics_of(loaded: LoadedModel, examples, features, reader=None) -> dict[str
     reader, task = reader or loaded.reader, loaded.reader.task
     order = sorted(range(len(features)), key=lambda i: _length(features[i]))  # so that little is padded
     found, total = [None] * len(order), 0.0
-    for i in range(0, len(order), TOGETHER):
-        places = order[i : i + TOGETHER]
+    for i in range(0, len(order), EVALUATED_AT_ONCE):
+        places = order[i : i + EVALUATED_AT_ONCE]
         batch = reader.collate([features[j] for j in places])
         with loaded.computing(), _of_the_model(loaded):
             if task.writes:
@@ -55,7 +55,7 @@ def _of_the_model(loaded):
     except (BadInput, torch.OutOfMemoryError):
         raise
     except Exception as error:  # whatever is inside
-        what = f"{loaded.name} ({type(loaded.model).__name__}) fails over what it is asked ({first_line(error)})"
+        what = f"{loaded.name} ({type(loaded.model).__name__}) fails over its inputs ({first_line(error)})"
         raise BadInput(
             f"{what}: check that its tokenizer and its configuration are its own, or pass another --model or --task-type"
         ) from error

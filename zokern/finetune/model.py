@@ -1,4 +1,4 @@
-"""The model: loaded as it is to be asked, adapted, and saved as transformers saves."""
+"""The model: loaded with the head that the task needs, adapted, and saved as transformers saves."""
 
 import os
 import urllib.error
@@ -23,7 +23,7 @@ CLASSES = {
 
 @dataclass
 class LoadedModel:
-    """A model in evaluation mode, and how it is asked.
+    """A model in evaluation mode, with its tokenizer and what turns rows into its losses.
 
     The model stays in eval() throughout: dropout would make the two losses of a step differ by more than the perturbation.
 
@@ -88,7 +88,7 @@ def load(settings: Settings, data: Data) -> LoadedModel:
     """The model that the settings name, ready to be trained on this data.
 
     Raises:
-        BadInput: it cannot be had, cannot be asked so, or does not fit the settings.
+        BadInput: it cannot be had, has no such head, or does not fit the settings.
     """
     transformers = need("transformers")
     transformers.logging.set_verbosity_error()
@@ -123,7 +123,7 @@ def load(settings: Settings, data: Data) -> LoadedModel:
     missing = sorted({*loading["missing_keys"], *_mismatched(loading)})
     if settings.task_type != "head" and missing:
         what = f"{_named(settings.model)} comes without {missing[0]}"
-        raise BadInput(f"{what}, so that --task-type {settings.task_type} would ask new, random weights: pass --task-type head")
+        raise BadInput(f"{what}, so that --task-type {settings.task_type} would use new, random weights: pass --task-type head")
     had = {id(p) for name, p in model.named_parameters() if name not in missing}
     reader = tasks.reader(data.task, settings.task_type, tokenizer, max_length=settings.max_length, objective=settings.objective)
     model = _adapted(settings, model).eval()
@@ -190,7 +190,7 @@ def _why(name, error, auto):
     if "Unrecognized configuration class" in str(error):
         kind = str(error).split("class <class '")[-1].split("'")[0].rsplit(".", 1)[-1]
         task_type = next(task_type for task_type, name in CLASSES.items() if name == auto)
-        return f"{what} ({kind}) cannot be asked with --task-type {task_type}: pass a model that {auto} knows, or another --task-type"
+        return f"{what} ({kind}) is no model for --task-type {task_type}: pass a model that {auto} knows, or another --task-type"
     if name and not is_local(name):
         return f"{what} is no folder here and could not be had from the hub ({first_line(error)}): check the path, the name or the network"
     return f"{what} cannot be loaded ({first_line(error)}): check that its files are whole"

@@ -35,9 +35,9 @@ class Option:
     negatable: bool = False
 
 
-def option(help, default=None, **more):
-    """A field that is an option: ``help`` is its line, or makes it; ``more`` as of ``Option``."""
-    return field(default=default, metadata={"help": help, **more})
+def option(help, default=None, *aliases, formerly=()):
+    """A field that is an option: ``help`` is its line, or makes it."""
+    return field(default=default, metadata={"help": help, "aliases": aliases, "formerly": formerly})
 
 
 def options_of(settings: type) -> dict[str, Option]:

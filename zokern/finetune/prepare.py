@@ -87,20 +87,6 @@ class Run:
         return {name: p for name, p in loaded.model.named_parameters() if name in loaded.new or id(p) in fitted}
 
 
-def place_of(settings: Settings) -> Path:
-    """Where a new run with these settings goes.
-
-    Raises:
-        BadInput: that may not be replaced, or holds what the run is made from.
-    """
-    path = output.check(settings.out, settings.overwrite)
-    for name in PATHS:
-        given = getattr(settings, name)
-        if given and Path(given).absolute().is_relative_to(path):
-            raise BadInput(f"{title(name)} {given!r} is in --out {settings.out!r}, which the run would replace: pass another folder")
-    return path
-
-
 def to_resume(folder: str, steps: int | None, trust_remote_code: bool) -> tuple[Settings, dict]:
     """-> (settings, what run.json says) of a run that goes on. Arguments and errors as of ``resume``."""
     path, record = Path(folder).expanduser().absolute(), output.run_of(folder)
@@ -125,6 +111,10 @@ def prepare(settings: Settings, path: Path, say, resumed: dict | None = None) ->
         BadInput: anything about the settings, the data or the model that prevents the run.
     """
     began = time.perf_counter()
+    for name in PATHS:
+        given = getattr(settings, name)
+        if given and not resumed and Path(given).absolute().is_relative_to(path):
+            raise BadInput(f"{title(name)} {given!r} is in --out {settings.out!r}, which the run would replace: pass another folder")
     settle_network(settings)
     require(*PACKAGES)
     settings = with_rates(settings)

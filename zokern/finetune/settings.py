@@ -69,14 +69,12 @@ class Settings:
         "What is minimised: cross-entropy, option (of the right answer's tokens alone), or 1 minus accuracy or f1.", "cross-entropy"
     )
     adapter: tuple[str, ...] = option("What is trained: full, head, lora, dora, prefix, prompt, or patterns of parameter names.", ())
-    rank: int | None = option("Of LoRA and DoRA. Without it: 8.", aliases=("lora_r",))
-    lr_ratio: float | None = option(
-        "LoRA+: the learning rate of B is so many times that of A, which is then trained too.", aliases=("loraplus_lr_ratio",)
-    )
-    virtual_tokens: int | None = option("Of prefix and prompt tuning. Without it: 5, or 10 of prompt.", aliases=("num_virtual_tokens",))
+    rank: int | None = option("Of LoRA and DoRA. Without it: 8.", None, "lora_r")
+    lr_ratio: float | None = option("LoRA+: learning rate of B over that of A, which is then trained too.", None, "loraplus_lr_ratio")
+    virtual_tokens: int | None = option("Of prefix and prompt tuning. Without it: 5, or 10 of prompt.", None, "num_virtual_tokens")
     head: str = option("Begin with the head as loaded (random if new), or with a linear probe.", "loaded")
     optimizer: str = option(lambda: f"One of {', '.join(optimizers())}.", ZO)
-    lr: float | None = option("Learning rate. Without it: the adapter's starting point (docs/settings.md).", aliases=("learning_rate",))
+    lr: float | None = option("Learning rate. Without it: the adapter's starting point (docs/settings.md).", None, "learning_rate")
     eps: float | None = option("Perturbation radius. Without it: the adapter's starting point.")
     split: str | None = option(
         "hybrid: which parameters are trained by backpropagation, beside the head: depth:K (blocks from K on), inter:N (the N deepest; "
@@ -89,22 +87,20 @@ class Settings:
         "hybrid: learning rate of --fo. Without it: 1e-5 for adamw and 2e-5 for sgd, more for adapters (docs/settings.md)."
     )
     optimizer_settings: dict[str, object] = field(default_factory=dict)
-    schedule: str = option("How the learning rate ends: linear, cosine or constant.", "linear", aliases=("lr_scheduler_type",))
+    schedule: str = option("How the learning rate ends: linear, cosine or constant.", "linear", "lr_scheduler_type")
     full_batch: int | None = option("mezo-svrg: rows at an anchor, drawn anew for each. Without it: all training rows.")
     seed: int = option("Fixes the split, the new parts' first values, the batches and the noise.", 0)
-    steps: int = option("Optimizer steps.", 400, aliases=("max_steps",))
-    batch_size: int = option("Rows that go through the model at once.", 16, aliases=("per_device_train_batch_size",))
-    accumulate: int = option("Batches a step: all are seen along the same noise.", 1, aliases=("gradient_accumulation_steps",))
-    eval_every: int = option("Steps between evaluations on held-out rows.", 100, aliases=("eval_steps",))
-    save_every: int | None = option(
-        "Steps between checkpoints, from which --resume goes on. Without it: --eval-every.", aliases=("save_steps",)
-    )
+    steps: int = option("Optimizer steps.", 400, "max_steps")
+    batch_size: int = option("Rows that go through the model at once.", 16, "per_device_train_batch_size")
+    accumulate: int = option("Batches a step: all are seen along the same noise.", 1, "gradient_accumulation_steps")
+    eval_every: int = option("Steps between evaluations on held-out rows.", 100, "eval_steps")
+    save_every: int | None = option("Steps between checkpoints, which --resume goes on from. Without it: --eval-every.", None, "save_steps")
     keep: str = option("Which weights are saved at the end: last, or best, those of the evaluation with the best metric.", "last")
     max_length: int = option("Tokens a row; longer texts are cut.", 128)
     dtype: str = option("float32, bfloat16 or float16.", "float32")
     device: str | None = option("cpu or cuda. Without it: a GPU where there is one.")
     no_check: bool = option("Do not check, by some forward passes before the first step, that losses, eps and rounding are sound.", False)
-    out: str | None = option("Folder for model, curve and logs. Without it: zokern-finetune, or -2, ...", aliases=("output_dir",))
+    out: str | None = option("Folder for model, curve and logs. Without it: zokern-finetune, or -2, ...", None, "output_dir")
     overwrite: bool = option("Replace an earlier run in --out.", False)
 
     @property
@@ -155,30 +151,21 @@ class Settings:
 
     def _optimizer_settings(self) -> dict[str, object]:
         """Those that are given, each one that the optimizer takes and in its range."""
-        whole, zeroth, found = named(self.optimizer).declared(), self.zeroth_class, {}
-        takes = whole | (zeroth.declared() if zeroth else {}) if self.halves else whole
         for name in self.optimizer_settings.keys() & vars(self).keys():
             raise BadInput(f"optimizer_settings holds {name!r}, which the run has a setting of its own for: pass Settings({name}=...)")
-        given = {name: getattr(self, name) for name in ("lr", "eps")} | self.optimizer_settings
-        for name, value in given.items():
-            setting = takes.get(name)
-            if value in (None, (), []) or value is False and not (setting and setting.default):
-                continue  # as in a file that names all options
-            if zeroth is None and name not in whole and name != "weight_decay":
+        zeroth = self.zeroth_class
+        takes = named(self.optimizer).declared() | (zeroth.declared() if zeroth else {"weight_decay": COMMON["weight_decay"]})
+        given = {"lr": self.lr, "eps": self.eps} | self.optimizer_settings
+        given = {name: value for name, value in given.items() if not _unset(value, takes.get(name))}
+        for name in given:
+            if zeroth is None and name not in takes:
                 raise BadInput(f"{title(name)} is of the zeroth-order half, and --zo is none: leave it out, or pass --zo {ZO}")
-            if zeroth is None and name == "weight_decay":  # of the other half, too
-                setting = COMMON[name]
-            elif setting is None or setting.kind not in KINDS:
-                raise BadInput(self._takes_no(name))
-            if name in self.optimizer_settings:
-                found[name] = _of_kind(name, value, setting)
-        return found
-
-    def _takes_no(self, name):
-        option, others = ("--zo", zo_choices()) if self.halves else ("--optimizer", optimizers())
-        having = [other for other in others if other in optimizers() and name in named(other).declared()]
-        cure = f", or pass {' or '.join(having)}" if having else ""
-        return f"{title(str(name))} is no option of {option} {self.zeroth}: leave it out{cure}"
+            if name not in takes or takes[name].kind not in KINDS:
+                what, others = ("--zo", zo_choices()[:-1]) if self.halves else ("--optimizer", optimizers())
+                having = " or ".join(other for other in others if name in named(other).declared())
+                cure = f", or pass {having}" if having else ""
+                raise BadInput(f"{title(str(name))} is no option of {what} {self.zeroth}: leave it out{cure}")
+        return {name: _of_kind(name, value, takes[name]) for name, value in given.items() if name in self.optimizer_settings}
 
     def _together(self):
         plain = self.task is None
@@ -271,6 +258,11 @@ class Settings:
 def zo_choices() -> tuple[str, ...]:
     """What the zeroth-order half of a model may be moved by."""
     return *(name for name, cls in optimizers().items() if not (cls.takes_model or cls.full_batch)), "none"
+
+
+def _unset(value, setting: Setting | None) -> bool:
+    """Whether a value stands for none, as in a file that names every option."""
+    return value in (None, (), []) or value is False and not (setting and setting.default)
 
 
 def _choose(name, value, choices):

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 from ..errors import BadInput, Unwritable, first_line, need, writing
 from . import optimizers, output
-from .features import TOGETHER, FrozenBody, head_of, seen_by
+from .features import EVALUATED_AT_ONCE, FrozenBody, head_of, seen_by
 from .metrics_of_model import best_of, metrics_of
 from .options import title
 from .prepare import Run
@@ -97,7 +97,7 @@ class Training:
         """Batches that went through the model for the optimizer, those of an anchor's full batch included."""
         settings, optimizer = self.settings, self.trainer.zeroth_order
         anchors = -(-self.steps // optimizer.param_groups[0]["q"]) if optimizer.full_batch else 0
-        full = -(-(settings.full_batch or len(self.run.data.train)) // TOGETHER)
+        full = -(-(settings.full_batch or len(self.run.data.train)) // EVALUATED_AT_ONCE)
         return optimizer.forwards * settings.accumulate * (self.steps - anchors) + 2 * full * anchors
 
     @property
@@ -176,7 +176,7 @@ class Training:
             output_dir=str(self.run.path / output.CHECKPOINTS),
             max_steps=settings.steps,
             per_device_train_batch_size=settings.batch_size,
-            per_device_eval_batch_size=TOGETHER,  # of an anchor's full batch
+            per_device_eval_batch_size=EVALUATED_AT_ONCE,  # of an anchor's full batch
             gradient_accumulation_steps=settings.accumulate,
             dataloader_drop_last=True,
             lr_scheduler_type=settings.schedule,

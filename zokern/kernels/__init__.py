@@ -1,25 +1,55 @@
-"""The backends, by name: what each can do here, or why it is missing and what to do about it.
-
-A backend is a module with ``status() -> str`` ("available..." or the reason and the cure), ``devices()`` (the kinds of device
-whose memory it can reach), ``add_noise_(table, keys, coefficients, decay)``, ``replay_(table, keys, instructions, values)``:
-uint8 [n] on the host, of the bits of ``passes``, with their values [n, groups], and the keys in the order in which they are used; and
-``update_(table, rule, keys, a, b, decay, numbers, state, rounding)``: keys with their coefficients [keys, groups] in theta and in g, a
-rule of ``ops.update`` with its numbers [count, groups] and ``State``, and one key a state to round it with, or None. All numbers are
-float32 on the table's device; decay is [groups] or None. None is loaded before it is asked for.
-"""
+"""The backends, by name: what each can do here, or why it is missing and what to do about it. None is loaded before it is asked for."""
 
 import logging
 import os
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from importlib import import_module
+from typing import TYPE_CHECKING, Protocol, cast
+
+import torch
+from torch import Tensor
+
+from .passes import Keys, Rule
+from .tables import State, Table
 
 NAMES = ("reference", "cpu", "cuda", "triton")
 # What runs where nothing is forced, best first. (Triton's interpreter reaches CPU memory too, but nobody wants it by surprise.)
 PREFERRED = {"cuda": ("cuda", "triton"), "cpu": ("cpu", "reference")}
 
-_forced = None
+_forced: str | None = None
 _log = logging.getLogger("zokern")
+
+
+class Backend(Protocol):
+    """What a module of this folder has. Its arguments have been checked. Tensors of numbers are float32, contiguous, on the table's
+    device, with one column a coefficient group."""
+
+    def status(self) -> str:
+        """Begins with "available", or with the reason why it is not, and says the cure."""
+
+    def devices(self) -> tuple[str, ...]:
+        """The kinds of device whose memory it can reach."""
+
+    def add_noise_(self, table: Table, keys: Keys, coefficients: Tensor, decay: Tensor | None) -> None:
+        """theta <- decay theta + sum_k c_k z(key_k), with coefficients [keys, groups] and decay [groups]."""
+
+    def replay_(self, table: Table, keys: Keys, instructions: Tensor, values: Tensor) -> None:
+        """Many passes: instructions uint8 [n] on the host, bits of ``passes``; values [n, groups]; keys in the order of their use."""
+
+    def update_(
+        self, table: Table, rule: Rule, keys: Keys, a: Tensor, b: Tensor, decay: Tensor | None, numbers: Tensor,
+        state: State, rounding: Keys | None,
+    ) -> None:  # fmt: skip
+        """theta <- decay theta + sum_k a_k z(key_k), and then the rule, with g = sum_k b_k z(key_k): a, b [keys, groups], decay [groups],
+        numbers [the rule's, groups]; one key a state to round it with, or None."""
+
+
+if TYPE_CHECKING:
+    from . import cpu, cuda, reference, triton
+
+    _all: tuple[Backend, ...] = (reference, cpu, cuda, triton)
 
 
 def backends() -> dict[str, str]:
@@ -28,7 +58,7 @@ def backends() -> dict[str, str]:
 
 
 @contextmanager
-def use_backend(name: str):
+def use_backend(name: str) -> Iterator[None]:
     """Run everything inside on one backend. ``ZOKERN_BACKEND=name`` does the same for a whole process.
 
     Raises:
@@ -43,7 +73,7 @@ def use_backend(name: str):
         _forced = before
 
 
-def backend_for(device):
+def backend_for(device: torch.device) -> Backend:
     """The module that works on tensors of this device."""
     name = _forced or os.environ.get("ZOKERN_BACKEND")
     if not name:
@@ -57,7 +87,7 @@ def backend_for(device):
 
 
 @cache
-def _default(kind):
+def _default(kind: str) -> Backend:
     for name in PREFERRED.get(kind, ()):
         module = _module(name)
         if module.status().startswith("available"):
@@ -68,14 +98,14 @@ def _default(kind):
     raise RuntimeError(f"no backend for parameters on {kind!r} ({reasons}): install one of them or move the parameters to the CPU")
 
 
-def _available(name):
+def _available(name: str) -> Backend:
     status = _module(name).status()
     if not status.startswith("available"):
         raise RuntimeError(f"backend {name!r} is {status}")
     return _module(name)
 
 
-def _module(name):
+def _module(name: str) -> Backend:
     if name not in NAMES:
         raise ValueError(f"backend {name!r} is unknown: pass one of {', '.join(map(repr, NAMES))}")
-    return import_module(f"{__name__}.{name}")
+    return cast(Backend, import_module(f"{__name__}.{name}"))

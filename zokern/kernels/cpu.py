@@ -3,11 +3,15 @@
 import os
 
 import torch
+from torch import Tensor
 
-from .passes import STORAGE
+from .passes import STORAGE, Keys, Rule, check_interface, words
+from .tables import State, Table
 
 try:
-    from .. import _cpu
+    import zokern._cpu as _cpu
+
+    check_interface(_cpu)
 except ImportError as error:
     _cpu, _why = None, str(error)
 
@@ -18,16 +22,13 @@ def status() -> str:
     return f"available: {_cpu.isa(_forced_isa())}" + ("" if _cpu.openmp else ", one thread (built without OpenMP)")
 
 
-def devices():
+def devices() -> tuple[str, ...]:
     return ("cpu",)
 
 
-def add_noise_(table, keys, coefficients, decay):
+def add_noise_(table: Table, keys: Keys, coefficients: Tensor, decay: Tensor | None) -> None:
     _cpu.add_noise_(
-        STORAGE[table.dtype],
-        table.rows.data_ptr(),
-        len(table.rows),
-        _words(keys),
+        *_memory_and_keys(table, keys),
         coefficients.data_ptr(),
         table.groups,
         0 if decay is None else decay.data_ptr(),
@@ -36,12 +37,9 @@ def add_noise_(table, keys, coefficients, decay):
     )
 
 
-def replay_(table, keys, instructions, values):
+def replay_(table: Table, keys: Keys, instructions: Tensor, values: Tensor) -> None:
     _cpu.replay_(
-        STORAGE[table.dtype],
-        table.rows.data_ptr(),
-        len(table.rows),
-        _words(keys),
+        *_memory_and_keys(table, keys),
         instructions.data_ptr(),
         len(instructions),
         values.data_ptr(),
@@ -51,12 +49,11 @@ def replay_(table, keys, instructions, values):
     )
 
 
-def update_(table, rule, keys, a, b, decay, numbers, state, rounding):
+def update_(
+    table: Table, rule: Rule, keys: Keys, a: Tensor, b: Tensor, decay: Tensor | None, numbers: Tensor, state: State, rounding: Keys | None
+) -> None:
     _cpu.update_(
-        STORAGE[table.dtype],
-        table.rows.data_ptr(),
-        len(table.rows),
-        _words(keys),
+        *_memory_and_keys(table, keys),
         a.data_ptr(),
         b.data_ptr(),
         table.groups,
@@ -67,16 +64,16 @@ def update_(table, rule, keys, a, b, decay, numbers, state, rounding):
         state.addresses.data_ptr(),
         len(rule.state),
         rounding is not None,
-        _words(rounding or []),
+        words(rounding or []),
         torch.get_num_threads(),
         _forced_isa(),
     )
 
 
-def _words(keys):
-    return [(key.seed, key.step, key.stream) for key in keys]
+def _memory_and_keys(table: Table, keys: Keys) -> tuple[int, int, int, list[tuple[int, int, int]]]:
+    return STORAGE[table.dtype], table.rows.data_ptr(), len(table.rows), words(keys)
 
 
-def _forced_isa():
+def _forced_isa() -> str:
     """ZOKERN_CPU_ISA: scalar, avx2 or avx512, for tests and benchmarks; the best that the processor has where it is not set."""
     return os.environ.get("ZOKERN_CPU_ISA", "")

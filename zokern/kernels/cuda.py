@@ -1,20 +1,25 @@
 """The CUDA C++ backend for NVIDIA GPUs (csrc/cuda)."""
 
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+from torch import Tensor
 
-from .passes import STORAGE
+from .passes import STORAGE, Keys, Rule, check_interface, words
 from .spans import BLOCK, pack, spans, state_spans, to_device
+from .tables import State, Table
 
 try:
-    from .. import _cuda
+    import zokern._cuda as _cuda
+
+    check_interface(_cuda)
 except ImportError as error:
     _cuda, _why = None, str(error)
 
 OLDEST = (8, 0)  # compute capability
 
-_clock = None
+_clock: Tensor | None = None
 
 
 def status() -> str:
@@ -29,12 +34,12 @@ def status() -> str:
     return f"available: {_cuda.architectures}, CUDA {_cuda.version}"
 
 
-def devices():
+def devices() -> tuple[str, ...]:
     return ("cuda",)
 
 
 @contextmanager
-def clock(tensor):
+def clock(tensor: Tensor | None) -> Iterator[None]:
     """Every launch inside adds this int32 of the device's memory, as it then is, to the step of each key: a launch that is captured in
     a CUDA graph makes other noise each time the graph is replayed."""
     global _clock
@@ -45,21 +50,17 @@ def clock(tensor):
         _clock = before
 
 
-def add_noise_(table, keys, coefficients, decay):
-    if not len(keys) and decay is None:
-        return
+def add_noise_(table: Table, keys: Keys, coefficients: Tensor, decay: Tensor | None) -> None:
     rows = spans(table)
-    if not len(rows):
+    if not len(rows) or (not len(keys) and decay is None):
         return
-    coefficients = coefficients.contiguous()
-    decay = None if decay is None else decay.contiguous()
     all_keys = to_device(pack(keys), table.device) if len(keys) > _cuda.unrolled else None
     _cuda.add_noise_(
         STORAGE[table.dtype],
         rows.data_ptr(),
         len(rows),
         table.masked,
-        _words(keys[: _cuda.unrolled]),
+        words(keys[: _cuda.unrolled]),
         len(keys),
         _address(all_keys),
         coefficients.data_ptr(),
@@ -70,11 +71,11 @@ def add_noise_(table, keys, coefficients, decay):
     )
 
 
-def replay_(table, keys, instructions, values):
+def replay_(table: Table, keys: Keys, instructions: Tensor, values: Tensor) -> None:
     rows = spans(table)
     if not len(rows):
         return
-    all_keys, instructions, values = to_device(pack(keys), table.device), to_device(instructions, table.device), values.contiguous()
+    all_keys, instructions = to_device(pack(keys), table.device), to_device(instructions, table.device)
     _cuda.replay_(
         STORAGE[table.dtype],
         rows.data_ptr(),
@@ -90,13 +91,13 @@ def replay_(table, keys, instructions, values):
     )
 
 
-def update_(table, rule, keys, a, b, decay, numbers, state, rounding):
+def update_(
+    table: Table, rule: Rule, keys: Keys, a: Tensor, b: Tensor, decay: Tensor | None, numbers: Tensor, state: State, rounding: Keys | None
+) -> None:
     rows = spans(table)
     if not len(rows):
         return
     states = state_spans(table, state)
-    a, b, numbers = a.contiguous(), b.contiguous(), numbers.contiguous()
-    decay = None if decay is None else decay.contiguous()
     all_keys = to_device(pack(keys), table.device) if len(keys) > _cuda.carried else None
     _cuda.update_(
         rule.code,
@@ -106,7 +107,7 @@ def update_(table, rule, keys, a, b, decay, numbers, state, rounding):
         len(rows),
         table.masked,
         states.data_ptr(),
-        _words(keys[: _cuda.carried]),
+        words(keys[: _cuda.carried]),
         len(keys),
         _address(all_keys),
         a.data_ptr(),
@@ -114,19 +115,15 @@ def update_(table, rule, keys, a, b, decay, numbers, state, rounding):
         table.groups,
         _address(decay),
         numbers.data_ptr(),
-        _words(rounding or ()),
+        words(rounding or ()),
         _address(_clock),
         *_device_and_stream(rows.device),
     )
 
 
-def _words(keys):
-    return [(key.seed, key.step, key.stream) for key in keys]
+def _address(tensor: Tensor | None) -> int:
+    return 0 if tensor is None else int(tensor.data_ptr())
 
 
-def _address(tensor):
-    return 0 if tensor is None else tensor.data_ptr()
-
-
-def _device_and_stream(device):
+def _device_and_stream(device: torch.device) -> tuple[int | None, int]:
     return device.index, torch.cuda.current_stream(device).cuda_stream

@@ -3,11 +3,12 @@
 from collections.abc import Callable
 from functools import cache
 from operator import attrgetter
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 import torch
 
 Location: TypeAlias = bytes | list[list[Any]]
+Reader: TypeAlias = Callable[[list[torch.Tensor]], Location]
 
 FACTS = (torch.Tensor.data_ptr, attrgetter("dtype"), torch.Tensor.size, torch.Tensor.stride)  # the address tells the device, too
 
@@ -18,13 +19,12 @@ def location(tensors: list[torch.Tensor]) -> Location:
 
 
 @cache
-def _reader() -> Callable[[list[torch.Tensor]], Location]:
+def _reader() -> Reader:
     """Compiled code, loaded when it is first needed."""
     try:
         from .._cpu import location_by
 
-        reader: Callable[[list[torch.Tensor]], Location] = location_by(torch.Tensor)
-        return reader
+        return cast(Reader, location_by(torch.Tensor))
     except (ImportError, AttributeError, ValueError):  # not built; an older torch, of which Python asks
         return _by_attributes
 

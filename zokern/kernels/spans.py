@@ -3,18 +3,21 @@
 import numpy as np
 import torch
 
+from .passes import Keys, words
+from .tables import State, Table
+
 BLOCK = 4096  # elements that a program takes at a time; every span but a tensor's last is a multiple of it
 # A launch is cut into about so many programs: a few for each that a GPU runs at a time, so that its end is short; few enough for a
 # table of 0.25 MiB; and in a model of 1e9 parameters or more each runs through 30 blocks or more once its keys are loaded.
 PROGRAMS = 8192
 
 
-def spans(table) -> torch.Tensor:
+def spans(table: Table) -> torch.Tensor:
     """int64 [programs, 5] on the table's device: address, numel, first, group, keep_threshold. Made once for each table."""
     return table.cached("spans", lambda: to_device(cut(table.rows, table.dtype.itemsize), table.device))
 
 
-def state_spans(table, state) -> torch.Tensor:
+def state_spans(table: Table, state: State) -> torch.Tensor:
     """int64 [programs, slots] on the table's device: where the state of each span begins. Made once for each state."""
     return state.cached("spans", lambda: to_device(cut_state(table.rows, state.addresses, state.dtype.itemsize), table.device))
 
@@ -35,7 +38,7 @@ def cut_state(rows: torch.Tensor, addresses: torch.Tensor, itemsize: int) -> tor
     return addresses[row] + start[:, None] * itemsize
 
 
-def pieces(rows: torch.Tensor):
+def pieces(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """-> for each piece: its row, the element of the row that it starts at, the most elements it may have."""
     numel = rows[:, 1]
     blocks = (numel + BLOCK - 1) // BLOCK
@@ -47,10 +50,10 @@ def pieces(rows: torch.Tensor):
     return row, start, step[row]
 
 
-def pack(keys) -> torch.Tensor:
+def pack(keys: Keys) -> torch.Tensor:
     """Keys as int32 [len(keys), 4] on the host: seed mod 2^32, seed >> 32, step, stream."""
-    words = [(key.seed & 0xFFFFFFFF, key.seed >> 32, key.step, key.stream) for key in keys]
-    return torch.from_numpy(np.array(words, dtype=np.uint32).reshape(-1, 4).view(np.int32))
+    halves = [(seed & 0xFFFFFFFF, seed >> 32, step, stream) for seed, step, stream in words(keys)]
+    return torch.from_numpy(np.array(halves, dtype=np.uint32).reshape(-1, 4).view(np.int32))
 
 
 def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:

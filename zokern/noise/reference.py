@@ -1,19 +1,20 @@
 """The noise in NumPy, written to be read: the oracle that every other backend equals bit for bit (docs/noise_spec.md)."""
 
 from collections.abc import Sequence
+from typing import Any, TypeAlias
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+import numpy.typing as npt
 
 from . import spec
 from .key import NoiseKey
 
+Array: TypeAlias = npt.NDArray[Any]
+
 F32, U32, U64 = np.float32, np.uint32, np.uint64
-Floats = NDArray[np.float32]
-Words = NDArray[np.uint32]
 
 
-def philox(counter: Sequence[ArrayLike], key: tuple[int, int]) -> tuple[Words, ...]:
+def philox(counter: Sequence[Array], key: tuple[int, int]) -> tuple[Array, ...]:
     """Philox4x32-10: four uint32 counter words (arrays of one shape) and two key words -> four uint32 words."""
     c0, c1, c2, c3 = (np.asarray(word, U64) for word in counter)
     k0, k1 = key
@@ -24,29 +25,29 @@ def philox(counter: Sequence[ArrayLike], key: tuple[int, int]) -> tuple[Words, .
     return tuple(word.astype(U32) for word in (c0, c1, c2, c3))
 
 
-def words(key: NoiseKey, first: int, count: int) -> Words:
+def words(key: NoiseKey, first: int, count: int) -> Array:
     """Word ``i & 3`` of block ``i >> 2`` for elements i = first .. first + count - 1, as uint32 [count]."""
     return blocks(key, first >> 2, (first + count + 3) >> 2).reshape(-1)[first & 3 :][:count]
 
 
-def normal(key: NoiseKey, first: int, count: int) -> Floats:
+def normal(key: NoiseKey, first: int, count: int) -> Array:
     """z(key) of elements first .. first + count - 1: standard normals, float32 [count]."""
     w = blocks(key, first >> 2, (first + count + 3) >> 2).reshape(-1, 2, 2)
     return np.stack(box_muller(w[..., 0], w[..., 1]), axis=-1).reshape(-1)[first & 3 :][:count]
 
 
-def masked_normal(key: NoiseKey, keep_threshold: int, first: int, count: int) -> Floats:
+def masked_normal(key: NoiseKey, keep_threshold: int, first: int, count: int) -> Array:
     """z(key) where the element's mask word is at most ``keep_threshold``, else +0: float32 [count]."""
     z = normal(key, first, count)
     return z if keep_threshold == 0xFFFFFFFF else np.where(words(key.to(spec.MASK), first, count) <= U32(keep_threshold), z, F32(0))
 
 
-def mask(key: NoiseKey, keep: float, first: int, count: int) -> NDArray[np.bool_]:
+def mask(key: NoiseKey, keep: float, first: int, count: int) -> Array:
     """Whether each element is kept, each with probability ``keep`` in (0, 1], as bool [count]."""
-    return words(key, first, count).astype(U64) < U64(int(keep * 2**32))
+    return np.asarray(words(key, first, count).astype(U64) < U64(int(keep * 2**32)))
 
 
-def round_stochastic(x: Floats, key: NoiseKey, first: int) -> NDArray[np.uint16]:
+def round_stochastic(x: Array, key: NoiseKey, first: int) -> Array:
     """float32 [n] -> the bits of bfloat16, uint16 [n], rounded up with the probability that keeps the mean."""
     i = np.arange(first, first + len(x), dtype=U64)
     start = first >> 3
@@ -55,10 +56,10 @@ def round_stochastic(x: Floats, key: NoiseKey, first: int) -> NDArray[np.uint16]
     r = np.where(i & U64(1), r >> U32(16), r & U32(0xFFFF)).astype(U32)
     u = bits(x)
     nearest = np.where(np.isnan(x), u >> U32(16) | U32(0x40), u >> U32(16))  # infinities are their own upper half
-    return np.where(np.isfinite(x), (u + r) >> U32(16), nearest).astype(np.uint16)
+    return np.asarray(np.where(np.isfinite(x), (u + r) >> U32(16), nearest), np.uint16)
 
 
-def blocks(key: NoiseKey, start: int, stop: int) -> Words:
+def blocks(key: NoiseKey, start: int, stop: int) -> Array:
     """The words of blocks start .. stop - 1, as uint32 [stop - start, 4]."""
     q = np.arange(start, max(start, stop), dtype=U64)
     return np.stack(
@@ -67,7 +68,7 @@ def blocks(key: NoiseKey, start: int, stop: int) -> Words:
     )
 
 
-def box_muller(a: Words, b: Words) -> tuple[Floats, Floats]:
+def box_muller(a: Array, b: Array) -> tuple[Array, Array]:
     """Two uint32 words -> two standard normals, r cos(pi x / 2) and r sin(pi x / 2), float32."""
     u = f32((a >> U32(9)) + U32(spec.RADIUS_BASE)) + constant(spec.RADIUS_SHIFT)
     e = bits(u).view(np.int32).astype(F32)
@@ -82,14 +83,14 @@ def box_muller(a: Words, b: Words) -> tuple[Floats, Floats]:
     return r * horner(spec.C, x2), (r * x) * horner(spec.S, x2)
 
 
-def horner(coefficients: Sequence[int], x: Floats) -> Floats:
+def horner(coefficients: Sequence[int], x: Array) -> Array:
     value = np.full_like(x, constant(coefficients[-1]))
     for c in reversed(coefficients[:-1]):
         value = fma(value, x, constant(c))
     return value
 
 
-def fma(a: ArrayLike, b: ArrayLike, c: ArrayLike) -> Floats:
+def fma(a: npt.ArrayLike, b: npt.ArrayLike, c: npt.ArrayLike) -> Array:
     """a * b + c with one rounding. In float64 the product is exact; the sum is rounded to odd, then once to float32."""
     a, b, c = (np.asarray(x, np.float64) for x in (a, b, c))  # NumPy 1.26: np.float64(array of one) is a scalar
     product = a * b
@@ -98,20 +99,20 @@ def fma(a: ArrayLike, b: ArrayLike, c: ArrayLike) -> Floats:
     error = (product - (total - back)) + (c - back)
     even = total.view(np.int64) & 1 == 0
     toward = np.where(error > 0, np.inf, -np.inf)
-    return np.where((error != 0) & even, np.nextafter(total, toward), total).astype(F32)
+    return np.asarray(np.where((error != 0) & even, np.nextafter(total, toward), total), F32)
 
 
-def low(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    return x & U64(0xFFFFFFFF)
+def low(x: Array) -> Array:
+    return np.asarray(x & U64(0xFFFFFFFF))
 
 
-def bits(x: ArrayLike) -> Words:
+def bits(x: npt.ArrayLike) -> Array:
     return np.asarray(x, F32).view(U32)
 
 
-def f32(b: ArrayLike) -> Floats:
+def f32(b: npt.ArrayLike) -> Array:
     return np.asarray(b, U32).view(F32)
 
 
-def constant(b: int) -> np.float32:
-    return F32(f32(b))
+def constant(b: int) -> Any:
+    return f32(b)[()]

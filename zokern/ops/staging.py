@@ -27,8 +27,9 @@ def stage(values: Sequence[Number], groups: int, device: torch.device) -> torch.
         return staged
     tensors = {k: v for k, v in enumerate(values) if isinstance(v, torch.Tensor) and (v.dim() or v.device.type != "cpu")}
     plain = [0.0 if k in tensors else float(v.item() if isinstance(v, torch.Tensor) else v) for k, v in enumerate(values)]
-    # At once: one by one they cost several microseconds each.
-    host = torch.tensor(plain, dtype=torch.float32).unsqueeze(1).expand(-1, groups).contiguous()
+    host = torch.tensor(plain, dtype=torch.float32).view(-1, 1)  # at once: one by one they cost several microseconds each
+    if groups > 1:
+        host = host.repeat(1, groups)
     for k, value in tensors.items():
         if value.device.type == "cpu":
             host[k] = value

@@ -5,6 +5,7 @@ For rules that are not linear in z: the noise is made again beside the state tha
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -29,7 +30,7 @@ def update_(
     terms: Iterable[Term],
     numbers: Iterable[Number],
     state: Iterable[Iterable[torch.Tensor]] = (),
-    owed: Iterable[Term] = (),
+    pending: Iterable[Term] = (),
     decay: Number = 1.0,
     rounding: NoiseKey | None = None,
 ) -> None:
@@ -52,7 +53,7 @@ def update_(
         numbers: what the rule calls n, each a number, a 0-dim tensor, or a tensor [len(layout.coefficient_groups)].
         state: for each state of the rule, in order, a list of one tensor a parameter, of its shape and device, contiguous where it is: all
             float32, or all bfloat16, which is rounded stochastically. Zeros, as ``torch.zeros_like`` makes them, to start with.
-        owed: terms that go into theta before the rule, in units of theta. Default none.
+        pending: terms that go into theta before the rule, in units of theta. Default none.
         decay: what theta is multiplied by before that. Default 1.0.
         rounding: for bfloat16 state, ``NoiseKey.of(seed, step, ROUNDING, probe)``: m is rounded with probe, v and w with probe + 1.
     Raises:
@@ -61,7 +62,7 @@ def update_(
     if rule not in RULES:
         raise ValueError(f"rule={rule!r} is unknown: pass one of {', '.join(map(repr, RULES))}")
     named, groups = RULES[rule], len(layout.coefficient_groups)
-    in_g, in_theta = _merged(check_terms("terms", terms, groups)), _merged(check_terms("owed", owed, groups))
+    in_g, in_theta = _merged(check_terms("terms", terms, groups)), _merged(check_terms("pending", pending, groups))
     numbers, scale = list(numbers), check_decay(decay, groups)
     if len(numbers) != len(named.numbers):
         raise ValueError(f"numbers has {len(numbers)} values: pass the {len(named.numbers)} of {rule!r}: {', '.join(named.numbers)}")
@@ -87,7 +88,8 @@ def update_(
         backend_for(table.device).update_(table, named, keys, *staged[table.device], held, rounding_keys)
 
     for n, table in enumerate(tables):
-        run(table, checked.cached(n, lambda of=table.members: _addresses([[slot[i] for slot in slots] for i in of], checked.dtype)))
+        rows = ([slot[i] for slot in slots] for i in table.members)
+        run(table, checked.cached(n, partial(_addresses, rows, checked.dtype)))
     for i in strided:
         for (part, *parts), start in gathered([layout.params[i], *(slot[i] for slot in slots)], layout.first[i]):
             run(layout.table_of(i, part, start), _addresses([parts], checked.dtype))
@@ -104,14 +106,14 @@ def _merged(terms: list[Term]) -> dict[NoiseKey, Number]:
 
 @dataclass(eq=False)
 class _Checked(Cache):
-    """State that has been checked, and the rule and the places in memory that it was checked for: while these stay, no step checks it
-    again. Caches the ``State`` of each table, so that its copy on a device lives on."""
+    """The rule and the location of the state that have been checked: while neither changes, no step checks again. Caches the ``State`` of
+    each table, so that its copy on a device lives on."""
 
     seen: list[Any]
     dtype: torch.dtype
 
 
-def _addresses(tensors: list[list[torch.Tensor]], dtype: torch.dtype) -> State:
+def _addresses(tensors: Iterable[list[torch.Tensor]], dtype: torch.dtype) -> State:
     rows = [[tensor.data_ptr() for tensor in row] for row in tensors]
     return State(dtype, torch.tensor(rows, dtype=torch.int64).reshape(len(rows), -1))
 

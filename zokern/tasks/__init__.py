@@ -1,7 +1,7 @@
-"""Data sets, and how a language model is asked about them.
+"""Data sets, and how they become inputs and losses of a language model.
 
-``get("sst2")`` is a Task: it loads examples and judges predictions. ``reader(task, "masked", tokenizer)`` asks a model: rows become
-batches, batches losses and scores. ``lean_loss`` is a causal model's loss without its full logits.
+``get("sst2")`` is a Task: it loads examples and scores predictions. ``reader(task, "masked", tokenizer)`` makes batches of rows, and
+losses and scores of batches, with a masked model. ``lean_loss`` is a causal model's loss without its full logits.
 """
 
 from ..errors import BadInput
@@ -19,7 +19,7 @@ READERS = {reader.kind: reader for reader in (MaskedReader, CausalReader, HeadRe
 
 
 def reader(task: Task, kind: str, tokenizer, **options) -> Reader:
-    """How to ask a model about a task.
+    """What turns rows of a task into batches, losses and scores of a kind of model.
 
     Args:
         kind: "masked", "causal" or "head".

@@ -50,7 +50,7 @@ class CausalReader(Reader):
         return feature
 
     def collate(self, features) -> dict[str, torch.Tensor]:
-        batch = {}
+        batch: dict[str, torch.Tensor] = {}
         if any(feature["candidates"] for feature in features):
             batch |= self._packed(features)
         if self.task.writes:

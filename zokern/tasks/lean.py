@@ -17,8 +17,8 @@ from .virtual_tokens import both_names, has_virtual_tokens
 
 log = logging.getLogger("zokern")
 IGNORED = -100  # a label that is none, as in transformers
-_treats_its_logits = WeakSet()  # output embeddings whose models do something to the logits afterwards
-_told = WeakSet()
+_treats_its_logits: WeakSet[torch.nn.Module] = WeakSet()  # output embeddings whose models do something to the logits afterwards
+_told: WeakSet[torch.nn.Module] = WeakSet()
 
 
 def lean_loss(model, input_ids, attention_mask, labels, chunk=256) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Asking a masked language model: what stands at the mask?"""
+"""A task for a masked language model: which word stands at the mask?"""
 
 import torch
 
@@ -23,7 +23,7 @@ class MaskedReader(Reader):
     def __init__(self, task, tokenizer, max_length=None, objective="cross-entropy", prompt=None):
         super().__init__(task, tokenizer, max_length, objective, prompt)
         if tokenizer.mask_token is None:
-            raise BadInput(f"{type(tokenizer).__name__} has no mask token: pass a masked model's tokenizer, or ask as 'causal'")
+            raise BadInput(f"{type(tokenizer).__name__} has no mask token: pass a masked model's tokenizer, or read the task as 'causal'")
         before = self.prompt.template.partition("{" + OPTION + "}")[0]
         self._space = " " if before.endswith(" ") else ""  # which byte-level tokenizers make part of the word
         self._words = {}

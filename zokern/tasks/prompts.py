@@ -81,7 +81,7 @@ def parts(template: str, example) -> list[tuple[str, str]]:
             found.append((OPTION, ""))
         elif field:
             try:
-                found.append(("text", WORDINGS[wording](example[field])))
+                found.append(("text", WORDINGS[wording or ""](example[field])))
             except BadInput as error:
                 raise BadInput(f"{example.place}, column {field!r}: {error}") from None
     return found

@@ -1,5 +1,7 @@
 """One interface for the ways of asking a model: rows become features, features a batch, a batch scores, a loss, or predictions."""
 
+from typing import ClassVar
+
 import torch
 from torch.nn.functional import cross_entropy
 
@@ -11,7 +13,7 @@ OBJECTIVES = ("cross-entropy", "option", "accuracy", "f1")
 
 
 class Reader:
-    """How a task is put to one kind of model.
+    """How a task becomes the inputs and losses of one kind of model.
 
     Args:
         task: a Task.
@@ -22,15 +24,15 @@ class Reader:
             as the task's metric has it. Default "cross-entropy".
         prompt: a Prompt, or templates for a classification head, in place of the task's.
     Raises:
-        BadInput: the task cannot be asked so, or the objective does not fit.
+        BadInput: the task has no prompt for such a model, or the objective does not fit.
     """
 
-    kind = None
+    kind: ClassVar[str]
 
     def __init__(self, task, tokenizer, max_length=None, objective="cross-entropy", prompt=None):
         prompt = prompt or getattr(task, self.kind)
         if not prompt:
-            raise BadInput(f"task {task.name!r} cannot be asked as {self.kind!r}: pass 'causal', or a prompt")
+            raise BadInput(f"task {task.name!r} has no prompt for {self.kind!r} models: pass 'causal', or a prompt")
         if objective not in OBJECTIVES:
             raise BadInput(f"objective {objective!r} is not known: pass one of {', '.join(OBJECTIVES)}")
         if objective == "option" and self.kind != "causal":

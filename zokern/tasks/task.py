@@ -1,4 +1,4 @@
-"""A task: a data set of the hub or a local copy of it, how models are asked, and how their answers are judged."""
+"""A task: a data set of the hub or a local copy of it, the prompts for models, and the metric of their answers."""
 
 from dataclasses import dataclass, field
 
@@ -39,7 +39,7 @@ class Task:
         label: the column with the label, or with the answers.
         labels: names of the classes in the order of their ids; () where answers are written.
         metric: the one to report, a key of what ``metrics`` returns.
-        masked, causal: Prompt for a masked and for a causal model; None where it cannot be asked so.
+        masked, causal: Prompt for a masked and for a causal model; None where there is none.
         head: templates of the one or two texts that a classification head reads; () where it cannot.
         splits: "train", "validation", "test" -> their names on the hub; further ones of the hub under their own names.
         needed: columns that the metrics need.

@@ -120,17 +120,15 @@ def add_noise_kernel(
 
 def add_noise_(table, keys, coefficients, decay) -> None:
     """Adds the terms to every tensor of ``table``: coefficients float32 [len(keys), groups], decay float32 [groups] or None."""
-    if not len(keys) and decay is None:
-        return
     rows = spans(table)
-    if not len(rows):
+    if not len(rows) or (not len(keys) and decay is None):
         return
     with launching(table.device):
         add_noise_kernel[(len(rows),)](
             rows,
             to_device(pack(keys), table.device),
-            coefficients.contiguous(),
-            coefficients if decay is None else decay.contiguous(),
+            coefficients,
+            coefficients if decay is None else decay,
             len(keys),
             table.groups,
             spec.ONE,

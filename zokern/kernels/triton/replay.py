@@ -97,7 +97,7 @@ def replay_(table, keys, instructions, values) -> None:
             rows,
             to_device(pack(keys), table.device),
             to_device(instructions, table.device),
-            values.contiguous(),
+            values,
             len(keys),
             len(instructions),
             table.groups,

@@ -210,7 +210,7 @@ def update_(table, rule, keys, a, b, decay, numbers, state, rounding) -> None:
     rows = spans(table)
     if not len(rows):
         return
-    states, numbers = state_spans(table, state), numbers.contiguous()
+    states = state_spans(table, state)
     words = to_device(pack([*keys, *(rounding or ())]), table.device)
     with launching(table.device):
         update_kernel[(len(rows),)](
@@ -218,9 +218,9 @@ def update_(table, rule, keys, a, b, decay, numbers, state, rounding) -> None:
             states,
             words,
             words[len(keys) :],
-            a.contiguous(),
-            b.contiguous(),
-            numbers if decay is None else decay.contiguous(),
+            a,
+            b,
+            numbers if decay is None else decay,
             numbers,
             len(keys),
             table.groups,
