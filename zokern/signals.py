@@ -6,7 +6,7 @@ calls something that is not its own, by ``let_through``.
 """
 
 import threading
-from _signal import SIG_DFL, SIG_IGN, getsignal, signal  # type: ignore[import-not-found]  # those of signal make enums of numbers
+from _signal import SIG_DFL, SIG_IGN, getsignal, signal  # those of the module signal make enums of what they give
 from collections.abc import Callable
 from functools import wraps
 from signal import valid_signals

@@ -64,11 +64,6 @@ class PerturbedWeights:
         terms = list(terms)
         self.pending = [(_decayed(waiting, decay) + terms, decay * before) for waiting, before in self.pending]
 
-    def add(self, terms: Iterable[Term], decay: Number = 1.0) -> None:
-        """theta <- decay * theta + sum_k c_k z(key_k), with what is pending in the same pass."""
-        self.add_pending(terms, decay)
-        self.apply_pending()
-
     def update(
         self,
         rule: str,

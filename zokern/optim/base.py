@@ -1,8 +1,8 @@
 """The contract that every zeroth-order optimizer keeps: torch's interface, restored weights, a step from measurements to an update."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import closing
-from typing import Any, ParamSpec, TypeVar, cast
+from typing import Any, cast
 
 import torch
 
@@ -13,9 +13,6 @@ from .check import Check, check
 from .settings import Number, Settings
 from .trained import Trained
 from .watch import Replicas, Watch
-
-P = ParamSpec("P")
-T = TypeVar("T")
 
 
 class ZerothOrder(Trained):
@@ -104,10 +101,6 @@ class ZerothOrder(Trained):
         first, second = self.measurements[:2]
         one_sided = self.param_groups[0].get("estimator") == "one-sided"
         return dict(zip(("loss_plus", "loss_minus"), (second, first) if one_sided else (first, second)))
-
-    @staticmethod
-    def profile_hook_step(step: Callable[P, T]) -> Callable[P, T]:  # torch wraps ``step`` with it: signals wait in its hooks, too
-        return whole(torch.optim.Optimizer.profile_hook_step(step))
 
     def step(self, closure: LossClosure | Driver | None = None) -> torch.Tensor | None:  # type: ignore[override]
         """One step: measure the loss at the perturbed weights, then move.

@@ -1,16 +1,20 @@
 """What an optimizer says of itself: Trainer, logs, the command line and the tests read it, and know no optimizer by name."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import cache
 from importlib.metadata import entry_points
 from inspect import Parameter, signature
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, ParamSpec, TypeVar
 
 import torch
 
+from ..signals import whole
 from .settings import Setting, Settings
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 class ClosureOptimizer(torch.optim.Optimizer):
@@ -40,6 +44,10 @@ class ClosureOptimizer(torch.optim.Optimizer):
     capturable: ClassVar[bool] = False
     lr_scale: ClassVar[float] = 1.0
     backwards: ClassVar[int] = 0
+
+    @staticmethod
+    def profile_hook_step(func: Callable[P, T]) -> Callable[P, T]:  # torch wraps ``step`` with it: signals wait in its hooks, too
+        return whole(torch.optim.Optimizer.profile_hook_step(func))
 
     @classmethod
     @cache

@@ -141,8 +141,8 @@ def _checked(optimizer: ZerothOrder) -> torch.device:
     if not optimizer.capturable or len(optimizer.weights.parts) > 1:
         raise ValueError(f"zokern.graph: {type(optimizer).__name__} with these settings cannot be captured: pass a MeZO without blocks")
     group = optimizer.param_groups[0]
-    if group["q"] > cuda._cuda.unrolled:
-        raise ValueError(f"zokern.graph: q={group['q']}: pass q <= {cuda._cuda.unrolled}")
+    if group["q"] > (most := vars(cuda)["_cuda"].unrolled):
+        raise ValueError(f"zokern.graph: q={group['q']}: pass q <= {most}")
     if group.get("defer"):
         raise ValueError("zokern.graph: defer=True: pass defer=False")
     if len({float(group["weight_decay"]) for group in optimizer.param_groups}) > 1:

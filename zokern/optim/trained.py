@@ -162,7 +162,7 @@ class Trained(ClosureOptimizer):
         return twin
 
 
-def check_frozen(trained: dict[torch.Tensor, str], frozen: dict[torch.Tensor, str], step: int) -> None:
+def check_frozen(trained: dict[Any, str], frozen: dict[Any, str], step: int) -> None:
     """Noise is laid out over the parameters that are trainable when an optimizer is made: they must be so at each step.
 
     Args:

@@ -22,6 +22,10 @@ class Cut:
     first: nn.Parameter
     zeroth: nn.Parameter
 
+    @classmethod
+    def of(cls, whole: nn.Parameter, rows: int) -> "Cut":
+        return cls(whole, rows, nn.Parameter(whole.detach()[:rows]), nn.Parameter(whole.detach()[rows:]))
+
     def follow(self) -> None:
         """Look where the parameter is in memory now: model.to() moves it."""
         facts = [(p.data_ptr(), p.dtype, p.stride(), p.shape[1:]) for p in (self.first, self.whole)]
@@ -67,8 +71,7 @@ class Halves:
             elif rows == rows_of(p):
                 self.first_order.append(p)
             else:
-                cut = Cut(p, rows, nn.Parameter(p.detach()[:rows]), nn.Parameter(p.detach()[rows:]))
-                self.cuts.append(cut)
+                self.cuts.append(cut := Cut.of(p, rows))
                 self.zeroth_order.append((f"{name}[{rows}:]", cut.zeroth))
                 self.first_order.append(cut.first)
         counts = {"zo": sum(p.numel() for _, p in self.zeroth_order), "fo": sum(p.numel() for p in self.first_order)}
@@ -92,7 +95,7 @@ class Halves:
     def first_order_alone(self) -> Iterator[None]:
         """Inside, no parameter but the first-order ones requires a gradient, and cut ones keep that of their rows."""
         others = [p for p in self.trainable if p not in self.first and p.requires_grad]
-        hooks = [cut.whole.register_post_accumulate_grad_hook(cut.keep) for cut in self.cuts]
+        hooks = [cut.whole.register_post_accumulate_grad_hook(cut.keep) for cut in self.cuts]  # type: ignore[no-untyped-call]
         try:
             for p in others:
                 p.requires_grad_(False)
