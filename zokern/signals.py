@@ -6,7 +6,7 @@ calls something that is not its own, by ``let_through``.
 """
 
 import threading
-from _signal import SIG_DFL, SIG_IGN, getsignal, signal  # those of the module signal make enums of what they give
+from _signal import getsignal, signal  # those of the module signal make enums of what they give
 from collections.abc import Callable
 from functools import wraps
 from signal import valid_signals
@@ -63,7 +63,7 @@ def let_through(function: Callable[..., T], *args: Any) -> T:
 
 def _take() -> None:
     for number, handler in zip(SIGNALS, map(getsignal, SIGNALS)):
-        if handler not in (SIG_DFL, SIG_IGN, None, _wait):
+        if callable(handler) and handler is not _wait:  # and not SIG_DFL or SIG_IGN, which are numbers, or None
             _handlers[number] = handler
             signal(number, _wait)
 

@@ -44,17 +44,14 @@ def forward_gradient(weights: PerturbedWeights, params: list[torch.Tensor], keys
 
 @dataclass(frozen=True)
 class Derivatives:
-    """A request for the loss at theta and its derivative along z(key), of each of some keys: two numbers a key."""
+    """A request for the loss at theta and its derivative along z(key), two numbers for each of some keys."""
 
     weights: PerturbedWeights
     params: list[torch.Tensor]
     keys: list[NoiseKey]
 
     def measure(self, loss: LossClosure) -> list[torch.Tensor]:
-        """
-        Raises:
-            TypeError, ValueError: the loss is no scalar, or carries no derivative. NotImplementedError: as of ``tangents``.
-        """
+        """Raises TypeError or ValueError where the loss is no scalar, or carries no derivative; what ``tangents`` raises."""
         layout, numbers = self.weights.layout, []
         with self.weights.at([]):
             for key in self.keys:

@@ -70,7 +70,6 @@ class Driver:
     live = True  # whether it measures, rather than repeats what was measured
 
     def answer(self, request: Request) -> list[torch.Tensor]:
-        """The numbers that are asked for, as 0-dim float64 tensors on the parameters' device."""
         raise NotImplementedError
 
 
@@ -79,14 +78,11 @@ class Closure(Driver):
 
     Args:
         closure: () -> loss, a 0-dim tensor or a number.
-    Attributes:
         look: is shown each loss as the closure returned it.
     """
 
-    look: Callable[[Any], Any] = staticmethod(lambda loss: None)
-
-    def __init__(self, closure: LossClosure) -> None:
-        self.closure = closure
+    def __init__(self, closure: LossClosure, look: Callable[[Any], Any] = lambda loss: None) -> None:
+        self.closure, self.look = closure, look
 
     def loss(self) -> torch.Tensor | float:
         loss = self.closure()
@@ -152,17 +148,12 @@ def scalar(loss: Any, device: torch.device) -> torch.Tensor:
 
 
 def backpropagated(loss: Any) -> torch.Tensor:
-    """A loss that a closure returned, detached, after its backward pass.
-
-    Raises:
-        TypeError, ValueError: it is no scalar, or cannot be differentiated.
-    """
+    """A loss that a closure returned, detached, after its backward pass. Errors as of ``scalar``, and of one without a gradient."""
     if not isinstance(loss, torch.Tensor):
         raise TypeError(f"closure returned {type(loss).__name__}: return the loss itself, a 0-dim tensor (such as outputs.loss)")
     if loss.dim() or loss.is_complex():
-        raise ValueError(
-            f"closure returned a tensor of shape {tuple(loss.shape)}, {loss.dtype}: return a real 0-dim loss, such as loss.mean()"
-        )
+        kind = f"a tensor of shape {tuple(loss.shape)}, {loss.dtype}"
+        raise ValueError(f"closure returned {kind}: return a real 0-dim loss, such as loss.mean()")
     if not loss.requires_grad:
         raise ValueError(
             "closure returned a loss that does not depend on the first-order parameters: return it as computed, without item(), "

@@ -69,7 +69,7 @@ class PerturbedWeights:
         rule: str,
         terms: Sequence[Term],
         numbers: Sequence[Number],
-        state: Callable[[torch.Tensor], Sequence[torch.Tensor]] = lambda p: (),
+        state: Callable[[list[torch.Tensor]], Sequence[Sequence[torch.Tensor]]] = lambda params: (),
         decay: Number = 1.0,
         rounding: NoiseKey | None = None,
     ) -> None:
@@ -77,12 +77,12 @@ class PerturbedWeights:
 
         Args:
             rule, terms, numbers, rounding: as ``zokern.ops.update_`` takes them.
-            state: parameter -> what the rule keeps for it. Default: nothing.
+            state: parameters -> for each state of the rule, that of each parameter. Default: none.
         """
+        slots = [state(layout.params) for layout in self.parts]  # all of them before anything moves
         for i, (layout, (waiting, before)) in enumerate(zip(self.parts, self.pending)):
-            slots = list(zip(*map(state, layout.params)))
             own = _decayed(waiting, decay), decay * before
-            self._made(i, NOTHING, lambda: ops.update_(layout, rule, terms, numbers, slots, *own, rounding))  # noqa: B023
+            self._made(i, NOTHING, lambda: ops.update_(layout, rule, terms, numbers, slots[i], *own, rounding))  # noqa: B023
 
     def apply_pending(self) -> None:
         """Bring the weights to theta, up to one rounding for each pass since they last were there."""

@@ -103,7 +103,7 @@ class Training:
     @property
     def backwards(self) -> int:
         """Of those batches, how many went back through the model."""
-        return self.trainer.zeroth_order.backwards * self.settings.accumulate * self.steps
+        return (self.trainer.zeroth_order.derivative == "backward") * self.settings.accumulate * self.steps
 
     @property
     def best(self) -> dict | None:

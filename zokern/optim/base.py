@@ -30,9 +30,7 @@ class ZerothOrder(Trained):
             of the weights, as they are now, would take from it; which elements they are is drawn anew for each z.
     Attributes:
         last: the Estimate of the newest step; None before the first.
-        measurements: what the newest step, or the one measured, was decided by, in the order of the requests: its losses, 0-dim float64
-            tensors.
-        layout: the Layout of the parameters.
+        measurements: what decided the newest step, or the one measured, in the order of the requests: its losses, 0-dim float64 tensors.
         forwards: forward passes of a step.
         flushes: how often, between steps, pending terms have been applied by a pass of their own.
         discarded_measurements: measurements that no step followed, and flushes between the halves of a step. Each costs one rounding of
@@ -64,12 +62,8 @@ class ZerothOrder(Trained):
         """Make what ``state`` is to hold, where it is not there yet."""
 
     def update_size(self, group: Settings, slope: float) -> float:
-        """Size of an element's update, root mean square over elements, in units of theta, at the largest lr that is scheduled.
-
-        Args:
-            group: a parameter group.
-            slope: the derivative of the loss along z.
-        """
+        """Size of an update, root mean square over elements, in units of theta, at the largest lr that is scheduled for a parameter group
+        and a derivative of the loss along z."""
         return float(self._largest_lr(group) * abs(slope) / float(group["q"]) ** 0.5)
 
     @staticmethod

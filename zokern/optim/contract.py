@@ -32,7 +32,6 @@ class ClosureOptimizer(torch.optim.Optimizer):
         replayable: a step can be made again from its ``measurements``.
         capturable: by zokern.graph: its update is made of terms alone.
         lr_scale: where a search for lr may begin, as a multiple of what suits MeZO.
-        backwards: backward passes of a step.
     """
 
     name: ClassVar[str] = ""
@@ -43,7 +42,6 @@ class ClosureOptimizer(torch.optim.Optimizer):
     replayable: ClassVar[bool] = True
     capturable: ClassVar[bool] = False
     lr_scale: ClassVar[float] = 1.0
-    backwards: ClassVar[int] = 0
 
     @staticmethod
     def profile_hook_step(func: Callable[P, T]) -> Callable[P, T]:  # torch wraps ``step`` with it: signals wait in its hooks, too
@@ -62,37 +60,22 @@ class ClosureOptimizer(torch.optim.Optimizer):
     @cache
     def declared(cls) -> dict[str, Setting]:
         """name -> Setting, with its default, of what the constructor takes, in its order."""
-        known, arguments = cls.known(), signature(cls).parameters
-        default = {name: None if p.default is Parameter.empty else p.default for name, p in arguments.items()}
-        return {name: replace(known[name], default=default[name]) for name in arguments if name in known}
+        default = {name: None if p.default is Parameter.empty else p.default for name, p in signature(cls).parameters.items()}
+        return {name: replace(cls.known()[name], default=default[name]) for name in default if name in cls.known()}
 
     @classmethod
     def measurements_in(cls, settings: Settings, blocks: int = 1) -> int:
-        """How many numbers decide a step: its ``measurements``.
-
-        Args:
-            settings: of the first parameter group, "step" among them.
-            blocks: of the parameters.
-        """
+        """How many ``measurements`` decide a step, by the first parameter group's settings, "step" among them, and the number of blocks."""
         raise NotImplementedError
 
     @classmethod
     def losses_in(cls, settings: Settings) -> slice:
-        """Which of a step's ``measurements`` are the losses whose mean it returns.
-
-        Args:
-            settings: of the first parameter group.
-        """
+        """Which of a step's ``measurements`` are the losses whose mean it returns, by the first parameter group's settings."""
         return slice(None)
 
     @classmethod
     def skipped_in(cls, steps: Iterable[Sequence[float]], settings: Settings) -> int:
-        """How many steps moved nothing, because of a loss that was not finite.
-
-        Args:
-            steps: the measurements of each, from the first step on; NaN for what was not finite.
-            settings: as of ``losses_in``.
-        """
+        """How many steps moved nothing, given the measurements of each, from the first step on, NaN where one was not finite."""
         losses = cls.losses_in(settings)
         return sum(not all(map(math.isfinite, step[losses])) for step in steps)
 

@@ -41,10 +41,7 @@ class Setting:
     default: Any = None
 
     def check(self, name: str, value: Any, where: str) -> None:
-        """
-        Raises:
-            ValueError: the value is not what the setting may be, with the cure.
-        """
+        """Raise ValueError, with the cure, where the value is not what the setting may be."""
         try:
             good = self.holds(value)
         except (AttributeError, TypeError, ValueError, RuntimeError, OverflowError):
@@ -91,12 +88,12 @@ COMMON = {
 OF_PARAMETERS = "blocks", "sparsity"  # the constructor turns them into one number for each parameter: "block" and "keep" of a group
 
 
-def check_settings(known: dict[str, Setting], group: dict[str, Any], place: int, first: dict[str, Any]) -> None:
-    """Settings of a parameter group are in range; numbers of other libraries become Python's.
+def check_settings(known: dict[str, Setting], group: Settings, number: int, first: Settings) -> None:
+    """Turn numbers of other libraries in a parameter group into Python's, and check them all.
 
     Args:
         known: the settings that there are, by name.
-        place: of the group in ``param_groups``.
+        number: of the group in ``param_groups``.
         first: the first group, whose values of what is ``shared`` all groups have.
     Raises:
         ValueError: a setting out of its range, or another than the first group's, with the group and the cure.
@@ -104,7 +101,7 @@ def check_settings(known: dict[str, Setting], group: dict[str, Any], place: int,
     for name, setting in known.items():
         if name in group:
             group[name] = _plain(group[name])
-            setting.check(name, group[name], f"param_groups[{place}]")
+            setting.check(name, group[name], f"param_groups[{number}]")
         mine, theirs = group.get(name), first.get(name)
         if setting.shared and mine != theirs:
             raise ValueError(f"{name}={mine!r} differs from param_groups[0]'s {name}={theirs!r}: pass one {name} for all")

@@ -23,18 +23,18 @@ class Stateful(ZerothOrder):
         return self.slots
 
     def _make_state(self) -> None:
-        dtype = self.param_groups[0]["state_dtype"]
-        for p in self.layout.params:
-            for name in self._slots():
-                if name not in self.state[p]:
-                    self.state[p][name] = torch.zeros_like(p, dtype=dtype, requires_grad=False)
+        self._state_of(self.layout.params)
 
-    def _state_of(self, p: torch.Tensor) -> list[torch.Tensor]:
-        held = self.state[p]
-        return [held[name] for name in self._slots()]
+    def _state_of(self, params: list[torch.Tensor]) -> list[list[torch.Tensor]]:
+        """For each slot what it holds of each parameter: zeros at first."""
+        held, names, dtype = [self.state[p] for p in params], self._slots(), self.param_groups[0]["state_dtype"]
+        for p, of in zip(params, held):
+            for name in names:
+                if name not in of:
+                    of[name] = torch.zeros_like(p, dtype=dtype, requires_grad=False)
+        return [[of[name] for of in held] for name in names]
 
     def _fused(self, rule: str, estimate: Estimate, numbers: Sequence[Number]) -> None:
         """One pass of a rule of ``zokern.ops.update_`` over weights and state."""
-        self._make_state()
         rounding = self._key(purpose=ROUNDING) if self.param_groups[0]["state_dtype"] == torch.bfloat16 else None
         self.weights.update(rule, estimate.terms, numbers, self._state_of, self._decay(estimate), rounding)

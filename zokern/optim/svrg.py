@@ -69,10 +69,7 @@ class MeZOSVRG(ZerothOrder):
                 group["anchor"] = "replay" if exact else "copy"
         self._check_anchor()
 
-    @property
-    def forwards(self) -> int:
-        """Forward passes of a step between anchors; at an anchor it is two full batches'."""
-        return 4
+    forwards = 4  # of a step between anchors; at an anchor there are two, of the full batch
 
     @property
     def leaves_pending(self) -> bool:
@@ -139,10 +136,11 @@ class MeZOSVRG(ZerothOrder):
 
     @whole
     def add_param_group(self, param_group: Settings) -> None:
-        if hasattr(self, "weights") and not self.full_batch_due:
+        made = hasattr(self, "weights")
+        if made and not self.full_batch_due:
             raise ValueError(f"step {self.param_groups[0]['step']} is between two anchors: add parameters where `full_batch_due` is True")
         super().add_param_group(param_group)
-        if hasattr(self, "weights"):
+        if made:
             try:
                 self._check_anchor()
             except BaseException:

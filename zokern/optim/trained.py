@@ -163,14 +163,8 @@ class Trained(ClosureOptimizer):
 
 
 def check_frozen(trained: dict[Any, str], frozen: dict[Any, str], step: int) -> None:
-    """Noise is laid out over the parameters that are trainable when an optimizer is made: they must be so at each step.
-
-    Args:
-        trained, frozen: {parameter: its name, or ""}, as they were when the optimizer was made, or given them.
-        step: that is to be made.
-    Raises:
-        RuntimeError: a parameter has been frozen or unfrozen since, with the cure.
-    """
+    """Raise RuntimeError where a parameter, {parameter: its name or ""}, is not as trainable as when the optimizer was given it: noise is
+    laid out over those that were. ``step``: the one to be made."""
     if all(map(TRAINABLE, trained)) and not any(map(TRAINABLE, frozen)):  # every step asks, so it must be quick
         return
     for p, name in (*trained.items(), *frozen.items()):

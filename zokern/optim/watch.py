@@ -40,25 +40,16 @@ class Watch:
     def loss(self, loss: Any) -> None:
         """Look at a loss as the closure returned it."""
         dtype = getattr(loss, "dtype", None)
-        if "rounded" in self._told or not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
-            return
-        bits = digits(dtype)
-        if bits < DIGITS:
-            self._told.add("rounded")
-            warn(
-                f"the closure returned a loss of {dtype}, which has {bits} bits: the losses of a step, which differ by little, mostly "
-                "round to the same number, and nothing is learnt. Compute it in float32 from the logits on, as in "
-                "cross_entropy(logits.float(), labels); to convert the loss itself afterwards does not help"
+        if isinstance(dtype, torch.dtype) and dtype.is_floating_point and digits(dtype) < DIGITS:
+            self._tell(
+                "rounded",
+                f"the closure returned a loss of {dtype}, which has {digits(dtype)} bits: the losses of a step, which differ by little, "
+                "mostly round to the same number, and nothing is learnt. Compute it in float32 from the logits on, as in "
+                "cross_entropy(logits.float(), labels); to convert the loss itself afterwards does not help",
             )
 
     def step(self, step: int, skipped: torch.Tensor, grad: torch.Tensor | None) -> None:
-        """Look at a step that was made.
-
-        Args:
-            step: its number.
-            skipped: steps skipped so far, a 0-dim tensor.
-            grad: its projected gradient, or several; None where there is none.
-        """
+        """Look at a step that was made. ``skipped``: so far, a 0-dim tensor. ``grad``: its projected gradient, or several, or None."""
         if {"skipped", "equal"} <= self._told:
             return
         if self._arriving is None:
@@ -76,20 +67,18 @@ class Watch:
             self._arriving = None
             skips, *grads = numbers.tolist()
             self._equal = 0 if any(grads) else self._equal + 1
-            self._tell(
-                "skipped",
-                skips > self._skipped_before,
-                f"{which} was skipped: a loss was not finite. Later ones are only counted, in `skipped`.",
-            )
-            self._tell(
-                "equal",
-                self._equal >= EQUAL,
-                f"{which} was the {EQUAL}th running whose losses did not differ at all, so that nothing moved. They do not depend on the "
-                "parameters given, or are too coarse for it: rounded to 16 bits somewhere, a count of errors, or eps too small.",
-            )
+            if skips > self._skipped_before:
+                self._tell("skipped", f"{which} was skipped: a loss was not finite. Later ones are only counted, in `skipped`.")
+            if self._equal >= EQUAL:
+                self._tell(
+                    "equal",
+                    f"{which} was the {EQUAL}th running whose losses did not differ at all, so that nothing moved. They do not depend on "
+                    "the parameters given, or are too coarse for it: rounded to 16 bits somewhere, a count of errors, or eps too small.",
+                )
 
-    def _tell(self, what: str, so: bool, message: str) -> None:
-        if so and what not in self._told:
+    def _tell(self, what: str, message: str) -> None:
+        """Once."""
+        if what not in self._told:
             self._told.add(what)
             warn(message)
 

@@ -83,7 +83,6 @@ class Hybrid(ClosureOptimizer):
     takes_model = True
     derivative = "backward"
     replayable = False
-    backwards = 1
     settings = {
         "zo": Setting(object, "what makes the zeroth-order optimizer of named parameters, or None", lambda x: x is None or callable(x)),
         "fo": Setting(object, "what makes the first-order optimizer of parameters", callable),
@@ -92,15 +91,11 @@ class Hybrid(ClosureOptimizer):
     }
 
     def __init__(
-        self,
-        model: nn.Module | Layers,
-        zo: Callable[[list[tuple[str, nn.Parameter]]], ZerothOrder] | None,
-        fo: Callable[[list[nn.Parameter]], torch.optim.Optimizer],
-        split: Split,
-        share_forward: bool = False,
-    ) -> None:
+        self, model: nn.Module | Layers, zo: Callable[[list[tuple[str, nn.Parameter]]], ZerothOrder] | None,
+        fo: Callable[[list[nn.Parameter]], torch.optim.Optimizer], split: Split, share_forward: bool = False,
+    ) -> None:  # fmt: skip
         for name, given in (("zo", zo), ("fo", fo)):
-            if not (callable(given) or name == "zo" and given is None):
+            if not self.settings[name].holds(given):
                 raise TypeError(f"{name} is a {type(given).__name__}: pass a callable that makes the optimizer, such as {CURES[name]}")
         if not hasattr(split, "first_order"):
             raise TypeError(f"split={split!r}: pass zokern.splits.Depth, Inter, Intra or LISA")
@@ -186,7 +181,7 @@ class Hybrid(ClosureOptimizer):
 
     @whole
     def measure(self, closure: LossClosure | Closure) -> HybridStep:
-        """The first half of ``step``: measure, and leave the rest to ``step()`` without a closure, for loops that call that themselves.
+        """The first half of ``step``: measure, and leave the rest to ``step()`` without a closure.
 
         Between the halves ``.grad`` of the first-order parameters, those in ``fo.param_groups``, is there to be clipped, and the others
         are beside theta; ``flush`` brings them there. What no ``step()`` follows moves nothing. Arguments and errors as in ``step``.
@@ -263,13 +258,11 @@ class Hybrid(ClosureOptimizer):
             self.zo._lay_out()
 
     def _check_optimizers(self, frozen: bool) -> None:
-        for name, made, cls, kind in (
-            ("zo", self.zo, ZerothOrder, "ZerothOrder"),
-            ("fo", self.fo, torch.optim.Optimizer, "torch Optimizer"),
-        ):
-            if not (isinstance(made, cls) or name == "zo" and frozen):
-                raise TypeError(f"{name} makes {type(made).__name__}: pass what makes a {kind}, such as {CURES[name]}")
         zo, fo = type(self.zo).__name__, type(self.fo).__name__
+        if not (isinstance(self.zo, ZerothOrder) or frozen):
+            raise TypeError(f"zo makes {zo}: pass what makes a ZerothOrder, such as {CURES['zo']}")
+        if not isinstance(self.fo, torch.optim.Optimizer):
+            raise TypeError(f"fo makes {fo}: pass what makes a torch Optimizer, such as {CURES['fo']}")
         if signature(self.fo.step).parameters["closure"].default is Parameter.empty:
             raise ValueError(f"fo makes {fo}, whose step evaluates the loss itself: pass one that takes .grad, such as {CURES['fo']}")
         if self.split.every and self.fo.state:
@@ -299,8 +292,7 @@ class Hybrid(ClosureOptimizer):
         """Resume. Bit for bit what an uninterrupted run would do, given the same parameters. An error leaves all as it was.
 
         Raises:
-            ValueError: the state was saved by no Hybrid, by one with another split, with zo=None where there is one or the reverse, or
-                with optimizers that zo and fo do not make.
+            ValueError: the state of no Hybrid, or of one with another split or with optimizers that zo and fo do not make.
         """
         mine = self.state_dict()
         if missing := sorted(mine.keys() - state_dict.keys()):
