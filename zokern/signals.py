@@ -19,7 +19,7 @@ T = TypeVar("T")
 SIGNALS = sorted(map(int, valid_signals()))
 _holding = False  # whether signals wait; of the main thread, to which alone they come
 _within = False  # whether a function that is whole runs, be it in what it lets signals through to
-_handlers: dict[int, Any] = {}  # number of a signal -> its handler, where _wait is or was in its place
+_handlers: dict[int, Any] = {}  # number of a signal -> its handler, which _wait has replaced
 _came: list[tuple[int, FrameType | None]] = []  # (number, frame) of those that wait
 
 

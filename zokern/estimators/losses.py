@@ -65,24 +65,25 @@ class Losses:
 
 
 class Driver:
-    """Answers the requests of estimators. ``step`` and the like take one in the place of a closure."""
+    """Answers the requests of estimators. ``step`` and the like take one instead of a closure.
 
-    live = True  # whether it measures, rather than repeats what was measured
+    Attributes:
+        live: it measures, rather than repeats what was measured.
+        look: a function that is to be shown each loss as a closure returned it.
+    """
+
+    live = True
+    look: Callable[[Any], Any] = staticmethod(lambda loss: None)
 
     def answer(self, request: Request) -> list[torch.Tensor]:
         raise NotImplementedError
 
 
 class Closure(Driver):
-    """Measures where the weights are, one point after the other.
+    """Measures where the weights are, one point after the other, by () -> loss, a 0-dim tensor or a number."""
 
-    Args:
-        closure: () -> loss, a 0-dim tensor or a number.
-        look: is shown each loss as the closure returned it.
-    """
-
-    def __init__(self, closure: LossClosure, look: Callable[[Any], Any] = lambda loss: None) -> None:
-        self.closure, self.look = closure, look
+    def __init__(self, closure: LossClosure) -> None:
+        self.closure = closure
 
     def loss(self) -> torch.Tensor | float:
         loss = self.closure()
@@ -104,11 +105,8 @@ class Closure(Driver):
 
 
 class Log(Driver):
-    """Answers with what was measured before, and makes the same passes over the weights: the same bits, without a forward pass.
-
-    Args:
-        measurements: numbers or 0-dim tensors, in the order of the requests.
-    """
+    """Answers with what was measured before, numbers or 0-dim tensors in the order of the requests, and makes the same passes over the
+    weights: the same bits, without a forward pass."""
 
     live = False
 
@@ -120,10 +118,9 @@ class Log(Driver):
 
 
 def driver_of(closure: LossClosure | Driver, look: Callable[[Any], Any]) -> Driver:
-    """A driver, as it is; of a closure the ``Closure``. ``look``: is shown each loss as the closure returned it."""
+    """A driver, or a closure as one, which shows its losses to ``look``."""
     driver = closure if isinstance(closure, Driver) else Closure(closure)
-    if isinstance(driver, Closure):
-        driver.look = look
+    driver.look = look
     return driver
 
 

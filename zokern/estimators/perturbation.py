@@ -16,7 +16,7 @@ NOTHING: Pass = ([], 1.0)
 
 
 class PerturbedWeights:
-    """Perturbs weights in place. What brings them back is pending until the next pass, which applies it with its own terms.
+    """Perturbs weights in place; the restoring terms are pending until the next pass, which applies them with its own.
 
     Going to theta + eps z, then to theta - eps z, then to an updated theta is three passes; restoring in between would make it four. An
     update may be pending as well: then the next perturbation applies it, and a step is two passes.
@@ -90,7 +90,7 @@ class PerturbedWeights:
             self._move(i, terms, decay, NOTHING)
 
     def finish(self) -> None:
-        """Make the passes that wait, before anything else touches the weights: here, none do."""
+        """Make the passes that wait, before anything else touches the weights; here, none does."""
 
     def drop_pending(self) -> None:
         """Take the weights as they are for theta."""

@@ -166,7 +166,7 @@ class ZerothOrder(Trained):
 
     @whole
     def check(self, closure: LossClosure | Driver, smooth: bool = True, warn: bool = False) -> Check:
-        """Before a run, or within it: is the closure what a step needs, eps in its range, an update more than rounding? ``print`` it.
+        """Before a run, or within it: is the closure what a step needs, eps in its range, an update more than rounding?
 
         Evaluates the loss twice at theta, and at eps / 3, eps and 3 eps to both sides along noise of its own: 2 + 6 forward passes (6 for
         each block; up to 3 directions where the first one leaves a doubt; of ForwardGradient one, with its derivative). The run goes on

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from .base import ZerothOrder
 
 SCALES = (1 / 3, 1.0, 3.0)  # of eps
-DIRECTIONS = 3  # at most: one may lie nearly across the gradient, and its slope then be small by chance; three hardly do
+DIRECTIONS = 3  # at most: one may be nearly across the gradient, and its slope then be small by chance; three hardly are
 WOBBLE = 0.05  # of what a step measures: how far the loss may differ from itself
 CLEAR = 4  # spacings of the loss: a difference of fewer is wrong by 10 % and more
 AGREE, DIFFER = 0.25, 0.5  # relative: slopes at eps and at a neighbour of it do; from here on they do not
@@ -260,7 +260,7 @@ def _undisturbed(optimizer: "ZerothOrder") -> Iterator[list[torch.Tensor]]:
     """
     optimizer._check_unchanged()
     params, weights = optimizer.layout.params, optimizer.weights
-    held = [p.detach().to("cpu", copy=True) for p in params]  # a way back in place would round them once
+    held = [p.detach().to("cpu", copy=True) for p in params]  # restoring in place would round them once
     pending = list(weights.pending)
     python, arrays = random.getstate(), numpy.random.get_state()
     try:

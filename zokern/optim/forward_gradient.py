@@ -30,10 +30,8 @@ class ForwardGradient(ZerothOrder):
 
     Args:
         params: a model (its trainable parameters), parameters, named parameters, or groups of them with their own lr, weight_decay.
-        lr: step in theta per unit of gradient; a float or a 0-dim tensor. Default 1e-6.
-        weight_decay: decoupled decay: theta shrinks by lr * weight_decay a step. Default 0.
         q: directions a step, averaged; a step costs q forward passes with derivatives. Default 1.
-        seed: in [0, 2**64); (seed, step) fixes every z of the run. Default 0.
+        lr, weight_decay, seed: as of ``MeZO``.
     Raises:
         ValueError: lr < 0, weight_decay < 0, q < 1, or a parameter that cannot be perturbed. In ``step``: ValueError, TypeError, a loss
             without a derivative; NotImplementedError, an operation that forward mode cannot differentiate.

@@ -34,13 +34,10 @@ class MeZOSVRG(ZerothOrder):
         lr: step between anchors (eta_2). Default 1e-6.
         lr_full: step at anchors (eta_1), usually larger. Default 1e-5.
         q: steps from anchor to anchor. Default 2.
-        eps: perturbation radius, in units of theta. Default 1e-3.
-        weight_decay: decoupled. Default 0.
         anchor: "copy" keeps the anchor's weights: one number an element. "replay" makes them again from the logged terms of the at most q
             steps since: no memory, exact up to rounding, and rounding is what 16-bit weights cannot afford. Default None: "replay" where
             all parameters are float32, else "copy".
-        seed: in [0, 2**64). Default 0.
-        sparsity: sparse estimates, see ``ZerothOrder``; both sides of a control variate have the same mask. Default None.
+        eps, weight_decay, seed, sparsity: as of ``MeZO``. Both sides of a control variate have the same mask.
     State: with anchor="copy", "anchor" of each parameter, which between steps is eps z beside it: ``state_dict`` and ``flush``
         bring it back. ``param_groups`` hold "trail": the anchor's step, g_full, whether its loss was finite, and with
         anchor="replay" the coefficients of every step since.
@@ -122,7 +119,7 @@ class MeZOSVRG(ZerothOrder):
 
     @whole
     def estimate(self, closure: LossClosure | Driver, full_closure: LossClosure | None = None) -> Estimate:
-        """Measure and restore; ``apply`` moves along it. Arguments as in ``step``."""
+        """See ``ZerothOrder.estimate``. Arguments as in ``step``."""
         return super().estimate(self._closure_of_step(closure, full_closure))
 
     def _closure_of_step(self, closure: Any, full_closure: LossClosure | None) -> Any:
@@ -221,9 +218,8 @@ class MeZOSVRG(ZerothOrder):
             missing = [p for p in self.layout.params if "anchor" not in self.state[p]]
             if missing and not self.full_batch_due:
                 step = self.param_groups[0]["step"]
-                raise ValueError(
-                    f"step {step} is between two anchors, and the state holds none for {len(missing)} parameters: load one that does"
-                )
+                what = f"the state holds none for {len(missing)} parameters"
+                raise ValueError(f"step {step} is between two anchors, and {what}: load one that does")
             for p in missing:
                 self.state[p]["anchor"] = p.detach().clone()
             self._copy = PerturbedWeights(self.layout.over([self.state[p]["anchor"] for p in self.layout.params]))

@@ -1,4 +1,4 @@
-"""What goes wrong without an exception: skipped steps, losses too coarse to differ, processes that come apart."""
+"""What goes wrong without an exception: skipped steps, losses too coarse to differ, processes whose weights differ."""
 
 import contextlib
 import json
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from .base import ZerothOrder
 
 EQUAL = 5  # steps running whose losses did not differ, of those that are looked at: then there is a warning
-PATIENCE = 100  # steps for which a process waits to hear from another
+PATIENCE = 100  # steps at which a process looks for the notes of others
 DIGITS = 24  # of a float32, in bits
 INSIDE = str(Path(__file__).parents[1]), str(Path(torch.__file__).parent), contextlib.__file__  # a warning points to who called these
 _made: Counter[tuple[str, ...]] = Counter()  # optimizers of each kind that have measured in this process

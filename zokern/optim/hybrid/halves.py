@@ -27,13 +27,13 @@ class Cut:
         return cls(whole, rows, nn.Parameter(whole.detach()[:rows]), nn.Parameter(whole.detach()[rows:]))
 
     def follow(self) -> None:
-        """Look where the parameter is in memory now: model.to() moves it."""
+        """Be views of the memory where the parameter is now: model.to() moves it."""
         facts = [(p.data_ptr(), p.dtype, p.stride(), p.shape[1:]) for p in (self.first, self.whole)]
         if facts[0] != facts[1] or len(self.first) + len(self.zeroth) != len(self.whole):
             self.first.data, self.zeroth.data = self.whole.detach()[: self.rows], self.whole.detach()[self.rows :]
 
     def keep(self, whole: torch.Tensor) -> None:
-        """Keep the gradient of the leading rows, and let go of that of the whole."""
+        """Keep the gradient of the leading rows, and free that of the whole."""
         assert whole.grad is not None
         grad = whole.grad[: self.rows]
         # Checkpointed segments run backward apart, so that a parameter that two of them share comes here twice.

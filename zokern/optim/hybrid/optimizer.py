@@ -57,12 +57,12 @@ class Hybrid(ClosureOptimizer):
 
     Args:
         model: the torch.nn.Module, or its ``zokern.layers(model, blocks=...)`` where its blocks must be named. Parameters that do not
-            require a gradient now are left alone for good. Keep it in eval() mode: dropout would differ between the passes.
+            require a gradient now are never changed. Keep it in eval() mode: dropout would differ between the passes.
         zo: [(name, parameter)] -> zeroth-order optimizer, such as ``functools.partial(zokern.MeZO, lr=1e-6)``. None: what is not
             first-order is frozen.
         fo: [parameter] -> torch optimizer, such as ``functools.partial(torch.optim.AdamW, lr=1e-5)``.
         split: who is first-order: ``zokern.splits.Depth``, ``Inter``, ``Intra`` or ``LISA``. Where it draws again, ``zo`` and ``fo`` are
-            given all trainable parameters once, and hold at each step those that are theirs; the state of those that leave is dropped.
+            given all trainable parameters once, and hold those of the newest draw; the state of those that leave is dropped.
         share_forward: take the gradient at the first of the zeroth-order half's points, theta + eps z, instead of at theta: two forward
             passes in all. Default False.
     Attributes:
@@ -325,7 +325,7 @@ class Hybrid(ClosureOptimizer):
         self.fo.load_state_dict(state_dict["fo"])
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Refused: which parameters there are, and whose they are, model and split say at construction."""
+        """Refused: the model and the split say at construction which parameters there are."""
         raise TypeError("Hybrid's parameters are those of its model, divided by its split: make another Hybrid")
 
     def __getstate__(self) -> dict[str, Any]:
