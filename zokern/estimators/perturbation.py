@@ -120,14 +120,8 @@ class PerturbedWeights:
 
 
 class ReplayedWeights(PerturbedWeights):
-    """As ``PerturbedWeights``, for passes that are known: they wait, and many are made in one read and write of the weights.
-
-    Each rounds as it would by itself, so that the bits are the same.
-
-    Args:
-        layout: the parameters.
-        passes_per_sweep: how many passes are made in one read and write, >= 1.
-    """
+    """``PerturbedWeights`` for passes that are known: they wait, and ``passes_per_sweep`` >= 1 of them are made in one read and write of
+    the weights. Each rounds as it would by itself, so that the bits are the same."""
 
     def __init__(self, layout: Layout, passes_per_sweep: int) -> None:
         super().__init__(layout)

@@ -45,7 +45,7 @@ class ZerothOrder(Trained):
         self._replicas: Replicas = Replicas()
         self._measured: Estimate | None = None  # by ``measure``, for ``step`` to move along
         self._unfinished: bool = False  # whether it was measured, and not moved
-        self._versions: list[int] | None = None  # of the parameters when an update was left pending
+        self._versions = [p._version for p in self.layout.params]  # when an update was left pending
 
     def _estimate(self) -> Estimator:
         """A generator that asks for losses, is sent them, and returns an Estimate (``zokern.estimators``). A subclass may have its own."""
@@ -263,8 +263,3 @@ class ZerothOrder(Trained):
                 f"the weights were changed while the update of step {self.param_groups[0]['step'] - 1} was still pending (defer=True): "
                 "call flush() before load_state_dict or anything else that writes to them"
             )
-
-    @whole
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
-        self._versions = [p._version for p in self.layout.params]

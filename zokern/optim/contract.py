@@ -104,7 +104,6 @@ class ClosureOptimizer(torch.optim.Optimizer):
 
 Registered = TypeVar("Registered", bound=type[ClosureOptimizer])
 _classes: dict[str, type[ClosureOptimizer]] = {}
-_replayable: dict[str, type[ClosureOptimizer]] = {}  # by the class's name
 
 
 def register(cls: Registered) -> Registered:
@@ -129,8 +128,6 @@ def register(cls: Registered) -> Registered:
         if not same and (other.name == cls.name or other.__name__ == cls.__name__):
             raise ValueError(f"{cls.__name__} is named {cls.name!r}, and there is {other.__name__}, {other.name!r}: choose other names")
     _classes[cls.name] = cls
-    if cls.replayable:
-        _replayable[cls.__name__] = cls
     return cls
 
 
@@ -154,8 +151,7 @@ def named(name: str) -> type[ClosureOptimizer]:
 
 def logged_as(name: str) -> type[ClosureOptimizer] | None:
     """The optimizer whose class has this name, by which logs know it; None where there is none."""
-    _find()
-    return _replayable.get(name)
+    return next((cls for cls in optimizers().values() if cls.replayable and cls.__name__ == name), None)
 
 
 @cache

@@ -16,7 +16,7 @@ LIVE = ("lr", "eps")  # settings that schedulers may change between replays; the
 
 
 class Graph:
-    """A captured step. Calling it replays the step on what the closure's tensors then hold.
+    """``zokern.graph``: ``optimizer.step(closure)``, captured. Calling it replays the step on what the closure's tensors then hold.
 
     Every replay is the optimizer's next step, with noise of its own: what ``optimizer.step(closure)`` would have done, bit for bit
     where the model's kernels are deterministic. ``optimizer.last``, ``param_groups`` and state_dict advance; the tensors in ``last``
@@ -122,9 +122,7 @@ class Graph:
                 group.update(before)
 
 
-def graph(optimizer: ZerothOrder, closure: LossClosure) -> Graph:
-    """Capture ``optimizer.step(closure)`` in a CUDA graph. -> a callable that replays it; see ``Graph``."""
-    return Graph(optimizer, closure)
+graph = Graph
 
 
 def _checked(optimizer: ZerothOrder) -> torch.device:

@@ -34,7 +34,6 @@ class Trained(ClosureOptimizer):
     weights: PerturbedWeights
 
     def __init__(self, params: ParamsT, defaults: dict[str, Any], blocks: Blocks | None = None, sparsity: float | None = None) -> None:
-        self._begin_run()
         self._frozen: dict[torch.Tensor, str] = {}
         super().__init__(params, dict(defaults, step=0, skipped=0, noise_spec=SPEC_VERSION))
         if not any(group["params"] for group in self.param_groups):
@@ -46,6 +45,7 @@ class Trained(ClosureOptimizer):
             for group, ratios in zip(self.param_groups, kept_by_magnitude(self.param_groups, sparsity)):
                 group["keep"] = ratios
         self._lay_out()
+        self._begin_run()
 
     @classmethod
     def given(cls, arguments: dict[str, Any]) -> dict[str, Any]:
@@ -150,8 +150,8 @@ class Trained(ClosureOptimizer):
         state = dict(state)
         pending = state.pop("_pending", [])
         super().__setstate__(state)
-        self._begin_run(self.param_groups[0].get("skipped", 0))
         self._lay_out()
+        self._begin_run(self.param_groups[0].get("skipped", 0))
         for weights, held in zip(self._all_weights(), pending):
             weights.pending = list(held)
 

@@ -39,9 +39,7 @@ class Depth:
     every: ClassVar[None] = None
 
     def first_order(self, layers: Layers, step: int = 0) -> Rows:
-        n = len(layers.params)
-        if not (_is_index(self.k) and 0 <= self.k <= n):
-            raise ValueError(f"k={self.k!r} in Depth: the model has {n} blocks; pass an integer in [0, {n}]")
+        _check_number(self, "k", 0, len(layers.params))
         return _whole(*layers.params[self.k :], layers.head)
 
 
@@ -80,9 +78,7 @@ class Intra(Inter):
 
     Args:
         blocks: as in ``Inter``.
-        ratio: in (0, 1). Default 0.5.
-    Raises:
-        ValueError: ``ratio`` or ``blocks`` out of range.
+        ratio: in (0, 1), else ValueError. Default 0.5.
     Reference: LoHO, technical appendix A ("LoHO-Adam intra").
     """
 
@@ -122,13 +118,11 @@ class LISA:
         NoiseKey(self.seed)
 
     def first_order(self, layers: Layers, step: int = 0) -> Rows:
-        n = len(layers.params)
-        if not (_is_index(self.gamma) and 1 <= self.gamma <= n):
-            raise ValueError(f"gamma={self.gamma!r} in LISA: the model has {n} blocks; pass an integer in [1, {n}]")
+        _check_number(self, "gamma", 1, len(layers.params))
         from ...noise import reference
 
-        # The gamma lowest of n random words.
-        words = reference.words(NoiseKey.of(self.seed, step // self.every, DRAW), 0, n)
+        # The gamma lowest of as many random words as there are blocks.
+        words = reference.words(NoiseKey.of(self.seed, step // self.every, DRAW), 0, len(layers.params))
         live = sorted(words.argsort(kind="stable")[: self.gamma].tolist())
         return _whole(layers.embeddings, *(layers.params[i] for i in live), layers.head)
 
@@ -145,6 +139,12 @@ def _chosen(split: Inter, n: int) -> Sequence[int]:
         f"blocks={blocks!r} in {type(split).__name__}: the model has {n} blocks; pass how many of the deepest, in [1, {n}], or distinct "
         f"numbers in [0, {n})"
     )
+
+
+def _check_number(split: Split, name: str, least: int, n: int) -> None:
+    value = getattr(split, name)
+    if not (_is_index(value) and least <= value <= n):
+        raise ValueError(f"{name}={value!r} in {type(split).__name__}: the model has {n} blocks; pass an integer in [{least}, {n}]")
 
 
 def _is_index(value: Any) -> bool:
