@@ -43,7 +43,10 @@ class Point(NamedTuple):
 
 @dataclass(frozen=True)
 class Losses:
-    """A request for the loss at each of some points. None depends on the others: they may be evaluated in any order, and elsewhere."""
+    """A request for the loss at each of some points. None depends on the others: they may be evaluated in any order, and elsewhere.
+
+    A driver that evaluates them elsewhere calls ``weights.apply_pending()`` first, so that the parameters of ``weights.layout`` are theta.
+    """
 
     weights: PerturbedWeights
     points: list[Point]
