@@ -78,7 +78,7 @@ def load(settings: Settings) -> Data:
     Raises:
         BadInput: whatever makes them unusable, by line and column.
     """
-    data = _of_table(settings) if settings.task is None else _of_task(settings)
+    data = _of_table(settings) if settings.task is None else _of_task(settings, tasks.get(settings.task))
     rows, batch, full = len(data.train), settings.batch_size, settings.full_batch
     for needed, what, cure in (
         (batch, f"--batch-size {batch}", f": pass at most {rows}"),
@@ -90,8 +90,8 @@ def load(settings: Settings) -> Data:
     return data
 
 
-def _of_task(settings: Settings) -> Data:
-    task, source = tasks.get(settings.task), settings.data
+def _of_task(settings: Settings, task: Task) -> Data:
+    source = settings.data
     rows, (train, held_out, test) = task.load(source, "train"), settings.rows
     name = task.name if source is None else f"{task.name} ({source})"
     if source is not None and Path(source).expanduser().is_file():  # which holds one split, whatever its name
@@ -118,8 +118,9 @@ def _of_table(settings: Settings) -> Data:
     else:
         train, held_out = hold_out(table.name, train, settings.seed)
     task = table_task(table.name, labels, FIELDS[: len(text)])
-    made = ([Example(dict(zip(FIELDS, row.texts)), labels.index(row.label), row.location) for row in rows] for rows in (train, held_out))
-    return Data(table.name, task, *made, [], {"text": list(text), "label": label} if settings.data else {})
+    ids = {name: i for i, name in enumerate(labels)}
+    made = [[Example(dict(zip(FIELDS, row.texts)), ids[row.label], row.location) for row in rows] for rows in (train, held_out)]
+    return Data(table.name, task, made[0], made[1], [], {"text": list(text), "label": label} if settings.data else {})
 
 
 def table_task(name: str, labels: Sequence[str], fields: Sequence[str] = FIELDS[:1]) -> Task:
@@ -168,7 +169,7 @@ def examples(table: Table, text: tuple[str, ...], label: str) -> list[Row]:
     result = []
     for row, location in zip(table.rows, table.locations, strict=True):
         where = f"{table.name!r}, {location}"
-        texts = tuple(row.get(column) for column in text)
+        texts: tuple[Any, ...] = tuple(row.get(column) for column in text)
         for column, value in zip(text, texts, strict=True):
             if not isinstance(value, str) and value is not None:
                 raise BadInput(f"{where}, column {column!r}: {value!r} is no text: pass --text with another column, or correct the row")

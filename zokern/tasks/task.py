@@ -35,7 +35,7 @@ class Task:
     columns: dict[str, str]
     labels: tuple[str, ...]
     metric: str
-    causal: Prompt
+    causal: Prompt | None
     masked: Prompt | None = None
     head: tuple[str, ...] = ()
     label: str = "label"

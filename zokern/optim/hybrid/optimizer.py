@@ -78,6 +78,7 @@ class Hybrid(ClosureOptimizer):
 
     name = "hybrid"
     takes_model = True
+    halves = True
     derivative = "backward"
     replayable = False
     backwards = 1
