@@ -27,6 +27,7 @@ class ClosureOptimizer(torch.optim.Optimizer):
         name: on the command line, such as "mezo".
         settings: name -> ``Setting`` of those that the class adds to its base classes'; ``declared`` has all that it takes.
         takes_model: it is made with the model, not with parameters.
+        halves: it is made of two optimizers, ``zo`` and ``fo``, and a ``split`` that says which parameters are whose.
         derivative: what the loss is asked for: None, its value; "forward", a derivative in forward mode; "backward", a gradient.
         full_batch: some steps need the loss of the full batch, as ``step(closure, full_closure)``: those where ``full_batch_due``.
         replayable: a step can be made again from its ``measurements``.
@@ -37,6 +38,7 @@ class ClosureOptimizer(torch.optim.Optimizer):
     name: ClassVar[str] = ""
     settings: ClassVar[dict[str, Setting]] = {}
     takes_model: ClassVar[bool] = False
+    halves: ClassVar[bool] = False
     derivative: ClassVar[str | None] = None
     full_batch: ClassVar[bool] = False
     replayable: ClassVar[bool] = True
@@ -96,6 +98,15 @@ class ClosureOptimizer(torch.optim.Optimizer):
     def flush(self) -> None:
         """Bring the weights to where the steps so far have led."""
         raise NotImplementedError
+
+    @property
+    def forwards(self) -> int:
+        """Forward passes of a step."""
+        raise NotImplementedError
+
+    def forwards_in(self, steps: int) -> tuple[int, int]:
+        """Forward passes of the first steps of a run: over their own batches, and over the full batch."""
+        return self.forwards * steps, 0
 
     def losses_by_name(self) -> dict[str, torch.Tensor]:
         """Losses of the newest step that are worth logging, 0-dim tensors."""

@@ -28,6 +28,7 @@ class Setting:
         choices: of a str or torch.dtype: the values that there are, as texts.
         shared: whether all parameter groups have one value, with which the optimizer is made for good.
         kept: whether no step can change it, because state was made for it.
+        times_lr: of another learning rate: where a search for it may begin, as a multiple of lr.
         default: of the constructor; None as well where it has none.
     """
 
@@ -38,6 +39,7 @@ class Setting:
     choices: tuple[str, ...] = ()
     shared: bool = False
     kept: bool = False
+    times_lr: float | None = None
     default: Any = None
 
     def check(self, name: str, value: Any, where: str) -> None:

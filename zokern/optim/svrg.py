@@ -49,7 +49,7 @@ class MeZOSVRG(ZerothOrder):
     name = "mezo-svrg"
     full_batch = True
     settings = {
-        "lr_full": number(*NOT_NEGATIVE, "Learning rate at anchors."),
+        "lr_full": replace(number(*NOT_NEGATIVE, "Learning rate at anchors."), times_lr=10.0),
         "anchor": choice("Keep the anchor's weights, or make them again.", None, "copy", "replay", kept=True),
         "trail": Setting(dict, "what MeZOSVRG.state_dict() gave", lambda x: x is None or _is_trail(**x), shared=False),
     }
@@ -67,6 +67,10 @@ class MeZOSVRG(ZerothOrder):
         self._check_anchor()
 
     forwards = 4  # of a step between anchors; at an anchor there are two, of the full batch
+
+    def forwards_in(self, steps: int) -> tuple[int, int]:
+        anchors = math.ceil(steps / self.param_groups[0]["q"])
+        return self.forwards * (steps - anchors), 2 * anchors
 
     @property
     def leaves_pending(self) -> bool:

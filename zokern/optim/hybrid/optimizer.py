@@ -81,6 +81,7 @@ class Hybrid(ClosureOptimizer):
 
     name = "hybrid"
     takes_model = True
+    halves = True
     derivative = "backward"
     replayable = False
     settings = {
