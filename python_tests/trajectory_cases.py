@@ -1,6 +1,8 @@
 """The optimizers, the model and the runs of the tests of trajectories."""
 
+import json
 import warnings
+import zlib
 from functools import partial
 
 import torch
@@ -87,3 +89,34 @@ def same(net, expected):
         torch.equal(p.detach().contiguous().view(integer[p.element_size()]), expected[name].contiguous().view(integer[p.element_size()]))
         for name, p in net.named_parameters()
     )
+
+
+class Raw(str):
+    """What stands in a line as it is."""
+
+
+def text(value):
+    """JSON, but for what is raw, and a name twice where a dict is a list of pairs."""
+    if isinstance(value, Raw):
+        return value
+    if isinstance(value, dict):
+        return "{" + ",".join(f"{json.dumps(key)}:{text(held)}" for key, held in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ",".join(map(text, value)) + "]"
+    return json.dumps(value)
+
+
+def sealed(header, steps, damage=lambda line, body: body):
+    """The bytes of a log, whose checksums are right."""
+    lines, crc = [], 0
+    for i, line in enumerate([header, *steps]):
+        body = damage(i, text(line)[:-1].encode("utf-8", "surrogateescape"))
+        crc = zlib.crc32(body, crc)
+        lines.append(body + (b',"crc":"%04x"}' % (crc & 0xFFFF) if i else b',"crc":"%08x"}' % crc))
+    return b"\n".join(lines) + b"\n"
+
+
+def unsealed(path):
+    """The lines of a log without their checksums."""
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    return [{key: value for key, value in line.items() if key != "crc"} for line in lines]

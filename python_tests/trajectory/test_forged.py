@@ -5,12 +5,11 @@ import json
 import os
 import random
 import warnings
-import zlib
 from collections import Counter
 
 import pytest
 import torch
-from trajectory_cases import Net, optimizer_of, same, train, weights
+from trajectory_cases import Net, Raw, optimizer_of, same, sealed, train, unsealed, weights
 
 import zokern
 from zokern import Trajectory, record, trajectory
@@ -26,10 +25,6 @@ RUNS = {
 }  # fmt: skip
 
 
-class Raw(str):
-    """What stands in a line as it is."""
-
-
 NASTY = [
     *map(Raw, ("NaN", "Infinity", "-Infinity", "1e400", "-1e400", "1" + "0" * 400, "9" * 5000, "-0.0", "1E5", "tru", "[1,]", '"\\ud800"')),
     *(Raw("[" * n + "]" * n) for n in (40, 60, 980, 3000)),
@@ -42,27 +37,6 @@ NASTY = [
 ]
 KEYS = ["lr", "eps", "q", "seed", "betas", "anchor", "state_dtype", "estimator", "defer", "params", "block", "keep", "flushed", "disturbed"]
 KEYS += ["losses", "exact", "step", "crc", "frozen", "trail", "lr_full", "a new one", "__class__", "tensor"]
-
-
-def text(value):
-    """JSON, but for what is raw, and a name twice where a dict is a list of pairs."""
-    if isinstance(value, Raw):
-        return value
-    if isinstance(value, dict):
-        return "{" + ",".join(f"{json.dumps(key)}:{text(held)}" for key, held in value.items()) + "}"
-    if isinstance(value, list):
-        return "[" + ",".join(map(text, value)) + "]"
-    return json.dumps(value)
-
-
-def sealed(header, steps, damage):
-    """The bytes of a log, whose checksums are right."""
-    lines, crc = [], 0
-    for i, line in enumerate([header, *steps]):
-        body = damage(i, text(line)[:-1].encode("utf-8", "surrogateescape"))
-        crc = zlib.crc32(body, crc)
-        lines.append(body + (b',"crc":"%04x"}' % (crc & 0xFFFF) if i else b',"crc":"%08x"}' % crc))
-    return b"\n".join(lines) + b"\n"
 
 
 def places(value):
@@ -186,10 +160,8 @@ def test_forged_logs(tmp_path, name):
         for group in optimizer.param_groups:
             group["lr"] = group["lr"] * 0.5
         train(optimizer, net, range(2, STEPS), nan_at=3)
-    header, *steps = [json.loads(line) for line in path.read_text().splitlines()]
-    for line in (header, *steps):
-        del line["crc"]
-    assert sealed(header, steps, lambda i, body: body) == path.read_bytes()
+    header, *steps = unsealed(path)
+    assert sealed(header, steps) == path.read_bytes()
 
     def optimizer_at_2():
         again = Net()
@@ -213,3 +185,17 @@ def test_forged_logs(tmp_path, name):
                 raise AssertionError(f"forged log {i} of seed {SEED}: {type(error).__name__}: {error}\n{data!r}") from error
     print(f"{name}: seed {SEED}, {dict(found)}")
     assert found["refused"]
+
+
+@pytest.mark.parametrize("name", ["sparsity", "blocks", "initial_lr"])
+def test_a_change_of_what_no_group_is_logged_with_is_refused(tmp_path, name):
+    """ "sparsity" is an argument: what it became is in the header, and cannot change."""
+    path, net = tmp_path / "run.jsonl", Net()
+    optimizer = optimizer_of("MeZO sparse", net)
+    with record(optimizer, path):
+        train(optimizer, net, range(3))
+    header, *steps = unsealed(path)
+    steps[1][name] = 0.5
+    path.write_bytes(sealed(header, steps))
+    with pytest.raises(BadInput, match=f"line 3: '{name}' is no setting of this zokern's MeZO"):
+        Trajectory.read(path)

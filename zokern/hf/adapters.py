@@ -5,12 +5,14 @@ import warnings
 from dataclasses import dataclass
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
+from typing import Any, cast
 
 import peft
 import torch
 from peft.optimizers import create_loraplus_optimizer
 
 from ..errors import first_line
+from ..optim import ClosureOptimizer
 from ..tasks.virtual_tokens import both_names, cache_name
 
 METHODS = ("lora", "dora", "prefix", "prompt", "head", "full")
@@ -55,7 +57,7 @@ STARTING_POINTS = {
 }
 
 
-def adapt(model, method, task_type=None, *, train_a=False, start="tokens", **options):
+def adapt(model: Any, method: Any, task_type: str | None = None, *, train_a: bool = False, start: str = "tokens", **options: Any) -> Any:
     """Make one part of a model trainable, and nothing else.
 
     "lora" and "dora" train B, with DoRA the magnitudes, and a new head; A stays as peft draws it. At the start, where B is 0, the loss
@@ -121,7 +123,7 @@ def adapt(model, method, task_type=None, *, train_a=False, start="tokens", **opt
     return _in_float32(model)
 
 
-def lora_plus(model, optimizer, lr, ratio, **settings):
+def lora_plus(model: Any, optimizer: type[ClosureOptimizer], lr: float, ratio: float, **settings: Any) -> torch.optim.Optimizer:
     """An optimizer with another learning rate for LoRA's B than for its A: LoRA+, through peft, for ``ZOTrainer(optimizers=...)``.
 
     Args:
@@ -140,26 +142,26 @@ def lora_plus(model, optimizer, lr, ratio, **settings):
     if not ratio >= 1:
         raise ValueError(f"ratio={ratio!r}: pass a number >= 1")
 
-    def named(groups, **others):
+    def named(groups: list[dict[str, Any]], **others: Any) -> ClosureOptimizer:
         filled = [group for group in groups if group["params"]]  # torch takes an empty one for one without names
         made = [{**group, "params": [(names[id(p)], p) for p in group["params"]]} for group in filled]
-        if "lr_full" in others:
-            made = [{**group, "lr_full": others["lr_full"] * group["lr"] / lr} for group in made]
+        if (rate := optimizer.full_batch_rate) in others:
+            made = [{**group, rate: others[rate] * group["lr"] / lr} for group in made]
         return optimizer(made, **others)
 
     decay = settings.pop("weight_decay", 0.0)  # which peft has a name of its own for
     settings.setdefault("loraplus_weight_decay", decay)
-    return create_loraplus_optimizer(model, named, lr=lr, loraplus_lr_ratio=ratio, **settings)
+    return create_loraplus_optimizer(model, cast(Any, named), lr=lr, loraplus_lr_ratio=ratio, **settings)
 
 
-def _in_float32(model):
+def _in_float32(model: Any) -> Any:
     for p in model.parameters():
         if p.requires_grad:
             p.data = p.data.float()
     return model
 
 
-def _head(model):
+def _head(model: Any) -> set[str]:
     base = getattr(model, "base_model", model)
     inside = {id(p) for p in base.parameters()}
     head = {name for name, p in model.named_parameters() if id(p) not in inside}
@@ -168,7 +170,7 @@ def _head(model):
     return head
 
 
-def _new_head(model):
+def _new_head(model: Any) -> list[str] | None:
     """Names of the modules that a classifier has on its base model; None for another kind of model, or without a base model."""
     base = getattr(model, "base_model", model)
     if base is model or not type(model).__name__.endswith(NEW_HEADS):
@@ -176,14 +178,14 @@ def _new_head(model):
     return sorted({name.partition(".")[0] for name in _head(model)} & {name for name, _ in model.named_children()})
 
 
-def _matching(model, patterns):
+def _matching(model: Any, patterns: Any) -> set[str]:
     names = [name for name, _ in model.named_parameters()]
     chosen = set()
     for pattern in [patterns] if isinstance(patterns, str | re.Pattern) else patterns:
         regular = isinstance(pattern, re.Pattern)
-        found = [name for name in names if (pattern.search(name) if regular else fnmatchcase(name, pattern))]
+        text: Any = getattr(pattern, "pattern", pattern)
+        found = [name for name in names if (re.search(pattern, name) if regular else fnmatchcase(name, text))]
         if not found:
-            text = pattern.pattern if regular else pattern
             nearest = get_close_matches(text, names, n=3, cutoff=0.0)
             methods = "" if regular else f", or one of {', '.join(METHODS)}"
             raise ValueError(f"{text!r} names no parameter; nearest are {', '.join(nearest)}: pass a pattern that matches{methods}")
@@ -193,11 +195,11 @@ def _matching(model, patterns):
     return chosen
 
 
-def _reads(model):
+def _reads(model: Any) -> str:
     return getattr(model, "main_input_name", "input_ids")
 
 
-def _task_of(model):
+def _task_of(model: Any) -> str | None:
     kind = type(model).__name__
     if _reads(model) != "input_ids":
         return None  # by its names for tasks peft makes classes that hand on tokens alone
@@ -208,7 +210,7 @@ def _task_of(model):
     raise ValueError(f"task_type=None, and {kind} does not tell: pass one of {', '.join(peft.TaskType)}")
 
 
-def _adapted(model, config, options):
+def _adapted(model: Any, config: Any, options: dict[str, Any]) -> Any:
     kind = type(model).__name__
     try:
         config = config(**options)
@@ -224,7 +226,7 @@ def _adapted(model, config, options):
             raise ValueError(f"peft cannot adapt {kind} so ({first_line(error)}): use another method") from None
 
 
-def _lora(model, options, train_a):
+def _lora(model: Any, options: dict[str, Any], train_a: bool) -> Any:
     try:
         model = _adapted(model, peft.LoraConfig, options)
     except ValueError:  # peft knows no usual layers of this architecture
@@ -239,7 +241,7 @@ def _lora(model, options, train_a):
 
 
 @torch.no_grad()
-def _begin_as_tokens(model):
+def _begin_as_tokens(model: Any) -> None:
     """The prefix of as many tokens, drawn at random, as the model itself sees them."""
     from peft.tuners.cartridge.utils import initialize_kv_prefix_from_past_key_values
     from transformers import DynamicCache

@@ -1,6 +1,14 @@
 """TrainingArguments that would do nothing here, or the wrong thing: refused by name, with the cure."""
 
+from typing import TYPE_CHECKING, Any
+
 from transformers import Seq2SeqTrainer, TrainingArguments
+
+from ..optim import ClosureOptimizer
+from . import distributed
+
+if TYPE_CHECKING:
+    from .trainer import ZOTrainer
 
 FIELDS = TrainingArguments.__dataclass_fields__
 ADAMS_LR = FIELDS["learning_rate"].default
@@ -26,7 +34,7 @@ ADAMS = "is for an optimizer that Trainer would make: leave it out, and pass opt
 OPTIMIZERS = ("optim", "optim_args", "optim_target_modules", "adam_beta1", "adam_beta2", "adam_epsilon")
 
 
-def check(args, trainer) -> None:
+def check(args: Any, trainer: "ZOTrainer") -> None:
     """
     Raises:
         ValueError: an argument that cannot be honoured, by name.
@@ -51,15 +59,48 @@ def check(args, trainer) -> None:
         raise ValueError(f"{args.n_gpu} GPUs in one process: launch one a GPU (torchrun, accelerate launch), or set CUDA_VISIBLE_DEVICES")
 
 
-def check_clipping(args) -> None:
-    """Without a Hybrid, which has gradients to clip.
-
-    Raises:
-        ValueError: max_grad_norm, where it is not Trainer's default and not off.
+def check_optimizer(trainer: "ZOTrainer") -> None:
     """
+    Raises:
+        TypeError: another optimizer than zokern's.
+        ValueError: an argument that does not go with it, by name.
+    """
+    args, optimizer, (make, settings) = trainer.args, trainer.optimizer, trainer.optimizer_cls_and_kwargs
+    made = type(optimizer) if optimizer is not None else make if isinstance(make, type) else ClosureOptimizer
+    if not issubclass(made, ClosureOptimizer):
+        raise TypeError(
+            f"{made.__name__} takes gradients, and there are none; here pass a zokern optimizer, such as "
+            "optimizer_cls_and_kwargs=(zokern.MeZO, {...})"
+        )
+    if not made.replayable and trainer.trajectory is not None:
+        raise ValueError(
+            f"trajectory={str(trainer.trajectory)!r} with {made.__name__}, whose steps are not decided by a few numbers: leave it out; "
+            "checkpoints resume the run"
+        )
     usual = FIELDS["max_grad_norm"].default
-    if args.max_grad_norm not in (None, 0, usual):
+    if made.derivative != "backward" and args.max_grad_norm not in (None, 0, usual):
         raise ValueError(
             f"max_grad_norm={args.max_grad_norm:g} clips gradients, and there are none but Hybrid's: leave it at {usual:g}, or pass 0; "
             "zokern.ZOSign and ZOAdam take steps whose length does not follow the gradient's"
         )
+    if optimizer is None and made.takes_model:
+        for name, plain in (("learning_rate", ADAMS_LR), ("weight_decay", 0.0)):
+            if getattr(args, name) != plain:
+                raise ValueError(
+                    f"{name}={getattr(args, name):g} is for one optimizer, and {made.__name__} has two: leave it at {plain:g}, and "
+                    "give each its own, as in zo=functools.partial(zokern.MeZO, lr=1e-6), fo=functools.partial(torch.optim.AdamW, lr=1e-5)"
+                )
+    elif optimizer is None and "lr" not in settings and args.learning_rate == ADAMS_LR:
+        raise ValueError(
+            f"learning_rate={ADAMS_LR:g}, Trainer's default, is one for Adam: pass TrainingArguments(learning_rate=...), or lr among "
+            "the optimizer's settings (zokern.hf.STARTING_POINTS has some)"
+        )
+    wanted, rows = trainer.full_batch, trainer.train_dataset
+    if wanted != "train" and made is not ClosureOptimizer and not made.full_batch:
+        raise ValueError(f"full_batch={wanted!r} is of MeZOSVRG, and the optimizer is a {made.__name__}: leave it out")
+    if made.full_batch and rows is not None:
+        if not hasattr(rows, "__len__") or not hasattr(rows, "__getitem__"):
+            raise ValueError("train_dataset has no length or no rows by number, and MeZOSVRG needs its full batch: pass one that has")
+        fewest = distributed.count()
+        if wanted != "train" and not (isinstance(wanted, int) and fewest <= wanted <= len(rows)):
+            raise ValueError(f'full_batch={wanted!r} of {len(rows)} training rows: pass "train", or a number in [{fewest}, {len(rows)}]')

@@ -7,9 +7,11 @@ import re
 import shutil
 import warnings
 import zipfile
+from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import takewhile
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -23,18 +25,18 @@ STATE = "trainer_state.json"  # what Trainer writes last
 NEEDED = (STATE, "optimizer.pt", "scheduler.pt")
 
 
-def all_of(folder) -> dict[int, Path]:
+def all_of(folder: str | Path) -> dict[int, Path]:
     """step -> checkpoint, in the order of steps, whenever they were written. Other folders, such as checkpoint-best, are not looked at."""
     named = {path: re.fullmatch(r"checkpoint-(\d+)", path.name) for path in Path(folder).glob("checkpoint-*") if path.is_dir()}
     return dict(sorted((int(found[1]), path) for path, found in named.items() if found))
 
 
-def newest(folder) -> Path | None:
+def newest(folder: str | Path) -> Path | None:
     """The checkpoint after the most steps of those that were saved to the end."""
     return max((item for item in all_of(folder).items() if _finished(item[1])), default=(0, None))[1]
 
 
-def to_resume(given, args) -> str | None:
+def to_resume(given: str | bool | None, args: Any) -> str | None:
     """What ``train(resume_from_checkpoint=given)`` goes on from: a checkpoint that is what was saved. True: the newest.
 
     Raises:
@@ -49,7 +51,7 @@ def to_resume(given, args) -> str | None:
     return str(folder)
 
 
-def check(folder, rng=None) -> None:
+def check(folder: str | Path, rng: str | None = None) -> None:
     """Whether a checkpoint is what was saved. One without digests (Trainer's own, or an earlier zokern's) is read as far as that tells.
 
     Args:
@@ -78,7 +80,7 @@ def check(folder, rng=None) -> None:
 
 
 @contextmanager
-def saving(folder: Path, trainer):
+def saving(folder: Path, trainer: Any) -> Iterator[None]:
     """Around Trainer's saving of a checkpoint: it is whole once its digests are there, and only then others go. Trainer would remove
     them before that, by the time when they were changed, whatever their name."""
     args = trainer.args
@@ -101,7 +103,7 @@ def saving(folder: Path, trainer):
     trainer.accelerator.wait_for_everyone()
 
 
-def _rotate(saved, limit, best):
+def _rotate(saved: Path, limit: int | None, best: str | None) -> None:
     """Keep ``limit`` checkpoints, with the one just saved and the best. Those of later steps are of an earlier run, and go first."""
     found = all_of(saved.parent)
     done = next(step for step, path in found.items() if path == saved)
@@ -112,23 +114,23 @@ def _rotate(saved, limit, best):
         shutil.rmtree(path, ignore_errors=True)
 
 
-def _unfinish(folder):
+def _unfinish(folder: Path) -> None:
     """What is written over, or removed, is no checkpoint from now on."""
     for name in (SUMS, STATE):
         (folder / name).unlink(missing_ok=True)
 
 
-def _finished(folder):
+def _finished(folder: Path) -> bool:
     return (folder / SUMS).is_file() or ((folder / STATE).is_file() and _reads(folder / STATE))
 
 
-def _parts(folder):
+def _parts(folder: Path) -> dict[str, Path]:
     """name -> path of what is read again."""
     found = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.suffix in READ and path.is_file()}
     return {name: path for name, path in found.items() if name != TRAINING_ARGS_NAME}
 
 
-def _sums(folder):
+def _sums(folder: Path) -> dict[str, str] | None:
     """name -> digest; None where there are none."""
     if not (folder / SUMS).is_file():
         return None
@@ -138,7 +140,7 @@ def _sums(folder):
     return {line[66:]: line[:64] for line in lines}
 
 
-def sha256(path) -> str:
+def sha256(path: str | Path) -> str:
     """The digest of a file, in hexadecimal digits."""
     digest = hashlib.sha256()
     with open(path, "rb") as file:
@@ -147,7 +149,7 @@ def sha256(path) -> str:
     return digest.hexdigest()
 
 
-def _reads(path):
+def _reads(path: Path) -> bool:
     """Whether a file can be read as what its name says: torch's are zip files, with a checksum of each entry."""
     try:
         if path.suffix == ".json":
@@ -166,7 +168,7 @@ def _reads(path):
     return True
 
 
-def _bad(folder, name, what):
+def _bad(folder: Path, name: str, what: str) -> BadInput:
     earlier = takewhile(lambda path: path.name != folder.name, all_of(folder.absolute().parent).values())
     before = [path.name for path in earlier if _finished(path)]
     cure = f"move it elsewhere to go on from {before[-1]}" if before else "restore it, or move it elsewhere to begin again"

@@ -7,8 +7,10 @@ class FiniteMean:
     """The mean of those losses that are finite, which Trainer's filter (logging_nan_inf_filter) claims to log: it counts the others as an
     average of those before them in the same interval, that is as 0 where there are none. Nothing waits for the device but ``value``."""
 
-    def __init__(self):
-        self.sum, self.count, self.steps = 0.0, 0, 0
+    def __init__(self) -> None:
+        self.sum: torch.Tensor | float = 0.0
+        self.count: torch.Tensor | int = 0
+        self.steps = 0
 
     def add(self, loss: torch.Tensor) -> None:
         finite = torch.isfinite(loss)

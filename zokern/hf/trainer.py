@@ -2,24 +2,30 @@
 
 import time
 import warnings
-from contextlib import nullcontext
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
+from itertools import repeat
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate.utils.memory import clear_device_cache
-from transformers import Trainer, TrainerCallback
+from transformers import Trainer, TrainerCallback, TrainerState
 from transformers.trainer_pt_utils import find_batch_size
+from transformers.trainer_utils import TrainOutput
 
 import zokern
 
 from ..estimators.losses import backpropagated
 from ..optim import ClosureOptimizer, named
 from . import arguments, checkpoint, distributed
-from .arguments import ADAMS_LR
 from .mean import FiniteMean
 
 SIXTEEN = (torch.bfloat16, torch.float16)
+Count = torch.Tensor | int  # labels or rows that a loss is the mean of
+Batch = tuple[dict[str, Any], Count, bool]  # inputs, their count, whether it is one of labels
+Weighted = tuple[torch.Tensor, Count]  # a mean loss, and what it is the mean of
 
 
 class ZOTrainer(Trainer):
@@ -66,61 +72,39 @@ class ZOTrainer(Trainer):
             with Hybrid: trajectory, a learning rate or weight decay for both halves; an argument that would do nothing.
     """
 
-    def __init__(self, model=None, args=None, *others, full_batch="train", objective=None, trajectory=None, check=True, **named):
+    model: Any
+    objective: Any
+    optimizer: Any
+    optimizer_cls_and_kwargs: Any
+    train_dataset: Any
+
+    def __init__(
+        self,
+        model: Any = None,
+        args: Any = None,
+        *others: Any,
+        full_batch: str | int = "train",
+        objective: Any = None,
+        trajectory: str | Path | None = None,
+        check: bool = True,
+        **options: Any,
+    ):
         self.full_batch, self.objective, self.trajectory = full_batch, objective, trajectory
-        self._micro_batches, self._autocast, self._record = [], None, None
-        self._checks, self.checked, self.check_seconds = check, None, 0.0
+        self._micro_batches: list[Batch] = []  # of the step that is measured next
+        self._autocast: torch.dtype | None = None
+        self._record: zokern.trajectory.Recorder | None = None
+        self.checked: zokern.Check | None = None
+        self._checks, self.check_seconds = check, 0.0
         self._interval, self._run = FiniteMean(), FiniteMean()
         arguments.check(args, self)
-        super().__init__(model, args, *others, **named)
-        self._check_optimizer()
+        super().__init__(model, args, *others, **options)
+        self.optimizer_cls_and_kwargs = self.optimizer_cls_and_kwargs or (named("mezo"), {})
+        arguments.check_optimizer(self)
         # Every process weights its own losses when they are gathered.
         self.args.average_tokens_across_devices = False
         self.add_callback(_Watch(self))
 
-    def _check_optimizer(self):
-        optimizer, (make, settings) = self.optimizer, self.optimizer_cls_and_kwargs or (named("mezo"), {})
-        made = type(optimizer) if optimizer is not None else make if isinstance(make, type) else ClosureOptimizer
-        if not issubclass(made, ClosureOptimizer):
-            raise TypeError(
-                f"{made.__name__} takes gradients, and there are none; here pass a zokern optimizer, such as "
-                "optimizer_cls_and_kwargs=(zokern.MeZO, {...})"
-            )
-        if not made.replayable and self.trajectory is not None:
-            raise ValueError(
-                f"trajectory={str(self.trajectory)!r} with {made.__name__}, whose steps are not decided by a few numbers: leave it out; "
-                "checkpoints resume the run"
-            )
-        if made.derivative != "backward":
-            arguments.check_clipping(self.args)
-        if optimizer is None and made.takes_model:
-            self._check_rates(made)
-        elif optimizer is None and "lr" not in settings and self.args.learning_rate == ADAMS_LR:
-            raise ValueError(
-                f"learning_rate={ADAMS_LR:g}, Trainer's default, is one for Adam: pass TrainingArguments(learning_rate=...), or lr among "
-                "the optimizer's settings (zokern.hf.STARTING_POINTS has some)"
-            )
-        if self.full_batch != "train" and made is not ClosureOptimizer and not made.full_batch:
-            raise ValueError(f"full_batch={self.full_batch!r} is of MeZOSVRG, and the optimizer is a {made.__name__}: leave it out")
-        if made.full_batch and self.train_dataset is not None:
-            self._check_full_batch()
-
-    def _check_rates(self, made):
-        for name, plain in (("learning_rate", ADAMS_LR), ("weight_decay", 0.0)):
-            if getattr(self.args, name) != plain:
-                raise ValueError(
-                    f"{name}={getattr(self.args, name):g} is for one optimizer, and {made.__name__} has two: leave it at {plain:g}, and "
-                    "give each its own, as in zo=functools.partial(zokern.MeZO, lr=1e-6), fo=functools.partial(torch.optim.AdamW, lr=1e-5)"
-                )
-
-    def _check_full_batch(self):
-        if not hasattr(self.train_dataset, "__len__") or not hasattr(self.train_dataset, "__getitem__"):
-            raise ValueError("train_dataset has no length or no rows by number, and MeZOSVRG needs its full batch: pass one that has")
-        rows, wanted, fewest = len(self.train_dataset), self.full_batch, distributed.count()
-        if wanted != "train" and not (isinstance(wanted, int) and fewest <= wanted <= rows):
-            raise ValueError(f'full_batch={wanted!r} of {rows} training rows: pass "train", or a number in [{fewest}, {rows}]')
-
-    def create_accelerator_and_postprocess(self):
+    def create_accelerator_and_postprocess(self) -> None:
         super().create_accelerator_and_postprocess()
         for name, found in (("fsdp", self.is_fsdp_enabled), ("deepspeed", self.is_deepspeed_enabled)):
             if found:  # by accelerate's launcher
@@ -133,24 +117,24 @@ class ZOTrainer(Trainer):
         clip = self.accelerator.clip_grad_norm_
         self.accelerator.clip_grad_norm_ = lambda parameters, *norms, **named: clip(self._with_gradients(parameters), *norms, **named)
 
-    def _with_gradients(self, parameters):
+    def _with_gradients(self, parameters: Any) -> Any:
         if self.zeroth_order.derivative != "backward":
             return parameters
         return [p for group in self.zeroth_order.fo.param_groups for p in group["params"]]
 
-    def create_optimizer(self, model=None):
+    def create_optimizer(self, model: Any = None) -> Any:
         model = self.model if model is None else model
         distributed.broadcast_parameters(model)
-        make, settings = self.optimizer_cls_and_kwargs or (named("mezo"), {})
+        make, settings = self.optimizer_cls_and_kwargs
         if self.optimizer is None and getattr(make, "takes_model", False):
             self.optimizer = make(model, **settings)
-        if self.optimizer is None:
+        elif self.optimizer is None:
             rates = {"lr": self.args.learning_rate, "weight_decay": self.args.weight_decay}
-            if isinstance(make, type):
+            if isinstance(make, type) and issubclass(make, ClosureOptimizer):
                 rates = {name: value for name, value in rates.items() if name in make.declared()}
             given = {**rates, **settings}
             trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-            groups = [{"params": trained}]
+            groups: list[dict[str, Any]] = [{"params": trained}]
             if given.get("weight_decay"):
                 decayed = set(self.get_decay_parameter_names(model))
                 groups = [
@@ -165,7 +149,7 @@ class ZOTrainer(Trainer):
         return self.optimizer
 
     @property
-    def zeroth_order(self) -> ClosureOptimizer | None:
+    def zeroth_order(self) -> Any:
         """The optimizer itself, without accelerate's wrapper; None before training. A Hybrid as a whole: its ``zo`` is one half."""
         return getattr(self.optimizer, "optimizer", self.optimizer)
 
@@ -174,7 +158,7 @@ class ZOTrainer(Trainer):
         if self.zeroth_order is not None:
             self.zeroth_order.flush()
 
-    def training_step(self, model, inputs, num_items_in_batch=None):
+    def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
         """Measure; ``optimizer.step()`` moves. -> the step's loss at its last micro-batch, and 0 before that."""
         self._micro_batches.append(self._counted(inputs))
         if not self.accelerator.sync_gradients:
@@ -184,7 +168,7 @@ class ZOTrainer(Trainer):
         optimizer = self.zeroth_order
         closures = [distributed.DistributedClosure(lambda: self._loss(model, batches), lambda: self._gradient(model, batches))]
         if optimizer.full_batch_due:
-            _schedule_lr_full(optimizer)
+            _schedule_full_batch_rate(optimizer)
             step = optimizer.param_groups[0]["step"]
             closures.append(distributed.DistributedClosure(lambda: self._loss(model, self._full_batches(step))))
         if self._checks and self.state.global_step == 0:
@@ -197,7 +181,7 @@ class ZOTrainer(Trainer):
         self._run.add(loss)
         return loss
 
-    def _check(self, optimizer, closure):
+    def _check(self, optimizer: Any, closure: Any) -> None:
         """Whether a step will measure what it should."""
         if optimizer.perturbed is None:
             return
@@ -208,32 +192,32 @@ class ZOTrainer(Trainer):
             for problem in self.checked.problems:
                 warnings.warn(f"before step 0: {problem} (ZOTrainer(check=False) does not look)", RuntimeWarning, stacklevel=3)
 
-    def _counted(self, inputs):
+    def _counted(self, inputs: dict[str, Any]) -> Batch:
         """-> (inputs, the number of labels or rows that their loss is a mean of, whether it is that of labels)."""
         items = None
         if self.objective is None:
             _, items = self.get_batch_samples(iter([inputs]), 1, self.args.device)
         return self._prepare_inputs(inputs), items if items is not None else find_batch_size(inputs), items is not None
 
-    def _loss(self, model, batches):
+    def _loss(self, model: Any, batches: Iterable[Batch]) -> Weighted:
         """-> (mean loss of batches, their weight), of this process."""
         losses, weights = zip(*(self._loss_of(model, *batch) for batch in batches))
-        loss, weight = losses[0], sum(weights)
-        if len(losses) > 1:
-            loss = sum(_share(loss, items, weight) for loss, items in zip(losses, weights))
+        weight = sum(weights)
+        loss: Any = losses[0] if len(losses) == 1 else sum(map(_share, losses, weights, repeat(weight)))
         return loss, weight
 
-    def _gradient(self, model, batches):
+    def _gradient(self, model: Any, batches: list[Batch]) -> Weighted:
         """As ``_loss``, with backward: one batch at a time, so that no more than its activations are held."""
-        losses, weight = [], sum(items for _, items, _ in batches)
+        losses: list[Any] = []
+        weight = sum(items for _, items, _ in batches)
         for batch in batches:
             loss, items = self._loss_of(model, *batch)
             losses.append(backpropagated(loss if len(batches) == 1 else _share(loss, items, weight)))
         return sum(losses), weight
 
-    def _loss_of(self, model, inputs, items, labels):
+    def _loss_of(self, model: Any, inputs: dict[str, Any], items: Count, labels: bool) -> Weighted:
         """-> (mean loss of one batch, its weight). Normalised by its own count, it is right whether or not the model looks at that."""
-        kwargs = {"num_items_in_batch": _at_least_one(items)} if labels else {}
+        kwargs: dict[str, Any] = {"num_items_in_batch": _at_least_one(items)} if labels else {}
         with self.compute_loss_context_manager():
             loss = self.compute_loss(model, dict(inputs), **kwargs)  # which may take entries out
         if self._autocast is None and isinstance(loss, torch.Tensor) and loss.dtype in SIXTEEN:
@@ -243,10 +227,10 @@ class ZOTrainer(Trainer):
             self.zeroth_order.perturbed.watch.loss(loss)  # before micro-batches are added up in float64
         return loss, items
 
-    def _full_batches(self, step):
+    def _full_batches(self, step: int) -> Iterable[Batch]:
         """The batches of an anchor, of this process's share of the rows."""
         loader = self.callback_handler.train_dataloader
-        rows = range(len(loader.dataset))
+        rows: Sequence[int] = range(len(loader.dataset))
         if self.full_batch != "train":
             generator = torch.Generator().manual_seed(self.args.seed << 32 | step)
             rows = torch.randperm(len(rows), generator=generator)[: self.full_batch].tolist()
@@ -255,13 +239,13 @@ class ZOTrainer(Trainer):
         options = dict(collate_fn=loader.collate_fn, generator=torch.Generator())
         return map(self._counted, torch.utils.data.DataLoader(part, self.args.eval_batch_size, **options))
 
-    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+    def compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
         if self.objective is None:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         loss = self.objective.loss(model, inputs)
         return (loss, None) if return_outputs else loss
 
-    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
+    def prediction_step(self, model: Any, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: list[str] | None = None) -> Any:
         if self.objective is None:
             return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
         inputs = self._prepare_inputs(inputs)
@@ -271,17 +255,17 @@ class ZOTrainer(Trainer):
             scores = None if prediction_loss_only else self.objective.scores(model, inputs)
         return loss, scores, None if prediction_loss_only else labels
 
-    def autocast_smart_context_manager(self, cache_enabled=True):
+    def autocast_smart_context_manager(self, cache_enabled: bool | None = True) -> AbstractContextManager:
         return torch.autocast(self.args.device.type, self._autocast) if self._autocast else nullcontext()
 
-    def _choose_autocast(self):
+    def _choose_autocast(self) -> None:
         """A model in 16 bits with parts in float32 computes in 16 bits."""
         dtypes = {p.dtype for p in self.model.parameters() if p.is_floating_point()}
         sixteen = dtypes & set(SIXTEEN)
         if sixteen and torch.float32 in dtypes:
             self._autocast = sixteen.pop()
 
-    def train(self, resume_from_checkpoint=None, *args, **kwargs):
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> TrainOutput:
         resume_from_checkpoint = checkpoint.to_resume(resume_from_checkpoint, self.args)
         self._choose_autocast()
         self._interval, self._run = FiniteMean(), FiniteMean()
@@ -294,33 +278,33 @@ class ZOTrainer(Trainer):
                 self._record.close()
                 self._record = None
 
-    def _run_epoch(self, *args, **kwargs):
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
         if self.state.global_step < self.state.max_steps:
             super()._run_epoch(*args, **kwargs)
         else:  # resumed where all steps are done: Trainer would make one more
             self.control.should_training_stop = True
 
-    def _save_checkpoint(self, model, trial):
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
         folder = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"
         with checkpoint.saving(folder, self):
             super()._save_checkpoint(model, trial)
 
-    def _load_best_model(self):
-        checkpoint.check(self.state.best_model_checkpoint)
+    def _load_best_model(self) -> None:
+        checkpoint.check(str(self.state.best_model_checkpoint))
         super()._load_best_model()
 
-    def evaluation_loop(self, *args, **kwargs):
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
         self.flush()
         self._choose_autocast()
         return super().evaluation_loop(*args, **kwargs)
 
-    def save_model(self, *args, **kwargs):
+    def save_model(self, *args: Any, **kwargs: Any) -> None:
         self.flush()
         if self._record is not None:
             self._record.flush()
         super().save_model(*args, **kwargs)
 
-    def log(self, logs, *args, **kwargs):
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         if "loss" in logs:
             if self.zeroth_order.derivative != "backward":
                 logs.pop("grad_norm", None)
@@ -332,19 +316,16 @@ class ZOTrainer(Trainer):
             self._interval = FiniteMean()
         super().log(logs, *args, **kwargs)
 
-    def _measured(self):
+    def _measured(self) -> dict[str, float]:
         """Of the newest step, for the log: this waits for the device."""
-        whole, optimizer = self.zeroth_order, self.zeroth_order.perturbed
-        skipped = {} if whole is optimizer else {"skipped_steps": whole.skipped}
-        if optimizer is None or optimizer.last is None or optimizer.last.projected_grad is None:
-            return skipped
-        grad = optimizer.last.projected_grad.double()
-        found = {"projected_grad": grad if grad.numel() == 1 else grad.square().mean().sqrt()} | optimizer.losses_by_name()
-        found["skipped_steps"] = torch.as_tensor(optimizer.param_groups[0]["skipped"], device=grad.device)
-        numbers = torch.stack([value.double().reshape(()) for value in found.values()]).tolist()
-        return dict(zip(found, numbers)) | {"skipped_steps": int(numbers[-1])} | skipped
+        optimizer, found = self.zeroth_order.perturbed, {}
+        if optimizer is not None and optimizer.last is not None and optimizer.last.projected_grad is not None:
+            grad = optimizer.last.projected_grad.double()
+            found = {"projected_grad": grad if grad.numel() == 1 else grad.square().mean().sqrt()} | optimizer.losses_by_name()
+            found = dict(zip(found, torch.stack([value.double().reshape(()) for value in found.values()]).tolist()))
+        return found | {"skipped_steps": self.zeroth_order.skipped}
 
-    def _begin_record(self, state):
+    def _begin_record(self, state: TrainerState) -> None:
         if self.trajectory is not None and state.is_world_process_zero:
             name = getattr(getattr(self.model, "config", None), "_name_or_path", "")
             notes = {"model": name, "rows a step": self.get_total_train_batch_size(self.args)}
@@ -355,28 +336,30 @@ class ZOTrainer(Trainer):
 class _Watch(TrainerCallback):
     """What has to happen at the turns of Trainer's loop."""
 
-    def __init__(self, trainer):
+    def __init__(self, trainer: ZOTrainer):
         self.trainer = trainer
 
-    def on_train_begin(self, args, state, control, **kwargs):
+    def on_train_begin(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         self.trainer._begin_record(state)
 
-    def on_step_begin(self, args, state, control, **kwargs):
+    def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
         self.trainer._micro_batches.clear()  # of a step that was broken off
 
-    def on_epoch_end(self, args, state, control, **kwargs):
+    def on_epoch_end(self, *args: Any, **kwargs: Any) -> None:
         self.trainer.flush()  # before the best model is loaded over the weights
 
 
-def _schedule_lr_full(optimizer):
+def _schedule_full_batch_rate(optimizer: ClosureOptimizer) -> None:
     """Schedulers know lr alone."""
+    if (name := optimizer.full_batch_rate) is None:
+        return
     for group in optimizer.param_groups:
-        begin = group.setdefault("initial_lr_full", group["lr_full"])
+        begin = group.setdefault(f"initial_{name}", group[name])
         if group.get("initial_lr"):
-            group["lr_full"] = begin * (group["lr"] / group["initial_lr"])
+            group[name] = begin * (group["lr"] / group["initial_lr"])
 
 
-def _share(loss, items, weight):
+def _share(loss: torch.Tensor, items: Count, weight: Count) -> torch.Tensor:
     """What a micro-batch adds to the mean of several: nothing where there is no label in it, whatever its loss."""
     share = loss.double() * (items / _at_least_one(weight))
     if isinstance(items, torch.Tensor):
@@ -384,5 +367,5 @@ def _share(loss, items, weight):
     return share if items else torch.zeros_like(share)
 
 
-def _at_least_one(count):
+def _at_least_one(count: Count) -> Count:
     return count.clamp(min=1) if isinstance(count, torch.Tensor) else max(count, 1)

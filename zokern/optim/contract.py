@@ -30,8 +30,11 @@ class ClosureOptimizer(torch.optim.Optimizer):
         halves: it is made of two optimizers, ``zo`` and ``fo``, and a ``split`` that says which parameters are whose.
         derivative: what the loss is asked for: None, its value; "forward", a derivative in forward mode; "backward", a gradient.
         full_batch: some steps need the loss of the full batch, as ``step(closure, full_closure)``: those where ``full_batch_due``.
+        full_batch_rate: the setting that is their learning rate in lr's place; who schedules lr, or scales it for a group, scales it alike.
         replayable: a step can be made again from its ``measurements``.
         capturable: by zokern.graph: its update is made of terms alone.
+        decide_steps: the methods that decide which passes over the weights a step makes: a subclass with one of its own is another
+            optimizer, which registers itself.
         lr_scale: where a search for lr may begin, as a multiple of what suits MeZO.
     """
 
@@ -41,8 +44,12 @@ class ClosureOptimizer(torch.optim.Optimizer):
     halves: ClassVar[bool] = False
     derivative: ClassVar[str | None] = None
     full_batch: ClassVar[bool] = False
+    full_batch_rate: ClassVar[str | None] = None
     replayable: ClassVar[bool] = True
     capturable: ClassVar[bool] = False
+    decide_steps: ClassVar[tuple[str, ...]] = (
+        *("repeat", "apply", "_estimate", "_update", "_ask", "_measure", "_key", "_setting", "_decay"),
+    )
     lr_scale: ClassVar[float] = 1.0
 
     @staticmethod

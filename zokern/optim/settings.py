@@ -127,3 +127,9 @@ STATE_DTYPE = Setting(
     shared=True,
     kept=True,
 )
+
+# What an argument becomes in a parameter group, as one number for each parameter: name there -> (argument, Setting of a number).
+PER_PARAMETER = {
+    "block": ("blocks", Setting(int, "an integer >= 0", lambda x: type(x) is int and 0 <= x < 1 << 63)),
+    "keep": ("sparsity", Setting(float, "a number in (0, 1]", lambda x: type(x) in (int, float) and 2**-32 <= x <= 1)),
+}

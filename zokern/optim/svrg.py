@@ -48,6 +48,7 @@ class MeZOSVRG(ZerothOrder):
 
     name = "mezo-svrg"
     full_batch = True
+    full_batch_rate = "lr_full"
     settings = {
         "lr_full": replace(number(*NOT_NEGATIVE, "Learning rate at anchors."), times_lr=10.0),
         "anchor": choice("Keep the anchor's weights, or make them again.", None, "copy", "replay", kept=True),

@@ -5,15 +5,20 @@ import os
 import warnings
 import weakref
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from ..errors import BadInput
-from ..optim import ZerothOrder
-from .header import check_base, check_frozen, class_of, collapsed, header_of, listed, names, plain, same_run, table
-from .reader import Reader, check_change
-from .standing import Seen, standing, why_disturbed
+from ..optim import ClosureOptimizer, ZerothOrder
+from .header import check_same_run, header_of, logged_settings, replayable_class
+from .position import Writes, check_position, position_of
+from .reader import Reader
+from .settings import merged, to_json
 from .text import header_line, step_line
+from .weights import check_base, check_frozen, parameters_of, table
+
+Waiting = tuple[list[torch.Tensor], dict[str, list], dict[str, bool]]  # a step: measurements, settings (one value a group), marks
 
 
 class Log:
@@ -25,10 +30,11 @@ class Log:
     """
 
     def __init__(self, path: Path, size: int, reader: Reader):
-        self.path, self.size, self.header = path, size, reader.header
+        self.path, self.size, self._check_change = path, size, reader.check_change
         self.crc, self.written, self.now = reader.crc, reader.steps, reader.now
-        self.waiting, self._torn = [], False
-        self.owner, self.file = os.getpid(), os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+        self.waiting: list[Waiting] = []
+        self._torn, self.owner = False, os.getpid()
+        self.file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
         os.ftruncate(self.file, size)
 
     @property
@@ -36,8 +42,8 @@ class Log:
         """The next one to be taken."""
         return self.written + len(self.waiting)
 
-    def append(self, text: str, crc: int, now: dict) -> None:
-        """Write whole lines, after which nothing waits: ``crc`` is that of the last, ``now`` the settings that it leaves.
+    def append(self, text: str, crc: int, now: dict[str, Any]) -> None:
+        """Write whole lines, after which nothing waits: ``crc`` is the checksum up to there, ``now`` the settings that they leave.
 
         Raises:
             OSError: there is no room, or another fault, with the path. Of these lines, none is left in the file.
@@ -58,54 +64,52 @@ class Log:
         # Nothing is called here, so that an interrupt comes before all of it or after.
         self.size, self.crc, self.now, self.written, self.waiting, self._torn = size, crc, now, step, [], False
 
-    def take(self, measurements, settings: dict, marks: dict) -> None:
-        """A step, for the next ``flush``. settings: name -> [one value a group]."""
-        self.waiting.append((measurements, settings, marks))
-
     def flush(self) -> None:
         """Write what waits. Reading it waits for the device, once. Errors as in ``append``: then it goes on waiting."""
-        if not self.waiting or not self._mine:
+        if not self.waiting or self._closed:
             return
-        read = _fetched(self.waiting)
+        measured = [x for measurements, *_ in self.waiting for x in measurements]
+        numbers = iter(torch.stack(measured).tolist() if measured else [])
         text, crc, now = [], self.crc, dict(self.now)
         for step, (measurements, settings, marks) in enumerate(self.waiting, self.written):
-            settings = {name: collapsed([plain(name, read(v)) for v in values]) for name, values in settings.items()}
-            changes = {name: value for name, value in settings.items() if now[name] != value}
+            values = {name: merged([to_json(name, v) for v in each]) for name, each in settings.items()}
+            changes = {name: value for name, value in values.items() if now[name] != value}
             for name, value in changes.items():
                 try:
-                    check_change(self.header, name, value)
+                    self._check_change(name, value)
                 except ValueError as error:
                     raise BadInput(f"step {step} cannot be logged in {self.path}, which ends before it: {error}") from None
             now.update(changes)
-            line, crc = step_line(step, [read(reading) for reading in measurements], changes | marks, crc)
+            line, crc = step_line(step, [next(numbers) for _ in measurements], changes | marks, crc)
             text.append(line)
         self.append("".join(text), crc, now)
 
     def close(self) -> None:
-        if not self._mine:
+        if self._closed:
             return
         try:
             self.flush()
         finally:
             os.close(self.file)
-            self.file = None
+            self.file = -1
 
     @property
-    def _mine(self):
-        """Whether the file is open, and not that of the process that this one was forked from."""
-        return self.file is not None and self.owner == os.getpid()
+    def _closed(self) -> bool:
+        """Whether the file is not open, or that of the process that this one was forked from."""
+        return self.file < 0 or self.owner != os.getpid()
 
 
 class Recorder:
     """Writes a line to the log after each step of an optimizer, until it is closed. A context manager. Made by ``record``."""
 
-    def __init__(self, optimizer: ZerothOrder, log: Log, every: int, flushed: bool, why: str | None = None):
-        self.log, self.every, self._flushed, self._why, self._warned = log, every, flushed, why, False
-        self._optimizer, self._table, self._layout = weakref.ref(optimizer), table(listed(optimizer)), optimizer.layout
-        self._names, self._seen = names(optimizer), Seen.of(optimizer)
+    def __init__(self, optimizer: ZerothOrder, log: Log, every: int, flushed: bool, disturbed: str | None = None):
+        self.log, self.every, self._warned = log, every, False
+        self._flushed, self._disturbed = flushed, disturbed  # before the next step, beside what ``_writes`` tells
+        self._optimizer, self._table, self._layout = weakref.ref(optimizer), table(parameters_of(optimizer)), optimizer.layout
+        self._names, self._writes = logged_settings(optimizer), Writes.of(optimizer)
         self._hook = optimizer.register_step_post_hook(self._after)
         self._end = weakref.finalize(self, log.close)  # also when Python exits
-        optimizer.logged = self._standing
+        optimizer.logged = self._position
 
     @property
     def path(self) -> Path:
@@ -133,13 +137,13 @@ class Recorder:
                 stacklevel=2,
             )
 
-    def __enter__(self):
+    def __enter__(self) -> "Recorder":
         return self
 
-    def __exit__(self, *error):
+    def __exit__(self, *error: object) -> None:
         self.close()
 
-    def _after(self, optimizer, *_):
+    def _after(self, optimizer: Any, *_: object) -> None:
         step = optimizer.param_groups[0]["step"] - 1
         if step == self.log.step - 1:
             return  # a step that moved nothing, or the second of two hooked steps of a class and its base
@@ -150,42 +154,43 @@ class Recorder:
                 "pass zokern.record(..., resume=True)"
             )
         if optimizer.layout is not self._layout:
-            if self._table != table(listed(optimizer)):
+            if self._table != table(parameters_of(optimizer)):
                 raise RuntimeError(f"parameters were added at step {step}, for which a log has no place: close {self.path} before")
             self._layout = optimizer.layout
-        measurements, settings = (
-            optimizer.measurements,
-            {name: [_kept(group[name]) for group in optimizer.param_groups] for name in self._names},
-        )
-        self.log.take(measurements, settings, self._marks(optimizer, step))
-        optimizer.logged = self._standing  # load_state_dict puts what was saved there
+        given = {name: [group[name] for group in optimizer.param_groups] for name in self._names}
+        settings = {name: [v.clone() if isinstance(v, torch.Tensor) else v for v in each] for name, each in given.items()}
+        self.log.waiting.append((optimizer.measurements, settings, self._marks(optimizer, step)))
+        optimizer.logged = self._position  # load_state_dict puts what was saved there
         if len(self.log.waiting) >= self.every:
             self.log.flush()
 
-    def _marks(self, optimizer, step) -> dict:
-        """What else there is to say of a step."""
-        before, self._seen = self._seen, Seen.of(optimizer)
-        why, self._why = self._why or before.why(self._seen, step), None
+    def _marks(self, optimizer: ZerothOrder, step: int) -> dict[str, bool]:
+        """Whether, since the step before, the weights were flushed, and whether something else moved them."""
+        before, self._writes = self._writes, Writes.of(optimizer)
+        disturbed = self._disturbed or before.disturbed_until(self._writes, step)
         # load_state_dict makes other PerturbedWeights, and flushes
-        flushed = self._flushed or self._seen.flushes > before.flushes or (step and self._seen.weights is not before.weights)
-        self._flushed = False
-        if why and not self._warned:
+        flushed = self._flushed or self._writes.flushes > before.flushes or (step and self._writes.weights is not before.weights)
+        self._flushed, self._disturbed = False, None
+        if disturbed and not self._warned:
             self._warned = True
             warnings.warn(
-                f"{why} between steps {step - 1} and {step}: from {self.path} the weights can be made again up to step {step}, not later",
+                f"{disturbed} between steps {step - 1} and {step}: from {self.path} the weights can be made again up to step {step}, not "
+                "later",
                 RuntimeWarning,
                 stacklevel=2,
             )
-        return {name: True for name, is_so in (("flushed", flushed), ("disturbed", why)) if is_so}
+        return {name: True for name, is_so in (("flushed", flushed), ("disturbed", disturbed)) if is_so}
 
-    def _standing(self, optimizer) -> dict:
+    def _position(self, optimizer: ZerothOrder) -> dict[str, Any]:
         """What a state that is saved now says of the log."""
         self.log.flush()
-        why = self._why or self._seen.why(Seen.of(optimizer), self.log.step)
-        return standing(optimizer, self.log.written, self.log.crc, why is not None)
+        disturbed = self._disturbed or self._writes.disturbed_until(Writes.of(optimizer), self.log.step)
+        return position_of(optimizer, self.log.written, self.log.crc, disturbed is not None)
 
 
-def record(optimizer: ZerothOrder, path, notes: dict | None = None, every: int = 1, resume: bool = False, model=None) -> Recorder:
+def record(
+    optimizer: Any, path: str | Path, notes: Any = None, every: int = 1, resume: bool = False, model: torch.nn.Module | None = None
+) -> Recorder:
     """Write a log of a run, from which ``zokern.Trajectory`` makes its weights again at any step, bit for bit.
 
     Registers a step hook: ``step(closure)`` and ``measure`` with ``step()`` are recorded; what was measured before is dropped. Of several
@@ -209,9 +214,9 @@ def record(optimizer: ZerothOrder, path, notes: dict | None = None, every: int =
         BadInput (a ValueError): the path holds something, or cannot be resumed, with what differs. Nothing is changed then.
         TypeError: an optimizer that cannot be replayed; notes that JSON cannot hold. OSError: the file cannot be written.
     """
-    while not isinstance(optimizer, ZerothOrder) and hasattr(optimizer, "optimizer"):
+    while not isinstance(optimizer, ClosureOptimizer) and hasattr(optimizer, "optimizer"):
         optimizer = optimizer.optimizer
-    class_of(optimizer)
+    replayable_class(optimizer)
     if isinstance(every, bool) or not isinstance(every, int) or every < 1:
         raise BadInput(f"every={every!r}: pass an integer >= 1")
     try:
@@ -221,13 +226,13 @@ def record(optimizer: ZerothOrder, path, notes: dict | None = None, every: int =
     path = Path(path)
     if path.exists() and not path.is_file():
         raise BadInput(f"{path} is no file: pass the name of one")
-    held = path.read_bytes() if path.exists() else b""
-    if held and not resume:
+    before = path.read_bytes() if path.exists() else b""
+    if before and not resume:
         raise BadInput(f"{path} exists and is not empty: pass another path, or resume=True to go on with it")
     optimizer.flush()
     optimizer._measured, step = None, optimizer.param_groups[0]["step"]
-    if resume and (step or b"\n" in held):
-        return _resumed(optimizer, path, held, step, every, model)
+    if resume and (step or b"\n" in before):
+        return _resumed(optimizer, path, before, step, every, model)
     if step or any(optimizer.state.values()):
         state = f"at step {step}" if step else "at step 0 and has state"
         raise BadInput(f"the optimizer is {state}: record from a new optimizer on, or pass resume=True with the log of its run")
@@ -242,8 +247,8 @@ def record(optimizer: ZerothOrder, path, notes: dict | None = None, every: int =
     return Recorder(optimizer, log, every, flushed=False)
 
 
-def _resumed(optimizer, path, held, step, every, model):
-    lines = held.split(b"\n")[:-1]  # behind the last one is nothing, or a torn line
+def _resumed(optimizer: ZerothOrder, path: Path, before: bytes, step: int, every: int, model: torch.nn.Module | None) -> Recorder:
+    lines = before.split(b"\n")[:-1]  # behind the last one is nothing, or a torn line
     if not lines:
         raise BadInput(f"{path} holds no run, the optimizer is at step {step}: pass the log of its run")
     reader = Reader(path, lines[0])
@@ -251,24 +256,12 @@ def _resumed(optimizer, path, held, step, every, model):
         reader.step(line)
     if reader.steps < step:
         raise BadInput(f"{path} ends after {reader.steps} steps, the optimizer is at step {step}: resume from an earlier state")
-    same_run(reader.header, optimizer, reader.now, path)
-    check_frozen(reader.header, model, listed(optimizer), path)
-    why = None
+    named, disturbed = parameters_of(optimizer), None
+    check_same_run(reader.header, optimizer, reader.now, path)
+    check_frozen(reader.header, model, named, path)
     if step:
-        why = why_disturbed(optimizer, path, step, reader.crc)
+        disturbed = check_position(optimizer, path, step, reader.crc)
     else:
-        check_base(reader.header, listed(optimizer), path)
-    size = sum(map(len, lines[: step + 1])) + step + 1
-    return Recorder(optimizer, Log(path, size, reader), every, flushed=bool(step) and optimizer.leaves_pending, why=why)
-
-
-def _kept(value):
-    """A setting as it is now, whatever becomes of it."""
-    return value.clone() if isinstance(value, torch.Tensor) else value
-
-
-def _fetched(waiting):
-    """-> function that gives a tensor's value as a number: those of measurements at once, where they are on a device."""
-    measurements = [reading for given, *_ in waiting for reading in given]
-    known = dict(zip(map(id, measurements), torch.stack(measurements).tolist())) if measurements else {}
-    return lambda value: known.get(id(value), value)
+        check_base(reader.header, named, path)
+    log = Log(path, sum(len(line) + 1 for line in lines[: step + 1]), reader)
+    return Recorder(optimizer, log, every, bool(step) and optimizer.leaves_pending, disturbed)

@@ -1,20 +1,31 @@
 """From base weights and a log to the weights of any step: the same passes again, many of them in one read and write."""
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from ..errors import BadInput, first_line
 from ..estimators import PerturbedWeights, ReplayedWeights
-from ..optim import ZerothOrder, logged_as
-from .header import OF_EACH, check_base, check_frozen, check_table, expanded, few, restored, table
+from ..optim import ZerothOrder
+from ..optim.settings import PER_PARAMETER
+from .header import logged_class
+from .position import Writes, position_of
 from .reader import MARKS
-from .standing import Seen, standing
+from .settings import from_json, per_group
+from .text import Header
+from .weights import Named, check_base, check_frozen, check_table, few
+
+if TYPE_CHECKING:
+    from .trajectory import Trajectory
 
 
-def replay(trajectory, params, step, passes_per_sweep, progress) -> ZerothOrder:
+def replay(
+    trajectory: "Trajectory", params: Any, step: int | None, passes_per_sweep: int, progress: Callable[[int], Any] | None
+) -> ZerothOrder:
     """See ``Trajectory.replay``."""
     header, path = trajectory.header, trajectory.path
     if step is None:
@@ -24,7 +35,7 @@ def replay(trajectory, params, step, passes_per_sweep, progress) -> ZerothOrder:
     if isinstance(passes_per_sweep, bool) or not isinstance(passes_per_sweep, int) or passes_per_sweep < 1:
         raise BadInput(f"passes_per_sweep={passes_per_sweep!r}: pass an integer >= 1")
     named = _matched(header, params, path)
-    check_table([row[:3] for row in header["parameters"]], table(named), path)
+    check_table(header, named, path)
     with _trainable(named):
         try:
             optimizer = _made(header, named)
@@ -42,18 +53,18 @@ def replay(trajectory, params, step, passes_per_sweep, progress) -> ZerothOrder:
             with warnings.catch_warnings():
                 for known in (".* was skipped: a loss was not finite", ".* whose losses did not differ"):  # the run has told
                     warnings.filterwarnings("ignore", known, RuntimeWarning)
-                _repeat(trajectory, optimizer, step, progress, path)
+                _repeat(trajectory, optimizer, step, progress)
         finally:
             optimizer.flush()
             weights.finish()
             optimizer.weights = PerturbedWeights(optimizer.layout)
-        seen, crc = Seen.of(optimizer), trajectory.checksums[step]
-        optimizer.logged = lambda it: standing(it, step, crc, seen.why(Seen.of(it), step) is not None)
+        before, crc = Writes.of(optimizer), trajectory.steps.checksums[step]
+        optimizer.logged = lambda it: position_of(it, step, crc, before.disturbed_until(Writes.of(it), step) is not None)
         return optimizer
 
 
-def _repeat(trajectory, optimizer, end, progress, path):
-    cls, groups = logged_as(trajectory.header["optimizer"]), optimizer.param_groups
+def _repeat(trajectory: "Trajectory", optimizer: ZerothOrder, end: int, progress: Callable[[int], Any] | None) -> None:
+    path, groups, declared = trajectory.path, optimizer.param_groups, logged_class(trajectory.header).declared()
     for i in range(end):
         measurements, changes = trajectory.steps[i]
         if changes.get("disturbed"):
@@ -65,8 +76,8 @@ def _repeat(trajectory, optimizer, end, progress, path):
             optimizer.flush()
         for name, value in changes.items():
             if name not in MARKS:
-                for group, own in zip(groups, expanded(value, trajectory.header["groups"][0][name], len(groups))):
-                    group[name] = restored(cls, name, own)
+                for group, own in zip(groups, per_group(declared[name], value, len(groups))):
+                    group[name] = from_json(name, declared[name], own)
         if not i and len(measurements) != (due := optimizer.measurements_due):  # blocks of parameters tied to others' alone are none
             raise BadInput(f"{path}, line 2 has {len(measurements)} measurements, a step over these parameters {due}: pass the run's")
         optimizer.repeat(measurements)
@@ -74,20 +85,20 @@ def _repeat(trajectory, optimizer, end, progress, path):
             progress(i + 1)
 
 
-def _made(header, named) -> ZerothOrder:
+def _made(header: Header, named: Named) -> ZerothOrder:
     """The optimizer of the log over these parameters, as it was at step 0."""
-    cls, left, groups = logged_as(header["optimizer"]), iter(named), []
+    cls, left, groups = logged_class(header), iter(named), []
     for group in header["groups"]:
         params = [next(left) for _ in range(group["params"])]
-        settings = {name: restored(cls, name, value) for name, value in group.items() if name not in ("params", *OF_EACH)}
-        groups.append({"params": params if params and params[0][0] else [p for _, p in params], **settings})
-        groups[-1] |= {name: group[name] for name in OF_EACH if name in group}
-    shared = {name: value for name, value in groups[0].items() if name not in ("params", *OF_EACH)}
+        settings = {name: from_json(name, setting, group[name]) for name, setting in cls.declared().items() if name in group}
+        each = {name: group[name] for name in PER_PARAMETER if name in group}
+        groups.append({"params": params if params and params[0][0] else [p for _, p in params], **settings, **each})
+    shared = {name: groups[0][name] for name in cls.declared() if name in groups[0]}
     return cls(groups, **shared)
 
 
 @contextmanager
-def _trainable(named):
+def _trainable(named: Named) -> Iterator[None]:
     """Optimizers refuse to move frozen parameters; those of a model that was loaded may be frozen."""
     frozen = [p for _, p in named if not p.requires_grad]
     try:
@@ -99,8 +110,8 @@ def _trainable(named):
             p.requires_grad_(False)
 
 
-def _matched(header, params, path) -> list[tuple[str, torch.Tensor]]:
-    """[(name in the log, tensor)] in the log's order."""
+def _matched(header: Header, params: Any, path: Path) -> Named:
+    """The given parameters in the log's order, under its names."""
     rows, given = header["parameters"], _named(params)
     names = {name for name, *_ in rows} - {""}
     if names and len(names) == len(rows) and given and all(name for name, _ in given):
@@ -118,20 +129,18 @@ def _matched(header, params, path) -> list[tuple[str, torch.Tensor]]:
     return [(row[0], p) for row, (_, p) in zip(rows, given)]
 
 
-def _named(params) -> list[tuple[str, torch.Tensor]]:
+def _named(params: Any) -> Named:
     """Any accepted form of params -> [(name or "", tensor)]."""
     if isinstance(params, torch.nn.Module):
         return list(params.named_parameters(remove_duplicate=False))
     if isinstance(params, torch.Tensor):
         raise TypeError("params is one tensor: pass a list of tensors, such as [theta]")
-    if isinstance(params, Mapping):
-        params = params.items()
     given = []
-    for entry in params:
+    for entry in params.items() if isinstance(params, Mapping) else params:
         if isinstance(entry, dict):
             inside = [entry["params"]] if isinstance(entry["params"], torch.Tensor) else list(entry["params"])
-            titles = entry.get("param_names") or [""] * len(inside)
-            given += [pair if isinstance(pair, tuple) else (title, pair) for title, pair in zip(titles, inside)]
+            names = entry.get("param_names") or [""] * len(inside)
+            given += [pair if isinstance(pair, tuple) else (name, pair) for name, pair in zip(names, inside)]
         else:
             given.append(entry if isinstance(entry, tuple) else ("", entry))
     for name, tensor in given:

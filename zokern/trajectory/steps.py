@@ -1,12 +1,13 @@
-"""The steps of a run in columns: a million of them are a few tens of megabytes."""
+"""The steps of a run: their lines, each parsed again when it is asked for, and all measurements in one array."""
 
 from array import array
-from bisect import bisect_left
-from typing import NamedTuple
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 
-_FLOAT = "d", 0  # the kind of most
+from .text import parse_step
 
 
 class Step(NamedTuple):
@@ -18,67 +19,47 @@ class Step(NamedTuple):
     """
 
     measurements: tuple[float, ...]
-    changes: dict
-
-
-class Column:
-    """The values of one name, and the steps that they came with. ``width``: 0, or how many numbers a value has."""
-
-    def __init__(self, code, width):
-        self.width, self.steps, self.values = width, array("q"), array(code)
-
-    def append(self, step, value):
-        self.steps.append(step)
-        self.values.extend(value) if self.width else self.values.append(value)
-
-    def at(self, step):
-        """The value that came with a step; None where none did."""
-        i = bisect_left(self.steps, step)
-        if i == len(self.steps) or self.steps[i] != step:
-            return None
-        return self.values[i * self.width : (i + 1) * self.width].tolist() if self.width else self.values[i]
+    changes: dict[str, Any]
 
 
 class Steps:
-    """A sequence of ``Step``."""
+    """A sequence of ``Step``.
 
-    def __init__(self):
-        self.measurements, self.ends = array("d"), array("q")
-        self.columns = {}  # (name, (type code, width)) -> Column
-        self.others = {}  # step -> changes that are neither numbers nor lists of them
+    Args:
+        path: of the log, for messages.
+        crc: the checksum of its header.
+    Attributes:
+        checksums: up to the header and up to each step.
+        measurements: of all steps, one after the other.
+        changed: the names of all that steps changed.
+    """
 
-    def __len__(self):
-        return len(self.ends)
+    def __init__(self, path: Path, crc: int):
+        self.path, self.checksums, self.measurements = path, array("L", [crc]), array("d")
+        self.changed: set[str] = set()
+        self._lines: list[bytes] = []
+        self._ends = array("q")  # of each step's measurements
+
+    def append(self, line: bytes, crc: int, measurements: list[float], changes: dict[str, Any]) -> None:
+        self._lines.append(line)
+        self.checksums.append(crc)
+        self.measurements.extend(measurements)
+        self._ends.append(len(self.measurements))
+        self.changed.update(changes)
+
+    def __len__(self) -> int:
+        return len(self._lines)
 
     def __getitem__(self, step: int) -> Step:
         if not -len(self) <= step < len(self):
             raise IndexError(f"step {step} of {len(self)}")
         step %= len(self)
-        changes = {name: value for (name, *_), column in self.columns.items() if (value := column.at(step)) is not None}
-        changes.update(self.others.get(step, {}))
-        return Step(tuple(self.measurements[self.ends[step - 1] if step else 0 : self.ends[step]]), changes)
+        measurements, changes, _ = parse_step(self.path, step + 2, self._lines[step], step, self.checksums[step])
+        return Step(tuple(measurements), changes)
 
-    def append(self, measurements, changes) -> None:
-        step, own = len(self.ends), self.measurements
-        own.extend(measurements)
-        self.ends.append(len(own))
-        for name, value in changes.items():
-            if (kind := _FLOAT if type(value) is float else _kind(value)) is None:
-                self.others.setdefault(step, {})[name] = value
-                continue
-            if (column := self.columns.get((name, kind))) is None:
-                column = self.columns[name, kind] = Column(*kind)
-            column.append(step, value)
+    def __iter__(self) -> Iterator[Step]:
+        return map(self.__getitem__, range(len(self)))
 
     def counts(self) -> np.ndarray:
         """How many measurements each step has, int64 [steps]."""
-        return np.diff(np.array(self.ends, np.int64), prepend=0)
-
-
-def _kind(value):
-    """The column that a value belongs in: (type code, width); None where none takes it as it is."""
-    if type(value) is int and abs(value) < 1 << 63:
-        return "q", 0
-    if type(value) is list and value and all(type(x) is float for x in value):
-        return "d", len(value)
-    return None
+        return np.diff(np.array(self._ends, np.int64), prepend=0)

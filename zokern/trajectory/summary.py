@@ -1,15 +1,19 @@
 """What a log says of its run, for people."""
 
 import math
+from collections import Counter
+from typing import Any
 
 import numpy as np
 
-from ..optim import logged_as
-from .header import OF_EACH, combined, settings_of
+from ..optim.settings import PER_PARAMETER
+from .header import logged_class, settings_of
 from .text import header_line
+from .trajectory import Trajectory
+from .weights import combined
 
 
-def describe(trajectory) -> dict:
+def describe(trajectory: Trajectory) -> dict[str, Any]:
     """What a log says of its run, as JSON can hold it.
 
     Returns:
@@ -21,26 +25,25 @@ def describe(trajectory) -> dict:
         bytes: of the file; bytes_a_step: of its lines, None where there are none.
     """
     header, losses = trajectory.header, trajectory.losses()
-    dtypes = {}
+    dtypes: Counter[str] = Counter()
     for _, shape, dtype, _ in header["parameters"]:
-        dtypes[dtype] = dtypes.get(dtype, 0) + math.prod(shape)
-    disturbed = sorted(step for step, changes in trajectory.steps.others.items() if changes.get("disturbed"))
+        dtypes[dtype] += math.prod(shape)
+    marked = enumerate(trajectory.steps) if "disturbed" in trajectory.steps.changed else ()
     settings = settings_of(header)
-    changed = {name for name, *_ in trajectory.steps.columns} | {name for c in trajectory.steps.others.values() for name in c}
     return {
         "steps": len(trajectory),
         "skipped": _skipped(trajectory),
-        "followed": disturbed[0] if disturbed else len(trajectory),
+        "followed": next((step for step, (_, changes) in marked if "disturbed" in changes), len(trajectory)),
         "first_loss": _finite(losses[:1]),
         "last_loss": _finite(losses[-1:]),
         "optimizer": header["optimizer"],
         "settings": settings,
-        "changed": [name for name in settings if name in changed],
+        "changed": [name for name in settings if name in trajectory.steps.changed],
         "groups": len(header["groups"]),
         "tensors": len(header["parameters"]),
         "parameters": sum(dtypes.values()),
-        "dtypes": dtypes,
-        "sparse_or_in_blocks": [name for name in OF_EACH if name in header["groups"][0]],
+        "dtypes": dict(dtypes),
+        "sparse_or_in_blocks": [name for name in PER_PARAMETER if name in header["groups"][0]],
         "noise_spec": header["noise_spec"],
         "version": header["version"],
         "format": header["format"],
@@ -53,7 +56,7 @@ def describe(trajectory) -> dict:
     }
 
 
-def lines(trajectory) -> list[str]:
+def lines(trajectory: Trajectory) -> list[str]:
     """What ``describe`` says, as lines to print."""
     d = describe(trajectory)
     losses = "" if d["first_loss"] is None and d["last_loss"] is None else f", loss {_shown(d['first_loss'])} to {_shown(d['last_loss'])}"
@@ -75,19 +78,19 @@ def lines(trajectory) -> list[str]:
     return text
 
 
-def _skipped(trajectory) -> int:
+def _skipped(trajectory: Trajectory) -> int:
     """How many steps moved nothing."""
     if not np.isnan(trajectory.steps.measurements).any():
         return 0
-    cls, settings = logged_as(trajectory.header["optimizer"]), trajectory.header["groups"][0]
-    return cls.skipped_in((measurements for measurements, _ in trajectory.steps), settings)
+    steps = (measurements for measurements, _ in trajectory.steps)
+    return logged_class(trajectory.header).skipped_in(steps, trajectory.header["groups"][0])
 
 
-def _finite(values):
+def _finite(values: np.ndarray) -> float | None:
     return float(values[0]) if len(values) and math.isfinite(values[0]) else None
 
 
-def _shown(value) -> str:
+def _shown(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.6g}"
     if value is None:
@@ -97,5 +100,5 @@ def _shown(value) -> str:
     return f"[{', '.join(map(_shown, value))}]" if isinstance(value, list) else str(value)
 
 
-def _many(n, what) -> str:
+def _many(n: int, what: str) -> str:
     return f"{n:,} {what}" + ("s" if n != 1 else "")

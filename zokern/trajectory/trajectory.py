@@ -1,15 +1,18 @@
 """A run that was recorded: read, kept, and made again."""
 
-from array import array
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from ..errors import BadInput
-from ..optim import logged_as
+from ..optim import ZerothOrder
+from .header import logged_class
 from .reader import Reader
 from .replay import replay
 from .steps import Steps
+from .text import Header
 
 
 class Trajectory:
@@ -18,19 +21,18 @@ class Trajectory:
     Attributes:
         header: dict: noise_spec, version, optimizer, groups (settings), parameters ([name, shape, dtype, hash]), fingerprint, notes.
         steps: a sequence of ``Step``: measurements, and the settings that changed.
-        checksums: of the header and of each step's line, chained: array of unsigned integers.
         path, size: where it was read from, and bytes there.
         torn: whether the log's last line was cut off, as by a process that was killed, and left out.
     """
 
-    def __init__(self, header: dict, steps: Steps, checksums: array, path: Path, size: int, torn: bool):
-        self.header, self.steps, self.checksums, self.path, self.size, self.torn = header, steps, checksums, path, size, torn
+    def __init__(self, header: Header, steps: Steps, path: Path, size: int, torn: bool):
+        self.header, self.steps, self.path, self.size, self.torn = header, steps, path, size, torn
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.steps)
 
     @classmethod
-    def read(cls, path) -> "Trajectory":
+    def read(cls, path: str | Path) -> "Trajectory":
         """A log, each line of which is checked.
 
         Raises:
@@ -41,24 +43,26 @@ class Trajectory:
         *lines, rest = data.split(b"\n")
         if not lines:
             raise BadInput(f"{path}, line 1 is cut off or missing: the run ended before its first step")
-        reader, steps = Reader(path, lines[0]), Steps()
-        checksums = array("L", [reader.crc])
+        reader = Reader(path, lines[0])
+        steps = Steps(path, reader.crc)
         for line in lines[1:]:
-            steps.append(*reader.step(line))
-            checksums.append(reader.crc)
-        return cls(reader.header, steps, checksums, path, len(data) - len(rest), bool(rest))
+            measurements, changes = reader.step(line)
+            steps.append(line, reader.crc, measurements, changes)
+        return cls(reader.header, steps, path, len(data) - len(rest), bool(rest))
 
     def losses(self) -> np.ndarray:
         """What each step returned: the mean of its losses, float64 [steps]; NaN where one was not finite."""
         counts, measurements = self.steps.counts(), np.array(self.steps.measurements)
         starts, means = np.cumsum(counts) - counts, np.full(len(counts), np.nan)
-        losses = logged_as(self.header["optimizer"]).losses_in(self.header["groups"][0])
+        losses = logged_class(self.header).losses_in(self.header["groups"][0])
         for count in np.unique(counts):
             (mine,) = np.nonzero(counts == count)
             means[mine] = measurements[starts[mine, None] + np.arange(count)[losses]].mean(1)
         return means
 
-    def replay(self, params, step: int | None = None, passes_per_sweep: int = 96, progress=None):
+    def replay(
+        self, params: Any, step: int | None = None, passes_per_sweep: int = 96, progress: Callable[[int], Any] | None = None
+    ) -> ZerothOrder:
         """Bring base weights, in place, to where the run stood after ``step`` steps, bit for bit, without a forward pass.
 
         Parameters are matched by name where the log has names, else by order; what a model has beside them is left alone. Everything is

@@ -11,7 +11,8 @@ import torch
 from trajectory_cases import Net, batch, optimizer_of, same, train, weights
 
 from zokern import Trajectory, record
-from zokern.trajectory.standing import Seen
+from zokern.trajectory import position
+from zokern.trajectory.position import Writes
 
 
 def raise_in_the_closure(optimizer, net):
@@ -304,10 +305,8 @@ def test_what_was_begun_before_recording_is_dropped(tmp_path, name):
 
 
 def test_a_state_costs_one_digest_and_only_where_a_log_is(tmp_path, monkeypatch):
-    from zokern.trajectory import standing
-
-    calls, real = [], standing.digests
-    monkeypatch.setattr(standing, "digests", lambda tensors: calls.append(1) or real(tensors))
+    calls, real = [], position.digests
+    monkeypatch.setattr(position, "digests", lambda tensors: calls.append(1) or real(tensors))
     net = Net()
     optimizer = optimizer_of("MeZO", net)
     assert "logged" not in optimizer.state_dict()
@@ -316,7 +315,7 @@ def test_a_state_costs_one_digest_and_only_where_a_log_is(tmp_path, monkeypatch)
         assert not calls
         optimizer.state_dict()
     assert calls == [1]
-    assert Seen.of(optimizer).why(Seen.of(optimizer), 3) is None
+    assert Writes.of(optimizer).disturbed_until(Writes.of(optimizer), 3) is None
 
 
 @pytest.mark.parametrize("written", ["all", "half"])
