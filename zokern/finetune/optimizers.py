@@ -53,7 +53,7 @@ def make(settings: Settings, model: torch.nn.Module) -> tuple[type[ClosureOptimi
     if "blocks" in given:
         given["blocks"] = _layers(model, "--blocks", "leave it out")
     try:
-        options = _halves(settings, model, given) if cls.halves else given
+        options = _halves(settings, model, given) if cls.divides else given
         trained: Any = model if cls.takes_model else [(name, p) for name, p in model.named_parameters() if p.requires_grad]
         cls(trained, **options)
     except BadInput:

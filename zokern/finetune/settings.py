@@ -111,7 +111,7 @@ class Settings:
     @property
     def halves(self) -> bool:
         """Whether the optimizer is made of two: one for the parameters by backpropagation, one for the others."""
-        return named(self.optimizer).halves
+        return named(self.optimizer).divides
 
     @property
     def zeroth(self) -> str | None:
@@ -177,7 +177,7 @@ class Settings:
         name, device, plain = self.optimizer, self.device or "", self.task is None
         cls, prompted, adapters = named(name), self.task_type in ("masked", "causal"), set(self.adapter)
         full_batch, halves = (
-            " or ".join(other for other, its in optimizers().items() if getattr(its, what)) for what in ("full_batch", "halves")
+            " or ".join(other for other, its in optimizers().items() if getattr(its, what)) for what in ("full_batch", "divides")
         )
         if device.startswith("cuda:"):
             cure = f"pass --device cuda, with CUDA_VISIBLE_DEVICES={device.partition(':')[2]} set"
@@ -189,8 +189,8 @@ class Settings:
             (("rank", "lr_ratio"), adapters & LORA, "is of LoRA and DoRA: pass --adapter lora, or leave it out"),
             (("virtual_tokens",), adapters & VIRTUAL, "is of prefix and prompt tuning: pass --adapter prefix, or leave it out"),
             (("full_batch",), cls.full_batch, f"does not go with --optimizer {name}: pass --optimizer {full_batch}, or leave it out"),
-            (("split", "zo", "fo", "fo_lr"), cls.halves, f"is of --optimizer {halves}: pass that, or leave it out"),
-            (("lr_ratio", "defer"), not cls.halves, f"does not go with --optimizer {name}: leave it out, or pass --optimizer {ZO}"),
+            (("split", "zo", "fo", "fo_lr"), cls.divides, f"is of --optimizer {halves}: pass that, or leave it out"),
+            (("lr_ratio", "defer"), not cls.divides, f"does not go with --optimizer {name}: leave it out, or pass --optimizer {ZO}"),
         ):
             for given in names:
                 if (getattr(self, given, None) or self.optimizer_settings.get(given)) and not fits:
@@ -206,7 +206,7 @@ class Settings:
         if self.task_type == "masked" and adapters & VIRTUAL:
             chosen = ",".join(self.adapter)
             yield f"--adapter {chosen} is not for masked models: pass lora, dora, full or patterns, or --task-type head"
-        if cls.halves:
+        if cls.divides:
             yield from self._faults_of_halves(f"of --optimizer {name}")
 
     def _faults_of_halves(self, what: str) -> Iterator[str]:

@@ -27,7 +27,7 @@ class ClosureOptimizer(torch.optim.Optimizer):
         name: on the command line, such as "mezo".
         settings: name -> ``Setting`` of those that the class adds to its base classes'; ``declared`` has all that it takes.
         takes_model: it is made with the model, not with parameters.
-        halves: it is made of two optimizers, ``zo`` and ``fo``, and a ``split`` that says which parameters are whose.
+        divides: it is made of two optimizers, ``zo`` and ``fo``, and a ``split`` that says which parameters are whose.
         derivative: what the loss is asked for: None, its value; "forward", a derivative in forward mode; "backward", a gradient.
         full_batch: some steps need the loss of the full batch, as ``step(closure, full_closure)``: those where ``full_batch_due``.
         full_batch_rate: the setting that is their learning rate in lr's place; who schedules lr, or scales it for a group, scales it alike.
@@ -41,7 +41,7 @@ class ClosureOptimizer(torch.optim.Optimizer):
     name: ClassVar[str] = ""
     settings: ClassVar[dict[str, Setting]] = {}
     takes_model: ClassVar[bool] = False
-    halves: ClassVar[bool] = False
+    divides: ClassVar[bool] = False
     derivative: ClassVar[str | None] = None
     full_batch: ClassVar[bool] = False
     full_batch_rate: ClassVar[str | None] = None

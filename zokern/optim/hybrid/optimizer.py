@@ -81,7 +81,7 @@ class Hybrid(ClosureOptimizer):
 
     name = "hybrid"
     takes_model = True
-    halves = True
+    divides = True
     derivative = "backward"
     replayable = False
     settings = {
