@@ -37,8 +37,7 @@ class SignMomentum(Stateful):
         blocks=None,
         sparsity=None,
     ):
-        settings = dict(lr=lr, momentum=momentum, power=power, eps=eps, weight_decay=weight_decay, q=q, seed=seed)
-        super().__init__(params, settings | dict(state_dtype=state_dtype, estimator=estimator), blocks, sparsity)
+        super().__init__(params, self.given(locals()), blocks, sparsity)
 
     def _update(self, estimate):
         lr, beta, power, live = *map(self._setting, ("lr", "momentum", "power")), (~estimate.skipped).double()

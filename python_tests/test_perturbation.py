@@ -47,7 +47,8 @@ def test_moving_on_merges_what_is_pending_into_one_pass(passes):
         pass
     with m.at([(B, 0.25)]):
         pass
-    m.add([(A, 2.0)], decay=0.5)
+    m.add_pending([(A, 2.0)], decay=0.5)
+    m.apply_pending()
     assert passes == [([(A, 0.5)], 1.0), ([(A, -1.0)], 1.0), ([(A, 0.5), (B, 0.25)], 1.0), ([(B, -0.125), (A, 2.0)], 0.5)]
     assert m.pending == [([], 1.0)]
 

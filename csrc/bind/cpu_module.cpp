@@ -69,6 +69,7 @@ void update_(int storage, uintptr_t rows, size_t n_rows, const Keys& keys, uintp
 
 PYBIND11_MODULE(_cpu, m) {
     m.doc() = "zokern's CPU kernels";
+    m.attr("interface") = zokern::kInterface;
     m.def("isa", [](const std::string& name) { return std::string(chosen(name).name); });
     m.def("add_noise_", &add_noise_);
     m.def("replay_", &replay_);

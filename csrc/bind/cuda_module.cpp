@@ -70,6 +70,7 @@ PYBIND11_MODULE(_cuda, m) {
     m.def("add_noise_", &add_noise_);
     m.def("replay_", &replay_);
     m.def("update_", &update_);
+    m.attr("interface") = zokern::kInterface;
     m.attr("tile") = zokern::kTile;
     m.attr("unrolled") = zokern::kUnrolled;
     m.attr("carried") = zokern::kCarried;

@@ -5,6 +5,8 @@
 
 namespace zokern {
 
+constexpr int kInterface = 2;  // raised when what Python hands over changes its form: kernels/passes.py has the same
+
 enum class Storage { float32, bfloat16, float16 };
 
 constexpr uint32_t kKeepAll = 0xFFFFFFFF;  // the keep_threshold that keeps the noise of every element

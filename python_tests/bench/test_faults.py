@@ -146,8 +146,8 @@ def test_a_method_that_fails_leaves_the_others_their_peaks(run, monkeypatch):
 
 
 def test_a_large_model_is_held_once(run, monkeypatch):
-    """All candidates of suite step on the same weights: the published step's new tensors are found before a turn, what defer=True owes
-    is paid after it, and the weights end where a few steps lead."""
+    """All candidates of suite step on the same weights: the published step's new tensors are found before a turn, what defer=True leaves
+    pending is applied after it, and the weights end where a few steps lead."""
     if reason := models.missing():
         pytest.skip(reason)
     built = []
@@ -165,4 +165,4 @@ def test_a_large_model_is_held_once(run, monkeypatch):
     right = models.build("tiny", "fp32", "cpu")
     zokern.ops.add_noise_(zokern.Layout(right.parameters()), [(oracle.CHECK, -oracle.EPS)])  # of the check before
     for p, q in zip(built[0].parameters(), right.parameters(), strict=True):
-        torch.testing.assert_close(p, q, rtol=0, atol=3e-4)  # at most 207 steps of Adam of 1e-6 each; 1e-3 z is owed
+        torch.testing.assert_close(p, q, rtol=0, atol=3e-4)  # at most 207 steps of Adam of 1e-6 each; 1e-3 z is pending

@@ -57,7 +57,7 @@ def test_lines_are_counted_through_quoted_newlines_and_blank_lines(tmp_path):
     path = tmp_path / "data.csv"
     path.write_text('text,label\r\n"two\nlines",a\r\n\r\nlast,b\r\n')
     table = read(str(path))
-    assert [row["text"] for row in table.rows] == ["two\nlines", "last"] and table.places == ["line 2", "line 5"]
+    assert [row["text"] for row in table.rows] == ["two\nlines", "last"] and table.locations == ["line 2", "line 5"]
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".tsv", ".jsonl"])

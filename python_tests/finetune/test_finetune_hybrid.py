@@ -205,7 +205,7 @@ REFUSED = {
     "zo": (dict(zo="mezo-svrg"), "--zo mezo-svrg: pass one of forward-gradient, mezo, "),
     "fo": (dict(fo="adam"), "--fo adam: pass one of adamw, sgd (did you mean 'adamw'?)"),
     "fo_lr": (dict(fo_lr=0.0), "--fo-lr 0.0: pass a number > 0"),
-    "of another": (dict(delta=0.5), "--delta is no option of --zo mezo: leave it out, or pass zo-adam"),
+    "of another": (dict(momentum=0.5), "--momentum is no option of --zo mezo: leave it out, or pass "),
     "of svrg": (dict(lr_full=0.5), "--lr-full is no option of --zo mezo: leave it out"),
     "defer": (dict(defer=True), "--defer does not go with --optimizer hybrid: leave it out"),
     "lr_ratio": (dict(adapter=("lora",), lr_ratio=4.0), "--lr-ratio does not go with --optimizer hybrid"),

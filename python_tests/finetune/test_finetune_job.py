@@ -266,7 +266,7 @@ REFUSED = {
     "orphan": (dict(data=None, model=None, label="x"), "belong to --data"),
     "optimizer": (dict(optimizer="adam"), "--optimizer adam: pass one of forward-gradient, hybrid, mezo, "),
     "typo": (dict(optimizer="mezzo"), "(did you mean 'mezo'?)"),
-    "of_another": (dict(delta=0.5), "--delta is no option of --optimizer mezo: leave it out, or pass zo-adam"),
+    "of_another": (dict(momentum=0.5), "--momentum is no option of --optimizer mezo: leave it out, or pass "),
     "eps_of_none": (dict(optimizer="forward-gradient", eps=1e-3), "--eps is no option of --optimizer forward-gradient"),
     "full_batch": (dict(full_batch=10), "--full-batch does not go with --optimizer mezo"),
     "too_full": (dict(full_batch=49, optimizer="mezo-svrg"), "--full-batch 49 is more than the 48 training rows"),

@@ -78,7 +78,7 @@ def test_a_deferred_update_is_settled_before_anybody_looks(method, trainer_of, t
 
 @pytest.mark.parametrize("defer", [False, True])
 def test_the_best_model_is_loaded_at_the_end(defer, trainer_of):
-    """Over weights that have gone one step on, and with defer=True are owed its update."""
+    """Over weights that have gone one step on, and with defer=True have its update pending."""
 
     class Stop(transformers.TrainerCallback):
         def on_step_end(self, args, state, control, **kwargs):

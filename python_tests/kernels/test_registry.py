@@ -80,3 +80,12 @@ def test_without_the_compiled_backend_numpy_takes_over_and_says_so(monkeypatch, 
             pass
     finally:
         kernels._default.cache_clear()
+
+
+def test_compiled_code_of_other_sources_is_not_called():
+    """Sources that were updated beside an extension module that was not: what it is handed would be misread."""
+    stale = (
+        "import sys, types; sys.modules['zokern._cpu'] = types.ModuleType('zokern._cpu'); import zokern; print(zokern.backends()['cpu'])"
+    )
+    said = subprocess.run([sys.executable, "-c", stale], capture_output=True, text=True, check=True).stdout
+    assert "zokern._cpu was compiled from other sources than these" in said and "pip install zokern again" in said

@@ -12,7 +12,7 @@ from zokern.noise.spec import ROUNDING as PURPOSE
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 LR, BETA1, BETA2, DELTA = 1e-2, 0.9, 0.98, 1e-3
 SHAPES = ((37, 11), (), (1100,), (0,), (3, 4, 5))
-OWED = [(NoiseKey(4, 1), 0.25), (NoiseKey(4, 9), 0.125)]
+PENDING = [(NoiseKey(4, 1), 0.25), (NoiseKey(4, 9), 0.125)]
 TERMS = [(NoiseKey(4, 2), -1.5), (NoiseKey(4, 1), 0.75), (NoiseKey(4, 1, 1), 0.01)]
 
 
@@ -62,9 +62,9 @@ def test_against_the_textbook_in_float64(backend, dtype, rule, decay, keep, expl
     for step in (1, 2, 3):
         later = lambda terms: [(NoiseKey(4, key.step + 10 * step, key.stream), c) for key, c in terms]  # noqa: B023, E731
         before = [p.double() for p in params]
-        ops.update_(layout, rule, later(TERMS), numbers_of(rule, step), state, owed=later(OWED), decay=decay)
+        ops.update_(layout, rule, later(TERMS), numbers_of(rule, step), state, pending=later(PENDING), decay=decay)
         along = lambda terms: map(sum, zip(*([c * z for z in explicit(key, layout)] for key, c in terms)))  # noqa: E731
-        for p, x, o, g, s in zip(params, before, along(later(OWED)), along(later(TERMS)), exact):
+        for p, x, o, g, s in zip(params, before, along(later(PENDING)), along(later(TERMS)), exact):
             expected = textbook(rule, step, decay * x + o, g, s)
             if p.numel():
                 assert (p.double() - expected).abs().max() <= ROUNDING[dtype] * expected.abs().max().clamp(min=1)
@@ -138,7 +138,7 @@ def test_strides_change_nothing(make, state_dtype, monkeypatch):
         if not theta.is_contiguous():
             state[1][1] = make(state_dtype)
         rounding = NoiseKey.of(0, 0, PURPOSE) if state_dtype == torch.bfloat16 else None
-        ops.update_(layout, "adam", TERMS, numbers_of("adam", 1), state, owed=OWED, rounding=rounding)
+        ops.update_(layout, "adam", TERMS, numbers_of("adam", 1), state, pending=PENDING, rounding=rounding)
         results.append([theta, *(slot[1] for slot in state)])
     assert not results[0][0].is_contiguous() and results[1][0].is_contiguous()
     for strided, plain in zip(*results):
@@ -201,7 +201,7 @@ ROUND = NoiseKey.of(0, 0, PURPOSE)
         ({"numbers": (1.0,)}, ValueError, "numbers has 1 values: pass the 7 of 'adam': -lr / bc1"),
         ({"numbers": ("1",) * 7}, TypeError, r"numbers\[0\] \(-lr / bc1\) is '1'"),
         ({"terms": [("key", 1.0)]}, TypeError, r"terms\[0\] has the key 'key'"),
-        ({"owed": [(NoiseKey(0), torch.ones(3))]}, ValueError, r"coefficient of owed\[0\] has shape \(3,\)"),
+        ({"pending": [(NoiseKey(0), torch.ones(3))]}, ValueError, r"coefficient of pending\[0\] has shape \(3,\)"),
         ({"decay": torch.ones(2, 1)}, ValueError, r"decay has shape \(2, 1\)"),
         ({"state": lambda make: make()[:1]}, ValueError, "state has 1 entries, the rule 'adam' keeps 2: pass one list .* m, v"),
         ({"state": lambda make: [make()[0], []]}, ValueError, "state 'v' has 0 tensors: pass one for each of the 2 parameters"),

@@ -120,7 +120,7 @@ def test_one_scheduler_drives_both_halves_each_from_its_own_lr(net, batch):
 @pytest.mark.parametrize("between", [False, True], ids=["between steps", "between the halves"])
 @pytest.mark.parametrize("split", SPLITS, ids=str)
 def test_a_copy_goes_on_by_itself(net, batch, split, between):
-    """deepcopy and pickle keep the whole, the model and what it owes included; a measurement is not kept."""
+    """deepcopy and pickle keep the whole, the model and its pending terms included; a measurement is not kept."""
     hybrid = hybrid_of(net, split=split)
     scheduler = torch.optim.lr_scheduler.ExponentialLR(hybrid, 0.9)  # it wraps step
     hybrid.register_step_post_hook(lambda *_: None)  # which no pickle takes

@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 import zokern
 from zokern import Hybrid, MeZO, splits
+from zokern.optim.hybrid.halves import Cut
 
 
 @pytest.mark.parametrize("split", STATIC, ids=str)
@@ -41,7 +42,7 @@ def test_lisa_trains_embedding_head_and_the_blocks_of_the_draw(net, batch):
 
 def test_a_draw_drops_the_state_of_those_that_leave_and_keeps_that_of_those_that_stay(net, batch):
     hybrid = Hybrid(net, ZO, ADAMW, splits.LISA(1, 1, seed=0))
-    live = lambda: {i for i in range(BLOCKS) if net.layers[i][0].weight in hybrid._first}  # noqa: E731
+    live = lambda: {i for i in range(BLOCKS) if net.layers[i][0].weight in hybrid.halves.first}  # noqa: E731
     assert len(hybrid.zo.layout.params) == 6
     for step in range(1, 8):
         old = live()
@@ -50,7 +51,7 @@ def test_a_draw_drops_the_state_of_those_that_leave_and_keeps_that_of_those_that
         assert (net.layers[kept][0].weight in hybrid.fo.state) == (kept in live())
         assert hybrid.fo.state[net.head.weight]["step"] == step
         assert len(hybrid.zo.layout.params) == 6 and hybrid.zo.layout.names == [
-            n for n, p in net.named_parameters() if p not in hybrid._first
+            n for n, p in net.named_parameters() if p not in hybrid.halves.first
         ]
 
 
@@ -160,7 +161,7 @@ def test_intra_follows_a_model_that_is_converted_or_reloaded(net, batch):
 )
 def test_a_cut_follows_a_parameter_that_is_replaced_at_its_address(replaced):
     whole = nn.Parameter(torch.randn(4, 4))
-    cut = splits.Cut.of(whole, 1)
+    cut = Cut.of(whole, 1)
     whole.data = replaced(whole.data)
     cut.follow()
     for part, rows in ((cut.first, whole[:1]), (cut.zeroth, whole[1:])):

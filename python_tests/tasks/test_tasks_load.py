@@ -65,8 +65,8 @@ def test_a_file_in_the_hubs_columns(tmp_path, name, suffix):
     unread = {"label"}  # a text file holds it as text
     assert {k: v for k, v in first.row.items() if k not in unread} == {k: v for k, v in row.items() if k not in unread}
     assert (first.label, first.answers) == right(name)
-    places = dict(zip((".csv", ".tsv", ".jsonl"), ("line 2", "line 2", "line 1"))).get(suffix, "row 1")
-    assert first.place == f"{str(path)!r}, {places}" and second.place != first.place
+    location = dict(zip((".csv", ".tsv", ".jsonl"), ("line 2", "line 2", "line 1"))).get(suffix, "row 1")
+    assert first.location == f"{str(path)!r}, {location}" and second.location != first.location
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -95,7 +95,7 @@ def test_a_snapshot_of_the_hubs_repository(tmp_path, name, layout):
         data.to_parquet(path)
     examples = task.load(tmp_path, "validation")
     assert len(examples) == 6 and examples[5].row == case.row and (examples[5].label, examples[5].answers) == right(name)
-    assert examples[4].place == f"{str(path.parent)!r}, {path.name}, row 2"
+    assert examples[4].location == f"{str(path.parent)!r}, {path.name}, row 2"
 
 
 def test_a_folder_with_a_file_a_split(tmp_path):

@@ -16,8 +16,8 @@ from zokern.tasks.metrics import normalized, token_f1
 SQUAD = tasks.get("squad")
 
 
-def question(context, answers, place="row 1"):
-    return Example(CASES["squad"].row | dict(context=context), None, place, tuple(answers))
+def question(context, answers, location="row 1"):
+    return Example(CASES["squad"].row | dict(context=context), None, location, tuple(answers))
 
 
 def written(model, tokenizer, prompt, most):

@@ -4,16 +4,23 @@ import inspect
 import json
 import os
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import Annotated
 
+import torch
 import typer
 
-from ..errors import BadInput, first_line
+from ..errors import BadInput, first_line, need
+from ..finetune import Settings, finetune
+from ..finetune import resume as go_on
 from ..finetune.options import title
-from ..finetune.restore import Evaluation
-from ..finetune.settings import Settings
+from ..finetune.output import TRAJECTORY
+from ..finetune.restore import Evaluation, as_lines, evaluate, read, steps_of
+from ..finetune.restore import replay as make
+from ..trajectory import describe, lines
 from .options import command_of
 from .streams import fail, tell
 
@@ -21,49 +28,44 @@ app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_
 
 
 @app.callback()
-def zokern():
+def zokern() -> None:
     """Zeroth-order fine-tuning of language models: two forward passes a step, no gradients.
 
     Exit codes: 0 done, 2 input that cannot be used, 130 interrupted, 141 done, but nobody read to the end what was printed.
     """
 
 
-def failing(run):
-    """-> what run() returns; input that cannot be used ends the command with one line and code 2."""
+@contextmanager
+def failing() -> Iterator[None]:
+    """Input that cannot be used ends the command with one line and code 2."""
     try:
-        return run()
+        yield
     except BadInput as error:
-        message = error
+        fail(error)
     except OSError as error:
         what = "a file" if error.filename is None else repr(os.fsdecode(error.filename))
-        message = f"{what} cannot be used ({error.strerror or first_line(error)}): check that it is there, and may be read or written"
+        fail(f"{what} cannot be used ({error.strerror or first_line(error)}): check that it is there, and may be read or written")
+    except torch.OutOfMemoryError as error:
+        cure = "pass a smaller --batch-size or --max-length, or --dtype bfloat16"
+        fail(f"no memory is left on the device ({first_line(error)}): {cure}")
     except RuntimeError as error:
-        import torch
-
-        if str(error) == "Could not determine home directory.":  # pathlib's
-            fail("a path begins with ~ and the name of no user here: write it out")
-        if not isinstance(error, torch.OutOfMemoryError):
+        if str(error) != "Could not determine home directory.":  # pathlib's
             raise
-        message = f"no memory is left on the device ({first_line(error)}): pass a smaller --batch-size or --max-length, or --dtype bfloat16"
+        fail("a path begins with ~ and the name of no user here: write it out")
     except ModuleNotFoundError as missing:
-        message = f"{missing.name} is not installed: pip install 'zokern[demo]'"
-    fail(message)
+        fail(f"{missing.name} is not installed: pip install 'zokern[demo]'")
 
 
-def _finetune(settings, given, resume):
-    def run():
-        from ..finetune import finetune
-        from ..finetune import resume as go_on
-
+def _finetune(settings: Callable[[], Settings], given: set[str], resume: str | None) -> None:
+    with failing():
         if resume is None:
-            return finetune(settings(), say=tell)
-        if others := given - {"steps", "trust_remote_code"}:
-            options = ", ".join(map(title, sorted(others)))
-            raise BadInput(f"--resume {resume} goes on with that run's own settings, and takes --steps alone: leave out {options}")
-        more = settings()
-        return go_on(resume, tell, more.steps if "steps" in given else None, more.trust_remote_code)
-
-    result = failing(run)
+            result = finetune(settings(), say=tell)
+        else:
+            if others := given - {"steps", "trust_remote_code"}:
+                options = ", ".join(map(title, sorted(others)))
+                raise BadInput(f"--resume {resume} goes on with that run's own settings, and takes --steps alone: leave out {options}")
+            more = settings()
+            result = go_on(resume, tell, more.steps if "steps" in given else None, more.trust_remote_code)
     tell("\n".join(result.lines()))
     if result.interrupted:
         raise typer.Exit(130)
@@ -82,13 +84,9 @@ app.command("finetune", help="Fine-tune a language model by forward passes. With
 )
 
 
-def _evaluate(what, given):
-    def run():
-        from ..finetune.restore import as_lines, evaluate
-
-        return as_lines(evaluate(what()))
-
-    tell("\n".join(failing(run)))
+def _evaluate(what: Callable[[], Evaluation], given: set[str]) -> None:
+    with failing():
+        tell("\n".join(as_lines(evaluate(what()))))
 
 
 app.command("evaluate", help="Judge a model: of a run on its own held-out and test rows, or any on a task or a table.")(
@@ -106,42 +104,31 @@ def replay(
     trust_remote_code: Annotated[
         bool, typer.Option("--trust-remote-code", help="Run the Python code that comes with the base model. Read it first.")
     ] = False,
-):
+) -> None:
     """Make a fine-tuned model again from the base model and a trajectory, without a forward pass, bit for bit."""
 
-    def made():
-        from ..errors import need
-        from ..finetune.restore import replay as make
-        from ..finetune.restore import steps_of
-
+    with failing():
         steps = steps_of(run, step)
         with need("tqdm").tqdm(total=steps, unit="step", dynamic_ncols=True, delay=0.01) as bar:
             make(run, out, steps, model, passes_per_sweep, lambda done: bar.update(done - bar.n), trust_remote_code)
-        return steps
-
-    tell(f"saved      {out}: the model after step {failing(made)} of {run}")
+    tell(f"saved      {out}: the model after step {steps} of {run}")
 
 
 @app.command()
 def info(
     log: Annotated[str, typer.Argument(help="A trajectory, or a run's folder.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-):
+) -> None:
     """Print what a trajectory holds."""
 
-    def read():
-        from ..finetune.restore import read
-        from ..trajectory import describe, lines
-
+    with failing():
         path = Path(log).expanduser()
-        trajectory = read(str(path / "trajectory.jsonl" if path.is_dir() else path))
-        return json.dumps(describe(trajectory), indent=1) if as_json else "\n".join(lines(trajectory))
-
-    tell(failing(read))
+        trajectory = read(str(path / TRAJECTORY if path.is_dir() else path))
+    tell(json.dumps(describe(trajectory), indent=1) if as_json else "\n".join(lines(trajectory)))
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []})
-def bench(context: typer.Context):
+def bench(context: typer.Context) -> None:
     """Measure this machine, in a checkout of the repository; takes what python -m bench takes (zokern bench --help)."""
     root = Path(__file__).resolve().parents[2]
     if not (root / "bench" / "__main__.py").is_file():

@@ -1,20 +1,20 @@
 """From settings to options, and from a configuration file to both."""
 
 import inspect
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from ..documents import Unreadable, of_json, of_yaml
 from ..errors import BadInput
-from ..finetune.options import Option, nearest, options_of, title
+from ..finetune.options import Option, as_option, brief, fit, nearest, options_of, parsed, title, written
 from ..finetune.settings import EACH_TIME
-from ..finetune.values import as_option, brief, fit, parsed, written
 from .streams import fail
 
 
-def command_of(settings, make, run, **others):
+def command_of(settings: type, make: Callable, run: Callable, **others: inspect.Parameter) -> Callable[..., None]:
     """A function that typer makes a command of: the options of the dataclass ``settings``, --config, and ``others``, parameters.
 
     It calls run(made, given, ...) with a function that returns make(values by name), the names of the options that the user gave, and
@@ -22,44 +22,42 @@ def command_of(settings, make, run, **others):
     """
     options = options_of(settings)
     parameters = [_parameter(option) for option in options.values()] + list(others.values())
-    parameters.append(_config(options | {name: Option(name, str | None, "") for name in others}))
+    parameters.append(_config(options | {name: Option(name, str | None) for name in others}))
     parameters.append(inspect.Parameter("context", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context))
 
-    def command(context, config=None, **values):
+    def command(context: typer.Context, config: Path | None = None, **values: Any) -> None:
         more = {name: values.pop(name) for name in others}
-        given = {name for name in values if context.get_parameter_source(name).name != "DEFAULT"}
-        return run(lambda: make({name: _value(options[name], value) for name, value in values.items()}), given, **more)
+        given = {name for name in values if getattr(context.get_parameter_source(name), "name", "") != "DEFAULT"}
 
-    command.__signature__ = inspect.Signature(parameters)
+        def made() -> Any:
+            texts = {name: value for name, value in values.items() if isinstance(value, str)}
+            return make(values | {name: parsed(title(name), text, options[name].hint) for name, text in texts.items()})
+
+        run(made, given, **more)
+
+    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     command.__annotations__ = {p.name: p.annotation for p in parameters}
     return command
 
 
-def _parameter(option):
-    kind = as_option(option.hint)
+def _parameter(option: Option) -> inspect.Parameter:
     flags = [title(name) for name in (option.name, *option.aliases)]  # given twice, the last one holds
-    if option.negatable:  # of other flags what is not asked for is off
+    if option.hint == bool | None:  # of other flags what is not asked for is off
         flags = [f"{flags[0]}/--no-{flags[0][2:]}"]
     shown = typer.Option(*flags, help=option.help, show_default=option.default not in (None, (), False))
-    optional, default = option.hint if kind is bool else kind | None, None if option.default == () else written(option.default)
-    return inspect.Parameter(option.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[optional, shown])
+    hint: Any = option.hint if as_option(option.hint) is bool else as_option(option.hint) | None
+    default, where = written(option.default), inspect.Parameter.KEYWORD_ONLY
+    return inspect.Parameter(option.name, where, default=default, annotation=Annotated[hint, shown])
 
 
-def _value(option, value):
-    """A value as the settings hold it, of one as it is written."""
-    if value is None:
-        return option.default if option.default == () else None
-    return parsed(title(option.name), value, option.hint) if isinstance(value, str) else value
-
-
-def _config(options):
+def _config(options: dict[str, Option]) -> inspect.Parameter:
     """The parameter --config: what a file says becomes the default of the options."""
 
-    def configure(context: typer.Context, path: Path | None):
+    def configure(context: typer.Context, path: Path | None) -> Path | None:
         if path is None or context.resilient_parsing:
             return path
         try:
-            values = configured(path, context.info_name, options)
+            values = configured(path, context.info_name or "", options)
         except BadInput as error:
             fail(error)
         context.default_map = {**(context.default_map or {}), **{name: written(value) for name, value in values.items()}}
@@ -70,7 +68,7 @@ def _config(options):
     return inspect.Parameter("config", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=option)
 
 
-def configured(path: Path, command: str, options: dict[str, Option]) -> dict:
+def configured(path: Path, command: str, options: dict[str, Option]) -> dict[str, Any]:
     """Options of a command by name, as a configuration file has them; of a run's record its settings, but where its results were.
 
     Args:
@@ -84,26 +82,25 @@ def configured(path: Path, command: str, options: dict[str, Option]) -> dict:
             raise BadInput(f"--config {path} is the record of a run, for finetune: pass the run's folder, {path.parent}, as --model")
         found = {name: value for name, value in found["settings"].items() if name not in EACH_TIME}
     names = {spelling: name for name, option in options.items() for spelling in (name, *option.aliases, *option.formerly)}
-    values, seen = {}, {}
+    values: dict[str, Any] = {}
+    seen: dict[str, Any] = {}  # option -> what the file calls it
     for key, value in found.items():
-        name = str(key).replace("-", "_")
-        if name == "trust_remote_code":
-            raise BadInput(f"--config {path}: {key!r} is of the command line alone: remove it, and pass it there if you trust the model")
-        if name not in names:
-            raise BadInput(f"--config {path}: {brief(key)} is no option of {command}{nearest(name, names)}: remove or correct it")
-        name = names[name]
+        spelling, what = str(key).replace("-", "_"), f"--config {path}: {key!r}"
+        if spelling == "trust_remote_code":
+            raise BadInput(f"{what} is of the command line alone: remove it, and pass it there if you trust the model")
+        if spelling not in names:
+            raise BadInput(f"--config {path}: {brief(key)} is no option of {command}{nearest(spelling, names)}: remove or correct it")
+        name = names[spelling]
         if name in seen:
             as_well = "" if key == seen[name] else f" as {seen[name]!r}"
-            raise BadInput(f"--config {path}: {key!r} is there twice{as_well}: remove one")
-        seen[name], hint, what = key, options[name].hint, f"--config {path}: {key!r}"
-        if isinstance(value, str):
-            value = parsed(what, value, hint)
+            raise BadInput(f"{what} is there twice{as_well}: remove one")
+        seen[name], hint = key, options[name].hint
         if value is not None:  # as if it were not there
-            values[name] = fit(what, value, hint)
+            values[name] = fit(what, parsed(what, value, hint) if isinstance(value, str) else value, hint)
     return values
 
 
-def _read(path):
+def _read(path: Path) -> dict:
     suffix = path.suffix.lower()
     if suffix not in (".json", ".yaml", ".yml"):
         raise BadInput(f"--config {path} ends in {path.suffix!r}: pass a .yaml, .yml or .json file")

@@ -3,6 +3,8 @@
 import errno
 import os
 import sys
+from collections.abc import Callable
+from typing import Any, NoReturn
 
 import typer
 
@@ -14,13 +16,13 @@ def tell(text: str) -> None:
     typer.echo("\n".join(map(_visible, text.split("\n"))))
 
 
-def fail(error) -> None:
+def fail(error: object) -> NoReturn:
     """End the command with one line and exit code 2."""
     typer.echo(f"error: {_visible(str(error))}", err=True)
     raise typer.Exit(2) from None
 
 
-def _visible(line):
+def _visible(line: str) -> str:
     return line if line.isprintable() else "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
 
 
@@ -30,22 +32,23 @@ class Lasting:
     A run does not lose its steps because nobody reads on.
     """
 
-    def __init__(self, stream):
-        self.stream, self.error = stream, None
+    def __init__(self, stream: Any):
+        self.stream = stream
+        self.error: OSError | None = None
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
 
-    def __getattr__(self, name):
+    def __getattr__(self, name: str) -> Any:
         return getattr(self.stream, name)
 
-    def write(self, text):
+    def write(self, text: str) -> int:
         self._try(self.stream.write, text)
         return len(text)
 
-    def flush(self):
+    def flush(self) -> None:
         self._try(self.stream.flush)
 
-    def _try(self, act, *given):
+    def _try(self, act: Callable, *given: str) -> None:
         try:
             act(*given)
         except OSError as error:
@@ -54,22 +57,22 @@ class Lasting:
                 os.dup2(nowhere.fileno(), self.stream.fileno())
 
 
-def lasting(command) -> None:
+def lasting(command: Callable[[], None]) -> None:
     """Run a command that ends in SystemExit; where its output was not all written, the exit code says so.
 
     Raises:
         SystemExit: the command's; where that is 0, 141 after a broken pipe, and 2 with a line after any other error.
     """
-    for name in ("stdout", "stderr"):
-        setattr(sys, name, Lasting(getattr(sys, name) or open(os.devnull, "w")))
+    stdout, stderr = (Lasting(stream or open(os.devnull, "w")) for stream in (sys.stdout, sys.stderr))
+    sys.stdout, sys.stderr = stdout, stderr
     try:
         command()
     except SystemExit as end:
-        sys.stdout.flush()
-        if end.code or sys.stdout.error is None:
+        stdout.flush()
+        if end.code or stdout.error is None:
             raise
-        if sys.stdout.error.errno == errno.EPIPE:
+        if stdout.error.errno == errno.EPIPE:
             raise SystemExit(BROKEN_PIPE) from None
-        reason = sys.stdout.error.strerror
+        reason = stdout.error.strerror
         print(f"error: standard output cannot be written ({reason}): send it elsewhere; files are whole", file=sys.stderr)
         raise SystemExit(2) from None

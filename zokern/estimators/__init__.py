@@ -3,7 +3,7 @@
 from .estimate import Estimate, average
 from .finite_difference import finite_difference, one_sided, two_point
 from .layers import Layers, layers
-from .losses import Closure, Driver, Estimator, Log, Losses, Point
+from .losses import Closure, Driver, Estimator, Log, LossClosure, Losses, Point
 from .perturbation import PerturbedWeights, ReplayedWeights
 
 __all__ = [
@@ -13,6 +13,7 @@ __all__ = [
     "Estimator",
     "Layers",
     "Log",
+    "LossClosure",
     "Losses",
     "PerturbedWeights",
     "Point",

@@ -4,7 +4,8 @@ from dataclasses import dataclass
 
 import torch
 
-from .perturbation import Term
+from ..noise import NoiseKey
+from ..ops.arguments import Term
 
 LARGEST = 1e18  # directional derivative: the square of a larger one, times that of an element of z, is more than float32 holds
 
@@ -27,6 +28,14 @@ class Estimate:
     projected_grad: torch.Tensor | None = None
     skipped: torch.Tensor = torch.tensor(False)
 
+    @classmethod
+    def along(cls, key: NoiseKey, grad: torch.Tensor, losses: tuple[torch.Tensor, ...], failed: torch.Tensor | None = None) -> "Estimate":
+        """From the derivative along z(key), 0-dim or [coefficient groups]. ``failed``: skip it, however it looks."""
+        good = grad.abs() < LARGEST
+        skipped = ~(good.all() if good.dim() else good)
+        skipped = skipped if failed is None else skipped | failed
+        return cls([(key, torch.where(skipped, 0.0, grad))], losses, grad, skipped)
+
     @property
     def loss(self) -> torch.Tensor | None:
         """Mean of the losses, 0-dim float64; None for an estimate made from terms alone."""
@@ -44,9 +53,3 @@ def average(estimates: list[Estimate]) -> Estimate:
         torch.stack([e.projected_grad for e in estimates if e.projected_grad is not None]),
         skipped,
     )
-
-
-def overflows(grad: torch.Tensor) -> torch.Tensor:
-    """Whether a derivative, 0-dim or [groups], is not finite, or so large that its update would not be: a 0-dim bool tensor."""
-    good = grad.abs() < LARGEST
-    return ~(good.all() if good.dim() else good)

@@ -7,12 +7,13 @@ import torch
 
 from ..layout import Layout
 from ..noise import NoiseKey
-from .estimate import Estimate, average, overflows
+from ..ops.arguments import Number
+from .estimate import Estimate, average
 from .losses import Estimator, Losses, Point
-from .perturbation import Coefficient, PerturbedWeights
+from .perturbation import PerturbedWeights
 
 
-def two_point(key: NoiseKey, plus: torch.Tensor, minus: torch.Tensor, eps: Coefficient) -> Estimate:
+def two_point(key: NoiseKey, plus: torch.Tensor, minus: torch.Tensor, eps: Number) -> Estimate:
     """Central difference of the loss along z(key), g = (L(theta + eps z) - L(theta - eps z)) / (2 eps).
 
     Args:
@@ -20,18 +21,18 @@ def two_point(key: NoiseKey, plus: torch.Tensor, minus: torch.Tensor, eps: Coeff
         eps: perturbation radius in units of theta: a number, or a tensor [coefficient groups]. Each group's estimate divides by its own.
     Reference: Malladi et al. 2023, "Fine-Tuning Language Models with Just Forward Passes", Definition 1.
     """
-    return _difference(key, plus, minus, 2 * eps, (plus, minus))
+    return Estimate.along(key, (plus - minus) / (2 * eps), (plus, minus))
 
 
-def one_sided(key: NoiseKey, plus: torch.Tensor, base: torch.Tensor, eps: Coefficient) -> Estimate:
+def one_sided(key: NoiseKey, plus: torch.Tensor, base: torch.Tensor, eps: Number) -> Estimate:
     """Forward difference of the loss along z(key), g = (L(theta + eps z) - L(theta)) / eps.
 
     Args: as of ``two_point``; base is L(theta), shared by all directions of a step, and not among the estimate's losses.
     """
-    return _difference(key, plus, base, eps, (plus,))
+    return Estimate.along(key, (plus - base) / eps, (plus,))
 
 
-def finite_difference(weights: PerturbedWeights, keys: Sequence[NoiseKey], eps: Coefficient, estimator: str = "two-point") -> Estimator:
+def finite_difference(weights: PerturbedWeights, keys: Sequence[NoiseKey], eps: Number, estimator: str = "two-point") -> Estimator:
     """The mean of one estimate a key; of weights in blocks each block's own, one perturbed at a time. A generator, see ``losses``.
 
     Args:
@@ -47,32 +48,21 @@ def finite_difference(weights: PerturbedWeights, keys: Sequence[NoiseKey], eps: 
     points = [Point([(key, side)], part) for key in keys for part in parts for side in sides]
     answer = yield Losses(weights, points if central else [Point([]), *points])
     losses = iter(answer)
-    base = () if central else (next(losses),)
+    base = [] if central else [next(losses)]
 
     def along(key: NoiseKey) -> Estimate:
-        return two_point(key, next(losses), next(losses), eps) if central else one_sided(key, next(losses), *base, eps)
+        return two_point(key, next(losses), next(losses), eps) if central else one_sided(key, next(losses), base[0], eps)
 
-    estimate = average([_of_blocks(weights.layout, [along(key) for _ in parts]) for key in keys])
+    estimate = average([_of_blocks(weights.layout, key, [along(key) for _ in parts]) for key in keys])
     return replace(estimate, losses=(*base, *estimate.losses))
 
 
-def _difference(
-    key: NoiseKey, there: torch.Tensor, here: torch.Tensor, distance: Coefficient, losses: tuple[torch.Tensor, ...]
-) -> Estimate:
-    grad = (there - here) / distance
-    skipped = overflows(grad)
-    return Estimate([(key, torch.where(skipped, 0.0, grad))], losses, grad, skipped)
-
-
-def _of_blocks(layout: Layout, estimates: list[Estimate]) -> Estimate:
-    """One estimate along one key, of each block's own: its coefficient differs between blocks where there are several."""
+def _of_blocks(layout: Layout, key: NoiseKey, estimates: list[Estimate]) -> Estimate:
+    """One estimate of each block's own: its coefficient differs between blocks where there are several."""
     if len(estimates) == 1:
         return estimates[0]
-    skipped = torch.stack([e.skipped for e in estimates]).any()
-    grad = torch.zeros(len(layout.coefficient_groups), dtype=torch.float64, device=skipped.device)
+    grad = torch.zeros(len(layout.coefficient_groups), dtype=torch.float64, device=estimates[0].skipped.device)
     for block, estimate in zip(layout.blocks, estimates):
         assert estimate.projected_grad is not None
         grad = torch.where(layout.coefficient_groups_of(block, grad.device), estimate.projected_grad, grad)
-    ((key, _),) = estimates[0].terms
-    losses = tuple(loss for e in estimates for loss in e.losses)
-    return Estimate([(key, torch.where(skipped, 0.0, grad))], losses, grad, skipped)
+    return Estimate.along(key, grad, tuple(loss for e in estimates for loss in e.losses))

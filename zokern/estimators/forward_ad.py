@@ -1,8 +1,8 @@
 """Derivatives along z by forward-mode AD, with a z that exists only where it is used."""
 
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,9 +16,10 @@ from torch.utils._pytree import tree_leaves
 from .. import ops
 from ..layout import Layout
 from ..noise import NoiseKey
+from ..ops.arguments import Number
 from ..signals import let_through
-from .estimate import Estimate, average, overflows
-from .losses import Estimator, scalar
+from .estimate import Estimate, average
+from .losses import Estimator, LossClosure, scalar
 from .perturbation import PerturbedWeights
 
 # What describes a tensor. Attributes do, or are views of it (.T), which are known for what they are.
@@ -37,36 +38,29 @@ def forward_gradient(weights: PerturbedWeights, params: list[torch.Tensor], keys
     Reference: Baydin et al. 2022, "Gradients without Backpropagation", Algorithm 1.
     """
     numbers = yield Derivatives(weights, params, keys)
-    return average([_estimate(key, *pair) for key, pair in zip(keys, zip(numbers[::2], numbers[1::2]))])
-
-
-def _estimate(key: NoiseKey, loss: torch.Tensor, grad: torch.Tensor) -> Estimate:
-    skipped = overflows(grad) | ~torch.isfinite(loss)
-    return Estimate([(key, torch.where(skipped, 0.0, grad))], (loss,), grad, skipped)
+    losses, grads = numbers[::2], numbers[1::2]
+    return average([Estimate.along(key, grad, (loss,), ~torch.isfinite(loss)) for key, loss, grad in zip(keys, losses, grads)])
 
 
 @dataclass(frozen=True)
 class Derivatives:
-    """A request for the loss at theta and its derivative along z(key), of each of some keys: two numbers a key."""
+    """A request for the loss at theta and its derivative along z(key), two numbers for each of some keys."""
 
     weights: PerturbedWeights
     params: list[torch.Tensor]
     keys: list[NoiseKey]
 
-    def measure(self, loss: Callable[[], Any]) -> list[torch.Tensor]:
-        """
-        Raises:
-            TypeError, ValueError: the loss is no scalar, or carries no derivative. NotImplementedError: as of ``tangents``.
-        """
-        device = self.weights.layout.params[0].device
+    def measure(self, loss: LossClosure) -> list[torch.Tensor]:
+        """Raises TypeError or ValueError where the loss is no scalar, or carries no derivative; what ``tangents`` raises."""
+        layout, numbers = self.weights.layout, []
         with self.weights.at([]):
-            return [scalar(number, device) for key in self.keys for number in self._dual(key, loss)]
+            for key in self.keys:
+                with tangents(layout, self.params, key):
+                    pair = _unpacked(let_through(loss))
+                numbers += [scalar(number, layout.params[0].device) for number in pair]
+        return numbers
 
-    def _dual(self, key: NoiseKey, loss: Callable[[], Any]) -> tuple[torch.Tensor, torch.Tensor]:
-        with tangents(self.weights.layout, self.params, key):
-            return _unpacked(let_through(loss))
-
-    def replay(self, numbers: Iterator[Any]) -> list[torch.Tensor]:
+    def replay(self, numbers: Iterator[Number]) -> list[torch.Tensor]:
         with self.weights.at([]):
             return [torch.as_tensor(next(numbers)).double() for _ in range(2 * len(self.keys))]
 
@@ -78,7 +72,7 @@ def _unpacked(loss: Any) -> tuple[torch.Tensor, torch.Tensor]:
             f"closure returned {type(loss).__name__}, which carries no derivative: return the loss as a 0-dim tensor (such as "
             "outputs.loss), without .item() or float()"
         )
-    value, grad = forward_ad.unpack_dual(loss)
+    value, grad = _dual_of(loss)
     if grad is None:
         raise ValueError(
             "closure returned a loss without a derivative: return it as computed from the parameters given, without .detach(), .data or "
@@ -88,7 +82,7 @@ def _unpacked(loss: Any) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 @contextmanager
-def tangents(layout: Layout, params, key: NoiseKey):
+def tangents(layout: Layout, params: list[torch.Tensor], key: NoiseKey) -> Iterator[None]:
     """Inside, what is computed from the parameters carries its derivative along z(key): read it with forward_ad.unpack_dual.
 
     Every torch function that is called with a parameter gets a dual tensor in its place, whose tangent is that parameter's z(key) in its
@@ -118,7 +112,7 @@ def tangents(layout: Layout, params, key: NoiseKey):
         raise
 
 
-def _as_written():
+def _as_written() -> AbstractContextManager[Any]:
     """Compiled code runs as Python: what it calls could not be seen. Nothing is compiled where torch's compiler was never loaded."""
     return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
 
@@ -126,7 +120,7 @@ def _as_written():
 class _Duals(TorchFunctionMode):
     """Hands torch functions the duals of parameters. torch calls __torch_function__ for each of them, tensor methods included."""
 
-    def __init__(self, layout, params, key):
+    def __init__(self, layout: Layout, params: list[torch.Tensor], key: NoiseKey) -> None:
         super().__init__()
         self.layout, self.key, self.live = layout, key, True
         self.index_of = _index_of(layout, params)
@@ -134,16 +128,16 @@ class _Duals(TorchFunctionMode):
     # torch takes a mode from its stack for each call and puts it back, both in Python: where an interrupt comes between, it is not there in
     # the end, or comes back when the interrupt's frames go. Then it does nothing.
 
-    def __enter__(self):
+    def __enter__(self) -> Any:
         self.below = torch._C._len_torch_function_stack()
-        return super().__enter__()
+        return super().__enter__()  # type: ignore[no-untyped-call]
 
-    def __exit__(self, *error):
+    def __exit__(self, *error: object) -> None:
         self.live = False
         while torch._C._len_torch_function_stack() > self.below:
             torch._C._pop_torch_function_stack()
 
-    def __torch_function__(self, func, types, args=(), kwargs=None):
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name, kwargs = getattr(func, "__name__", ""), kwargs or {}
         if name not in DESCRIBE and self.live:
             args, kwargs = self._duals(args, name), self._duals(kwargs, name)
@@ -152,18 +146,18 @@ class _Duals(TorchFunctionMode):
             _check_carried(func, (args, kwargs), result)
         return result
 
-    def _duals(self, value, name):
+    def _duals(self, value: Any, name: str) -> Any:
         """The value, with the dual of every parameter in it in the parameter's place, and of views that have no tangent yet."""
         if isinstance(value, torch.Tensor):
             i = self.index_of.get(id(value), self.index_of.get(id(value._base)))
-            return value if i is None or forward_ad.unpack_dual(value).tangent is not None else self._dual(value, i, name)
+            return value if i is None or _has_tangent(value) else self._dual(value, i, name)
         if type(value) in (list, tuple):
             return type(value)([self._duals(v, name) for v in value])
         if type(value) is dict:
             return {k: self._duals(v, name) for k, v in value.items()}
         return value
 
-    def _dual(self, tensor, i, name):
+    def _dual(self, tensor: torch.Tensor, i: int, name: str) -> torch.Tensor:
         if name == "data_ptr" or not torch._C._is_fwd_grad_enabled():
             where = "by its address" if name == "data_ptr" else "under torch.inference_mode() or in a custom autograd.Function"
             raise NotImplementedError(
@@ -173,10 +167,10 @@ class _Duals(TorchFunctionMode):
         owner, z = self.layout.params[i], ops.noise_like(self.layout, i, self.key)
         if tensor is not owner:
             z = z.as_strided(tensor.shape, tensor.stride(), tensor.storage_offset() - owner.storage_offset())
-        return forward_ad.make_dual(tensor, z)
+        return forward_ad.make_dual(tensor, z)  # type: ignore[no-untyped-call, no-any-return]
 
 
-def _check_carried(func, given, result):
+def _check_carried(func: Any, given: Any, result: Any) -> None:
     """Of an operation that a library has defined (torch.library.custom_op), torch drops the derivative without a word."""
     name = str(getattr(func, "_qualified_op_name", None) or func.name()).partition(".")[0]
     numbers = [t for t in tree_leaves(result) if isinstance(t, torch.Tensor) and t.is_floating_point()]
@@ -187,11 +181,17 @@ def _check_carried(func, given, result):
         raise NotImplementedError(f"the operation {name} has no forward AD derivative")
 
 
-def _has_tangent(tensor):
-    return forward_ad.unpack_dual(tensor).tangent is not None
+def _dual_of(tensor: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """-> (the value, its derivative, or None where it has none)."""
+    value, tangent = forward_ad.unpack_dual(tensor)  # type: ignore[no-untyped-call]
+    return value, tangent
 
 
-def _index_of(layout, params):
+def _has_tangent(tensor: torch.Tensor) -> bool:
+    return _dual_of(tensor)[1] is not None
+
+
+def _index_of(layout: Layout, params: list[torch.Tensor]) -> dict[int, int]:
     """id of a tensor -> the number in the layout of the parameter that is it, or whose memory covers it."""
     index_of = {id(p): i for i, p in enumerate(layout.params)}
     for n, tensor in enumerate(params):
@@ -205,6 +205,6 @@ def _index_of(layout, params):
     return index_of
 
 
-def _covers(p, tensor):
+def _covers(p: torch.Tensor, tensor: torch.Tensor) -> bool:
     end = p.data_ptr() + p.numel() * p.element_size()
     return p.device == tensor.device and p.data_ptr() <= tensor.data_ptr() < end

@@ -1,12 +1,16 @@
 """The blocks of a model, what comes before them and what comes after."""
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import TypeAlias
 
 from torch import nn
 
 # Names of what comes after the blocks although some models register it before them (OPT's final_layer_norm and project_out).
 AFTER = re.compile(r"(^|[._])(final|out|head|classifier|pooler|score)")
+
+Named: TypeAlias = list[tuple[str, nn.Module]]  # (name in the model, block), in order
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -29,7 +33,7 @@ class Layers:
     head: list[nn.Parameter]
     titles: dict[nn.Parameter, str]
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         shown = self.names if len(self.names) < 4 else [self.names[0], "...", self.names[-1]]
         parts = ("blocks", sum(self.params, [])), ("embeddings", self.embeddings), ("head", self.head)
         counts = ", ".join(f"{sum(p.numel() for p in part):,} in the {name}" for name, part in parts)
@@ -42,7 +46,7 @@ class Layers:
         return [part for part in parts if part]
 
 
-def layers(model: nn.Module, blocks=None) -> Layers:
+def layers(model: nn.Module, blocks: Iterable[nn.Module] | None = None) -> Layers:
     """Find a model's blocks: the items of its one outermost ``nn.ModuleList`` or, where it has none, of its one outermost
     ``nn.Sequential``. Children without parameters, and embeddings in a Sequential, are no blocks.
 
@@ -74,10 +78,10 @@ def layers(model: nn.Module, blocks=None) -> Layers:
     )  # fmt: skip
 
 
-def _stack(model):
-    """[(name, block)] of the one list of blocks that no other list is around."""
+def _stack(model: nn.Module) -> Named:
+    """The items of the one list of blocks that no other list is around."""
     for kind in (nn.ModuleList, nn.Sequential):
-        found = {}
+        found: dict[str, nn.Module] = {}
         for name, module in model.named_modules():
             outer = any(name.startswith(other + "." if other else "") for other in found)
             if isinstance(module, kind) and not outer and _has_parameters(module):
@@ -93,17 +97,17 @@ def _stack(model):
     raise ValueError(f"no layers found in a {type(model).__name__}, which has no ModuleList or Sequential: {_cure('...')}")
 
 
-def _cure(blocks):
+def _cure(blocks: str) -> str:
     return f"say which modules are the blocks, in order, and pass zokern.layers(model, blocks=[{blocks}]) in the model's place"
 
 
-def _path(name):
+def _path(name: str) -> str:
     """The Python that reads a submodule."""
     return f"model.{name}" if all(part.isidentifier() for part in name.split(".")) else f"model.get_submodule({name!r})"
 
 
-def _named(model, blocks):
-    """[(name, block)] of the blocks that the user gave."""
+def _named(model: nn.Module, blocks: list[nn.Module]) -> Named:
+    """The blocks that the user gave."""
     if not blocks:
         raise ValueError("blocks=[]: pass at least one module of the model")
     names = {module: name for name, module in model.named_modules()}
@@ -118,11 +122,12 @@ def _named(model, blocks):
     return [(names[block], block) for block in blocks]
 
 
-def _embeddings(model, named, inside):
+def _embeddings(model: nn.Module, named: Named, inside: set[nn.Parameter]) -> set[nn.Parameter]:
     """The parameters that belong before the blocks."""
     # The names of what is around the blocks say nothing about what else is in there.
     around = {""} | {name[: i + 1] for name, _ in named for i, letter in enumerate(name) if letter == "."}
-    found, before = set(), True
+    found: set[nn.Parameter] = set()
+    before = True
     for path, module in model.named_modules():
         for name, p in module.named_parameters(path, recurse=False):
             if any(name.startswith(block + ".") for block, _ in named):
@@ -134,5 +139,5 @@ def _embeddings(model, named, inside):
     return found
 
 
-def _has_parameters(module):
+def _has_parameters(module: nn.Module) -> bool:
     return next(module.parameters(), None) is not None

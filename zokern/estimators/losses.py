@@ -7,28 +7,31 @@ answers requests: a closure that evaluates the model, a log of an earlier run, a
 from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
 from numbers import Real
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import torch
 
+from ..ops.arguments import Number, Term
 from ..signals import let_through
 from .estimate import Estimate
-from .perturbation import PerturbedWeights, Term
+from .perturbation import PerturbedWeights
+
+LossClosure: TypeAlias = Callable[[], torch.Tensor | float]  # what it returns is one number
 
 
 class Request(Protocol):
     """What an estimator yields. It is sent 0-dim float64 tensors on the parameters' device, as many as it asked for."""
 
-    def measure(self, loss: Callable[[], Any]) -> list[torch.Tensor]:
+    def measure(self, loss: LossClosure) -> list[torch.Tensor]:
         """The numbers, from a loss that is computed where the weights are."""
         ...
 
-    def replay(self, numbers: Iterator[Any]) -> list[torch.Tensor]:
+    def replay(self, numbers: Iterator[Number]) -> list[torch.Tensor]:
         """The next numbers, and the passes over the weights that measuring them made."""
         ...
 
 
-Estimator = Generator[Request, list[torch.Tensor], Estimate]
+Estimator: TypeAlias = Generator[Request, list[torch.Tensor], Estimate]
 
 
 class Point(NamedTuple):
@@ -40,52 +43,52 @@ class Point(NamedTuple):
 
 @dataclass(frozen=True)
 class Losses:
-    """A request for the loss at each of some points. None depends on the others: they may be evaluated in any order, and elsewhere."""
+    """A request for the loss at each of some points. None depends on the others: they may be evaluated in any order, and elsewhere.
+
+    A driver that evaluates them elsewhere calls ``weights.apply_pending()`` first, so that the parameters of ``weights.layout`` are theta.
+    """
 
     weights: PerturbedWeights
     points: list[Point]
 
-    def measure(self, loss: Callable[[], Any]) -> list[torch.Tensor]:
+    def measure(self, loss: LossClosure) -> list[torch.Tensor]:
         """Perturbs the weights in place, point by point, and leaves them at the last one.
 
         Raises:
             TypeError, ValueError: the loss is no scalar.
         """
-        return [self._at(point, loss) for point in self.points]
+        device, numbers = self.weights.layout.params[0].device, []
+        for terms, part in self.points:
+            with self.weights.at(terms, part), torch.no_grad():
+                numbers.append(scalar(let_through(loss), device))
+        return numbers
 
-    def replay(self, numbers: Iterator[Any]) -> list[torch.Tensor]:
+    def replay(self, numbers: Iterator[Number]) -> list[torch.Tensor]:
         return self.measure(lambda: next(numbers))
-
-    def _at(self, point: Point, loss: Callable[[], Any]) -> torch.Tensor:
-        with self.weights.at(point.terms, point.part), torch.no_grad():
-            return scalar(let_through(loss), self.weights.layout.params[0].device)
 
 
 class Driver:
-    """Answers the requests of estimators. ``step`` and the like take one in the place of a closure."""
+    """Answers the requests of estimators. ``step`` and the like take one instead of a closure.
 
-    live = True  # whether it measures, rather than repeats what was measured
+    Attributes:
+        live: it measures, rather than repeats what was measured.
+        look: a function that is to be shown each loss as a closure returned it.
+    """
+
+    live = True
+    look: Callable[[Any], Any] = staticmethod(lambda loss: None)
 
     def answer(self, request: Request) -> list[torch.Tensor]:
-        """The numbers that are asked for, as 0-dim float64 tensors on the parameters' device."""
         raise NotImplementedError
 
 
 class Closure(Driver):
-    """Measures where the weights are, one point after the other.
+    """Measures where the weights are, one point after the other, by () -> loss, a 0-dim tensor or a number."""
 
-    Args:
-        closure: () -> loss, a 0-dim tensor or a number.
-    Attributes:
-        look: is shown each loss as the closure returned it.
-    """
-
-    look: Callable[[Any], None] = staticmethod(lambda loss: None)
-
-    def __init__(self, closure: Callable[[], Any]) -> None:
+    def __init__(self, closure: LossClosure) -> None:
         self.closure = closure
 
-    def loss(self) -> Any:
+    def loss(self) -> torch.Tensor | float:
         loss = self.closure()
         self.look(loss)
         return loss
@@ -105,26 +108,22 @@ class Closure(Driver):
 
 
 class Log(Driver):
-    """Answers with what was measured before, and makes the same passes over the weights: the same bits, without a forward pass.
-
-    Args:
-        measurements: numbers or 0-dim tensors, in the order of the requests.
-    """
+    """Answers with what was measured before, numbers or 0-dim tensors in the order of the requests, and makes the same passes over the
+    weights: the same bits, without a forward pass."""
 
     live = False
 
-    def __init__(self, measurements: Iterable[Any]) -> None:
+    def __init__(self, measurements: Iterable[Number]) -> None:
         self.left = iter(measurements)
 
     def answer(self, request: Request) -> list[torch.Tensor]:
         return request.replay(self.left)
 
 
-def driver_of(closure: Driver | Callable[[], Any], look: Callable[[Any], None]) -> Driver:
-    """A driver, as it is; of a closure the ``Closure``. ``look``: is shown each loss as the closure returned it."""
+def driver_of(closure: LossClosure | Driver, look: Callable[[Any], Any]) -> Driver:
+    """A driver, or a closure as one, which shows its losses to ``look``."""
     driver = closure if isinstance(closure, Driver) else Closure(closure)
-    if isinstance(driver, Closure):
-        driver.look = look
+    driver.look = look
     return driver
 
 
@@ -149,21 +148,16 @@ def scalar(loss: Any, device: torch.device) -> torch.Tensor:
 
 
 def backpropagated(loss: Any) -> torch.Tensor:
-    """A loss that a closure returned, detached, after its backward pass.
-
-    Raises:
-        TypeError, ValueError: it is no scalar, or cannot be differentiated.
-    """
+    """A loss that a closure returned, detached, after its backward pass. Errors as of ``scalar``, and of one without a gradient."""
     if not isinstance(loss, torch.Tensor):
         raise TypeError(f"closure returned {type(loss).__name__}: return the loss itself, a 0-dim tensor (such as outputs.loss)")
     if loss.dim() or loss.is_complex():
-        raise ValueError(
-            f"closure returned a tensor of shape {tuple(loss.shape)}, {loss.dtype}: return a real 0-dim loss, such as loss.mean()"
-        )
+        kind = f"a tensor of shape {tuple(loss.shape)}, {loss.dtype}"
+        raise ValueError(f"closure returned {kind}: return a real 0-dim loss, such as loss.mean()")
     if not loss.requires_grad:
         raise ValueError(
             "closure returned a loss that does not depend on the first-order parameters: return it as computed, without item(), "
             "detach() or no_grad()"
         )
-    loss.backward()
+    loss.backward()  # type: ignore[no-untyped-call]
     return loss.detach()

@@ -2,21 +2,21 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any, TypeAlias
 
 import torch
 
 from .. import ops
 from ..layout import Layout
 from ..noise import NoiseKey
+from ..ops.arguments import Number, Term
 
-Coefficient = float | torch.Tensor
-Term = tuple[NoiseKey, Coefficient]
-Pending = tuple[list[Term], Coefficient]
-NOTHING: Pending = ([], 1.0)
+Pass: TypeAlias = tuple[list[Term], Number]  # (terms, decay)
+NOTHING: Pass = ([], 1.0)
 
 
 class PerturbedWeights:
-    """Perturbs weights in place. What brings them back is pending until the next pass, which applies it with its own terms.
+    """Perturbs weights in place; the restoring terms are pending until the next pass, which applies them with its own.
 
     Going to theta + eps z, then to theta - eps z, then to an updated theta is three passes; restoring in between would make it four. An
     update may be pending as well: then the next perturbation applies it, and a step is two passes.
@@ -54,95 +54,81 @@ class PerturbedWeights:
                     self._move(i, waiting + terms, decay, (back, 1.0))
                 elif waiting:
                     self._move(i, waiting, decay, NOTHING)
-            torch.clear_autocast_cache()  # it keeps 16-bit copies of weights, and cannot see that they have changed
             yield
         except BaseException:
             self.apply_pending()
             raise
 
-    def add_pending(self, terms: Iterable[Term], decay: Coefficient = 1.0) -> None:
+    def add_pending(self, terms: Iterable[Term], decay: Number = 1.0) -> None:
         """theta <- decay * theta + sum_k c_k z(key_k), in the next pass."""
         terms = list(terms)
         self.pending = [(_decayed(waiting, decay) + terms, decay * before) for waiting, before in self.pending]
-
-    def add(self, terms: Iterable[Term], decay: Coefficient = 1.0) -> None:
-        """theta <- decay * theta + sum_k c_k z(key_k), with what is pending in the same pass."""
-        self.add_pending(terms, decay)
-        self.apply_pending()
 
     def update(
         self,
         rule: str,
         terms: Sequence[Term],
-        numbers: Sequence[Coefficient],
-        state: Sequence[Callable[[torch.Tensor], torch.Tensor]],
-        decay: Coefficient = 1.0,
+        numbers: Sequence[Number],
+        state: Callable[[list[torch.Tensor]], Sequence[Sequence[torch.Tensor]]] = lambda params: (),
+        decay: Number = 1.0,
         rounding: NoiseKey | None = None,
     ) -> None:
         """theta, state <- rule(decay * theta, sum_k c_k z(key_k), state), with what is pending in the same pass.
 
         Args:
             rule, terms, numbers, rounding: as ``zokern.ops.update_`` takes them.
-            state: for each state of the rule a function that gives it for a parameter.
+            state: parameters -> for each state of the rule, that of each parameter. Default: none.
         """
+        slots = [state(layout.params) for layout in self.parts]  # all of them before anything moves
         for i, (layout, (waiting, before)) in enumerate(zip(self.parts, self.pending)):
-            slots = [[of(p) for p in layout.params] for of in state]
-            with self._applied(i, NOTHING):
-                ops.update_(layout, rule, terms, numbers, slots, _decayed(waiting, decay), decay * before, rounding)
-                self.passes[i] += 1
-        torch.clear_autocast_cache()
+            own = _decayed(waiting, decay), decay * before
+            self._made(i, NOTHING, lambda: ops.update_(layout, rule, terms, numbers, slots[i], *own, rounding))  # noqa: B023
 
     def apply_pending(self) -> None:
         """Bring the weights to theta, up to one rounding for each pass since they last were there."""
         for i, (terms, decay) in enumerate(self.pending):
             self._move(i, terms, decay, NOTHING)
-        torch.clear_autocast_cache()
 
     def finish(self) -> None:
-        """Make the passes that wait, before anything else touches the weights: here, none do."""
+        """Make the passes that wait, before anything else touches the weights; here, none does."""
 
     def drop_pending(self) -> None:
         """Take the weights as they are for theta."""
         self.pending = [NOTHING] * len(self.parts)
 
-    def _move(self, i: int, terms: list[Term], decay: Coefficient, pending: Pending) -> None:
-        """One pass over a part, after which this is pending."""
+    def _move(self, i: int, terms: list[Term], decay: Number, pending: Pass) -> None:
+        """One pass over a part, or none where that is nothing to do, after which this is pending."""
         terms = _merged(terms)
-        with self._applied(i, pending):
-            if terms or isinstance(decay, torch.Tensor) or decay != 1:
-                self._pass(i, terms, decay)
-                self.passes[i] += 1
+        if terms or isinstance(decay, torch.Tensor) or decay != 1:
+            self._made(i, pending, lambda: self._add_noise(i, terms, decay))
+        else:
+            self.pending[i] = pending
 
-    def _pass(self, i: int, terms: list[Term], decay: Coefficient) -> None:
-        ops.add_noise_(self.parts[i], terms, decay)
-
-    @contextmanager
-    def _applied(self, i: int, pending: Pending) -> Iterator[None]:
-        """What is pending after the pass inside; an error in that is raised before anything has moved."""
+    def _made(self, i: int, pending: Pass, make: Callable[[], None]) -> None:
+        """Make a pass over a part, after which this is pending. What is wrong with its arguments is raised before anything has moved."""
         before, self.pending[i] = self.pending[i], pending
         try:
-            yield
+            make()
         except BaseException:
             self.pending[i] = before
             raise
+        self.passes[i] += 1
+        torch.clear_autocast_cache()  # it keeps 16-bit copies of weights, and cannot see that they have changed
+
+    def _add_noise(self, i: int, terms: list[Term], decay: Number) -> None:
+        ops.add_noise_(self.parts[i], terms, decay)
 
 
 class ReplayedWeights(PerturbedWeights):
-    """As ``PerturbedWeights``, for passes that are known: they wait, and many are made in one read and write of the weights.
-
-    Each rounds as it would by itself, so that the bits are the same.
-
-    Args:
-        layout: the parameters.
-        passes_per_sweep: how many passes are made in one read and write, >= 1.
-    """
+    """``PerturbedWeights`` for passes that are known: they wait, and ``passes_per_sweep`` >= 1 of them are made in one read and write of
+    the weights. Each rounds as it would by itself, so that the bits are the same."""
 
     def __init__(self, layout: Layout, passes_per_sweep: int) -> None:
         super().__init__(layout)
         self.passes_per_sweep = passes_per_sweep
-        self.waiting: list[list[tuple[list[Term], Coefficient]]] = [[] for _ in self.parts]
+        self.waiting: list[list[Pass]] = [[] for _ in self.parts]
 
-    def update(self, *arguments, **named) -> None:  # type: ignore[no-untyped-def]
+    def update(self, *arguments: Any, **named: Any) -> None:
         self.finish()
         super().update(*arguments, **named)
 
@@ -150,7 +136,7 @@ class ReplayedWeights(PerturbedWeights):
         for i in range(len(self.parts)):
             self._sweep(i)
 
-    def _pass(self, i: int, terms: list[Term], decay: Coefficient) -> None:
+    def _add_noise(self, i: int, terms: list[Term], decay: Number) -> None:
         self.waiting[i].append((terms, decay))
         if len(self.waiting[i]) >= self.passes_per_sweep:
             self._sweep(i)
@@ -160,13 +146,14 @@ class ReplayedWeights(PerturbedWeights):
         ops.replay_(self.parts[i], passes)
 
 
-def _decayed(terms: list[Term], decay: Coefficient) -> list[Term]:
+def _decayed(terms: list[Term], decay: Number) -> list[Term]:
     return [(key, decay * c) for key, c in terms]
 
 
 def _merged(terms: list[Term]) -> list[Term]:
     """One term a key: noise is linear in its coefficient, and two terms of one key would make the same z twice."""
-    merged: dict[NoiseKey, Coefficient] = {}
+    merged: dict[NoiseKey, Number] = {}
     for key, c in terms:
-        merged[key] = merged[key] + c if key in merged else c
+        before = merged.get(key)
+        merged[key] = c if before is None else before + c
     return [(key, c) for key, c in merged.items() if isinstance(c, torch.Tensor) or c != 0]

@@ -4,8 +4,10 @@ import hashlib
 import math
 import random
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from .. import tasks
 from ..errors import BadInput
@@ -26,7 +28,8 @@ PAIRS = (
 )
 LABELS = ("label", "labels", "class", "category", "target", "sentiment", "gold_label", "coarse_label")
 NAMED = "classes are names or whole numbers; make classes of it (such as low and high), or pass another --label"
-FIELDS = ("first", "second")  # of the rows that are made of a plain table
+FIELDS = ("first", "second")  # columns of the task that a plain table is made into
+HELD_OUT, MOST_HELD_OUT = 0.2, 500  # where a plain table comes without --eval-data: this share of every class, so many rows in all
 
 
 @dataclass(frozen=True)
@@ -35,7 +38,7 @@ class Row:
 
     texts: tuple[str, ...]
     label: str
-    place: str
+    location: str
 
 
 @dataclass(frozen=True)
@@ -45,7 +48,7 @@ class Data:
     Attributes:
         name: for the summary.
         task: its prompts, its classes and its metric.
-        train, held_out, test: lists of ``tasks.Example``; test may be empty.
+        train, held_out, test: test may be empty.
         columns: of a table, {"text": names of one or two columns, "label": name of one}, as taken; {} where there was no choice.
     """
 
@@ -54,7 +57,7 @@ class Data:
     train: list[Example]
     held_out: list[Example]
     test: list[Example]
-    columns: dict = field(default_factory=dict)
+    columns: dict[str, Any] = field(default_factory=dict)
 
     def described(self) -> str:
         """Which columns were taken, in words; "" where there was no choice."""
@@ -75,24 +78,20 @@ def load(settings: Settings) -> Data:
     Raises:
         BadInput: whatever makes them unusable, by line and column.
     """
-    data = _of_table(settings) if settings.task is None else _of_task(settings)
-    if settings.batch_size > len(data.train):
-        raise BadInput(
-            f"--batch-size {settings.batch_size} is more than the {len(data.train)} training rows: pass at most {len(data.train)}"
-        )
-    if settings.batch_size * settings.accumulate > len(data.train):
-        raise BadInput(
-            f"--accumulate {settings.accumulate} times --batch-size {settings.batch_size} is more than the {len(data.train)} training rows"
-        )
-    if settings.full_batch and settings.full_batch > len(data.train):
-        raise BadInput(
-            f"--full-batch {settings.full_batch} is more than the {len(data.train)} training rows: leave it out to take them all"
-        )
+    data = _of_table(settings) if settings.task is None else _of_task(settings, tasks.get(settings.task))
+    rows, batch, full = len(data.train), settings.batch_size, settings.full_batch
+    for needed, what, cure in (
+        (batch, f"--batch-size {batch}", f": pass at most {rows}"),
+        (batch * settings.accumulate, f"--accumulate {settings.accumulate} times --batch-size {batch}", ""),
+        (full or 0, f"--full-batch {full}", ": leave it out to take them all"),
+    ):
+        if needed > rows:
+            raise BadInput(f"{what} is more than the {rows} training rows{cure}")
     return data
 
 
-def _of_task(settings):
-    task, source = tasks.get(settings.task), settings.data
+def _of_task(settings: Settings, task: Task) -> Data:
+    source = settings.data
     rows, (train, held_out, test) = task.load(source, "train"), settings.rows
     name = task.name if source is None else f"{task.name} ({source})"
     if source is not None and Path(source).expanduser().is_file():  # which holds one split, whatever its name
@@ -100,39 +99,37 @@ def _of_task(settings):
             raise BadInput(f"--shots needs splits of its own for the test, and --data {source!r} is one file: pass a folder, or --rows")
         return Data(name, task, *tasks.split(rows, settings.seed, train, held_out, test))
     judged = task.load(source, "validation") if test else []  # the hub's test splits have no labels
-    test = tasks.split(judged, settings.seed, 0, 0, min(test, len(judged))).test
+    tested = tasks.split(judged, settings.seed, 0, 0, min(test, len(judged))).test
     if settings.shots:
-        return Data(name, task, *tasks.few_shot(rows, settings.shots, settings.seed), test)
-    train, held_out, _ = tasks.split(rows, settings.seed, train, held_out, 0)
-    return Data(name, task, train, held_out, test)
+        return Data(name, task, *tasks.few_shot(rows, settings.shots, settings.seed), tested)
+    return Data(name, task, *tasks.split(rows, settings.seed, train, held_out, 0)[:2], tested)
 
 
-def _of_table(settings):
+def _of_table(settings: Settings) -> Data:
     if settings.data is None:
-        rows = docstring_sentences()
-        table = Table("docstrings of networkx and sympy", ("text", "label"), rows, [f"row {i}" for i in range(1, len(rows) + 1)])
+        table = Table("docstrings of networkx and sympy", ("text", "label"), docstring_sentences())
     else:
         table = read(settings.data)
     text, label = columns(table, settings.text, settings.label)
     train = examples(table, text, label)
     labels = _classes(table.name, train, label)
     if settings.eval_data:
-        held_out = _known(settings, text, label, labels)
+        held_out = _known(settings.eval_data, text, label, labels)
     else:
         train, held_out = hold_out(table.name, train, settings.seed)
-    fields = dict.fromkeys(FIELDS[: len(text)], "string")
-    prompt = tuple("{" + field + "}" for field in fields)
-    task = Task(table.name, "", "", fields, tuple(labels), "accuracy", causal=None, head=prompt)
+    task = table_task(table.name, labels, FIELDS[: len(text)])
     ids = {name: i for i, name in enumerate(labels)}
-    rows = ([_example(row, ids) for row in rows] for rows in (train, held_out))
-    return Data(table.name, task, *rows, [], {"text": list(text), "label": label} if settings.data else {})
+    made = [[Example(dict(zip(FIELDS, row.texts)), ids[row.label], row.location) for row in rows] for rows in (train, held_out)]
+    return Data(table.name, task, made[0], made[1], [], {"text": list(text), "label": label} if settings.data else {})
 
 
-def _example(row, ids):
-    return Example(dict(zip(FIELDS, row.texts)), ids[row.label], row.place)
+def table_task(name: str, labels: Sequence[str], fields: Sequence[str] = FIELDS[:1]) -> Task:
+    """The task that a plain table is: one text or two, which only a classification head reads."""
+    head = tuple("{" + field + "}" for field in fields)
+    return Task(name, "", "", dict.fromkeys(fields, "string"), tuple(labels), "accuracy", causal=None, head=head)
 
 
-def columns(table: Table, text=(), label=None):
+def columns(table: Table, text: tuple[str, ...], label: str | None) -> tuple[tuple[str, ...], str]:
     """-> (text columns, label column): those asked for, else those whose names say so.
 
     Raises:
@@ -147,7 +144,7 @@ def columns(table: Table, text=(), label=None):
     return tuple(text) or _text_columns(table, label), label
 
 
-def _text_columns(table, label):
+def _text_columns(table: Table, label: str) -> tuple[str, ...]:
     rest = {column.lower(): column for column in table.columns if column != label}
     pairs = [tuple(rest[name] for name in pair) for pair in PAIRS if all(name in rest for name in pair)]
     if len(pairs) == 1:
@@ -156,33 +153,33 @@ def _text_columns(table, label):
     return (_only(table, "text", named or list(rest.values())),)
 
 
-def _only(table, what, candidates):
+def _only(table: Table, what: str, candidates: list[str]) -> str:
     if len(candidates) == 1:
         return candidates[0]
     found = f"several columns that may be the {what} ({', '.join(candidates)})" if candidates else f"no column that is clearly the {what}"
     raise BadInput(f"{table.name!r} has {found}: pass --{what} with one of its columns: {', '.join(table.columns)}")
 
 
-def examples(table: Table, text, label) -> list[Row]:
+def examples(table: Table, text: tuple[str, ...], label: str) -> list[Row]:
     """Every row, checked.
 
     Raises:
         BadInput: a text that is empty or no text, a label that is empty or neither a name nor a whole number; with line and column.
     """
     result = []
-    for row, place in zip(table.rows, table.places, strict=True):
-        where = f"{table.name!r}, {place}"
-        texts = tuple(row.get(column) for column in text)
+    for row, location in zip(table.rows, table.locations, strict=True):
+        where = f"{table.name!r}, {location}"
+        texts: tuple[Any, ...] = tuple(row.get(column) for column in text)
         for column, value in zip(text, texts, strict=True):
             if not isinstance(value, str) and value is not None:
                 raise BadInput(f"{where}, column {column!r}: {value!r} is no text: pass --text with another column, or correct the row")
             if not (value or "").strip():
                 raise BadInput(f"{where}, column {column!r}: the text is empty: fill it in or remove the row")
-        result.append(Row(texts, _label(row.get(label), f"{where}, column {label!r}"), place))
+        result.append(Row(texts, _label(row.get(label), f"{where}, column {label!r}"), location))
     return result
 
 
-def _label(value, where):
+def _label(value: object, where: str) -> str:
     if isinstance(value, bool | int):
         return str(value)
     if isinstance(value, float) and value.is_integer():
@@ -194,17 +191,17 @@ def _label(value, where):
     raise BadInput(f"{where}: the label is {value!r}: {NAMED}")
 
 
-def _classes(name, rows, label):
+def _classes(name: str, rows: list[Row], label: str) -> list[str]:
     """Names of the classes: whole numbers in their order, else by the alphabet."""
-    first = {}
+    first: dict[str, str] = {}  # class -> where it occurs first
     for row in rows:
-        first.setdefault(row.label, row.place)
+        first.setdefault(row.label, row.location)
     where = f"{name!r}, column {label!r}"
     if len(first) == 1:
         raise BadInput(f"{where} holds only the class {next(iter(first))!r}: add rows of another, or pass another --label")
-    for value, place in first.items():
+    for value, location in first.items():
         if _is_real(value):
-            raise BadInput(f"{name!r}, {place}, column {label!r}: the label is {value}, a real number: {NAMED}")
+            raise BadInput(f"{name!r}, {location}, column {label!r}: the label is {value}, a real number: {NAMED}")
     if len(first) > max(20, len(rows) // 4):
         raise BadInput(f"{where} holds {len(first)} classes in {len(rows)} rows, too many to be classes: pass another --label")
     try:
@@ -213,7 +210,7 @@ def _classes(name, rows, label):
         return sorted(first)
 
 
-def _is_real(label) -> bool:
+def _is_real(label: str) -> bool:
     """Whether a label is a number, and no whole one."""
     try:
         number = float(label)
@@ -222,34 +219,36 @@ def _is_real(label) -> bool:
     return math.isfinite(number) and not number.is_integer()
 
 
-def _known(settings, text, label, labels):
-    table = read(settings.eval_data, "validation")
+def _known(name: str, text: tuple[str, ...], label: str, labels: list[str]) -> list[Row]:
+    """The rows of --eval-data, all of classes that --data has."""
+    table = read(name, "validation")
     for column in (*text, label):
         if column not in table.columns:
             raise BadInput(f"--eval-data {table.name!r} lacks the column {column!r}: its columns are {', '.join(table.columns)}")
     rows = examples(table, text, label)
     for row in rows:
         if row.label not in labels:
-            where = f"{table.name!r}, {row.place}, column {label!r}"
+            where = f"{table.name!r}, {row.location}, column {label!r}"
             raise BadInput(f"{where}: {row.label!r} is none of the classes in --data ({', '.join(labels[:20])}): correct or remove the row")
     return rows
 
 
-def hold_out(name, rows, seed, fraction=0.2, most=500):
-    """-> (training rows, held-out rows): ``fraction`` of every class, ``most`` rows in all, one of each class at least.
+def hold_out(name: str, rows: list[Row], seed: int) -> tuple[list[Row], list[Row]]:
+    """-> (training rows, held-out rows): a share of every class, one row of each at least.
 
     Raises:
         BadInput: a class has one row only, which is often a misspelt label.
     """
-    groups = defaultdict(list)
+    groups: dict[str, list[Row]] = defaultdict(list)
     for row in rows:
         groups[row.label].append(row)
-    share = min(fraction, most / len(rows))
+    share = min(HELD_OUT, MOST_HELD_OUT / len(rows))
     generator = random.Random(seed)
-    train, held_out = [], []
+    train: list[Row] = []
+    held_out: list[Row] = []
     for label, group in sorted(groups.items()):
         if len(group) == 1:
-            where = f"{name!r}, {group[0].place}"
+            where = f"{name!r}, {group[0].location}"
             raise BadInput(f"{where}: the class {label!r} occurs only here: correct the label, add rows, or pass --eval-data")
         generator.shuffle(group)
         cut = max(1, round(share * len(group)))

@@ -3,6 +3,7 @@
 import ast
 import random
 import re
+from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -12,7 +13,7 @@ PACKAGES = ("networkx", "sympy")  # torch requires both, so that whoever can run
 SENTENCE = re.compile(r"(.+?[.!?])(?=\s|$)")
 
 
-def docstring_sentences(packages=PACKAGES, each=800, seed=0):
+def docstring_sentences(packages: tuple[str, ...] = PACKAGES, each: int = 800, seed: int = 0) -> list[dict[str, str]]:
     """Balanced, distinct sentences from the source of installed packages, which is read and never imported.
 
     A sentence that names one of the packages is left out: the text must not tell its own label.
@@ -27,7 +28,8 @@ def docstring_sentences(packages=PACKAGES, each=800, seed=0):
         BadInput: a package is not installed or has fewer than 20 such sentences.
     """
     named = re.compile("|".join(map(re.escape, packages)), re.IGNORECASE)
-    seen, found = set(), {package: [] for package in packages}
+    seen: set[str] = set()
+    found: dict[str, list[str]] = {package: [] for package in packages}
     for package, texts in found.items():
         for text in _sentences(package, seed):
             if text.lower() not in seen and not named.search(text):
@@ -43,7 +45,7 @@ def docstring_sentences(packages=PACKAGES, each=800, seed=0):
     return rows
 
 
-def _sentences(package, seed):
+def _sentences(package: str, seed: int) -> Iterator[str]:
     spec = find_spec(package)
     if spec is None or not spec.submodule_search_locations:
         raise BadInput(f"package {package!r} is not installed: pip install {package}, or pass --data")

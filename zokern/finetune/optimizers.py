@@ -2,13 +2,14 @@
 
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import torch
 
 from ..errors import BadInput, need
-from ..estimators import layers
-from ..optim import named, splits
-from .settings import Settings
+from ..estimators import Layers, layers
+from ..optim import ClosureOptimizer, named, splits
+from .settings import FO, Settings
 
 FIRST = {"adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}
 FO_LR = {"adamw": 1e-5, "sgd": 2e-5}  # LoHO's, on RoBERTa-large
@@ -16,46 +17,45 @@ FO_ADAPTED, FO_NEW_HEAD = 10, 100  # so many times that for adapters, and with a
 # For a new head on a model as small as MiniLM: lr is 1e3 times that of a language model. After a probe the loss is steeper, and there
 # is less to gain: a step that helps a new head would undo the probe.
 NEW_HEAD, PROBED = 3e-2, 2e-3
-ANCHORS = 10  # lr_full over lr
 
 
 def with_rates(settings: Settings) -> Settings:
-    """The settings with lr, eps, lr_full and fo_lr, where none were given."""
+    """The settings with lr, eps, fo_lr and other learning rates of the optimizer, where none were given."""
     points = need("zokern.hf").STARTING_POINTS
     method = settings.adapter[0] if settings.adapter[0] in points else "full"
     small = settings.task_type == "head" and method in ("lora", "dora", "head")
-    if settings.halves:
+    if settings.halves and settings.fo:
         times = FO_NEW_HEAD if small and settings.head != "probe" else 1 if method == "full" else FO_ADAPTED
         settings = replace(settings, fo_lr=settings.fo_lr or times * FO_LR[settings.fo])
-    if settings.zeroth is None:
+    cls = settings.zeroth_class
+    if cls is None:
         return settings
-    cls, takes = settings.zeroth_class, settings.zeroth_class.declared()
+    takes = cls.declared()
     usual = (PROBED if settings.head == "probe" else NEW_HEAD) if small else points[method].lr[1]
     own = takes["lr"].default if method == "full" else None  # of all parameters each optimizer has its own
     lr = settings.lr or own or usual * cls.lr_scale
-    full = {"lr_full": ANCHORS * lr} if "lr_full" in takes else {}
+    rates = {name: setting.times_lr * lr for name, setting in takes.items() if setting.times_lr}
     eps = settings.eps or (points[method].eps if "eps" in takes else None)
-    return replace(settings, lr=lr, eps=eps, optimizer_settings=full | settings.optimizer_settings)
+    return replace(settings, lr=lr, eps=eps, optimizer_settings=rates | settings.optimizer_settings)
 
 
-def make(settings: Settings, model) -> tuple[type, dict]:
+def make(settings: Settings, model: torch.nn.Module) -> tuple[type[ClosureOptimizer], dict[str, Any]]:
     """-> (class, its arguments), of settings that have their rates.
 
     Raises:
         BadInput: what the optimizer does not take, of this model or together.
     """
-    cls, given = named(settings.optimizer), dict(settings.optimizer_settings)
+    cls, zeroth = named(settings.optimizer), settings.zeroth_class
+    takes = cls.declared() | (zeroth.declared() if zeroth else {})
+    rates = {name: getattr(settings, name) for name in ("lr", "eps", "seed") if zeroth and name in takes}
+    given: dict[str, Any] = settings.optimizer_settings | {name: value for name, value in rates.items() if value is not None}
+    given |= {name: getattr(torch, value) for name, value in given.items() if name in takes and takes[name].kind is torch.dtype}
     if "blocks" in given:
         given["blocks"] = _layers(model, "--blocks", "leave it out")
-    if "state_dtype" in given:
-        given["state_dtype"] = getattr(torch, given["state_dtype"])
-    zeroth = settings.zeroth_class
-    if zeroth is not None:
-        rates = {name: getattr(settings, name) for name in ("lr", "eps", "seed")}
-        given |= {name: value for name, value in rates.items() if value is not None and name in zeroth.declared()}
     try:
-        options = _halves(settings, model, zeroth, given) if settings.halves else given
-        cls(model if cls.takes_model else [(name, p) for name, p in model.named_parameters() if p.requires_grad], **options)
+        options = _halves(settings, model, given) if cls.divides else given
+        trained: Any = model if cls.takes_model else [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+        cls(trained, **options)
     except BadInput:
         raise
     except ValueError as error:
@@ -63,17 +63,17 @@ def make(settings: Settings, model) -> tuple[type, dict]:
     return cls, options
 
 
-def _halves(settings, model, zeroth, given):
+def _halves(settings: Settings, model: torch.nn.Module, given: dict[str, Any]) -> dict[str, Any]:
     """What makes an optimizer of two: which parameters are in which half, and what moves each."""
     blocks = _layers(model, f"--optimizer {settings.optimizer}", "pass another optimizer").params
-    own = named(settings.optimizer).declared()
-    fo = partial(FIRST[settings.fo], lr=settings.fo_lr, weight_decay=given.get("weight_decay", 0.0))
+    cls, zeroth = named(settings.optimizer), settings.zeroth_class
+    own = {name: value for name, value in given.items() if name in cls.declared()}
+    fo = partial(FIRST[settings.fo or FO], lr=settings.fo_lr, weight_decay=given.get("weight_decay", 0.0))
     zo = zeroth and partial(zeroth, **{name: value for name, value in given.items() if name not in own})
-    split = split_of(settings.split or f"depth:{len(blocks) // 2}", settings.seed)
-    return dict(zo=zo, fo=fo, split=split, **{name: value for name, value in given.items() if name in own})
+    return dict(zo=zo, fo=fo, split=split_of(settings.split or f"depth:{len(blocks) // 2}", settings.seed), **own)
 
 
-def split_of(text: str, seed: int):
+def split_of(text: str, seed: int) -> splits.Depth | splits.Inter | splits.LISA:
     """The split that a text of the form ``settings.SPLIT`` names; ``seed`` is of LISA's draws.
 
     Raises:
@@ -88,7 +88,7 @@ def split_of(text: str, seed: int):
     return splits.Inter(blocks) if kind == "inter" else splits.Intra(blocks, *map(float, numbers[1:]))
 
 
-def _layers(model, option, cure):
+def _layers(model: torch.nn.Module, option: str, cure: str) -> Layers:
     try:
         return layers(model)
     except ValueError as error:

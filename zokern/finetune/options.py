@@ -1,16 +1,28 @@
-"""The options of a command: the fields of its settings, and the settings that optimizers declare."""
+"""The options of a command, fields of its settings and settings that optimizers declare: what each may hold, and how it is written."""
 
 from collections import defaultdict
-from dataclasses import dataclass, field, fields
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, fields, replace
 from difflib import get_close_matches
-from typing import get_type_hints
+from numbers import Integral, Real
+from types import UnionType
+from typing import Any, get_args, get_origin, get_type_hints
 
 import torch
 
+from ..errors import BadInput
 from ..optim import Setting, optimizers
 
 # How a setting of an optimizer is given, by its kind; other kinds are for Python alone.
-KINDS = {float: float | None, int: int | None, bool: bool, str: str | None, tuple: tuple[float, ...], torch.dtype: str | None}
+HINTS: dict[Any, Any] = {
+    float: float | None,
+    int: int | None,
+    bool: bool,
+    str: str | None,
+    tuple: tuple[float, ...],
+    torch.dtype: str | None,
+}
+KINDS = {bool: (bool, "true or false"), int: (Integral, "an integer"), float: (Real, "a number"), str: (str, "text")}
 COMMANDS = ("config", "resume", "context")  # what a command takes beside its settings
 
 
@@ -20,32 +32,32 @@ class Option:
 
     Attributes:
         name: of the setting: batch_size of --batch-size.
-        hint: annotation of its value.
+        hint: annotation of its value: a bool, int, float or str, or a tuple of one of these; bool | None of a flag that may be on without
+            being given, so that there is a --no-... as well.
         aliases: other names of it, those of the Hugging Face Trainer or of peft.
         formerly: what earlier versions called it, in files that they wrote.
-        negatable: a flag that may be on without being given, so that there is a --no-... as well.
     """
 
     name: str
-    hint: object
-    help: str
-    default: object = None
+    hint: Any
+    help: str = ""
+    default: Any = None
     aliases: tuple[str, ...] = ()
     formerly: tuple[str, ...] = ()
-    negatable: bool = False
 
 
-def option(help, default=None, *aliases, formerly=()):
+def option(help: str | Callable[[], str], default: Any = None, *aliases: str, formerly: tuple[str, ...] = ()) -> Any:
     """A field that is an option: ``help`` is its line, or makes it."""
     return field(default=default, metadata={"help": help, "aliases": aliases, "formerly": formerly})
 
 
 def options_of(settings: type) -> dict[str, Option]:
     """name -> Option of each field of a dataclass; in place of its field ``optimizer_settings`` of each setting that is declared."""
-    found, hints, own = {}, get_type_hints(settings), {f.name for f in fields(settings)}
+    found: dict[str, Option] = {}
+    hints, own = get_type_hints(settings), {f.name for f in fields(settings)}
     for f in fields(settings):
         if f.name == "optimizer_settings":
-            found |= {name: made for name, made in optimizer_options().items() if name not in own}
+            found |= {name: made for name, made in _optimizer_options().items() if name not in own}
         else:
             help = f.metadata["help"]
             more = dict(f.metadata, help=help() if callable(help) else help)
@@ -53,37 +65,114 @@ def options_of(settings: type) -> dict[str, Option]:
     return found
 
 
-def optimizer_options() -> dict[str, Option]:
+def _optimizer_options() -> dict[str, Option]:
     """name -> Option of every setting that a registered optimizer takes and that can be written."""
-    taken = defaultdict(dict)
+    taken: dict[str, dict[str, Setting]] = defaultdict(dict)
     for optimizer, cls in optimizers().items():
         for name, setting in cls.declared().items():
-            if setting.kind in KINDS and name not in COMMANDS:
+            if setting.kind in HINTS and name not in COMMANDS:
                 taken[name][optimizer] = setting
     return {name: _of_optimizers(name, by_optimizer) for name, by_optimizer in taken.items()}
 
 
-def _of_optimizers(name, taken: dict[str, Setting]) -> Option:
+def _of_optimizers(name: str, taken: dict[str, Setting]) -> Option:
     """One option of a setting, whose help says which optimizers take it where that is not every one that perturbs weights."""
-    alike = defaultdict(list)
+    alike = defaultdict(list)  # what is said of it -> names of the optimizers
     for optimizer, setting in taken.items():
-        alike[_help(setting)].append(optimizer)
+        values = "" if setting.kind is bool else f" ({', '.join(setting.choices) or setting.cure})"
+        alike[f"{setting.help.removesuffix('.')}{values}."].append(optimizer)
     everyone = [other for other, cls in optimizers().items() if not cls.takes_model]
     help = " ".join(text if takers == everyone else f"{_names(takers, everyone)}: {text}" for text, takers in alike.items())
-    first, on = next(iter(taken.values())), any(setting.default is True for setting in taken.values())
-    hint = bool | None if on else KINDS[first.kind]
-    return Option(name, hint, help, {bool: False, tuple[float, ...]: ()}.get(hint), negatable=on)
+    on = any(setting.default is True for setting in taken.values())
+    hint = bool | None if on else HINTS[next(iter(taken.values())).kind]
+    return Option(name, hint, help, False if hint is bool else () if get_origin(hint) is tuple else None)
 
 
-def _help(setting):
-    if setting.kind is bool:
-        return setting.help
-    return f"{setting.help.removesuffix('.')} ({', '.join(setting.choices) or setting.cure})."
-
-
-def _names(takers, everyone):
+def _names(takers: list[str], everyone: list[str]) -> str:
     others = [name for name in everyone if name not in takers]
     return f"all but {', '.join(others)}" if 0 < len(others) < len(takers) else ", ".join(takers)
+
+
+def fit(name: str, value: Any, hint: Any) -> Any:
+    """A value as a field of this annotation holds it: a bool, int, float or str, or a tuple or dict of these; None where it may be.
+
+    Args:
+        name: what an error calls it.
+    Raises:
+        BadInput: it is of another kind, an integer of more than 64 bits, or text that no file could be named by.
+    """
+
+    def demand(holds: bool, words: str) -> None:
+        if not holds:
+            raise BadInput(f"{name} is {brief(value)}: pass {words}")
+
+    if hint is object or value is None and isinstance(hint, UnionType):
+        return value
+    hint = _without_none(hint)
+    if get_origin(hint) is tuple:
+        demand(isinstance(value, list | tuple), "a list")
+        return tuple(fit(f"{name}, of which item {i}", item, get_args(hint)[0]) for i, item in enumerate(value, 1))
+    if get_origin(hint) is dict:
+        demand(isinstance(value, dict), "a table")
+        return {key: fit(f"{name}, of which {key!r}", item, get_args(hint)[1]) for key, item in value.items()}
+    kind, words = KINDS[hint]
+    demand(isinstance(value, kind) and (hint is bool or not isinstance(value, bool)), words)
+    if hint is str:
+        demand("\0" not in value and not any("\ud800" <= c <= "\udfff" for c in value), "text without NUL and without half a character")
+    elif isinstance(value, Integral):
+        demand(-(1 << 63) <= int(value) < 1 << 63, f"{words} of 64 bits")
+    return hint(value)
+
+
+def fitting(settings: Any) -> Any:
+    """A dataclass with every field as ``fit`` has it; errors call it as the command line does."""
+    hints = get_type_hints(type(settings))
+    return replace(settings, **{name: fit(title(name), getattr(settings, name), hints[name]) for name in vars(settings)})
+
+
+def parsed(name: str, text: str, hint: Any) -> Any:
+    """The value that a text on the command line, or in a configuration file, stands for.
+
+    Raises:
+        BadInput: it stands for none of this annotation.
+    """
+    hint = _without_none(hint)
+    several = get_origin(hint) is tuple
+    kind = get_args(hint)[0] if several else hint
+    try:
+        if several:
+            return tuple(kind(part.strip()) for part in text.split(",")) if text else ()
+        return text if kind is bool else kind(text)
+    except ValueError:
+        words = f"{kind.__name__}s with commas between them" if several else KINDS[kind][1]
+        raise BadInput(f"{name} {shown(text)}: pass {words}") from None
+
+
+def as_option(hint: Any) -> type:
+    """The type in which an option of this annotation is given: a tuple is text with commas."""
+    hint = _without_none(hint)
+    return hint if hint in (bool, int, float) else str
+
+
+def written(value: Any) -> Any:
+    """A value as its option takes it: of a tuple its items with commas between them."""
+    return ",".join(map(str, value)) if isinstance(value, tuple) else value
+
+
+def shown(value: Any) -> str:
+    """The same as a text that fits into a line."""
+    text = str(written(value))
+    return text if text.isprintable() and len(text) <= 80 else brief(text)
+
+
+def brief(value: Any) -> str:
+    """A value of any kind and size, for a line."""
+    if isinstance(value, Integral) and int(value).bit_length() > 64:
+        return f"an integer of {int(value).bit_length()} bits"
+    if value is None or isinstance(value, str | Real):
+        text = repr(value)
+        return text if len(text) <= 80 else f"{text[:80]}..."
+    return "a list" if isinstance(value, list | tuple) else "a table" if isinstance(value, dict) else f"a {type(value).__name__}"
 
 
 def title(name: str) -> str:
@@ -91,7 +180,11 @@ def title(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
 
-def nearest(name: str, known) -> str:
+def nearest(name: str, known: Iterable[str]) -> str:
     """ " (did you mean ...?)" where something known is near."""
     close = get_close_matches(name, list(known), 1)
     return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+def _without_none(hint: Any) -> Any:
+    return next(kind for kind in get_args(hint) if kind is not type(None)) if isinstance(hint, UnionType) else hint

@@ -6,6 +6,8 @@ trajectory.jsonl    every step (zokern.record); not of --optimizer hybrid
 checkpoints/        the newest checkpoints, from which --resume goes on; with --keep best that of the best evaluation, too
 log.jsonl           losses and metrics as logged
 metrics.json        the result, once the run is done; with the model, its tokenizer, adapter/ and curve.png
+
+What cannot be written is told as ``Unwritable``, a BadInput.
 """
 
 import fcntl
@@ -13,13 +15,17 @@ import json
 import os
 import shutil
 import warnings
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
+
+import torch
 
 from ..documents import Unreadable, of_json
 from ..errors import BadInput, need, writing
+from .options import fit, shown
 from .settings import Settings
-from .values import fit, shown
 
 RUN, INITIAL, TRAJECTORY, CHECKPOINTS = "run.json", "initial.safetensors", "trajectory.jsonl", "checkpoints"
 HELD = {  # in run.json, beside the settings
@@ -36,7 +42,7 @@ DRAFT = ".zokern-draft."  # how the name of what is not whole yet begins
 
 
 @contextmanager
-def claimed(out: str, overwrite: bool | None = None):
+def claimed(out: str, overwrite: bool | None = None) -> Iterator[Path]:
     """Yields the absolute path of ``out``, which nobody else writes into meanwhile.
 
     Args:
@@ -44,41 +50,47 @@ def claimed(out: str, overwrite: bool | None = None):
     Raises:
         BadInput: it is a file, holds what may not be replaced, cannot be written, or another process writes into it.
     """
-    path = check(out, overwrite)
+    path = _check(out, overwrite)
     half = _half(path)
     with locked(path, clean=not half):
         if not half:
-            check(out, overwrite)  # another process may just have left
+            _check(out, overwrite)  # another process may just have left
         yield path
 
 
-def _half(path):
+def _half(path: Path) -> bool:
     """Whether a process was killed as the contents of a folder that is no run came into place: then they may come again."""
     return path.is_dir() and not (path / RUN).exists() and any(held.is_dir() for held in path.glob(f"{DRAFT}*"))
 
 
-def check(out: str, overwrite: bool | None) -> Path:
-    """-> the absolute path of ``out``. Arguments and errors as of ``claimed``."""
+def _check(out: str, overwrite: bool | None) -> Path:
     path = Path(out).expanduser().absolute()
     if path.exists() and not path.is_dir():
         raise BadInput(f"--out {out!r} is a file: pass a folder")
-    held = {held.name for held in path.iterdir() if not held.name.startswith((LOCK, DRAFT))} if path.is_dir() else set()
-    if held and not (_half(path) and (overwrite is None or held == {INITIAL})):  # a new run would remove what it finds
-        if overwrite is None:
-            raise BadInput(f"--out {out!r} exists and is not empty: pass another folder")
-        if not overwrite:
-            unfinished = (path / RUN).is_file() and not (path / METRICS).is_file()
-            resume = f", or --resume {out} to go on with the run in it" if unfinished else ""
-            raise BadInput(f"--out {out!r} exists and is not empty: pass another folder, or --overwrite{resume}")
-        if not (path / RUN).is_file():
-            raise BadInput(f"--out {out!r} holds no earlier run ({RUN} is missing), which is all that --overwrite replaces: pass another")
+    held = {held.name for held in _contents(path)} if path.is_dir() else set()
+    if not held or _half(path) and (overwrite is None or held == {INITIAL}):  # a new run would remove what it finds
+        return path
+    if not overwrite:
+        unfinished = (path / RUN).is_file() and not (path / METRICS).is_file()
+        more = ", or --overwrite" if overwrite is False else ""
+        more += f", or --resume {out} to go on with the run in it" if more and unfinished else ""
+        raise BadInput(f"--out {out!r} exists and is not empty: pass another folder{more}")
+    if not (path / RUN).is_file():
+        raise BadInput(f"--out {out!r} holds no earlier run ({RUN} is missing), which is all that --overwrite replaces: pass another")
     return path
 
 
+def _contents(path: Path) -> list[Path]:
+    """What a folder holds, other than the lock and drafts."""
+    return [held for held in path.iterdir() if not held.name.startswith((LOCK, DRAFT))]
+
+
 @contextmanager
-def locked(path: Path, clean: bool = True):
+def locked(path: Path, clean: bool = True) -> Iterator[None]:
     """The folder is this process's alone until it leaves the block, or ends anyhow. It is made if need be, and goes if it stays empty.
 
+    Args:
+        clean: remove the drafts that processes have left which were killed.
     Raises:
         BadInput: it is another's, or cannot be written.
     """
@@ -102,13 +114,12 @@ def locked(path: Path, clean: bool = True):
                 folder.rmdir()
 
 
-def _clean(path):
-    """Remove the drafts of processes that were killed."""
+def _clean(path: Path) -> None:
     for draft in path.glob(f"{DRAFT}*"):
         _remove(draft)
 
 
-def _lock(file, path):
+def _lock(file: int, path: Path) -> None:
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         if os.fstat(file).st_nlink:
@@ -121,38 +132,36 @@ def _lock(file, path):
     raise BadInput(f"another process writes into {str(path)!r}: wait until it is done, or pass another folder")
 
 
-def begin(path: Path, record: dict, initial: dict) -> None:
+def begin(path: Path, record: dict[str, Any], initial: dict[str, torch.Tensor]) -> None:
     """Fill the folder of a new run, in place of an earlier one, which stays until the new one's files are on the disk.
 
     Args:
         record: of run.json. initial: the parameters of initial.safetensors, by name.
-    Raises:
-        BadInput: it cannot be written.
     """
     with whole(path) as draft:
-        save_parameters(draft / INITIAL, initial)
-        (draft / RUN).write_text(
-            json.dumps({**record, "initial": need("zokern.hf.checkpoint").sha256(draft / INITIAL)}, indent=1), encoding="utf-8"
-        )
+        tensors = {name: p.detach().cpu().contiguous() for name, p in initial.items()}
+        need("safetensors.torch").save_file(tensors, draft / INITIAL)
+        record = {**record, "initial": need("zokern.hf.checkpoint").sha256(draft / INITIAL)}
+        (draft / RUN).write_text(json.dumps(record, indent=1), encoding="utf-8")
         clear(path, but=RUN)  # with that it is a run that --overwrite replaces, whenever this process ends
 
 
 def clear(path: Path, but: str = "") -> None:
     """Remove what a folder holds, other than one name, the lock and drafts."""
-    for held in path.iterdir():
-        if held.name != but and not held.name.startswith((LOCK, DRAFT)):
+    for held in _contents(path):
+        if held.name != but:
             _remove(held)
 
 
-def _remove(path):
+def _remove(path: Path) -> None:
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
         path.unlink()
 
 
-def extend(path: Path, record: dict, settings: dict) -> dict:
-    """Make a run one of more steps that is not done. -> what ``restore`` takes.
+def extend(path: Path, record: dict[str, Any], settings: dict[str, Any]) -> Callable[[], None]:
+    """Make a run one of more steps that is not done. -> what undoes it.
 
     Args:
         record: what run.json says; it keeps the steps that were asked for before, under "extended".
@@ -162,16 +171,15 @@ def extend(path: Path, record: dict, settings: dict) -> dict:
     extended = [*record.get("extended", []), record["settings"]["steps"]]
     write(path / RUN, json.dumps({**record, "settings": settings, "extended": extended}, indent=1))
     (path / METRICS).unlink(missing_ok=True)
-    return before
+
+    def undo() -> None:
+        for name, text in before.items():
+            write(path / name, text)
+
+    return undo
 
 
-def restore(path: Path, before: dict) -> None:
-    """Undo ``extend``."""
-    for name, text in before.items():
-        write(path / name, text)
-
-
-def run_of(folder: str) -> dict:
+def run_of(folder: str) -> dict[str, Any]:
     """What run.json of a folder says.
 
     Raises:
@@ -186,15 +194,15 @@ def run_of(folder: str) -> dict:
             fit(repr(name), record.get(name), kind)
         return record
     except OSError as error:
-        reason = f"{RUN} is missing" if isinstance(error, FileNotFoundError) else f"{RUN}: {error.strerror}"
-        raise BadInput(f"{folder!r} holds no run of zokern finetune ({reason}): pass the --out of one") from None
+        why = f"{RUN} is missing" if isinstance(error, FileNotFoundError) else f"{RUN}: {error.strerror}"
+        raise BadInput(f"{folder!r} holds no run of zokern finetune ({why}): pass the --out of one") from None
     except ValueError as error:
         line = f", line {error.line}" if isinstance(error, Unreadable) else ""
         reason = "it is not text" if isinstance(error, UnicodeDecodeError) else error
         raise BadInput(f"{str(path)!r}{line} is damaged: {reason}; restore the file") from None
 
 
-def settings_of(folder: str, record: dict) -> Settings:
+def settings_of(folder: str, record: dict[str, Any]) -> Settings:
     """The settings in what run.json of a folder says.
 
     Raises:
@@ -208,11 +216,7 @@ def settings_of(folder: str, record: dict) -> Settings:
 
 
 def write(path: Path, text: str) -> None:
-    """A text file, whole or not at all.
-
-    Raises:
-        BadInput: it cannot be written.
-    """
+    """A text file, whole or not at all."""
     draft = path.with_name(f"{DRAFT}{path.name}.{os.getpid()}")
     with writing(path):
         try:
@@ -224,25 +228,14 @@ def write(path: Path, text: str) -> None:
 
 
 def append(path: Path, text: str) -> None:
-    """Lines at the end of a text file. A process that ends here may leave a part of them.
-
-    Raises:
-        BadInput: it cannot be written.
-    """
+    """Lines at the end of a text file. A process that ends here may leave a part of them."""
     with writing(path), open(path, "a", encoding="utf-8") as file:
         file.write(text)
 
 
-def save_parameters(path: Path, named: dict) -> None:
-    """Parameters by name, as safetensors."""
-    need("safetensors.torch").save_file({name: p.detach().cpu().contiguous() for name, p in named.items()}, path)
+def load_initial(folder: Path, record: dict[str, Any], model: torch.nn.Module) -> None:
+    """Bring the parameters with which a run began, as its record knows them, into a model.
 
-
-def load_initial(folder: Path, record: dict, model) -> None:
-    """Bring the parameters with which a run began into a model.
-
-    Args:
-        record: what its run.json says.
     Raises:
         BadInput: their file is missing or damaged, or holds what the model has not.
     """
@@ -251,7 +244,7 @@ def load_initial(folder: Path, record: dict, model) -> None:
     try:
         if digest and need("zokern.hf.checkpoint").sha256(path) != digest:
             raise BadInput(f"{str(path)!r} is not the file that the run began with: restore it, or begin the run again")
-        with safetensors.safe_open(str(path), "pt") as file, need("torch").no_grad():
+        with safetensors.safe_open(str(path), "pt") as file, torch.no_grad():
             for name in file.keys():
                 own[name].copy_(file.get_tensor(name))
     except (OSError, safetensors.SafetensorError) as error:
@@ -261,22 +254,18 @@ def load_initial(folder: Path, record: dict, model) -> None:
 
 
 @contextmanager
-def whole(path: Path):
-    """Yields a temporary folder, whose contents move into ``path`` when all went well and vanish when anything did not.
-
-    Raises:
-        BadInput: it cannot be written.
-    """
+def whole(path: Path) -> Iterator[Path]:
+    """Yields a temporary folder, whose contents move into ``path`` when all went well and vanish when anything did not."""
     draft = path / f"{DRAFT}{os.getpid()}"
     with writing(path):
         draft.mkdir()
         try:
             yield draft
             for made in sorted(draft.iterdir(), key=lambda made: made.name == RUN):  # with that it is a run
-                place = path / made.name
-                if place.is_dir():
-                    shutil.rmtree(place)
-                made.replace(place)
+                target = path / made.name
+                if target.is_dir():
+                    shutil.rmtree(target)
+                made.replace(target)
             _clean(path)
         finally:
             shutil.rmtree(draft, ignore_errors=True)

@@ -2,13 +2,16 @@
 
 import platform
 import time
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from .. import __version__, backends
 from ..errors import BadInput, need, require
+from ..tasks.reader import Features
 from . import output
 from .data import Data
 from .data import load as load_data
@@ -44,9 +47,9 @@ class Run:
     path: Path
     data: Data
     loaded: LoadedModel
-    train: list[dict]
-    held_out: list[dict]
-    resumed: dict | None
+    train: list[Features]
+    held_out: list[Features]
+    resumed: dict[str, Any] | None
     checkpoint: Path | None
     began: float
     before: dict[str, float] = field(default_factory=dict)
@@ -62,7 +65,7 @@ class Run:
     def trained_parameters(self) -> int:
         return sum(p.numel() for _, p in self.loaded.trained())
 
-    def record(self) -> dict:
+    def record(self) -> dict[str, Any]:
         """What run.json says of a run that begins."""
         return {
             "settings": self.settings.record(),
@@ -79,7 +82,7 @@ class Run:
             "probed": self.probed,
         }
 
-    def initial(self) -> dict[str, torch.nn.Parameter]:
+    def initial(self) -> dict[str, torch.Tensor]:
         """The parameters that the model as loaded does not have, or has otherwise, by name."""
         loaded = self.loaded
         head = head_of(loaded.model, len(self.data.task.labels)) if self.settings.head == "probe" else None
@@ -87,19 +90,7 @@ class Run:
         return {name: p for name, p in loaded.model.named_parameters() if name in loaded.new or id(p) in fitted}
 
 
-def to_resume(folder: str, steps: int | None, trust_remote_code: bool) -> tuple[Settings, dict]:
-    """-> (settings, what run.json says) of a run that goes on. Arguments and errors as of ``resume``."""
-    path, record = Path(folder).expanduser().absolute(), output.run_of(folder)
-    settings = replace(output.settings_of(folder, record), out=str(path), trust_remote_code=trust_remote_code)
-    more = "a larger --steps"
-    if steps is not None and steps < settings.steps:
-        raise BadInput(f"--steps {steps} with --resume {folder!r}, a run of {settings.steps} steps: pass {more}, or leave it out")
-    if steps in (None, settings.steps) and (path / output.METRICS).is_file():
-        raise BadInput(f"--resume {folder!r}: that run is done ({output.METRICS} is there): pass {more}, or begin another with --out")
-    return replace(settings, steps=steps or settings.steps), record
-
-
-def prepare(settings: Settings, path: Path, say, resumed: dict | None = None) -> Run:
+def prepare(settings: Settings, path: Path, say: Callable[[str], None], resumed: dict[str, Any] | None = None) -> Run:
     """Load data and model, and look at the model as it is.
 
     Args:
@@ -130,7 +121,10 @@ def prepare(settings: Settings, path: Path, say, resumed: dict | None = None) ->
     run = Run(settings, path, data, loaded, train, held_out, resumed, checkpoint, began)
     say(_described(run))
     if resumed:
-        run.before, run.probed = _metrics_of(resumed, path, data.task)
+        run.before, run.probed = resumed["before"], resumed["probed"]
+        for name in (data.task.metric, *(() if data.task.writes else ("loss",))):
+            if not {name} <= run.before.keys() & run.probed.keys():
+                raise BadInput(f"{str(path / output.RUN)!r} lacks the {name} of before or probed: restore the file")
         return run
     run.before = run.probed = metrics_of(loaded, data.held_out, held_out)
     if settings.head == "probe":
@@ -139,19 +133,10 @@ def prepare(settings: Settings, path: Path, say, resumed: dict | None = None) ->
     return run
 
 
-def _described(run):
+def _described(run: Run) -> str:
     settings, loaded = run.settings, run.loaded
     rates = [f"{title(name)[2:]} {value:g}" for name in ("lr", "eps", "fo_lr") if (value := getattr(settings, name))]
     halves = f" of {settings.zo} and {settings.fo}" if settings.halves else ""
     new = ", new classification head" if loaded.fresh_head else ""
     how = f"{settings.optimizer}{halves}, {run.method}, {run.trained_parameters:,} parameters, {', '.join(rates)}"
     return f"{loaded.name} on {run.data.name}: {how}{new}"
-
-
-def _metrics_of(record, path, task):
-    """-> (before, probed), as run.json has them."""
-    before, probed = record["before"], record["probed"]
-    for name in (task.metric, *(() if task.writes else ("loss",))):
-        if not {name} <= before.keys() & probed.keys():
-            raise BadInput(f"{str(path / output.RUN)!r} lacks the {name} of before or probed: restore the file")
-    return before, probed

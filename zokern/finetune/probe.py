@@ -1,10 +1,10 @@
 """A linear probe: a head fitted to what the model already knows, with forward passes alone."""
 
-from collections import defaultdict
-
 import torch
 
 from ..errors import BadInput, need
+from ..tasks import HeadReader
+from ..tasks.reader import Features
 from .features import head_of, seen_by
 from .model import LoadedModel
 
@@ -12,7 +12,7 @@ SAMPLE = 4096  # rows, at most, in equal parts from the classes
 
 
 @torch.no_grad()
-def probe(loaded: LoadedModel, features: list[dict]) -> None:
+def probe(loaded: LoadedModel, features: list[Features]) -> None:
     """Make the head the linear discriminant of the vectors that it sees, one a row.
 
     Where the head is random, two losses a step tell what lies below it little about its task; where it is fitted first, the loss of
@@ -27,13 +27,11 @@ def probe(loaded: LoadedModel, features: list[dict]) -> None:
         and Wolf 2004, "A well-conditioned estimator for large-dimensional covariance matrices", equation 14.
     """
     model, classes = loaded.model, len(loaded.reader.task.labels)
-    by_class = defaultdict(list)
-    for row in features:
-        by_class[row["label"]].append(row)
-    rows = [row for c in range(classes) for row in by_class[c][: max(2, SAMPLE // classes)]]
-    head = head_of(model, classes)
+    by_class = [[row for row in features if row["label"] == c] for c in range(classes)]
+    rows = [row for of_class in by_class for row in of_class[: max(2, SAMPLE // classes)]]
+    head, reader = head_of(model, classes), loaded.reader
     x = None if head is None else seen_by(head, loaded, rows)
-    if x is None:
+    if head is None or x is None or not isinstance(reader, HeadReader):
         raise BadInput("--head probe needs a trained head that sees one vector a row, not one a token: pass --head loaded")
     x, labels = x.double(), torch.tensor([row["label"] for row in rows], device=x.device)
     means = torch.stack([x[labels == c].mean(0) for c in range(classes)])
@@ -43,9 +41,9 @@ def probe(loaded: LoadedModel, features: list[dict]) -> None:
     # One for all classes: LinearDiscriminantAnalysis(shrinkage="auto") shrinks that of each class by itself, its features scaled to one.
     covariance, _ = need("sklearn.covariance").ledoit_wolf(within.cpu().numpy(), assume_centered=True)
     weight = torch.linalg.solve(torch.from_numpy(covariance).to(x.device), means, left=False)
-    prior = torch.tensor([len(by_class[c]) for c in range(classes)], device=x.device).double().log()
+    prior = torch.tensor([len(of_class) for of_class in by_class], device=x.device).double().log()
     bias = prior - (weight * means).sum(1) / 2
-    mine = loaded.reader.order(model, torch.arange(classes)[None])[0]  # of the model's own order, which class is the c-th of the task
+    mine = reader.order(model, torch.arange(classes)[None])[0]  # of the model's own order, which class is the c-th of the task
     own = mine.argsort()
     head.weight.copy_((weight - weight.mean(0))[own])  # the shared part changes no difference of logits; without it they are small
     if head.bias is not None:

@@ -1,11 +1,14 @@
 """After a run: its model is saved, judged on held-out and test rows, and described."""
 
+from __future__ import annotations
+
 import json
 import math
 import sys
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -14,12 +17,9 @@ from ..optim import named
 from . import output
 from .metrics_of_model import metrics_of
 from .prepare import Run
-from .train import Training
 
-try:
-    import resource
-except ImportError:  # Windows has none
-    resource = None
+if TYPE_CHECKING:
+    from .train import Training
 
 WINDOW = 5  # logged losses that the drawn one is averaged over: one says little
 
@@ -35,19 +35,19 @@ class Result:
     optimizer: str
     data: str
     labels: tuple[str, ...]
-    columns: dict
+    columns: dict[str, Any]
     metric: str
     train_rows: int
     held_out_rows: int
     test_rows: int
     trained_parameters: int
     parameters: int
-    before: dict
-    probed: dict | None
-    after: dict
-    best: dict | None
+    before: dict[str, float]
+    probed: dict[str, float] | None
+    after: dict[str, float]
+    best: dict[str, Any] | None
     kept: str
-    test: dict | None
+    test: dict[str, float] | None
     steps: int
     forwards: int
     backwards: int
@@ -87,7 +87,7 @@ class Result:
             f"load with  {self.load}",
         ]
 
-    def _best(self):
+    def _best(self) -> list[str]:
         """Where an evaluation on the way was better than the last one."""
         if not self.best or self.best["step"] == self.steps:
             return []
@@ -95,7 +95,7 @@ class Result:
         how = ", which is saved" if self.kept == "best" else again
         return [f"best       {self.metric} {self.best[self.metric]:.3f} on held-out rows after step {self.best['step']}{how}"]
 
-    def _path(self, name):
+    def _path(self, name: str) -> str:
         probed = f"{self.probed[name]:.3f} (linear probe) -> " if self.probed else ""
         return f"{self.before[name]:.3f} -> {probed}{self.after[name]:.3f}"
 
@@ -131,7 +131,7 @@ def report(run: Run, training: Training) -> Result:
         steps=training.steps,
         forwards=training.forwards,
         backwards=training.backwards,
-        skipped=training.skipped,
+        skipped=training.trainer.zeroth_order.skipped,
         interrupted=training.interrupted,
         train_seconds=training.seconds,
         seconds=time.perf_counter() - run.began,
@@ -149,18 +149,16 @@ def peak_mib(device: torch.device) -> float | None:
     """The most memory held so far, in MiB: of the device, or of the process on a CPU; None where nobody counts it."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
-    if resource is None:
+    try:
+        import resource
+    except ImportError:  # Windows has none
         return None
     unit = 1 if sys.platform == "darwin" else 1024  # getrusage counts bytes on macOS and KiB elsewhere
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
 
 
-def draw(history: list[dict], metric: str, title: str, path: Path):
-    """Loss and held-out metric over the steps, as a PNG. -> the figure.
-
-    Args:
-        history: what Trainer logged: dicts with "step", and "loss" or "eval_...".
-    """
+def draw(history: list[dict[str, Any]], metric: str, title: str, path: Path) -> Any:
+    """Loss and held-out metric over the steps, of what Trainer logged, as a PNG. -> the figure."""
     figure = need("matplotlib.figure").Figure(figsize=(7, 4.4), layout="constrained")
     left = figure.add_subplot(title=title, xlabel="step", ylabel="loss")
     steps, losses = _series(history, "loss")
@@ -177,12 +175,12 @@ def draw(history: list[dict], metric: str, title: str, path: Path):
     return figure
 
 
-def _series(history, name):
+def _series(history: list[dict[str, Any]], name: str) -> tuple[list[int], list[float]]:
     """-> (steps, values) of what was logged under a name and is finite."""
     found = [(entry["step"], entry[name]) for entry in history if isinstance(entry.get(name), int | float) and math.isfinite(entry[name])]
     return [step for step, _ in found], [value for _, value in found]
 
 
-def _smooth(values):
+def _smooth(values: list[float]) -> list[float]:
     """Mean over the last WINDOW values, fewer at the start."""
     return [sum(part) / len(part) for part in (values[max(0, i - WINDOW) : i] for i in range(1, len(values) + 1))]

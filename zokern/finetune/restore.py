@@ -2,22 +2,23 @@
 
 import json
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from .. import tasks
 from ..errors import BadInput, first_line, need
 from ..optim import named
 from ..trajectory import Trajectory
 from . import output
-from .data import Data
+from .data import Data, table_task
 from .data import load as load_data
 from .metrics_of_model import best_of, metrics_of
 from .model import LoadedModel, settle_network
 from .model import load as load_model
-from .options import option, title
+from .options import fitting, option, shown, title
 from .settings import Settings
-from .values import fitting, shown
 
 
 @dataclass(frozen=True)
@@ -45,16 +46,16 @@ class Evaluation:
     metrics: str | None = option("Write the metrics into this file, as JSON.")
 
 
-def evaluate(what: Evaluation) -> dict:
+def evaluate(what: Evaluation) -> dict[str, Any]:
     """Judge a model. -> {"model", "data", and for each set of rows {"rows", "loss", metrics}}.
 
     Raises:
         BadInput: the model or the data cannot be used.
     """
-    what = fitting(what, title)
+    what = fitting(what)
     if what.model is None:
         raise BadInput("--model is missing: pass a run's folder, a model's or an adapter's folder, or a hub id")
-    run, adapter = _places(what.model)
+    run, adapter = _folders_of(what.model)
     own = what.task is None and what.data is None
     if own and run is None:
         raise BadInput(f"--task and --data are missing, and {what.model!r} is no run's folder, which knows its own: pass one of them")
@@ -67,20 +68,19 @@ def evaluate(what: Evaluation) -> dict:
         data = load_data(settings)
         sets = {"held_out": data.held_out, "test": data.test}
     else:
-        given = {name: getattr(what, name) for name in ("task", "data", "text", "label", "seed")} | (
-            {"rows": what.rows} if what.rows else {}
-        )
+        given = {name: getattr(what, name) for name in ("task", "data", "text", "label", "seed", "rows") if name != "rows" or what.rows}
         settings = Settings(**given, **how, batch_size=1).checked()
         settle_network(settings)
         data, sets = _rows(settings, what)
     plain = replace(settings, adapter=("full",), rank=None, lr_ratio=None, virtual_tokens=None)
-    loaded = (
-        _adapted(what.model, adapter, plain, data, ran if run else None) if adapter else load_model(replace(plain, model=what.model), data)
-    )
+    if adapter:
+        loaded = _adapted(what.model, adapter, plain, data, ran if run else None)
+    else:
+        loaded = load_model(replace(plain, model=what.model), data)
     if loaded.fresh_head:
         classes = ", ".join(data.task.labels)
         raise BadInput(f"--model {what.model!r} has no head for the classes {classes}: pass a model that was trained on them")
-    found = {"model": what.model, "data": f"{data.name}, {data.described()}" if data.columns else data.name}
+    found: dict[str, Any] = {"model": what.model, "data": f"{data.name}, {data.described()}" if data.columns else data.name}
     for name, examples in sets.items():
         if examples:
             features = [loaded.reader.encode(example) for example in examples]
@@ -90,7 +90,7 @@ def evaluate(what: Evaluation) -> dict:
     return found
 
 
-def _places(model):
+def _folders_of(model: str) -> tuple[Path | None, Path | None]:
     """-> (the folder of the run that a model is of, or None; the folder of its adapter, where it is nothing but that, or None)."""
     path = Path(os.path.expanduser(model)).absolute()
     inside = {"adapter": path.parent, output.CHECKPOINTS: path.parent.parent}  # of a run
@@ -99,8 +99,8 @@ def _places(model):
     return run, next((p for p in adapters if (p / "adapter_config.json").is_file()), None)
 
 
-def _adapted(name, adapter, settings, data, ran):
-    """The model of peft's that an adapter makes of its base model."""
+def _adapted(name: str, adapter: Path, settings: Settings, data: Data, ran: Settings | None) -> LoadedModel:
+    """The model of peft's that an adapter makes of its base model, which is that of the run that it is of, if any."""
     peft = need("peft")
     try:
         base = ran.model if ran else peft.PeftConfig.from_pretrained(str(adapter)).base_model_name_or_path
@@ -119,7 +119,7 @@ def _adapted(name, adapter, settings, data, ran):
     return loaded
 
 
-def _check(what, own):
+def _check(what: Evaluation, own: bool) -> None:
     """Refuse options that would say nothing."""
     if what.sample is not None and what.sample < 1:
         raise BadInput(f"--sample {what.sample}: pass an integer >= 1")
@@ -138,7 +138,8 @@ def _check(what, own):
             raise BadInput(f"{title(name)} {shown(getattr(what, name))} goes with {belongs}: leave it out")
 
 
-def _rows(settings, what):
+def _rows(settings: Settings, what: Evaluation) -> tuple[Data, dict[str, list[tasks.Example]]]:
+    """-> (data, the rows that are to be judged, by what they are called)."""
     if settings.task is None:
         data = load_data(replace(settings, eval_data=settings.data))  # all rows are judged
         return data, {"rows": data.held_out}
@@ -151,9 +152,8 @@ def _rows(settings, what):
         raise BadInput(f"--split {what.split} of {task.name} has no labels: pass --split validation")
     if what.sample is not None:
         if what.sample > len(examples):
-            raise BadInput(
-                f"--sample {what.sample} is more than the {len(examples)} rows of --split {what.split}: pass less, or leave it out"
-            )
+            rows = f"{len(examples)} rows of --split {what.split}"
+            raise BadInput(f"--sample {what.sample} is more than the {rows}: pass less, or leave it out")
         examples = tasks.split(examples, what.seed, 0, 0, what.sample).test
     return Data(f"{task.name} ({what.split})", task, [], [], examples), {what.split: examples}
 
@@ -164,9 +164,9 @@ def replay(
     step: int | None = None,
     model: str | None = None,
     passes_per_sweep: int = 96,
-    progress=None,
-    trust_remote_code=False,
-) -> LoadedModel:
+    progress: Callable[[int], None] | None = None,
+    trust_remote_code: bool = False,
+) -> None:
     """The model as it was after a step of a run, made again from the base model and the run's trajectory without a forward pass.
 
     Args:
@@ -182,23 +182,18 @@ def replay(
     """
     path, log = _folder_and_log(run)
     with output.claimed(out) as target:
-        return _replay(path, log, target, step, model, passes_per_sweep, progress, trust_remote_code)
-
-
-def _replay(path, log, target, step, model, passes_per_sweep, progress, trust_remote_code):
-    record = output.run_of(str(path))
-    settings = output.settings_of(str(path), record)
-    trajectory = read(str(log))
-    if step is not None and not 0 <= step <= len(trajectory):
-        raise BadInput(f"--step {step}: the trajectory has {len(trajectory)} steps: pass 0 to {len(trajectory)}")
-    settings = replace(settings, model=model or settings.model, trust_remote_code=trust_remote_code)
-    settle_network(replace(settings, data=None, eval_data=None, task=None))
-    loaded = load_model(replace(settings, device="cpu"), Data("", _task_of(settings, record), [], [], []))
-    output.load_initial(path, record, loaded.model)
-    trajectory.replay(loaded.model, step=step, passes_per_sweep=passes_per_sweep, progress=progress)
-    with output.whole(target) as draft:
-        loaded.save(draft)
-    return loaded
+        record = output.run_of(str(path))
+        settings = output.settings_of(str(path), record)
+        trajectory = read(str(log))
+        if step is not None and not 0 <= step <= len(trajectory):
+            raise BadInput(f"--step {step}: the trajectory has {len(trajectory)} steps: pass 0 to {len(trajectory)}")
+        settings = replace(settings, device="cpu", model=model or settings.model, trust_remote_code=trust_remote_code)
+        settle_network(replace(settings, data=None, eval_data=None, task=None))
+        loaded = load_model(settings, Data("", _task_of(settings, record), [], [], []))
+        output.load_initial(path, record, loaded.model)
+        trajectory.replay(loaded.model, step=step, passes_per_sweep=passes_per_sweep, progress=progress)
+        with output.whole(target) as draft:
+            loaded.save(draft)
 
 
 def steps_of(run: str, step: str | None = None) -> int:
@@ -226,7 +221,7 @@ def steps_of(run: str, step: str | None = None) -> int:
     return best["step"]
 
 
-def _folder_and_log(run):
+def _folder_and_log(run: str) -> tuple[Path, Path]:
     path = Path(run).expanduser()
     return (path, path / output.TRAJECTORY) if path.is_dir() else (path.parent, path)
 
@@ -244,21 +239,18 @@ def read(log: str) -> Trajectory:
         if not Path(log).exists() and (run / output.RUN).is_file():
             name = output.settings_of(str(run), output.run_of(str(run))).optimizer
             if not named(name).replayable:
-                raise BadInput(
-                    f"{str(run)!r} is a run of --optimizer {name}, which has no trajectory, since its first-order steps are not decided by "
-                    "a few numbers: its model is in the folder itself, and its losses are in log.jsonl"
-                ) from None
-        raise BadInput(str(error) if not isinstance(error, OSError) else f"{log!r} cannot be read ({error.strerror})") from None
+                why = "which has no trajectory, since its first-order steps are not decided by a few numbers"
+                where = "its model is in the folder itself, and its losses are in log.jsonl"
+                raise BadInput(f"{str(run)!r} is a run of --optimizer {name}, {why}: {where}") from None
+        raise BadInput(f"{log!r} cannot be read ({error.strerror})" if isinstance(error, OSError) else str(error)) from None
 
 
-def _task_of(settings, record):
+def _task_of(settings: Settings, record: dict[str, Any]) -> tasks.Task:
     """The task of a run; of a plain table as far as a model needs it."""
-    if settings.task:
-        return tasks.get(settings.task)
-    return tasks.Task("", "", "", {"first": "string"}, tuple(record["labels"]), "accuracy", causal=None, head=("{first}",))
+    return tasks.get(settings.task) if settings.task else table_task("", record["labels"])
 
 
-def as_lines(found: dict) -> list[str]:
+def as_lines(found: dict[str, Any]) -> list[str]:
     """Metrics, to be read."""
     lines = [f"model      {found['model']}", f"data       {found['data']}"]
     for name, numbers in found.items():

@@ -3,16 +3,20 @@
 import math
 import os
 import re
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import asdict, dataclass, field, replace
+from itertools import count
 from pathlib import Path
+from typing import Any
+
+import torch
 
 from ..errors import BadInput
 from ..optim import ClosureOptimizer, Setting, named, optimizers
 from ..optim.settings import COMMON, POSITIVE
 from ..tasks import READERS
 from ..tasks.reader import OBJECTIVES
-from .options import KINDS, nearest, option, options_of, title
-from .values import brief, fit, fitting, shown
+from .options import HINTS, brief, fit, fitting, nearest, option, options_of, shown, title
 
 CHOICES = {
     "dtype": ("float32", "bfloat16", "float16"),
@@ -23,16 +27,17 @@ CHOICES = {
     "objective": OBJECTIVES,
     "fo": ("adamw", "sgd"),
 }
-# The first k blocks zeroth-order; so many of the deepest blocks first-order, or those at places, all or a share of each parameter; so
-# many at random, drawn again every so many steps.
-PLACES = r"(\d+|\+\d+|\d+(\+\d+)+)"
-SPLIT = re.compile(rf"depth:\d+|inter:{PLACES}|intra:{PLACES}(:0?\.\d+)?|lisa:\d+:\d+")
+# The first k blocks zeroth-order; so many of the deepest blocks first-order, or those of the numbers 1+3 (of one number: +2), all or a
+# share of each parameter; so many at random, drawn again every so many steps.
+BLOCKS = r"(\d+|\+\d+|\d+(\+\d+)+)"
+SPLIT = re.compile(rf"depth:\d+|inter:{BLOCKS}|intra:{BLOCKS}(:0?\.\d+)?|lisa:\d+:\d+")
 ZO, FO = "mezo", "adamw"  # what moves the two halves of a model where nothing else is asked for
+LORA, VIRTUAL = {"lora", "dora"}, {"prefix", "prompt"}  # adapters
 PATHS = ("model", "data", "eval_data")  # or names on the hub
 EACH_TIME = ("out", "overwrite", "trust_remote_code")  # of the command line alone: what a file of another run says of them is not taken
 NATURAL = "an integer >= 1", lambda x: x >= 1
 COUNTS = ("steps", "batch_size", "accumulate", "eval_every", "save_every", "shots", "rank", "virtual_tokens", "full_batch")
-RANGES = {
+RANGES: dict[str, tuple[str, Callable[[Any], Any]]] = {
     **dict.fromkeys(("lr", "eps", "fo_lr"), POSITIVE),
     **dict.fromkeys(COUNTS, NATURAL),
     "lr_ratio": ("a number >= 1", lambda x: 1 <= x < math.inf),
@@ -104,16 +109,15 @@ class Settings:
     overwrite: bool = option("Replace an earlier run in --out.", False)
 
     @property
-    def zeroth(self) -> str | None:
-        """Name of the optimizer that perturbs weights: --optimizer, or where that has two halves --zo; None where that half is frozen."""
-        if not self.halves:
-            return self.optimizer
-        return None if self.zo == "none" else self.zo or ZO
-
-    @property
     def halves(self) -> bool:
         """Whether the optimizer is made of two: one for the parameters by backpropagation, one for the others."""
-        return {"zo", "fo", "split"} <= named(self.optimizer).declared().keys()
+        return named(self.optimizer).divides
+
+    @property
+    def zeroth(self) -> str | None:
+        """Name of the optimizer that perturbs weights: --optimizer, or where that has two halves --zo; None where that half is frozen."""
+        name = (self.zo or ZO) if self.halves else self.optimizer
+        return None if name == "none" else name
 
     @property
     def zeroth_class(self) -> type[ClosureOptimizer] | None:
@@ -125,29 +129,30 @@ class Settings:
         Raises:
             BadInput: a value of another type or out of range, or options that do not go together, by the names of the options.
         """
-        return fitting(self, title)._checked()
-
-    def _checked(self):
+        given: Settings = fitting(self)
         for name, (cure, holds) in RANGES.items():
-            value = getattr(self, name)
+            value = getattr(given, name)
             if value is not None and (value != () or name == "rows") and not holds(value):
                 raise BadInput(f"{title(name)} {shown(value)}: pass {cure}")
         for name, choices in (CHOICES | {"optimizer": tuple(optimizers()), "zo": zo_choices()}).items():
-            _choose(name, getattr(self, name), choices)
-        settings = replace(self, optimizer_settings=self._optimizer_settings())
-        settings._together()
-        lora = not self.adapter and self.model is None
-        local = {name: path for name in PATHS if os.path.exists(path := os.path.expanduser(getattr(self, name) or ""))}
-        return replace(
-            settings,
-            **{name: str(Path(path).absolute()) for name, path in local.items()},  # from wherever the run is gone on with
-            adapter=self.adapter or (("lora",) if lora else ("full",)),
-            task_type=self.task_type or "head",
-            **({"zo": self.zo or ZO, "fo": self.fo or FO} if self.halves else {}),
-            save_every=self.save_every or self.eval_every,
-            device=self.device or _device(),
-            out=self.out or _free("zokern-finetune"),
+            _choose(name, getattr(given, name), choices)
+        paths = {name: os.path.expanduser(getattr(given, name) or "") for name in PATHS}
+        local: dict[str, Any] = {name: os.path.abspath(path) for name, path in paths.items() if os.path.exists(path)}
+        settings = replace(
+            given,
+            **local,  # from wherever the run is gone on with
+            optimizer_settings=given._optimizer_settings(),
+            adapter=given.adapter or (("lora",) if given.model is None else ("full",)),
+            task_type=given.task_type or "head",
+            zo=given.zo or ZO if given.halves else given.zo,
+            fo=given.fo or FO if given.halves else given.fo,
+            save_every=given.save_every or given.eval_every,
+            device=given.device or ("cuda" if torch.cuda.is_available() else "cpu"),
+            out=given.out or _free("zokern-finetune"),
         )
+        for fault in settings._faults():
+            raise BadInput(fault)
+        return settings
 
     def _optimizer_settings(self) -> dict[str, object]:
         """Those that are given, each one that the optimizer takes and in its range."""
@@ -160,84 +165,75 @@ class Settings:
         for name in given:
             if zeroth is None and name not in takes:
                 raise BadInput(f"{title(name)} is of the zeroth-order half, and --zo is none: leave it out, or pass --zo {ZO}")
-            if name not in takes or takes[name].kind not in KINDS:
+            if name not in takes or takes[name].kind not in HINTS:
                 what, others = ("--zo", zo_choices()[:-1]) if self.halves else ("--optimizer", optimizers())
                 having = " or ".join(other for other in others if name in named(other).declared())
                 cure = f", or pass {having}" if having else ""
                 raise BadInput(f"{title(str(name))} is no option of {what} {self.zeroth}: leave it out{cure}")
         return {name: _of_kind(name, value, takes[name]) for name, value in given.items() if name in self.optimizer_settings}
 
-    def _together(self):
-        plain = self.task is None
-        if self.device and self.device.startswith("cuda:"):
-            cure = f"pass --device cuda, with CUDA_VISIBLE_DEVICES={self.device.partition(':')[2]} set"
-            raise BadInput(f"--device {self.device}: Trainer takes the first GPU that it sees: {cure}")
+    def _faults(self) -> Iterator[str]:
+        """What does not go together, the first fault first."""
+        name, device, plain = self.optimizer, self.device or "", self.task is None
+        cls, prompted, adapters = named(name), self.task_type in ("masked", "causal"), set(self.adapter)
+        full_batch, halves = (
+            " or ".join(other for other, its in optimizers().items() if getattr(its, what)) for what in ("full_batch", "divides")
+        )
+        if device.startswith("cuda:"):
+            cure = f"pass --device cuda, with CUDA_VISIBLE_DEVICES={device.partition(':')[2]} set"
+            yield f"--device {device}: Trainer takes the first GPU that it sees: {cure}"
         if plain and self.data is None and (self.eval_data or self.text or self.label):
-            raise BadInput("--eval-data, --text and --label belong to --data: pass --data as well")
-        if not plain:
-            for name in ("eval_data", "text", "label"):
-                if getattr(self, name):
-                    raise BadInput(f"{title(name)} does not go with --task {self.task}, whose columns are known: leave it out")
-        elif self.task_type in ("masked", "causal"):
-            raise BadInput(f"--task-type {self.task_type} needs the prompts of a task: pass --task, or --task-type head")
-        elif self.shots is not None or self.rows != (512, 256, 256):
-            raise BadInput("--rows and --shots are of tasks: pass --task, or divide the rows by --eval-data")
-        if self.head == "probe" and self.task_type in ("masked", "causal"):
-            raise BadInput(
-                f"--head probe with --task-type {self.task_type}, which has no new head: pass --task-type head, or --head loaded"
-            )
-        adapters = {"lora", "dora"} & set(self.adapter or ("lora",) * (self.model is None))
-        for name in ("rank", "lr_ratio"):
-            if getattr(self, name) is not None and not adapters:
-                raise BadInput(f"{title(name)} is of LoRA and DoRA: pass --adapter lora, or leave it out")
-        if self.virtual_tokens is not None and not {"prefix", "prompt"} & set(self.adapter):
-            raise BadInput("--virtual-tokens is of prefix and prompt tuning: pass --adapter prefix, or leave it out")
-        if named(self.optimizer).derivative and self.objective in ("accuracy", "f1"):
-            raise BadInput(f"--objective {self.objective} has no derivative for --optimizer {self.optimizer}: pass cross-entropy, or {ZO}")
-        if self.task_type == "masked" and {"prefix", "prompt"} & set(self.adapter):
-            raise BadInput(
-                f"--adapter {','.join(self.adapter)} is not for masked models: pass lora, dora, full or patterns, or --task-type head"
-            )
-        if self.full_batch is not None and not named(self.optimizer).full_batch:
-            having = " or ".join(name for name, cls in optimizers().items() if cls.full_batch)
-            raise BadInput(f"--full-batch does not go with --optimizer {self.optimizer}: pass --optimizer {having}, or leave it out")
-        self._halves()
+            yield "--eval-data, --text and --label belong to --data: pass --data as well"
+        for names, fits, fault in (
+            (("eval_data", "text", "label"), plain, f"does not go with --task {self.task}, whose columns are known: leave it out"),
+            (("rank", "lr_ratio"), adapters & LORA, "is of LoRA and DoRA: pass --adapter lora, or leave it out"),
+            (("virtual_tokens",), adapters & VIRTUAL, "is of prefix and prompt tuning: pass --adapter prefix, or leave it out"),
+            (("full_batch",), cls.full_batch, f"does not go with --optimizer {name}: pass --optimizer {full_batch}, or leave it out"),
+            (("split", "zo", "fo", "fo_lr"), cls.divides, f"is of --optimizer {halves}: pass that, or leave it out"),
+            (("lr_ratio", "defer"), not cls.divides, f"does not go with --optimizer {name}: leave it out, or pass --optimizer {ZO}"),
+        ):
+            for given in names:
+                if (getattr(self, given, None) or self.optimizer_settings.get(given)) and not fits:
+                    yield f"{title(given)} {fault}"
+        if plain and prompted:
+            yield f"--task-type {self.task_type} needs the prompts of a task: pass --task, or --task-type head"
+        if plain and (self.shots is not None or self.rows != type(self).rows):
+            yield "--rows and --shots are of tasks: pass --task, or divide the rows by --eval-data"
+        if prompted and self.head == "probe":
+            yield f"--head probe with --task-type {self.task_type}, which has no new head: pass --task-type head, or --head loaded"
+        if cls.derivative and self.objective in ("accuracy", "f1"):
+            yield f"--objective {self.objective} has no derivative for --optimizer {name}: pass cross-entropy, or {ZO}"
+        if self.task_type == "masked" and adapters & VIRTUAL:
+            chosen = ",".join(self.adapter)
+            yield f"--adapter {chosen} is not for masked models: pass lora, dora, full or patterns, or --task-type head"
+        if cls.divides:
+            yield from self._faults_of_halves(f"of --optimizer {name}")
 
-    def _halves(self):
-        given = self.optimizer_settings
-        if not self.halves:
-            for name in ("split", "zo", "fo", "fo_lr"):
-                if getattr(self, name):
-                    having = " or ".join(other for other, cls in optimizers().items() if name.partition("_")[0] in cls.declared())
-                    raise BadInput(f"{title(name)} is of --optimizer {having}: pass that, or leave it out")
-            return
-        if given.get("defer") or self.lr_ratio:
-            name = "lr_ratio" if self.lr_ratio else "defer"
-            raise BadInput(f"{title(name)} does not go with --optimizer {self.optimizer}: leave it out, or pass --optimizer {ZO}")
+    def _faults_of_halves(self, what: str) -> Iterator[str]:
+        given, zeroth = self.optimizer_settings, self.zeroth_class
         if given.get("blocks") and self.split and self.split.startswith("intra"):
-            raise BadInput(f"--blocks does not go with --split {self.split}, which divides the parameters of a block: pass another split")
-        if given.get("share_forward") and (self.zeroth is None or self.zeroth_class.derivative):
-            raise BadInput(f"--share-forward with --zo {self.zo}, which has no forward pass to share: leave it out, or pass --zo {ZO}")
-        what = f"of --optimizer {self.optimizer}"
-        if self.zeroth is not None and self.adapter == ("head",):
-            raise BadInput(f"--adapter head leaves nothing to the zeroth-order half {what}: pass --zo none, or another adapter")
-        if self.dtype == "float16" and not {"lora", "dora", "prefix", "prompt"} & set(self.adapter or ("lora",) * (self.model is None)):
-            raise BadInput(f"--dtype float16 underflows in gradients and AdamW {what}: pass float32 or bfloat16")
+            yield f"--blocks does not go with --split {self.split}, which divides the parameters of a block: pass another split"
+        if given.get("share_forward") and (zeroth is None or zeroth.derivative):
+            yield f"--share-forward with --zo {self.zo}, which has no forward pass to share: leave it out, or pass --zo {ZO}"
+        if zeroth is not None and self.adapter == ("head",):
+            yield f"--adapter head leaves nothing to the zeroth-order half {what}: pass --zo none, or another adapter"
+        if self.dtype == "float16" and not (LORA | VIRTUAL) & set(self.adapter):
+            yield f"--dtype float16 underflows in gradients and AdamW {what}: pass float32 or bfloat16"
 
-    def record(self) -> dict:
+    def record(self) -> dict[str, Any]:
         """For run.json and the log, as JSON has it: the settings of the optimizer beside the others."""
         own = asdict(self)
         flat = own | own.pop("optimizer_settings")
         return {name: list(value) if isinstance(value, tuple) else value for name, value in flat.items()}
 
     @classmethod
-    def flat(cls, values: dict) -> "Settings":
+    def flat(cls, values: dict[str, Any]) -> "Settings":
         """Settings of values by option, as ``record`` and the command line have them."""
         own = {name: value for name, value in values.items() if name in cls.__dataclass_fields__}
         return cls(**own, optimizer_settings={name: value for name, value in values.items() if name not in own})
 
     @classmethod
-    def of(cls, record: dict) -> "Settings":
+    def of(cls, record: dict[str, Any]) -> "Settings":
         """The settings that ``record`` wrote, here or in an earlier zokern, checked, but for whether a model's code is trusted.
 
         Raises:
@@ -260,18 +256,18 @@ def zo_choices() -> tuple[str, ...]:
     return *(name for name, cls in optimizers().items() if not (cls.takes_model or cls.full_batch)), "none"
 
 
-def _unset(value, setting: Setting | None) -> bool:
+def _unset(value: Any, setting: Setting | None) -> bool:
     """Whether a value stands for none, as in a file that names every option."""
     return value in (None, (), []) or value is False and not (setting and setting.default)
 
 
-def _choose(name, value, choices):
+def _choose(name: str, value: Any, choices: Collection[str]) -> None:
     if value is not None and value not in choices:
         raise BadInput(f"{title(name)} {shown(value)}: pass one of {', '.join(choices)}{nearest(value, choices)}")
 
 
-def _of_kind(name, value, setting: Setting):
-    value = fit(title(name), value, KINDS[setting.kind])
+def _of_kind(name: str, value: Any, setting: Setting) -> Any:
+    value = fit(title(name), value, HINTS[setting.kind])
     if setting.choices:
         _choose(name, value, setting.choices)
         return value
@@ -282,15 +278,6 @@ def _of_kind(name, value, setting: Setting):
     return value
 
 
-def _device():
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def _free(name):
-    path, n = Path(name), 1
-    while path.exists():
-        n += 1
-        path = Path(f"{name}-{n}")
-    return str(path)
+def _free(name: str) -> str:
+    """The name, or the first of name-2, name-3, ... that is not there."""
+    return next(free for n in count(1) if not Path(free := name if n == 1 else f"{name}-{n}").exists())

@@ -5,11 +5,13 @@ import os
 import torch
 from torch import Tensor
 
-from .passes import STORAGE, Keys, Rule, words
+from .passes import STORAGE, Keys, Rule, check_interface, words
 from .tables import State, Table
 
 try:
     import zokern._cpu as _cpu
+
+    check_interface(_cpu)
 except ImportError as error:
     _cpu, _why = None, str(error)
 

@@ -6,12 +6,14 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from .passes import STORAGE, Keys, Rule, words
+from .passes import STORAGE, Keys, Rule, check_interface, words
 from .spans import BLOCK, pack, spans, state_spans, to_device
 from .tables import State, Table
 
 try:
     import zokern._cuda as _cuda
+
+    check_interface(_cuda)
 except ImportError as error:
     _cuda, _why = None, str(error)
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from types import ModuleType
 from typing import TypeAlias
 
 import torch
@@ -10,12 +11,22 @@ from ..noise import NoiseKey
 
 Keys: TypeAlias = Sequence[NoiseKey]
 
+INTERFACE = 2  # of compiled code: raised when what it is handed changes its form
 STORAGE = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 
 # A run of passes is a list of instructions, each with a value v for every group. What one does is any of these, in this order:
 NEXT_KEY = 1  # z is made of the next key; without it, z stays as it is
 DECAY = 2  # x = v x; without it, x = fma(v, z, x)
 ROUND = 4  # x is rounded to the storage type: a pass ends
+
+
+def check_interface(module: ModuleType) -> None:
+    """
+    Raises:
+        ImportError: compiled code of other sources, which would misread what it is handed.
+    """
+    if getattr(module, "interface", 1) != INTERFACE:
+        raise ImportError(f"{module.__name__} was compiled from other sources than these")
 
 
 def words(keys: Keys) -> list[tuple[int, int, int]]:

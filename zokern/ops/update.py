@@ -30,7 +30,7 @@ def update_(
     terms: Iterable[Term],
     numbers: Iterable[Number],
     state: Iterable[Iterable[torch.Tensor]] = (),
-    owed: Iterable[Term] = (),
+    pending: Iterable[Term] = (),
     decay: Number = 1.0,
     rounding: NoiseKey | None = None,
 ) -> None:
@@ -53,7 +53,7 @@ def update_(
         numbers: what the rule calls n, each a number, a 0-dim tensor, or a tensor [len(layout.coefficient_groups)].
         state: for each state of the rule, in order, a list of one tensor a parameter, of its shape and device, contiguous where it is: all
             float32, or all bfloat16, which is rounded stochastically. Zeros, as ``torch.zeros_like`` makes them, to start with.
-        owed: terms that go into theta before the rule, in units of theta. Default none.
+        pending: terms that go into theta before the rule, in units of theta. Default none.
         decay: what theta is multiplied by before that. Default 1.0.
         rounding: for bfloat16 state, ``NoiseKey.of(seed, step, ROUNDING, probe)``: m is rounded with probe, v and w with probe + 1.
     Raises:
@@ -62,7 +62,7 @@ def update_(
     if rule not in RULES:
         raise ValueError(f"rule={rule!r} is unknown: pass one of {', '.join(map(repr, RULES))}")
     named, groups = RULES[rule], len(layout.coefficient_groups)
-    in_g, in_theta = _merged(check_terms("terms", terms, groups)), _merged(check_terms("owed", owed, groups))
+    in_g, in_theta = _merged(check_terms("terms", terms, groups)), _merged(check_terms("pending", pending, groups))
     numbers, scale = list(numbers), check_decay(decay, groups)
     if len(numbers) != len(named.numbers):
         raise ValueError(f"numbers has {len(numbers)} values: pass the {len(named.numbers)} of {rule!r}: {', '.join(named.numbers)}")

@@ -1,10 +1,12 @@
 """ZO-Adam."""
 
+from operator import itemgetter
+
 import torch
 
 from ..estimators import Estimate
 from .contract import register
-from .settings import POSITIVE, Setting, flag, number
+from .settings import POSITIVE, Blocks, Number, ParamsT, Setting, Settings, flag, number
 from .stateful import Stateful
 
 
@@ -43,36 +45,23 @@ class ZOAdam(Stateful):
     slots = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")
 
     def __init__(
-        self,
-        params,
-        lr=1e-4,
-        betas=(0.9, 0.999),
-        delta=1e-8,
-        eps=1e-3,
-        weight_decay=0.0,
-        amsgrad=False,
-        bias_correction=True,
-        q=1,
-        seed=0,
-        state_dtype=torch.float32,
-        estimator="two-point",
-        blocks=None,
-        sparsity=None,
-    ):
-        settings = dict(lr=lr, betas=betas, delta=delta, eps=eps, weight_decay=weight_decay, amsgrad=amsgrad, q=q, seed=seed)
-        settings |= dict(bias_correction=bias_correction, state_dtype=state_dtype, estimator=estimator)
-        super().__init__(params, settings, blocks, sparsity)
+        self, params: ParamsT, lr: Number = 1e-4, betas: tuple[Number, Number] = (0.9, 0.999), delta: Number = 1e-8,
+        eps: Number = 1e-3, weight_decay: Number = 0.0, amsgrad: bool = False, bias_correction: bool = True, q: int = 1,
+        seed: int = 0, state_dtype: torch.dtype = torch.float32, estimator: str = "two-point", blocks: Blocks | None = None,
+        sparsity: float | None = None,
+    ) -> None:  # fmt: skip
+        super().__init__(params, self.given(locals()), blocks, sparsity)
 
-    def update_size(self, group, slope):
+    def update_size(self, group: Settings, slope: float) -> float:
         return self._largest_lr(group)
 
-    def _slots(self):
+    def _slots(self) -> tuple[str, ...]:
         return self.slots if self.param_groups[0]["amsgrad"] else self.slots[:2]
 
     def _update(self, estimate: Estimate) -> None:
         group = self.param_groups[0]
         live = (~estimate.skipped).double()
-        b1, b2 = (self._setting("betas", of=lambda betas, i=i: betas[i]) for i in (0, 1))
+        b1, b2 = (self._setting("betas", of=itemgetter(i)) for i in (0, 1))
         t = group["step"] - group["skipped"] + live  # of a step that is skipped nothing is left, whatever t is
         bc1, bc2 = (1 - b1 ** t.clamp(min=1), 1 - b2 ** t.clamp(min=1)) if group["bias_correction"] else (1.0, 1.0)
         new1, new2 = (1 - b1) * live, (1 - b2) * live

@@ -1,16 +1,16 @@
 """The contract that every zeroth-order optimizer keeps: torch's interface, restored weights, a step from measurements to an update."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
-from typing import Any
+from collections.abc import Sequence
+from contextlib import closing
+from typing import Any, cast
 
 import torch
 
-from ..estimators import Driver, Estimate, Estimator, Log, finite_difference
+from ..estimators import Driver, Estimate, Estimator, Log, LossClosure, finite_difference
 from ..estimators.losses import driver_of
-from ..estimators.perturbation import Coefficient
 from ..signals import whole
 from .check import Check, check
+from .settings import Number, Settings
 from .trained import Trained
 from .watch import Replicas, Watch
 
@@ -24,23 +24,28 @@ class ZerothOrder(Trained):
         defaults: settings; of all groups: q, estimator, seed.
         blocks: None; or the model, whose layers are the blocks (``zokern.layers``: embeddings, each layer, head); or what
             ``zokern.layers(model, blocks=[...])`` returns, where they must be named; or a list of lists of parameters or of modules, each
-            trainable parameter in one of them. Every block is perturbed by itself, the others standing at theta, and has a projected
-            gradient of its own. A step costs that many times the forward passes.
+            trainable parameter in one of them. Every block is perturbed by itself, the others at theta, and has a projected gradient of
+            its own. A step costs that many times the forward passes.
         sparsity: None, or the share in [0, 1) of all elements that z leaves alone. Each tensor's own share is what magnitude pruning
             of the weights, as they are now, would take from it; which elements they are is drawn anew for each z.
     Attributes:
         last: the Estimate of the newest step; None before the first.
-        measurements: what the newest step, or the one measured, was decided by, in the order of the requests: its losses, 0-dim float64
-            tensors.
-        layout: the Layout of the parameters.
+        measurements: what decided the newest step, or the one measured, in the order of the requests: its losses, 0-dim float64 tensors.
         forwards: forward passes of a step.
         flushes: how often, between steps, pending terms have been applied by a pass of their own.
         discarded_measurements: measurements that no step followed, and flushes between the halves of a step. Each costs one rounding of
             the weights. Counted when the next step measures.
     """
 
-    last: Estimate | None
-    measurements: list[torch.Tensor]
+    def _begin_run(self, skipped: int = 0) -> None:
+        self.last: Estimate | None = None
+        self.measurements: list[torch.Tensor] = []
+        self.flushes = self.discarded_measurements = 0
+        self.watch: Watch = Watch(skipped)
+        self._replicas: Replicas = Replicas()
+        self._measured: Estimate | None = None  # by ``measure``, for ``step`` to move along
+        self._unfinished: bool = False  # whether it was measured, and not moved
+        self._versions = [p._version for p in self.layout.params]  # when an update was left pending
 
     def _estimate(self) -> Estimator:
         """A generator that asks for losses, is sent them, and returns an Estimate (``zokern.estimators``). A subclass may have its own."""
@@ -56,21 +61,17 @@ class ZerothOrder(Trained):
     def _make_state(self) -> None:
         """Make what ``state`` is to hold, where it is not there yet."""
 
-    def update_size(self, group: dict[str, Any], slope: float) -> float:
-        """Size of an element's update, root mean square over elements, in units of theta, at the largest lr that is scheduled.
-
-        Args:
-            group: a parameter group.
-            slope: the derivative of the loss along z.
-        """
-        return self._largest_lr(group) * abs(slope) / float(group["q"]) ** 0.5
+    def update_size(self, group: Settings, slope: float) -> float:
+        """Size of an update, root mean square over elements, in units of theta, at the largest lr that is scheduled for a parameter group
+        and a derivative of the loss along z."""
+        return float(self._largest_lr(group) * abs(slope) / float(group["q"]) ** 0.5)
 
     @staticmethod
-    def _largest_lr(group: dict[str, Any]) -> float:
+    def _largest_lr(group: Settings) -> float:
         return max(float(group[name]) for name in ("lr", "initial_lr", "lr_full") if name in group)
 
     @classmethod
-    def measurements_in(cls, settings: dict[str, Any], blocks: int = 1) -> int:
+    def measurements_in(cls, settings: Settings, blocks: int = 1) -> int:
         each = int(settings["q"]) * blocks
         return 1 + each if settings["estimator"] == "one-sided" else 2 * each
 
@@ -80,8 +81,13 @@ class ZerothOrder(Trained):
         return bool(self.param_groups[0].get("defer"))
 
     @property
-    def forwards(self) -> int:
+    def measurements_due(self) -> int:
+        """How many measurements the next step has."""
         return self.measurements_in(self.param_groups[0], len(self.weights.parts))
+
+    @property
+    def forwards(self) -> int:
+        return self.measurements_due
 
     def losses_by_name(self) -> dict[str, torch.Tensor]:
         """ "loss_plus" and "loss_minus": L(theta + eps z) and L(theta - eps z) of the first direction, or L(theta) where the estimator
@@ -90,11 +96,7 @@ class ZerothOrder(Trained):
         one_sided = self.param_groups[0].get("estimator") == "one-sided"
         return dict(zip(("loss_plus", "loss_minus"), (second, first) if one_sided else (first, second)))
 
-    @staticmethod
-    def profile_hook_step(step: Any) -> Any:  # with which torch wraps ``step``: the hooks, a log's among them, are of the whole
-        return whole(torch.optim.Optimizer.profile_hook_step(step))
-
-    def step(self, closure: Any = None) -> Any:
+    def step(self, closure: LossClosure | Driver | None = None) -> torch.Tensor | None:  # type: ignore[override]
         """One step: measure the loss at the perturbed weights, then move.
 
         Args:
@@ -109,10 +111,8 @@ class ZerothOrder(Trained):
         """
         if closure is None:
             if self._measured is not None:
-                estimate = self._measured
                 self._check_unchanged()
-                self.apply(estimate)
-                return estimate.loss
+                return self.apply(self._measured)
             if all(float(group["lr"]) == 0 for group in self.param_groups):
                 self._make_state()  # which is why torch.distributed.checkpoint asks for such a step
                 return None
@@ -120,42 +120,34 @@ class ZerothOrder(Trained):
                 "closure=None: zeroth-order steps evaluate the loss themselves; call step(closure) with () -> loss, or, where a loop calls "
                 "step() itself, as transformers' Trainer does, take zokern.hf.ZOTrainer"
             )
-        with self._measuring(closure) as estimate:
-            self._move_along(estimate)
-        return estimate.loss
+        return self._move_along(self._measure(closure))
 
     @whole
-    def measure(self, closure: Any) -> Estimate:
+    def measure(self, closure: LossClosure | Driver) -> Estimate:
         """The first half of ``step``: measure, and leave the rest to ``step()`` without a closure, for loops that call that themselves.
 
         Between the halves the weights are beside theta, and so the whole is as many passes as one step; ``flush`` brings them to
         theta. An estimate that is not followed by ``step()`` moves nothing. Arguments and errors as in ``step``.
         """
-        with self._measuring(closure) as estimate:
-            self._versions = [p._version for p in self.layout.params]
-        self._measured = estimate
+        estimate = self._measure(closure)
+        self._versions, self._measured = [p._version for p in self.layout.params], estimate
         return estimate
 
     @whole
-    def estimate(self, closure: Any) -> Estimate:
+    def estimate(self, closure: LossClosure | Driver) -> Estimate:
         """Measure a gradient estimate and restore the weights; ``apply`` moves along it. Arguments and errors as in ``step``."""
-        with self._measuring(closure) as estimate:
-            self.weights.apply_pending()
+        estimate = self._measure(closure)
+        self.weights.apply_pending()
         return estimate
 
     @whole
-    def apply(self, estimate: Estimate) -> None:
+    def apply(self, estimate: Estimate) -> torch.Tensor | None:
         """Move along an estimate and count one step. An Estimate of logged terms replays a step without evaluating anything."""
         self._check_frozen()
-        self._move_along(estimate)
-
-    @property
-    def measurements_due(self) -> int:
-        """How many measurements the next step has."""
-        return self.measurements_in(self.param_groups[0], len(self.weights.parts))
+        return self._move_along(estimate)
 
     @whole
-    def repeat(self, measurements: Sequence[Any]) -> torch.Tensor:
+    def repeat(self, measurements: Sequence[Number]) -> torch.Tensor | None:
         """A step again from its ``measurements``, without a forward pass: the same passes over the weights, and so the same bits.
 
         Args:
@@ -170,11 +162,11 @@ class ZerothOrder(Trained):
                 f"measurements of step {self.param_groups[0]['step']}: {len(measurements)}, but a step of {type(self).__name__} has "
                 f"{self.measurements_due}: pass all of one step"
             )
-        return self.step(Log(measurements))  # type: ignore[no-any-return]
+        return self.step(Log(measurements))
 
     @whole
-    def check(self, closure: Any, smooth: bool = True, warn: bool = False) -> Check:
-        """Before a run, or within it: is the closure what a step needs, eps in its range, an update more than rounding? ``print`` it.
+    def check(self, closure: LossClosure | Driver, smooth: bool = True, warn: bool = False) -> Check:
+        """Before a run, or within it: is the closure what a step needs, eps in its range, an update more than rounding?
 
         Evaluates the loss twice at theta, and at eps / 3, eps and 3 eps to both sides along noise of its own: 2 + 6 forward passes (6 for
         each block; up to 3 directions where the first one leaves a doubt; of ForwardGradient one, with its derivative). The run goes on
@@ -209,20 +201,22 @@ class ZerothOrder(Trained):
         for weights in self._all_weights():
             weights.apply_pending()
 
-    @contextmanager
-    def _measuring(self, closure: Any) -> Iterator[Estimate]:
-        """-> an Estimate, the weights wherever its last loss was evaluated. Whatever is raised, they are brought back first."""
+    def _measure(self, closure: LossClosure | Driver) -> Estimate:
+        """Leaves the weights where the last loss was evaluated. Whatever is raised, they are restored first."""
         self._check_unchanged()
         self._check_frozen()
         self._make_state()  # where memory runs out, before anything has moved
         self.discarded_measurements += self._unfinished
         self._measured, self.measurements, self._unfinished = None, [], True
         driver = driver_of(closure, self.watch.loss)
-        with self._restored():
+        try:
             estimate = self._ask(driver)
             if driver.live:
                 self._replicas.look(self, self.measurements)
-            yield estimate
+        except BaseException:
+            self.weights.apply_pending()
+            raise
+        return estimate
 
     def _ask(self, driver: Driver) -> Estimate:
         """Let the driver answer the estimator's requests."""
@@ -232,35 +226,31 @@ class ZerothOrder(Trained):
                 try:
                     request = asking.send(numbers)
                 except StopIteration as done:
-                    return done.value  # type: ignore[no-any-return]
+                    return cast(Estimate, done.value)
                 numbers = driver.answer(request)
                 self.measurements.extend(numbers)
 
-    @contextmanager
-    def _restored(self) -> Iterator[None]:
-        """Whatever is raised inside, the weights are brought back first."""
-        try:
-            yield
-        except BaseException:
-            self.weights.apply_pending()
-            raise
-
     @torch.no_grad()
-    def _move_along(self, estimate: Estimate) -> None:
-        with self._restored():
+    def _move_along(self, estimate: Estimate) -> torch.Tensor | None:
+        """-> the mean of its losses."""
+        try:
             self._update(estimate)
             if self.param_groups[0].get("defer"):
                 self._versions = [p._version for p in self.layout.params]
             else:
                 self.weights.apply_pending()
+        except BaseException:
+            self.weights.apply_pending()
+            raise
         self.last, self._measured, self._unfinished = estimate, None, False
         for group in self.param_groups:
             group["step"] += 1
             group["skipped"] = group["skipped"] + estimate.skipped
         first = self.param_groups[0]
         self.watch.step(first["step"] - 1, first["skipped"], estimate.projected_grad)
+        return estimate.loss
 
-    def _decay(self, estimate: Estimate, rate: str = "lr") -> Coefficient:
+    def _decay(self, estimate: Estimate, rate: str = "lr") -> Number:
         """1 - lr * weight_decay; 1 where the step is skipped. ``rate``: the name of the setting that is this step's lr."""
         if not any(group["weight_decay"] for group in self.param_groups):
             return 1.0
@@ -273,13 +263,3 @@ class ZerothOrder(Trained):
                 f"the weights were changed while the update of step {self.param_groups[0]['step'] - 1} was still pending (defer=True): "
                 "call flush() before load_state_dict or anything else that writes to them"
             )
-
-    def _begin_run(self, skipped: int = 0) -> None:
-        self.last, self._measured, self.measurements = None, None, []
-        self.flushes, self.discarded_measurements, self._unfinished = 0, 0, False
-        self._versions, self.watch, self._replicas = None, Watch(skipped), Replicas()
-
-    @whole
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
-        self._versions = [p._version for p in self.layout.params]

@@ -2,13 +2,15 @@
 
 import math
 import random
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
 
 import numpy
 import torch
 
-from ..estimators import Losses, Point
+from ..estimators import Driver, LossClosure, Losses, Point
 from ..estimators.forward_ad import Derivatives
 from ..estimators.losses import driver_of
 from ..noise import NoiseKey
@@ -16,13 +18,16 @@ from ..noise.spec import CHECK
 from ..ops import make_noise
 from .watch import warn as say
 
+if TYPE_CHECKING:
+    from .base import ZerothOrder
+
 SCALES = (1 / 3, 1.0, 3.0)  # of eps
-DIRECTIONS = 3  # at most: one may lie nearly across the gradient, and its slope then be small by chance; three hardly do
+DIRECTIONS = 3  # at most: one may be nearly across the gradient, and its slope then be small by chance; three hardly are
 WOBBLE = 0.05  # of what a step measures: how far the loss may differ from itself
 CLEAR = 4  # spacings of the loss: a difference of fewer is wrong by 10 % and more
 AGREE, DIFFER = 0.25, 0.5  # relative: slopes at eps and at a neighbour of it do; from here on they do not
 LEARNT = 1e-5  # a loss below: of a cross-entropy, rounding of numbers of size 1, from a batch that has nothing more to say
-LOST = 0.5  # share of 16-bit weights that may stand still
+LOST = 0.5  # share of 16-bit weights that an update may leave where they are
 SAMPLE = 1 << 17  # elements of a tensor that are looked at
 BITS = {torch.bfloat16: 8, torch.float16: 11, torch.float32: 24, torch.float64: 53}
 
@@ -69,23 +74,24 @@ class Check:
     @property
     def problems(self) -> list[str]:
         """Sentences, each with a cause and its cure. Empty where all is well."""
-        if not self._finite(self.losses):
+        if not _finite(self.losses):
             shown = " and ".join(f"{loss:g}" for loss in self.losses)
             return [f"the loss at theta is {shown}: a step whose loss is not finite moves nothing; look at the weights and the batch"]
         learnt = max(map(abs, self.losses)) < LEARNT
         found = [self._changing() or (None if learnt else self._rounded() or self._out_of_range()), self._vanishing()]
         return [problem for problem in found if problem]
 
-    def _changing(self):
-        if self._wobbles:
-            one, other = (f"{loss:.9g}" for loss in self.losses)
-            measures = f" where a step measures {self.difference:.2g}" if self.difference is not None else ""
-            return (
-                f"the closure gave {one} and {other} at the same weights, which is {self.wobble:.2g} apart{measures}: call model.eval(), "
-                "so that there is no dropout, and let all calls of a step see one batch"
-            )
+    def _changing(self) -> str | None:
+        if not self.wobble > max(WOBBLE * (self.difference or 0.0), CLEAR * self.rounding if self.smooth else 0.0):  # it may be NaN
+            return None
+        one, other = (f"{loss:.9g}" for loss in self.losses)
+        measures = f" where a step measures {self.difference:.2g}" if self.difference is not None else ""
+        return (
+            f"the closure gave {one} and {other} at the same weights, which is {self.wobble:.2g} apart{measures}: call model.eval(), "
+            "so that there is no dropout, and let all calls of a step see one batch"
+        )
 
-    def _rounded(self):
+    def _rounded(self) -> str | None:
         if not self.smooth or self.difference is None or not math.isfinite(self.difference):
             return None
         if self.difference > 0 and self.difference >= CLEAR * self.rounding:
@@ -103,11 +109,11 @@ class Check:
             return f"{spaced}: they were rounded to 16 bits on their way, or are counted; compute them in float32, or pass smooth=False"
         return f"{spaced}, so that it is mostly rounding: pass a larger eps, or compute the loss in float64"
 
-    def _out_of_range(self):
+    def _out_of_range(self) -> str | None:
         if not self.smooth or self.eps is None or not self.slopes:
             return None
         below, here, above = zip(*self.slopes)
-        if not self._finite([*below, *here]):
+        if not _finite([*below, *here]):
             return f"the loss at theta + eps z is not finite, where it is finite at theta: pass a smaller eps than {self.eps:g}"
         down, up = self._apart
         if min(down, up) <= DIFFER:
@@ -118,22 +124,18 @@ class Check:
             "something else than the gradient; pass a smaller eps or, where the model computes in 16 bits, a larger one"
         )
 
-    def _vanishing(self):
-        if self.lost is not None and self.lost > LOST:
-            return (
-                f"an update of {self.update:.2g} an element leaves {self.lost:.0%} of the weights in 16 bits where they are, since it is "
-                "below half their spacing: train float32 weights (model.float(), or an adapter of zokern.hf.adapt), or pass a larger lr"
-            )
+    def _vanishing(self) -> str | None:
+        if self.lost is None or self.lost <= LOST:
+            return None
+        return (
+            f"an update of {self.update:.2g} an element leaves {self.lost:.0%} of the weights in 16 bits where they are, since it is below "
+            "half their spacing: train float32 weights (model.float(), or an adapter of zokern.hf.adapt), or pass a larger lr"
+        )
 
     @property
-    def _wobbles(self):
-        measured = WOBBLE * (self.difference or 0.0)
-        return self.wobble > max(measured, CLEAR * self.rounding if self.smooth else 0.0)
-
-    @property
-    def _settled(self):
-        """Whether more directions would say the same. Of losses that all processes agree on alone, so that all go on or none."""
-        return self.wobble <= WOBBLE * self.difference and max(self._apart) <= AGREE
+    def _clear(self) -> bool:
+        """Whether more directions would say the same. It follows from losses that all processes agree on, so that all go on or none."""
+        return self.difference is None or self.wobble <= WOBBLE * self.difference and max(self._apart) <= AGREE
 
     @property
     def _apart(self) -> tuple[float, float]:
@@ -141,17 +143,12 @@ class Check:
         if len(self.slopes[0]) == 1:
             return 0.0, 0.0
         below, here, above = zip(*self.slopes)
-        return tuple(_rms([a - b for a, b in zip(here, other)]) / (max(_rms(here), _rms(other)) or math.nan) for other in (below, above))
+        down, up = (_rms([a - b for a, b in zip(here, other)]) / (max(_rms(here), _rms(other)) or math.nan) for other in (below, above))
+        return down, up
 
-    @staticmethod
-    def _finite(numbers):
-        return all(map(math.isfinite, numbers))
-
-    def __str__(self):
+    def __str__(self) -> str:
         same = "the same bits" if self.wobble == 0 else f"{self.wobble:.2g} apart"
-        lines = [
-            f"loss        {self.losses[0]:.9g}, and again: {same}; {self.dtype} of {self.bits} bits, spaced {self.rounding:.2g}",
-        ]
+        lines = [f"loss        {self.losses[0]:.9g}, and again: {same}; {self.dtype} of {self.bits} bits, spaced {self.rounding:.2g}"]
         if self.difference is not None:
             lines.append(f"difference  {self.difference:.3g} in a step")
         for slopes in self.slopes[:DIRECTIONS]:
@@ -166,31 +163,36 @@ class Check:
         return "\n".join([*lines, *(f"problem     {problem}" for problem in self.problems or ["none"])])
 
 
-def check(optimizer, closure, smooth=True, warn=False) -> Check:
+def check(optimizer: "ZerothOrder", closure: LossClosure | Driver, smooth: bool = True, warn: bool = False) -> Check:
     """See ``ZerothOrder.check``."""
     with torch.no_grad(), _undisturbed(optimizer) as held:
-        seen, weights = _Seen(), optimizer.weights
-        driver = driver_of(closure, seen.given.append)
-        losses = tuple(map(float, driver.answer(Losses(weights, [Point([])] * 2))))
-        found = Check(losses, seen.dtype, seen.bits, smooth=smooth)
-        differences, slopes, moves = [], [], []
-        group = optimizer.param_groups[0]
+        given: list[Any] = []  # losses as the closure returned them
+        driver = driver_of(closure, given.append)
+        losses = tuple(map(float, driver.answer(Losses(optimizer.weights, [Point([])] * 2))))
+        dtype = str(given[0].dtype).removeprefix("torch.") if isinstance(given[0], torch.Tensor) else "number"
+        found = Check(losses, dtype, _bits(given), smooth=smooth)
+        group, differences, moves = optimizer.param_groups[0], [], []
         eps = float(group["eps"]) if "eps" in group else None
-        for direction in range(DIRECTIONS if smooth else 1):
-            if not Check._finite(losses):
-                break
+        for direction in range((DIRECTIONS if smooth else 1) if _finite(losses) else 0):
             key = NoiseKey.of(group["seed"], group["step"], CHECK, direction)
             if eps is None:
                 params = [p for group in optimizer.param_groups for p in group["params"]]
-                measured = [(float(driver.answer(Derivatives(weights, params, [key]))[1]),)]
+                slopes: list[tuple[float, ...]] = [(float(driver.answer(Derivatives(optimizer.weights, params, [key]))[1]),)]
             else:
-                measured = _sides(optimizer, driver, key, eps, SCALES if smooth else (1.0,), losses[0], differences)
-            slopes += measured
-            moves.append(_moved(optimizer, held, key, [slope[len(slope) // 2] for slope in measured]))
+                slopes, measured = _slopes(optimizer, driver, key, eps, SCALES if smooth else (1.0,), losses[0])
+                differences += measured
+            moves.append(_moved(optimizer, held, key, [slope[len(slope) // 2] for slope in slopes]))
             updates, lost = zip(*moves)
-            difference, lost = _rms(differences) if differences else None, None if None in lost else sum(lost) / len(lost)
-            found = Check(losses, seen.dtype, seen.bits, difference, eps, slopes, _rms(updates), lost, smooth)
-            if eps is None or found._settled:
+            found = replace(
+                found,
+                bits=_bits(given),
+                difference=_rms(differences) if differences else None,
+                eps=eps,
+                slopes=[*found.slopes, *slopes],
+                update=_rms(updates),
+                lost=None if None in lost else sum(lost) / len(lost),
+            )
+            if found._clear:
                 break
     if warn:
         for problem in found.problems:
@@ -198,26 +200,21 @@ def check(optimizer, closure, smooth=True, warn=False) -> Check:
     return found
 
 
-def _sides(optimizer, driver, key, eps, scales, base, differences):
-    """-> for each block the slopes along z(key), one a scale; what a step would measure of each is added to ``differences``."""
+def _slopes(
+    optimizer: "ZerothOrder", driver: Driver, key: NoiseKey, eps: float, scales: Sequence[float], base: float
+) -> tuple[list[tuple[float, ...]], list[float]]:
+    """-> (for each block the slopes along z(key), one a scale of eps; for each block the difference that a step would measure)."""
     weights, radius = optimizer.weights, optimizer._setting("eps")
     parts = range(len(weights.parts))
     points = [Point([(key, side * scale * radius)], part) for part in parts for scale in scales for side in (1, -1)]
     losses = iter(map(float, driver.answer(Losses(weights, points))))
     one_sided = optimizer.param_groups[0].get("estimator") == "one-sided"
-    found = []
-    for _ in parts:
-        slopes = []
-        for scale in scales:
-            plus, minus = next(losses), next(losses)
-            slopes.append((plus - minus) / (2 * scale * eps))
-            if scale == 1:
-                differences.append(plus - (base if one_sided else minus))
-        found.append(tuple(slopes))
-    return found
+    pairs = [{scale: (next(losses), next(losses)) for scale in scales} for _ in parts]
+    slopes = [tuple((plus - minus) / (2 * scale * eps) for scale, (plus, minus) in of.items()) for of in pairs]
+    return slopes, [of[1.0][0] - (base if one_sided else of[1.0][1]) for of in pairs]
 
 
-def _moved(optimizer, weights, key, slopes):
+def _moved(optimizer: "ZerothOrder", weights: list[torch.Tensor], key: NoiseKey, slopes: Sequence[float]) -> tuple[float, float | None]:
     """-> (an element's update along z(key), root mean square; the share of elements in 16 bits that it leaves where they are, or None)."""
     layout, eps = optimizer.layout, optimizer.param_groups[0].get("eps")
     slope_of = dict(zip(layout.blocks, slopes))
@@ -235,45 +232,35 @@ def _moved(optimizer, weights, key, slopes):
     return math.sqrt(squares / moving), still / sixteen if sixteen else None
 
 
-def _rms(numbers):
+def _bits(given: list[Any]) -> int:
+    """The fewest, of a format, that hold every loss that was given."""
+    most = max(BITS.get(loss.dtype, 53) if isinstance(loss, torch.Tensor) else 53 for loss in given)
+    values = [float(loss) for loss in given]
+    return next(min(bits, most) for bits in sorted(BITS.values()) if bits >= most or all(_fits(value, bits) for value in values))
+
+
+def _fits(value: float, bits: int) -> bool:
+    mantissa, _ = math.frexp(value) if math.isfinite(value) else (0.0, 0)
+    return float(mantissa * 2**bits).is_integer()
+
+
+def _finite(numbers: Iterable[float]) -> bool:
+    return all(map(math.isfinite, numbers))
+
+
+def _rms(numbers: Sequence[float]) -> float:
     return math.sqrt(sum(x * x for x in numbers) / len(numbers))
 
 
-class _Seen:
-    """Losses as a closure returned them, whose precision is looked at."""
-
-    def __init__(self):
-        self.given = []
-
-    @property
-    def dtype(self) -> str:
-        loss = self.given[0]
-        return str(loss.dtype).removeprefix("torch.") if isinstance(loss, torch.Tensor) else "number"
-
-    @property
-    def bits(self) -> int:
-        """The fewest, of a format, that hold every loss that was given."""
-        most = max(BITS.get(loss.dtype, 53) if isinstance(loss, torch.Tensor) else 53 for loss in self.given)
-        values = [float(loss) for loss in self.given]
-        for bits in sorted(BITS.values()):
-            if bits >= most or all(_fits(value, bits) for value in values):
-                return min(bits, most)
-
-
-def _fits(value, bits):
-    mantissa, _ = math.frexp(value) if math.isfinite(value) else (0.0, 0)
-    return (mantissa * 2**bits).is_integer()
-
-
 @contextmanager
-def _undisturbed(optimizer):
+def _undisturbed(optimizer: "ZerothOrder") -> Iterator[list[torch.Tensor]]:
     """-> copies of the weights, in the host's memory.
 
     Afterwards the weights, what is pending, the counts and the random states are as before, bit for bit.
     """
     optimizer._check_unchanged()
     params, weights = optimizer.layout.params, optimizer.weights
-    held = [p.detach().to("cpu", copy=True) for p in params]  # a way back in place would round them once
+    held = [p.detach().to("cpu", copy=True) for p in params]  # restoring in place would round them once
     pending = list(weights.pending)
     python, arrays = random.getstate(), numpy.random.get_state()
     try:

@@ -4,9 +4,10 @@ from dataclasses import replace
 
 import torch
 
-from ..estimators import Losses, Point
+from ..estimators import Estimator, Losses, Point
 from .base import ZerothOrder
 from .contract import register
+from .settings import Blocks, Number, ParamsT, Settings
 
 
 @register
@@ -24,31 +25,31 @@ class ZOConservative(ZerothOrder):
     name = "zo-conservative"
 
     def __init__(
-        self, params, lr=1e-6, eps=1e-3, weight_decay=0.0, q=1, seed=0, estimator="two-point", blocks=None, sparsity=None
-    ):  # fmt: skip
-        settings = dict(lr=lr, eps=eps, weight_decay=weight_decay, q=q, seed=seed, estimator=estimator)
-        super().__init__(params, settings, blocks, sparsity)
+        self, params: ParamsT, lr: Number = 1e-6, eps: Number = 1e-3, weight_decay: Number = 0.0, q: int = 1, seed: int = 0,
+        estimator: str = "two-point", blocks: Blocks | None = None, sparsity: float | None = None,
+    ) -> None:  # fmt: skip
+        super().__init__(params, self.given(locals()), blocks, sparsity)
 
     @classmethod
-    def measurements_in(cls, settings, blocks=1):
+    def measurements_in(cls, settings: Settings, blocks: int = 1) -> int:
         return super().measurements_in(settings, blocks) + cls._candidates(settings)
 
     @staticmethod
-    def _candidates(settings):
+    def _candidates(settings: Settings) -> int:
         return 2 if settings["estimator"] == "one-sided" else 3
 
     @classmethod
-    def losses_in(cls, settings):
+    def losses_in(cls, settings: Settings) -> slice:
         return slice(-cls._candidates(settings))  # the candidates' come last
 
-    def _estimate(self):
+    def _estimate(self) -> Estimator:
         estimate, lr = (yield from super()._estimate()), self._setting("lr")
         candidates = [Point([(key, sign * lr * g) for key, g in estimate.terms]) for sign in (-1, 1)]
         if self.param_groups[0]["estimator"] == "one-sided":
-            losses = [*(yield Losses(self.weights, candidates)), estimate.losses[0]]
+            measured = [*(yield Losses(self.weights, candidates)), estimate.losses[0]]
         else:
-            losses = yield Losses(self.weights, [*candidates, Point([])])
-        losses = torch.stack(losses)
+            measured = yield Losses(self.weights, [*candidates, Point([])])
+        losses = torch.stack(measured)
         best = torch.where(torch.isfinite(losses), losses, torch.inf).argmin()
         sign = torch.where(torch.isfinite(losses).any(), best.eq(0).double() - best.eq(1).double(), 0.0)
         return replace(estimate, terms=[(key, sign * g) for key, g in estimate.terms])

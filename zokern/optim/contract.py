@@ -1,16 +1,20 @@
 """What an optimizer says of itself: Trainer, logs, the command line and the tests read it, and know no optimizer by name."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import cache
 from importlib.metadata import entry_points
 from inspect import Parameter, signature
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, ParamSpec, TypeVar
 
 import torch
 
-from .settings import Setting
+from ..signals import whole
+from .settings import Setting, Settings
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 class ClosureOptimizer(torch.optim.Optimizer):
@@ -23,6 +27,7 @@ class ClosureOptimizer(torch.optim.Optimizer):
         name: on the command line, such as "mezo".
         settings: name -> ``Setting`` of those that the class adds to its base classes'; ``declared`` has all that it takes.
         takes_model: it is made with the model, not with parameters.
+        divides: it is made of two optimizers, ``zo`` and ``fo``, and a ``split`` that says which parameters are whose.
         derivative: what the loss is asked for: None, its value; "forward", a derivative in forward mode; "backward", a gradient.
         full_batch: some steps need the loss of the full batch, as ``step(closure, full_closure)``: those where ``full_batch_due``.
         full_batch_rate: the setting that is their learning rate in lr's place; who schedules lr, or scales it for a group, scales it alike.
@@ -31,32 +36,25 @@ class ClosureOptimizer(torch.optim.Optimizer):
         decide_steps: the methods that decide which passes over the weights a step makes: a subclass with one of its own is another
             optimizer, which registers itself.
         lr_scale: where a search for lr may begin, as a multiple of what suits MeZO.
-        backwards: backward passes of a step.
-        full_batch_due: whether the next step needs it.
     """
 
     name: ClassVar[str] = ""
     settings: ClassVar[dict[str, Setting]] = {}
     takes_model: ClassVar[bool] = False
+    divides: ClassVar[bool] = False
     derivative: ClassVar[str | None] = None
     full_batch: ClassVar[bool] = False
     full_batch_rate: ClassVar[str | None] = None
     replayable: ClassVar[bool] = True
     capturable: ClassVar[bool] = False
     decide_steps: ClassVar[tuple[str, ...]] = (
-        "repeat",
-        "apply",
-        "_estimate",
-        "_update",
-        "_ask",
-        "_measuring",
-        "_key",
-        "_setting",
-        "_decay",
+        *("repeat", "apply", "_estimate", "_update", "_ask", "_measure", "_key", "_setting", "_decay"),
     )
     lr_scale: ClassVar[float] = 1.0
-    backwards: ClassVar[int] = 0
-    full_batch_due: bool = False
+
+    @staticmethod
+    def profile_hook_step(func: Callable[P, T]) -> Callable[P, T]:  # torch wraps ``step`` with it: signals wait in its hooks, too
+        return whole(torch.optim.Optimizer.profile_hook_step(func))
 
     @classmethod
     @cache
@@ -71,39 +69,29 @@ class ClosureOptimizer(torch.optim.Optimizer):
     @cache
     def declared(cls) -> dict[str, Setting]:
         """name -> Setting, with its default, of what the constructor takes, in its order."""
-        known, arguments = cls.known(), signature(cls).parameters
-        default = {name: None if p.default is Parameter.empty else p.default for name, p in arguments.items()}
-        return {name: replace(known[name], default=default[name]) for name in arguments if name in known}
+        default = {name: None if p.default is Parameter.empty else p.default for name, p in signature(cls).parameters.items()}
+        return {name: replace(cls.known()[name], default=default[name]) for name in default if name in cls.known()}
 
     @classmethod
-    def measurements_in(cls, settings: dict[str, Any], blocks: int = 1) -> int:
-        """How many numbers decide a step: its ``measurements``.
-
-        Args:
-            settings: of the first parameter group, "step" among them.
-            blocks: of the parameters.
-        """
+    def measurements_in(cls, settings: Settings, blocks: int = 1) -> int:
+        """How many ``measurements`` decide a step, by the first parameter group's settings, "step" among them, and the number of blocks."""
         raise NotImplementedError
 
     @classmethod
-    def losses_in(cls, settings: dict[str, Any]) -> slice:
-        """Which of a step's ``measurements`` are the losses whose mean it returns.
-
-        Args:
-            settings: of the first parameter group.
-        """
+    def losses_in(cls, settings: Settings) -> slice:
+        """Which of a step's ``measurements`` are the losses whose mean it returns, by the first parameter group's settings."""
         return slice(None)
 
     @classmethod
-    def skipped_in(cls, steps: Iterable[Sequence[float]], settings: dict[str, Any]) -> int:
-        """How many steps moved nothing, because of a loss that was not finite.
-
-        Args:
-            steps: the measurements of each, from the first step on; NaN for what was not finite.
-            settings: as of ``losses_in``.
-        """
+    def skipped_in(cls, steps: Iterable[Sequence[float]], settings: Settings) -> int:
+        """How many steps moved nothing, given the measurements of each, from the first step on, NaN where one was not finite."""
         losses = cls.losses_in(settings)
         return sum(not all(map(math.isfinite, step[losses])) for step in steps)
+
+    @property
+    def full_batch_due(self) -> bool:
+        """Whether the next step needs the loss of the full batch."""
+        return False
 
     @property
     def perturbed(self) -> "ClosureOptimizer | None":
@@ -118,6 +106,15 @@ class ClosureOptimizer(torch.optim.Optimizer):
         """Bring the weights to where the steps so far have led."""
         raise NotImplementedError
 
+    @property
+    def forwards(self) -> int:
+        """Forward passes of a step."""
+        raise NotImplementedError
+
+    def forwards_in(self, steps: int) -> tuple[int, int]:
+        """Forward passes of the first steps of a run: over their own batches, and over the full batch."""
+        return self.forwards * steps, 0
+
     def losses_by_name(self) -> dict[str, torch.Tensor]:
         """Losses of the newest step that are worth logging, 0-dim tensors."""
         return {}
@@ -125,7 +122,6 @@ class ClosureOptimizer(torch.optim.Optimizer):
 
 Registered = TypeVar("Registered", bound=type[ClosureOptimizer])
 _classes: dict[str, type[ClosureOptimizer]] = {}
-_replayable: dict[str, type[ClosureOptimizer]] = {}  # by the class's name
 
 
 def register(cls: Registered) -> Registered:
@@ -150,8 +146,6 @@ def register(cls: Registered) -> Registered:
         if not same and (other.name == cls.name or other.__name__ == cls.__name__):
             raise ValueError(f"{cls.__name__} is named {cls.name!r}, and there is {other.__name__}, {other.name!r}: choose other names")
     _classes[cls.name] = cls
-    if cls.replayable:
-        _replayable[cls.__name__] = cls
     return cls
 
 
@@ -175,8 +169,7 @@ def named(name: str) -> type[ClosureOptimizer]:
 
 def logged_as(name: str) -> type[ClosureOptimizer] | None:
     """The optimizer whose class has this name, by which logs know it; None where there is none."""
-    _find()
-    return _replayable.get(name)
+    return next((cls for cls in optimizers().values() if cls.replayable and cls.__name__ == name), None)
 
 
 @cache

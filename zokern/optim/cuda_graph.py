@@ -1,10 +1,11 @@
 """A whole step, forward passes included, as one CUDA graph: for models whose kernels take less time than their launches."""
 
 from dataclasses import replace
+from typing import Any
 
 import torch
 
-from ..estimators import Closure
+from ..estimators import Closure, LossClosure
 from ..kernels import backend_for
 from ..ops.staging import tell_autograd
 from ..signals import let_through, whole
@@ -15,7 +16,7 @@ LIVE = ("lr", "eps")  # settings that schedulers may change between replays; the
 
 
 class Graph:
-    """A captured step. Calling it replays the step on what the closure's tensors then hold.
+    """``zokern.graph``: ``optimizer.step(closure)``, captured. Calling it replays the step on what the closure's tensors then hold.
 
     Every replay is the optimizer's next step, with noise of its own: what ``optimizer.step(closure)`` would have done, bit for bit
     where the model's kernels are deterministic. ``optimizer.last``, ``param_groups`` and state_dict advance; the tensors in ``last``
@@ -30,7 +31,7 @@ class Graph:
     """
 
     @whole
-    def __init__(self, optimizer: ZerothOrder, closure):
+    def __init__(self, optimizer: ZerothOrder, closure: LossClosure) -> None:
         self.optimizer = optimizer
         self.device = _checked(optimizer)
         groups = optimizer.param_groups
@@ -39,10 +40,11 @@ class Graph:
         self._live = [
             {name: torch.tensor(float(group[name]), dtype=torch.float64, device=self.device) for name in LIVE} for group in groups
         ]
-        self._shown = [{} for _ in groups]  # what the tensors in _live hold
+        self._shown: list[dict[str, float]] = [{} for _ in groups]  # what the tensors in _live hold
         self._clock = torch.zeros((), dtype=torch.int32, device=self.device)
         self._skipped = torch.zeros((), dtype=torch.int64, device=self.device)
-        self._behind, self._seen = 0, None  # what the clock and the count show, known without looking
+        self._behind = 0  # what the clock shows, known without looking
+        self._seen: torch.Tensor | None = None  # and the count
         self._graph = torch.cuda.CUDAGraph()
         self._warm_up(closure)
         self._capture(closure)
@@ -74,19 +76,19 @@ class Graph:
         optimizer.watch.step(groups[0]["step"] - 1, self._seen, self._estimate.projected_grad)
         return self._loss
 
-    def _location(self):
+    def _location(self) -> Any:
         self.optimizer.layout.tables()
         return self.optimizer.layout.location
 
-    def _settings(self):
+    def _settings(self) -> list[dict[str, Any]]:
         return [
             {name: value for name, value in group.items() if name not in ("params", "step", "skipped", *LIVE)}
             for group in self.optimizer.param_groups
         ]
 
-    def _warm_up(self, closure):
+    def _warm_up(self, closure: LossClosure) -> None:
         """On a stream of its own: what is made once (tables, workspaces, compiled kernels) must not be made while capturing."""
-        stream = torch.cuda.Stream(self.device)
+        stream = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
         stream.wait_stream(torch.cuda.current_stream(self.device))
         with torch.cuda.stream(stream), torch.no_grad():
             for _ in range(WARM_UP):
@@ -98,7 +100,7 @@ class Graph:
                 backend_for(self.device).add_noise_(table, [self.optimizer._key()], nothing, None)
         torch.cuda.current_stream(self.device).wait_stream(stream)
 
-    def _capture(self, closure):
+    def _capture(self, closure: LossClosure) -> None:
         from ..kernels import cuda
 
         optimizer, numbers = self.optimizer, [{name: group[name] for name in LIVE} for group in self.optimizer.param_groups]
@@ -109,7 +111,7 @@ class Graph:
                 self._estimate = optimizer._ask(Closure(closure))
                 optimizer._update(self._estimate)
                 optimizer.weights.apply_pending()
-                self._loss = self._estimate.loss
+                self._loss = torch.stack(self._estimate.losses).mean()
                 self._skipped.add_(self._estimate.skipped)
                 self._clock.add_(1)
         except BaseException:
@@ -120,12 +122,10 @@ class Graph:
                 group.update(before)
 
 
-def graph(optimizer: ZerothOrder, closure) -> Graph:
-    """Capture ``optimizer.step(closure)`` in a CUDA graph. -> a callable that replays it; see ``Graph``."""
-    return Graph(optimizer, closure)
+graph = Graph
 
 
-def _checked(optimizer):
+def _checked(optimizer: ZerothOrder) -> torch.device:
     if not isinstance(optimizer, ZerothOrder):
         raise ValueError(f"zokern.graph: a step of {type(optimizer).__name__} cannot be captured: pass a MeZO without blocks")
     devices = {p.device for p in optimizer.layout.params}
@@ -139,8 +139,8 @@ def _checked(optimizer):
     if not optimizer.capturable or len(optimizer.weights.parts) > 1:
         raise ValueError(f"zokern.graph: {type(optimizer).__name__} with these settings cannot be captured: pass a MeZO without blocks")
     group = optimizer.param_groups[0]
-    if group["q"] > cuda._cuda.unrolled:
-        raise ValueError(f"zokern.graph: q={group['q']}: pass q <= {cuda._cuda.unrolled}")
+    if group["q"] > (most := vars(cuda)["_cuda"].unrolled):
+        raise ValueError(f"zokern.graph: q={group['q']}: pass q <= {most}")
     if group.get("defer"):
         raise ValueError("zokern.graph: defer=True: pass defer=False")
     if len({float(group["weight_decay"]) for group in optimizer.param_groups}) > 1:

@@ -1,12 +1,15 @@
 """Forward gradients: the directional derivative itself, without a backward pass and without z."""
 
 import math
+from collections.abc import Iterable, Sequence
 
 import torch
 
+from ..estimators import Estimator
 from ..estimators.forward_ad import forward_gradient
 from .base import ZerothOrder
 from .contract import register
+from .settings import Number, ParamsT, Settings
 
 
 @register
@@ -27,10 +30,8 @@ class ForwardGradient(ZerothOrder):
 
     Args:
         params: a model (its trainable parameters), parameters, named parameters, or groups of them with their own lr, weight_decay.
-        lr: step in theta per unit of gradient; a float or a 0-dim tensor. Default 1e-6.
-        weight_decay: decoupled decay: theta shrinks by lr * weight_decay a step. Default 0.
         q: directions a step, averaged; a step costs q forward passes with derivatives. Default 1.
-        seed: in [0, 2**64); (seed, step) fixes every z of the run. Default 0.
+        lr, weight_decay, seed: as of ``MeZO``.
     Raises:
         ValueError: lr < 0, weight_decay < 0, q < 1, or a parameter that cannot be perturbed. In ``step``: ValueError, TypeError, a loss
             without a derivative; NotImplementedError, an operation that forward mode cannot differentiate.
@@ -41,31 +42,31 @@ class ForwardGradient(ZerothOrder):
     name = "forward-gradient"
     derivative = "forward"
 
-    def __init__(self, params, lr=1e-6, weight_decay=0.0, q=1, seed=0):
+    def __init__(self, params: ParamsT | torch.nn.Module, lr: Number = 1e-6, weight_decay: Number = 0.0, q: int = 1, seed: int = 0) -> None:
         if isinstance(params, torch.nn.Module):
             params = params.named_parameters()
-        super().__init__(params, dict(lr=lr, weight_decay=weight_decay, q=q, seed=seed))
+        super().__init__(params, self.given(locals()))
 
     @property
     def forwards(self) -> int:
         """Forward passes of a step, each with its derivative."""
-        return self.param_groups[0]["q"]
+        return int(self.param_groups[0]["q"])
 
     @classmethod
-    def measurements_in(cls, settings, blocks=1):
-        return 2 * settings["q"]
+    def measurements_in(cls, settings: Settings, blocks: int = 1) -> int:
+        return 2 * int(settings["q"])
 
     @classmethod
-    def losses_in(cls, settings):
+    def losses_in(cls, settings: Settings) -> slice:
         return slice(None, None, 2)  # each is followed by its derivative
 
     @classmethod
-    def skipped_in(cls, steps, settings):
+    def skipped_in(cls, steps: Iterable[Sequence[float]], settings: Settings) -> int:
         return sum(not all(map(math.isfinite, step)) for step in steps)
 
-    def losses_by_name(self):
+    def losses_by_name(self) -> dict[str, torch.Tensor]:
         return {}
 
-    def _estimate(self):
+    def _estimate(self) -> Estimator:
         params = [p for group in self.param_groups for p in group["params"]]
         return forward_gradient(self.weights, params, [self._key(probe) for probe in range(self.param_groups[0]["q"])])

@@ -2,6 +2,7 @@
 
 from .base import ZerothOrder
 from .contract import register
+from .settings import Blocks, Number, ParamsT
 
 
 @register
@@ -18,7 +19,7 @@ class MeZO(ZerothOrder):
         q: directions a step, averaged; a step costs 2 q forward passes. Default 1.
         seed: in [0, 2**64); (seed, step) fixes every z of the run. Default 0.
         defer: leave the update of a step to the first pass of the next one: two passes a step instead of three, one of them with two
-            terms. Between steps the weights then stand beside theta: call ``flush()`` before anything else sees them. With 16-bit weights
+            terms. Between steps the weights are then beside theta: call ``flush()`` before anything else sees them. With 16-bit weights
             each flush, and so each ``state_dict``, rounds them once more: what it resumes is the run that was saved. With
             estimator="one-sided" it saves nothing. Default False.
         estimator: "two-point", or "one-sided", g = (L(theta + eps z) - L(theta)) / eps: 1 + q forward passes. Default "two-point".
@@ -32,17 +33,7 @@ class MeZO(ZerothOrder):
     capturable = True
 
     def __init__(
-        self,
-        params,
-        lr=1e-6,
-        eps=1e-3,
-        weight_decay=0.0,
-        q=1,
-        seed=0,
-        defer=False,
-        estimator="two-point",
-        blocks=None,
-        sparsity=None,
-    ):
-        settings = dict(lr=lr, eps=eps, weight_decay=weight_decay, q=q, seed=seed, defer=defer, estimator=estimator)
-        super().__init__(params, settings, blocks, sparsity)
+        self, params: ParamsT, lr: Number = 1e-6, eps: Number = 1e-3, weight_decay: Number = 0.0, q: int = 1, seed: int = 0,
+        defer: bool = False, estimator: str = "two-point", blocks: Blocks | None = None, sparsity: float | None = None,
+    ) -> None:  # fmt: skip
+        super().__init__(params, self.given(locals()), blocks, sparsity)

@@ -4,7 +4,7 @@ import torch
 
 from ..estimators import Estimate
 from .contract import register
-from .settings import SHARE, number
+from .settings import SHARE, Blocks, Number, ParamsT, Settings, number
 from .stateful import Stateful
 
 
@@ -29,24 +29,14 @@ class ZOMomentum(Stateful):
     slots = ("momentum_buffer",)
 
     def __init__(
-        self,
-        params,
-        lr=1e-7,
-        momentum=0.9,
-        eps=1e-3,
-        weight_decay=0.0,
-        q=1,
-        seed=0,
-        state_dtype=torch.float32,
-        estimator="two-point",
-        blocks=None,
-        sparsity=None,
-    ):
-        settings = dict(lr=lr, momentum=momentum, eps=eps, weight_decay=weight_decay, q=q, seed=seed)
-        super().__init__(params, settings | dict(state_dtype=state_dtype, estimator=estimator), blocks, sparsity)
+        self, params: ParamsT, lr: Number = 1e-7, momentum: Number = 0.9, eps: Number = 1e-3, weight_decay: Number = 0.0,
+        q: int = 1, seed: int = 0, state_dtype: torch.dtype = torch.float32, estimator: str = "two-point",
+        blocks: Blocks | None = None, sparsity: float | None = None,
+    ) -> None:  # fmt: skip
+        super().__init__(params, self.given(locals()), blocks, sparsity)
 
-    def update_size(self, group, slope):
-        return super().update_size(group, slope) / (1 - group["momentum"] ** 2) ** 0.5
+    def update_size(self, group: Settings, slope: float) -> float:
+        return super().update_size(group, slope) / float((1 - group["momentum"] ** 2) ** 0.5)
 
     def _update(self, estimate: Estimate) -> None:
         lr, beta, live = self._setting("lr"), self._setting("momentum"), (~estimate.skipped).double()

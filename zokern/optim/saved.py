@@ -1,5 +1,7 @@
 """Whether a saved state is one of this optimizer: asked before anything of it is loaded."""
 
+from typing import TYPE_CHECKING, Any
+
 import torch
 
 from ..estimators.partition import layout_of
@@ -7,22 +9,20 @@ from ..noise import SPEC_VERSION
 from .contract import optimizers
 from .settings import check_settings
 
-
-def shapes(optimizer) -> list[list[tuple[int, ...]]]:
-    """The shapes of all parameters, group by group."""
-    return [[tuple(p.shape) for p in group["params"]] for group in optimizer.param_groups]
+if TYPE_CHECKING:
+    from .trained import Trained
 
 
-def logged(optimizer) -> dict:
-    """{"logged": where in its log the optimizer stands}, for its saved state; {} where no log knows of it (zokern/trajectory)."""
+def logged(optimizer: "Trained") -> dict[str, Any]:
+    """{"logged": which step of its log the optimizer is at}, for its saved state; {} where no log knows of it (zokern/trajectory)."""
     found = optimizer.logged(optimizer) if callable(optimizer.logged) else optimizer.logged
     return {} if found is None else {"logged": found}
 
 
-def check_saved(optimizer, state_dict) -> None:
+def check_saved(optimizer: "Trained", state_dict: dict[str, Any]) -> None:
     """
     Args:
-        optimizer: the ZerothOrder that is to load it.
+        optimizer: that is to load it.
         state_dict: what its ``state_dict`` gave, or another optimizer's.
     Raises:
         ValueError: it was saved by another class of optimizer, by another noise specification, or for other parameters, with the cure; or
@@ -51,33 +51,30 @@ def check_saved(optimizer, state_dict) -> None:
                     f"param_groups[{i}] was saved by another optimizer than this {kind}: it {has} {', '.join(names)}; load it into one of "
                     "the class that saved it, made with the same arguments"
                 )
-        if len(theirs["params"]) != len(mine["params"]):
-            raise ValueError(
-                f"param_groups[{i}] was saved with {len(theirs['params'])} parameters, here are {len(mine['params'])}: {again}"
-            )
-        names = theirs.get("param_names"), mine.get("param_names")
-        if all(names) and names[0] != names[1]:
-            then, now = next(pair for pair in zip(*names) if pair[0] != pair[1])
-            raise ValueError(f"param_groups[{i}] was saved with the parameter {then!r} where this {kind} has {now!r}: {again}")
+        then, now = len(theirs["params"]), len(mine["params"])
+        if then != now:
+            raise ValueError(f"param_groups[{i}] was saved with {then} parameters, here are {now}: {again}")
+        for then, now in zip(theirs.get("param_names") or (), mine.get("param_names") or ()):
+            if then != now:
+                raise ValueError(f"param_groups[{i}] was saved with the parameter {then!r} where this {kind} has {now!r}: {again}")
         _check_shapes(i, state_dict, theirs["params"], mine["params"], again)
     try:
         for i, group in enumerate(saved):
             check_settings(optimizer.known(), dict(group), i, saved[0])
-            for name, kind in (("keep", float), ("block", int)):
-                held = group.get(name, [kind()] * len(group["params"]))
-                if not isinstance(held, list | tuple) or [*map(type, held)] != [kind] * len(group["params"]):
-                    raise ValueError(f"{name}={group[name]!r} in param_groups[{i}]: pass one {kind.__name__} for each parameter")
+            for name, of in (("keep", float), ("block", int)):
+                held = group.get(name, [of()] * len(group["params"]))
+                if not isinstance(held, list | tuple) or [*map(type, held)] != [of] * len(group["params"]):
+                    raise ValueError(f"{name}={group[name]!r} in param_groups[{i}]: pass one {of.__name__} for each parameter")
         layout_of([{**mine, **{name: theirs[name] for name in ("keep", "block") if name in theirs}} for mine, theirs in zip(groups, saved)])
     except (TypeError, ValueError) as error:
         raise ValueError(f"the state was changed since it was saved: {error}; {own}") from None
 
 
-def _check_shapes(i, state_dict, numbers, params, again):
+def _check_shapes(i: int, state_dict: dict[str, Any], numbers: list[int], params: list[torch.Tensor], again: str) -> None:
     known = state_dict["shapes"][i] if "shapes" in state_dict else []  # some checkpoints keep param_groups and state alone
     for j, (number, p) in enumerate(zip(numbers, params)):
         held = {name: v for name, v in state_dict["state"].get(number, {}).items() if isinstance(v, torch.Tensor)}
         for what, shape in [*(("", shape) for shape in known[j : j + 1]), *((f"{name} of ", v.shape) for name, v in held.items())]:
             if tuple(shape) != tuple(p.shape):
-                raise ValueError(
-                    f"{what}param_groups[{i}]['params'][{j}] was saved as {tuple(shape)}, here it is {tuple(p.shape)}: {again}"
-                )
+                where = f"{what}param_groups[{i}]['params'][{j}]"
+                raise ValueError(f"{where} was saved as {tuple(shape)}, here it is {tuple(p.shape)}: {again}")

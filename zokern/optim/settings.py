@@ -5,9 +5,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from numbers import Integral, Real
 from operator import index
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
+from torch.optim.optimizer import ParamsT as ParamsT  # these three are what constructors take
+
+from ..estimators.partition import Blocks as Blocks
+from ..ops.arguments import Number as Number
+
+Settings: TypeAlias = dict[str, Any]  # of a parameter group, by name
 
 
 @dataclass(frozen=True)
@@ -22,6 +28,7 @@ class Setting:
         choices: of a str or torch.dtype: the values that there are, as texts.
         shared: whether all parameter groups have one value, with which the optimizer is made for good.
         kept: whether no step can change it, because state was made for it.
+        times_lr: of another learning rate: where a search for it may begin, as a multiple of lr.
         default: of the constructor; None as well where it has none.
     """
 
@@ -32,13 +39,11 @@ class Setting:
     choices: tuple[str, ...] = ()
     shared: bool = False
     kept: bool = False
+    times_lr: float | None = None
     default: Any = None
 
     def check(self, name: str, value: Any, where: str) -> None:
-        """
-        Raises:
-            ValueError: the value is not what the setting may be, with the cure.
-        """
+        """Raise ValueError, with the cure, where the value is not what the setting may be."""
         try:
             good = self.holds(value)
         except (AttributeError, TypeError, ValueError, RuntimeError, OverflowError):
@@ -75,7 +80,6 @@ COMMON = {
     "estimator": choice("two-point or one-sided differences of the loss.", "two-point", "one-sided"),
     "defer": flag("Leave each update to the next step's first pass."),
     "seed": Setting(int, "an integer in [0, 2**64)", lambda x: 0 <= index(x) < 1 << 64, "Fixes the noise.", shared=True),
-    # These two the constructor turns into one number for each parameter: "block" and "keep" of a group.
     "blocks": Setting(bool, "layers", lambda x: True, "Estimate each layer by itself."),
     "sparsity": number(*SHARE, "Share of all elements that the noise leaves alone."),
     # What an optimizer counts.
@@ -83,14 +87,15 @@ COMMON = {
     "skipped": Setting(int, "an integer in [0, 2**32)", lambda x: 0 <= int(x) < 1 << 32),
     "noise_spec": Setting(int, "the number of a noise specification", lambda x: index(x) > 0, shared=True),
 }
+OF_PARAMETERS = "blocks", "sparsity"  # the constructor turns them into one number for each parameter: "block" and "keep" of a group
 
 
-def check_settings(known: dict[str, Setting], group: dict[str, Any], place: int, first: dict[str, Any]) -> None:
-    """Settings of a parameter group are in range; numbers of other libraries become Python's.
+def check_settings(known: dict[str, Setting], group: Settings, number: int, first: Settings) -> None:
+    """Turn numbers of other libraries in a parameter group into Python's, and check them all.
 
     Args:
         known: the settings that there are, by name.
-        place: of the group in ``param_groups``.
+        number: of the group in ``param_groups``.
         first: the first group, whose values of what is ``shared`` all groups have.
     Raises:
         ValueError: a setting out of its range, or another than the first group's, with the group and the cure.
@@ -98,7 +103,7 @@ def check_settings(known: dict[str, Setting], group: dict[str, Any], place: int,
     for name, setting in known.items():
         if name in group:
             group[name] = _plain(group[name])
-            setting.check(name, group[name], f"param_groups[{place}]")
+            setting.check(name, group[name], f"param_groups[{number}]")
         mine, theirs = group.get(name), first.get(name)
         if setting.shared and mine != theirs:
             raise ValueError(f"{name}={mine!r} differs from param_groups[0]'s {name}={theirs!r}: pass one {name} for all")

@@ -5,7 +5,7 @@ import torch
 from ..estimators import Estimate
 from .base import ZerothOrder
 from .contract import register
-from .settings import choice
+from .settings import Blocks, Number, ParamsT, Settings, choice
 
 
 @register
@@ -28,22 +28,12 @@ class ZOSign(ZerothOrder):
     settings = {"form": choice("The sign of each element of g z, or of g alone.", "element", "scalar")}
 
     def __init__(
-        self,
-        params,
-        lr=1e-6,
-        eps=1e-3,
-        weight_decay=0.0,
-        q=1,
-        seed=0,
-        form="element",
-        estimator="two-point",
-        blocks=None,
-        sparsity=None,
-    ):
-        settings = dict(lr=lr, eps=eps, weight_decay=weight_decay, q=q, seed=seed, form=form, estimator=estimator)
-        super().__init__(params, settings, blocks, sparsity)
+        self, params: ParamsT, lr: Number = 1e-6, eps: Number = 1e-3, weight_decay: Number = 0.0, q: int = 1, seed: int = 0,
+        form: str = "element", estimator: str = "two-point", blocks: Blocks | None = None, sparsity: float | None = None,
+    ) -> None:  # fmt: skip
+        super().__init__(params, self.given(locals()), blocks, sparsity)
 
-    def update_size(self, group, slope):
+    def update_size(self, group: Settings, slope: float) -> float:
         return self._largest_lr(group) / (1 if group["form"] == "element" else float(group["q"]) ** 0.5)
 
     def _update(self, estimate: Estimate) -> None:
@@ -52,4 +42,4 @@ class ZOSign(ZerothOrder):
             terms = [(key, -lr / q * torch.sign(torch.as_tensor(g))) for key, g in estimate.terms]
             self.weights.add_pending(terms, self._decay(estimate))
         else:  # a skipped estimate is all 0, and so is its sign
-            self.weights.update("sign", estimate.terms, [-lr], (), self._decay(estimate))
+            self.weights.update("sign", estimate.terms, [-lr], decay=self._decay(estimate))

@@ -1,13 +1,13 @@
 """Rules with a state: the noise is made again beside it in one fused pass."""
 
-from functools import partial
+from collections.abc import Sequence
 
 import torch
 
 from ..estimators import Estimate
 from ..noise.spec import ROUNDING
 from .base import ZerothOrder
-from .settings import STATE_DTYPE
+from .settings import STATE_DTYPE, Number
 
 
 class Stateful(ZerothOrder):
@@ -19,21 +19,22 @@ class Stateful(ZerothOrder):
     settings = {"state_dtype": STATE_DTYPE}
     slots: tuple[str, ...] = ()
 
-    def _slots(self):
+    def _slots(self) -> tuple[str, ...]:
         return self.slots
 
     def _make_state(self) -> None:
-        dtype = self.param_groups[0]["state_dtype"]
-        for p in self.layout.params:
-            for name in self._slots():
-                if name not in self.state[p]:
-                    self.state[p][name] = torch.zeros_like(p, dtype=dtype, requires_grad=False)
+        self._state_of(self.layout.params)
 
-    def _fused(self, rule, estimate: Estimate, numbers) -> None:
-        self._make_state()
-        state = [partial(self._held, name) for name in self._slots()]
+    def _state_of(self, params: list[torch.Tensor]) -> list[list[torch.Tensor]]:
+        """For each slot what it holds of each parameter: zeros at first."""
+        held, names, dtype = [self.state[p] for p in params], self._slots(), self.param_groups[0]["state_dtype"]
+        for p, of in zip(params, held):
+            for name in names:
+                if name not in of:
+                    of[name] = torch.zeros_like(p, dtype=dtype, requires_grad=False)
+        return [[of[name] for of in held] for name in names]
+
+    def _fused(self, rule: str, estimate: Estimate, numbers: Sequence[Number]) -> None:
+        """One pass of a rule of ``zokern.ops.update_`` over weights and state."""
         rounding = self._key(purpose=ROUNDING) if self.param_groups[0]["state_dtype"] == torch.bfloat16 else None
-        self.weights.update(rule, estimate.terms, numbers, state, self._decay(estimate), rounding)
-
-    def _held(self, name, p):
-        return self.state[p][name]
+        self.weights.update(rule, estimate.terms, numbers, self._state_of, self._decay(estimate), rounding)

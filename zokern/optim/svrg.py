@@ -1,18 +1,22 @@
 """MeZO-SVRG: variance reduction without a gradient, or a full-batch gradient, in memory."""
 
 import math
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from operator import index
+from typing import Any
 
 import torch
 
-from ..estimators import Estimate, Log, PerturbedWeights, finite_difference
+from ..estimators import Driver, Estimate, Estimator, Log, LossClosure, PerturbedWeights, finite_difference
+from ..noise import NoiseKey
 from ..noise.spec import ANCHOR
+from ..ops.arguments import Term
 from ..signals import whole
 from .base import ZerothOrder
 from .contract import register
-from .settings import NOT_NEGATIVE, Setting, choice, number
+from .settings import NOT_NEGATIVE, Number, ParamsT, Setting, Settings, choice, number
 
 
 @register
@@ -30,13 +34,10 @@ class MeZOSVRG(ZerothOrder):
         lr: step between anchors (eta_2). Default 1e-6.
         lr_full: step at anchors (eta_1), usually larger. Default 1e-5.
         q: steps from anchor to anchor. Default 2.
-        eps: perturbation radius, in units of theta. Default 1e-3.
-        weight_decay: decoupled. Default 0.
         anchor: "copy" keeps the anchor's weights: one number an element. "replay" makes them again from the logged terms of the at most q
             steps since: no memory, exact up to rounding, and rounding is what 16-bit weights cannot afford. Default None: "replay" where
             all parameters are float32, else "copy".
-        seed: in [0, 2**64). Default 0.
-        sparsity: sparse estimates, see ``ZerothOrder``; both sides of a control variate have the same mask. Default None.
+        eps, weight_decay, seed, sparsity: as of ``MeZO``. Both sides of a control variate have the same mask.
     State: with anchor="copy", "anchor" of each parameter, which between steps is eps z beside it: ``state_dict`` and ``flush``
         bring it back. ``param_groups`` hold "trail": the anchor's step, g_full, whether its loss was finite, and with
         anchor="replay" the coefficients of every step since.
@@ -49,43 +50,46 @@ class MeZOSVRG(ZerothOrder):
     full_batch = True
     full_batch_rate = "lr_full"
     settings = {
-        "lr_full": number(*NOT_NEGATIVE, "Learning rate at anchors."),
+        "lr_full": replace(number(*NOT_NEGATIVE, "Learning rate at anchors."), times_lr=10.0),
         "anchor": choice("Keep the anchor's weights, or make them again.", None, "copy", "replay", kept=True),
         "trail": Setting(dict, "what MeZOSVRG.state_dict() gave", lambda x: x is None or _is_trail(**x), shared=False),
     }
-    _copy = None
+    _copy: PerturbedWeights | None = None
 
-    def __init__(self, params, lr=1e-6, lr_full=1e-5, q=2, eps=1e-3, weight_decay=0.0, anchor=None, seed=0, sparsity=None):
-        settings = dict(lr=lr, lr_full=lr_full, q=q, eps=eps, weight_decay=weight_decay, anchor=anchor, seed=seed, trail=None)
-        super().__init__(params, settings, sparsity=sparsity)
+    def __init__(
+        self, params: ParamsT, lr: Number = 1e-6, lr_full: Number = 1e-5, q: int = 2, eps: Number = 1e-3, weight_decay: Number = 0.0,
+        anchor: str | None = None, seed: int = 0, sparsity: float | None = None,
+    ) -> None:  # fmt: skip
+        super().__init__(params, {**self.given(locals()), "trail": None}, sparsity=sparsity)
         if anchor is None:
             exact = all(p.dtype == torch.float32 for p in self.layout.params) and not any(g["weight_decay"] for g in self.param_groups)
             for group in self.param_groups:
                 group["anchor"] = "replay" if exact else "copy"
         self._check_anchor()
 
-    @property
-    def forwards(self) -> int:
-        """Forward passes of a step between anchors; at an anchor it is two full batches'."""
-        return 4
+    forwards = 4  # of a step between anchors; at an anchor there are two, of the full batch
+
+    def forwards_in(self, steps: int) -> tuple[int, int]:
+        anchors = math.ceil(steps / self.param_groups[0]["q"])
+        return self.forwards * (steps - anchors), 2 * anchors
 
     @property
     def leaves_pending(self) -> bool:
         return self._copies
 
     @classmethod
-    def measurements_in(cls, settings, blocks=1):
+    def measurements_in(cls, settings: Settings, blocks: int = 1) -> int:
         return 2 if settings["step"] % settings["q"] == 0 else 4
 
-    def update_size(self, group, slope):  # whose q is no number of directions
+    def update_size(self, group: Settings, slope: float) -> float:  # whose q is no number of directions
         return self._largest_lr(group) * abs(slope)
 
     @classmethod
-    def losses_in(cls, settings):
+    def losses_in(cls, settings: Settings) -> slice:
         return slice(2)
 
     @classmethod
-    def skipped_in(cls, steps, settings):
+    def skipped_in(cls, steps: Iterable[Sequence[float]], settings: Settings) -> int:
         skipped, good = 0, True
         for losses in steps:
             finite = [*map(math.isfinite, losses)]
@@ -97,9 +101,11 @@ class MeZOSVRG(ZerothOrder):
     @property
     def full_batch_due(self) -> bool:
         """Whether the next step is an anchor's, which calls ``full_closure``."""
-        return self.param_groups[0]["step"] % self.param_groups[0]["q"] == 0
+        return bool(self.param_groups[0]["step"] % self.param_groups[0]["q"] == 0)
 
-    def step(self, closure=None, full_closure=None):
+    def step(  # type: ignore[override]
+        self, closure: LossClosure | Driver | None = None, full_closure: LossClosure | None = None
+    ) -> torch.Tensor | None:
         """One step.
 
         Args:
@@ -112,16 +118,16 @@ class MeZOSVRG(ZerothOrder):
         return super().step(self._closure_of_step(closure, full_closure))
 
     @whole
-    def measure(self, closure, full_closure=None) -> Estimate:
+    def measure(self, closure: LossClosure | Driver, full_closure: LossClosure | None = None) -> Estimate:
         """The first half of ``step``, see ``ZerothOrder.measure``. Arguments as in ``step``."""
         return super().measure(self._closure_of_step(closure, full_closure))
 
     @whole
-    def estimate(self, closure, full_closure=None) -> Estimate:
-        """Measure and restore; ``apply`` moves along it. Arguments as in ``step``."""
+    def estimate(self, closure: LossClosure | Driver, full_closure: LossClosure | None = None) -> Estimate:
+        """See ``ZerothOrder.estimate``. Arguments as in ``step``."""
         return super().estimate(self._closure_of_step(closure, full_closure))
 
-    def _closure_of_step(self, closure, full_closure):
+    def _closure_of_step(self, closure: Any, full_closure: LossClosure | None) -> Any:
         """At an anchor the full batch's."""
         if closure is None or not self.full_batch_due or isinstance(closure, Log):
             return closure
@@ -131,11 +137,12 @@ class MeZOSVRG(ZerothOrder):
         return full_closure
 
     @whole
-    def add_param_group(self, param_group):
-        if hasattr(self, "weights") and not self.full_batch_due:
+    def add_param_group(self, param_group: Settings) -> None:
+        made = hasattr(self, "weights")
+        if made and not self.full_batch_due:
             raise ValueError(f"step {self.param_groups[0]['step']} is between two anchors: add parameters where `full_batch_due` is True")
         super().add_param_group(param_group)
-        if hasattr(self, "weights"):
+        if made:
             try:
                 self._check_anchor()
             except BaseException:
@@ -143,7 +150,7 @@ class MeZOSVRG(ZerothOrder):
                 self._lay_out()
                 raise
 
-    def _estimate(self):
+    def _estimate(self) -> Estimator:
         eps = self._setting("eps")
         if self.full_batch_due:
             return (yield from finite_difference(self.weights, [self._key(purpose=ANCHOR)], eps))
@@ -151,11 +158,11 @@ class MeZOSVRG(ZerothOrder):
         with self._at_anchor() as anchor:
             there = yield from finite_difference(anchor, [self._key()], eps)
         trail = self.param_groups[0]["trail"]
-        good, g_full = (trail[name].to(here.loss.device) for name in ("good", "g_full"))  # a state may have been loaded elsewhere
+        good, g_full = (trail[name].to(here.skipped.device) for name in ("good", "g_full"))  # a state may have been loaded elsewhere
         ((key, g),), ((_, g_anchor),) = here.terms, there.terms
         skipped = here.skipped | (there.skipped & good)
-        terms = [(key, g - torch.where(good, g_anchor, 0.0)), (self._full_key(), g_full)]
-        return replace(here, terms=[(k, torch.where(skipped, 0.0, c)) for k, c in terms], skipped=skipped)
+        moves = (key, g - torch.where(good, g_anchor, 0.0)), (self._full_key(), g_full)
+        return replace(here, terms=[(k, torch.where(skipped, 0.0, c)) for k, c in moves], skipped=skipped)
 
     def _update(self, estimate: Estimate) -> None:
         rate = "lr_full" if self.full_batch_due else "lr"
@@ -166,7 +173,7 @@ class MeZOSVRG(ZerothOrder):
                 self.weights.apply_pending()
                 self.weights.finish()
                 self._anchor.drop_pending()  # its weights are written over
-                for p, copied in zip(self.layout.params, self._anchor.layout.params):
+                for p, copied in self._copied():
                     copied.copy_(p)
             ((_, g_full),) = estimate.terms
             trail = dict(anchor=self.param_groups[0]["step"], g_full=torch.as_tensor(g_full), good=~estimate.skipped, moves=())
@@ -178,35 +185,36 @@ class MeZOSVRG(ZerothOrder):
             group["trail"] = trail
         self.weights.add_pending(moves, self._decay(estimate, rate))
 
-    def _full_key(self):
+    def _full_key(self) -> NoiseKey:
         return replace(self._key(purpose=ANCHOR), step=self.param_groups[0]["trail"]["anchor"])
 
     @contextmanager
-    def _at_anchor(self):
-        """-> where the loss is evaluated at the anchor. Afterwards the weights are at theta, or the way back is pending."""
+    def _at_anchor(self) -> Iterator[PerturbedWeights]:
+        """-> weights whose theta is the anchor. Afterwards the model's are at its own theta, or what brings them there is pending."""
         if not self._copies:
             since = self._since()
             self.weights.add_pending([(key, -c) for key, c in since])
             try:
                 yield self.weights
-            except BaseException:
-                self.weights.add(since)
-                raise
-            self.weights.add_pending(since)
+            finally:
+                self.weights.add_pending(since)
             return
         self.weights.finish()
         weights = [p.data for p in self.layout.params]
         try:
-            for p, copied in zip(self.layout.params, self._anchor.layout.params):
+            for p, copied in self._copied():
                 p.data = copied
             yield self._anchor  # restored at the next step, or by ``flush``
             if any(p.dtype != torch.float32 for p in self.layout.params):
                 self._anchor.apply_pending()  # a flush would round 16-bit weights once more, and a run that was saved would be another
-        except BaseException:
-            self._put_back(weights)
-            self.weights.apply_pending()
-            raise
-        self._put_back(weights)
+        finally:
+            for p, data in zip(self.layout.params, weights):
+                p.data = data
+            torch.clear_autocast_cache()
+
+    def _copied(self) -> Iterable[tuple[torch.Tensor, torch.Tensor]]:
+        """(parameter, its copy at the anchor) of each."""
+        return zip(self.layout.params, self._anchor.layout.params)
 
     @property
     def _anchor(self) -> PerturbedWeights:
@@ -215,32 +223,26 @@ class MeZOSVRG(ZerothOrder):
             missing = [p for p in self.layout.params if "anchor" not in self.state[p]]
             if missing and not self.full_batch_due:
                 step = self.param_groups[0]["step"]
-                raise ValueError(
-                    f"step {step} is between two anchors, and the state holds none for {len(missing)} parameters: load one that does"
-                )
+                what = f"the state holds none for {len(missing)} parameters"
+                raise ValueError(f"step {step} is between two anchors, and {what}: load one that does")
             for p in missing:
                 self.state[p]["anchor"] = p.detach().clone()
             self._copy = PerturbedWeights(self.layout.over([self.state[p]["anchor"] for p in self.layout.params]))
         return self._copy
 
-    def _all_weights(self):
+    def _all_weights(self) -> list[PerturbedWeights]:
         copied = self._copies and all("anchor" in self.state.get(p, ()) for p in self.layout.params)
         return [*super()._all_weights(), *([self._anchor] if copied else [])]
 
-    def _lay_out(self):
+    def _lay_out(self) -> None:
         super()._lay_out()
         self._copy = None
 
-    def _make_state(self):
+    def _make_state(self) -> None:
         if self._copies:
             self._anchor  # noqa: B018
 
-    def _put_back(self, weights):
-        for p, data in zip(self.layout.params, weights):
-            p.data = data
-        torch.clear_autocast_cache()
-
-    def _since(self):
+    def _since(self) -> list[Term]:
         """theta - anchor as terms: one of each step's minibatch, and one of the full batch for all of them."""
         trail = self.param_groups[0]["trail"]
         (full,), *later = trail["moves"]
@@ -251,9 +253,9 @@ class MeZOSVRG(ZerothOrder):
 
     @property
     def _copies(self) -> bool:
-        return self.param_groups[0]["anchor"] == "copy"
+        return bool(self.param_groups[0]["anchor"] == "copy")
 
-    def _check_anchor(self):
+    def _check_anchor(self) -> None:
         if not self._copies:
             if any(group["weight_decay"] for group in self.param_groups):
                 raise ValueError('anchor="replay" with weight_decay: what has decayed is not made again from noise: pass anchor="copy"')
@@ -283,13 +285,14 @@ class Annealing:
     Reference: Gautam et al. 2024, "Variance-Reduced Zeroth-Order Methods for Fine-Tuning Language Models", Algorithm 4.
     """
 
-    def __init__(self, optimizer, window, kappa=1.05, alpha=5.0):
+    def __init__(self, optimizer: torch.optim.Optimizer, window: int, kappa: float = 1.05, alpha: float = 5.0) -> None:
         if not (isinstance(window, int) and window >= 1 and kappa > 0 and alpha > 0):
             raise ValueError(f"window={window!r}, kappa={kappa!r}, alpha={alpha!r}: pass an integer >= 1 and two numbers > 0")
         self.optimizer, self.window, self.kappa, self.alpha = optimizer, window, kappa, alpha
-        self.losses, self.before = [], None
+        self.losses: list[torch.Tensor] = []
+        self.before: float | None = None
 
-    def step(self, loss) -> None:
+    def step(self, loss: Number) -> None:
         self.losses.append(torch.as_tensor(loss).detach().double())
         if len(self.losses) < self.window:
             return
@@ -302,13 +305,13 @@ class Annealing:
                         group[name] = group[name] / self.alpha
         self.before = mean
 
-    def state_dict(self) -> dict:
+    def state_dict(self) -> dict[str, Any]:
         return dict(losses=[float(loss) for loss in self.losses], before=self.before)
 
-    def load_state_dict(self, state) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         self.losses, self.before = [torch.tensor(loss, dtype=torch.float64) for loss in state["losses"]], state["before"]
 
 
-def _is_trail(anchor, g_full, good, moves):
+def _is_trail(anchor: int, g_full: torch.Tensor, good: torch.Tensor, moves: tuple[tuple[torch.Tensor, ...], ...]) -> bool:
     numbers = [g_full, *(c for move in moves for c in move)]
     return index(anchor) >= 0 and good.dtype == torch.bool and good.dim() == 0 and all(torch.is_floating_point(c) for c in numbers)

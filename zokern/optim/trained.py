@@ -1,20 +1,20 @@
 """The parameters that an optimizer trains, with their settings: grouped, laid out for noise, saved and loaded."""
 
+from collections.abc import Callable
 from operator import attrgetter
 from typing import Any
 
 import torch
 
+from ..estimators import PerturbedWeights
 from ..estimators.partition import kept_by_magnitude, layout_of, numbers_of_blocks
-from ..estimators.perturbation import Coefficient, PerturbedWeights
 from ..noise import SPEC_VERSION, NoiseKey
 from ..signals import whole
 from .contract import ClosureOptimizer
-from .saved import check_saved, logged, shapes
-from .settings import COMMON, check_settings
+from .saved import check_saved, logged
+from .settings import COMMON, OF_PARAMETERS, Blocks, Number, ParamsT, Settings, check_settings
 
 TRAINABLE = attrgetter("requires_grad")
-Groups = list[dict[str, Any]]
 
 
 class Trained(ClosureOptimizer):
@@ -30,12 +30,10 @@ class Trained(ClosureOptimizer):
     """
 
     settings = COMMON
-    logged: Any = None  # where in a log of zokern.record the optimizer stands
-    layout: Any
+    logged: Any = None  # the step of a log of zokern.record that the optimizer is at, see ``saved.logged``
     weights: PerturbedWeights
 
-    def __init__(self, params: Any, defaults: dict[str, Any], blocks: Any = None, sparsity: float | None = None) -> None:
-        self._begin_run()
+    def __init__(self, params: ParamsT, defaults: dict[str, Any], blocks: Blocks | None = None, sparsity: float | None = None) -> None:
         self._frozen: dict[torch.Tensor, str] = {}
         super().__init__(params, dict(defaults, step=0, skipped=0, noise_spec=SPEC_VERSION))
         if not any(group["params"] for group in self.param_groups):
@@ -47,6 +45,12 @@ class Trained(ClosureOptimizer):
             for group, ratios in zip(self.param_groups, kept_by_magnitude(self.param_groups, sparsity)):
                 group["keep"] = ratios
         self._lay_out()
+        self._begin_run()
+
+    @classmethod
+    def given(cls, arguments: dict[str, Any]) -> dict[str, Any]:
+        """Of a constructor's arguments, which its ``locals()`` are, the settings that parameter groups hold."""
+        return {name: value for name, value in arguments.items() if name in cls.known() and name not in OF_PARAMETERS}
 
     @property
     def skipped(self) -> int:
@@ -74,24 +78,18 @@ class Trained(ClosureOptimizer):
         group = self.param_groups[0]
         return NoiseKey.of(group["seed"], group["step"], purpose, probe)
 
-    def _setting(self, name: str, of: Any = lambda value: value) -> Coefficient:
+    def _setting(self, name: str, of: Callable[[Any], Any] = lambda value: value) -> Number:
         """A setting as add_noise_ takes coefficients: one value where the groups agree, else a tensor [coefficient groups]."""
         values = [of(self.param_groups[group][name]) for group, _ in self.layout.coefficient_groups]
-        values = [v if isinstance(v, torch.Tensor) else float(v) for v in values]
-        first, *_ = values
-        if not any(isinstance(v, torch.Tensor) for v in values):
-            if all(v == first for v in values):
-                return float(first)
-            device = self.layout.params[0].device
-            pinned = torch.tensor(values, dtype=torch.float64, pin_memory=device.type == "cuda")
-            return pinned.to(device, non_blocking=True)
-        if len(values) == 1:
-            return first
-        device = self.layout.params[0].device
-        return torch.stack([torch.as_tensor(v, dtype=torch.float64).to(device, non_blocking=True) for v in values])
+        tensors, device = any(isinstance(v, torch.Tensor) for v in values), self.layout.params[0].device
+        if len(values) == 1 or not tensors and len(set(values)) == 1:
+            return values[0] if tensors else float(values[0])
+        if tensors:
+            return torch.stack([torch.as_tensor(v, dtype=torch.float64).to(device, non_blocking=True) for v in values])
+        return torch.tensor(values, dtype=torch.float64, pin_memory=device.type == "cuda").to(device, non_blocking=True)
 
     @whole
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
+    def add_param_group(self, param_group: Settings) -> None:
         made = hasattr(self, "weights")
         if made:
             first = self.param_groups[0]
@@ -120,7 +118,8 @@ class Trained(ClosureOptimizer):
     @whole
     def state_dict(self) -> dict[str, Any]:
         self.flush()
-        return super().state_dict() | {"shapes": shapes(self), **logged(self)}
+        shapes = [[tuple(p.shape) for p in group["params"]] for group in self.param_groups]
+        return super().state_dict() | {"shapes": shapes, **logged(self)}
 
     @whole
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -143,16 +142,16 @@ class Trained(ClosureOptimizer):
 
     def __getstate__(self) -> dict[str, Any]:
         pending = [weights.pending for weights in self._all_weights()]
-        stands = {} if self.weights.displaced else logged(self)  # weights beside theta are at no step of a log
-        return super().__getstate__() | {"_frozen": self._frozen, "_pending": pending, **stands}  # type: ignore[no-untyped-call]
+        known = {} if self.weights.displaced else logged(self)  # weights beside theta are at no step of a log
+        return super().__getstate__() | {"_frozen": self._frozen, "_pending": pending, **known}
 
     @whole
     def __setstate__(self, state: dict[str, Any]) -> None:
         state = dict(state)
         pending = state.pop("_pending", [])
         super().__setstate__(state)
-        self._begin_run(self.param_groups[0].get("skipped", 0))
         self._lay_out()
+        self._begin_run(self.param_groups[0].get("skipped", 0))
         for weights, held in zip(self._all_weights(), pending):
             weights.pending = list(held)
 
@@ -163,35 +162,25 @@ class Trained(ClosureOptimizer):
         return twin
 
 
-def check_frozen(trained: dict[torch.Tensor, str], frozen: dict[torch.Tensor, str], step: int) -> None:
-    """Noise is laid out over the parameters that are trainable when an optimizer is made: they must be so at each step.
-
-    Args:
-        trained, frozen: {parameter: its name, or ""}, as they were when the optimizer was made, or given them.
-        step: that is to be made.
-    Raises:
-        RuntimeError: a parameter has been frozen or unfrozen since, with the cure.
-    """
+def check_frozen(trained: dict[Any, str], frozen: dict[Any, str], step: int) -> None:
+    """Raise RuntimeError where a parameter, {parameter: its name or ""}, is not as trainable as when the optimizer was given it: noise is
+    laid out over those that were. ``step``: the one to be made."""
     if all(map(TRAINABLE, trained)) and not any(map(TRAINABLE, frozen)):  # every step asks, so it must be quick
         return
-    for p, name in trained.items():
-        if not p.requires_grad:
+    for p, name in (*trained.items(), *frozen.items()):
+        title = repr(name) if name else f"a parameter of shape {tuple(p.shape)}"
+        if p in trained and not p.requires_grad:
             raise RuntimeError(
-                f"step {step}: {_title(p, name)} has been frozen (requires_grad=False) since the optimizer was made, whose noise "
-                "reaches it: make a new optimizer of what is to be trained, or unfreeze it"
+                f"step {step}: {title} has been frozen (requires_grad=False) since the optimizer was made, whose noise reaches it: make a "
+                "new optimizer of what is to be trained, or unfreeze it"
             )
-    for p, name in frozen.items():
-        if p.requires_grad:
+        if p in frozen and p.requires_grad:
             raise RuntimeError(
-                f"step {step}: {_title(p, name)} was frozen (requires_grad=False) when the optimizer was given it, and is not now: "
-                "make a new optimizer of what is to be trained (add_param_group adds to most), or freeze it again"
+                f"step {step}: {title} was frozen (requires_grad=False) when the optimizer was given it, and is not now: make a new "
+                "optimizer of what is to be trained (add_param_group adds to most), or freeze it again"
             )
 
 
-def _title(p: torch.Tensor, name: str) -> str:
-    return repr(name) if name else f"a parameter of shape {tuple(p.shape)}"
-
-
-def _named(group: dict[str, Any]) -> list[tuple[torch.Tensor, str]]:
+def _named(group: Settings) -> list[tuple[torch.Tensor, str]]:
     """[(parameter, name or "")] of a group."""
     return list(zip(group["params"], group.get("param_names") or [""] * len(group["params"])))

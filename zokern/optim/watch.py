@@ -1,20 +1,26 @@
-"""What goes wrong without an exception: skipped steps, losses too coarse to differ, processes that come apart."""
+"""What goes wrong without an exception: skipped steps, losses too coarse to differ, processes whose weights differ."""
 
 import contextlib
 import json
 import sys
 import warnings
 from collections import Counter
+from collections.abc import Iterable, Sequence
+from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import distributed
 
+if TYPE_CHECKING:
+    from .base import ZerothOrder
+
 EQUAL = 5  # steps running whose losses did not differ, of those that are looked at: then there is a warning
-PATIENCE = 100  # steps for which a process waits to hear from another
+PATIENCE = 100  # steps at which a process looks for the notes of others
 DIGITS = 24  # of a float32, in bits
 INSIDE = str(Path(__file__).parents[1]), str(Path(torch.__file__).parent), contextlib.__file__  # a warning points to who called these
-_made = Counter()  # optimizers of each kind that have measured in this process
+_made: Counter[tuple[str, ...]] = Counter()  # optimizers of each kind that have measured in this process
 
 
 class Watch:
@@ -26,61 +32,53 @@ class Watch:
         skipped: steps that were skipped before, of which there was a warning then.
     """
 
-    def __init__(self, skipped=0):
-        self._skipped_before, self._equal, self._told, self._arriving = skipped, 0, set(), None
+    def __init__(self, skipped: int = 0) -> None:
+        self._skipped_before, self._equal = skipped, 0
+        self._told: set[str] = set()
+        self._arriving: Any = None  # (numbers, event after which they are there, of which step)
 
-    def loss(self, loss) -> None:
+    def loss(self, loss: Any) -> None:
         """Look at a loss as the closure returned it."""
         dtype = getattr(loss, "dtype", None)
-        if "rounded" in self._told or not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
-            return
-        bits = digits(dtype)
-        if bits < DIGITS:
-            self._told.add("rounded")
-            warn(
-                f"the closure returned a loss of {dtype}, which has {bits} bits: the losses of a step, which differ by little, mostly "
-                "round to the same number, and nothing is learnt. Compute it in float32 from the logits on, as in "
-                "cross_entropy(logits.float(), labels); to convert the loss itself afterwards does not help"
+        if isinstance(dtype, torch.dtype) and dtype.is_floating_point and digits(dtype) < DIGITS:
+            self._tell(
+                "rounded",
+                f"the closure returned a loss of {dtype}, which has {digits(dtype)} bits: the losses of a step, which differ by little, "
+                "mostly round to the same number, and nothing is learnt. Compute it in float32 from the logits on, as in "
+                "cross_entropy(logits.float(), labels); to convert the loss itself afterwards does not help",
             )
 
-    def step(self, step, skipped, grad) -> None:
-        """Look at a step that was made.
-
-        Args:
-            step: its number.
-            skipped: steps skipped so far, a 0-dim tensor.
-            grad: its projected gradient, or several; None where there is none.
-        """
+    def step(self, step: int, skipped: torch.Tensor, grad: torch.Tensor | None) -> None:
+        """Look at a step that was made. ``skipped``: so far, a 0-dim tensor. ``grad``: its projected gradient, or several, or None."""
         if {"skipped", "equal"} <= self._told:
             return
         if self._arriving is None:
             # Skipped are those of all steps so far: none goes unnoticed while an earlier count is on its way.
             skipped = skipped.double().reshape(1)
-            numbers, arrived = torch.cat([skipped, torch.ones_like(skipped) if grad is None else grad.double().reshape(-1)]), None
-            if numbers.is_cuda:
-                there, numbers, arrived = numbers, torch.empty_like(numbers, device="cpu", pin_memory=True), torch.cuda.Event()
-                numbers.copy_(there, non_blocking=True)
+            there = torch.cat([skipped, torch.ones_like(skipped) if grad is None else grad.double().reshape(-1)])
+            self._arriving = there, None, f"step {step}"
+            if there.is_cuda:
+                here, arrived = torch.empty_like(there, device="cpu", pin_memory=True), torch.cuda.Event()  # type: ignore[no-untyped-call]
+                here.copy_(there, non_blocking=True)
                 arrived.record(torch.cuda.current_stream(there.device))
-            self._arriving = numbers, arrived, f"step {step}" if arrived is None else f"step {step}, or one shortly before it,"
+                self._arriving = here, arrived, f"step {step}, or one shortly before it,"
         numbers, arrived, which = self._arriving
         if arrived is None or arrived.query():
             self._arriving = None
             skips, *grads = numbers.tolist()
             self._equal = 0 if any(grads) else self._equal + 1
-            self._tell(
-                "skipped",
-                skips > self._skipped_before,
-                f"{which} was skipped: a loss was not finite. Later ones are only counted, in `skipped`.",
-            )
-            self._tell(
-                "equal",
-                self._equal >= EQUAL,
-                f"{which} was the {EQUAL}th running whose losses did not differ at all, so that nothing moved. They do not depend on the "
-                "parameters given, or are too coarse for it: rounded to 16 bits somewhere, a count of errors, or eps too small.",
-            )
+            if skips > self._skipped_before:
+                self._tell("skipped", f"{which} was skipped: a loss was not finite. Later ones are only counted, in `skipped`.")
+            if self._equal >= EQUAL:
+                self._tell(
+                    "equal",
+                    f"{which} was the {EQUAL}th running whose losses did not differ at all, so that nothing moved. They do not depend on "
+                    "the parameters given, or are too coarse for it: rounded to 16 bits somewhere, a count of errors, or eps too small.",
+                )
 
-    def _tell(self, what, so, message):
-        if so and what not in self._told:
+    def _tell(self, what: str, message: str) -> None:
+        """Once."""
+        if what not in self._told:
             self._told.add(what)
             warn(message)
 
@@ -92,16 +90,16 @@ class Replicas:
     process 0, or, as process 0, of any other. It is no collective and nobody waits for anybody: a process may train alone.
     """
 
-    def __init__(self):
-        self._mine = self._store = None
+    def __init__(self) -> None:
+        self._mine: dict[str, Any] | None = None
         self._left = PATIENCE
 
-    def look(self, optimizer, measurements) -> None:
+    def look(self, optimizer: "ZerothOrder", measurements: Sequence[torch.Tensor]) -> None:
         """After a measurement, the weights where its last loss was evaluated. The first time this waits for the device."""
         if not self._left or not (distributed.is_available() and distributed.is_initialized()) or distributed.get_world_size() == 1:
             return
         if self._mine is None:
-            self._leave(optimizer, measurements)
+            self._mine = self._leave(optimizer, measurements)
         self._left -= 1
         if self._store.check([self._at(rank) for rank in self._others]):
             self._left = 0
@@ -109,30 +107,32 @@ class Replicas:
                 theirs = json.loads(self._store.get(self._at(rank)))
                 differs = [name for name, value in self._mine.items() if value != theirs[name]]
                 if differs:
-                    self._tell(rank, differs)
+                    warn(
+                        f"process {distributed.get_rank()} and process {rank} differ in their {', '.join(differs)} at step "
+                        f"{self._mine['step']}, and walk apart from here: average the loss over processes in the closure, and begin with "
+                        "the same weights and seed in each, as examples/several_processes.py does. Where they are to train apart, all is "
+                        "well"
+                    )
                     return
 
-    def _leave(self, optimizer, measurements):
+    def _leave(self, optimizer: "ZerothOrder", measurements: Sequence[torch.Tensor]) -> dict[str, Any]:
         kind = type(optimizer).__name__, optimizer.layout.fingerprint()
         self._name, _made[kind] = f"zokern/{'/'.join(kind)}/{_made[kind]}", _made[kind] + 1
         rank = distributed.get_rank()
-        self._others = range(1, distributed.get_world_size()) if rank == 0 else [0]
+        self._others = range(1, distributed.get_world_size()) if rank == 0 else range(1)
         group = optimizer.param_groups[0]
         weights = [p.detach().sum(dtype=torch.float64) for p in optimizer.layout.params]
-        exact = lambda numbers: [float(number).hex() for number in numbers]  # noqa: E731
-        self._mine = dict(step=group["step"], seed=group["seed"], weights=exact(weights), losses=exact(measurements))
+        mine = dict(step=group["step"], seed=group["seed"], weights=_exact(weights), losses=_exact(measurements))
         self._store = distributed.distributed_c10d._get_default_store()
-        self._store.set(self._at(rank), json.dumps(self._mine))
+        self._store.set(self._at(rank), json.dumps(mine))
+        return mine
 
-    def _at(self, rank):
+    def _at(self, rank: int) -> str:
         return f"{self._name}/{rank}"
 
-    def _tell(self, rank, differs):
-        warn(
-            f"process {distributed.get_rank()} and process {rank} differ in their {', '.join(differs)} at step {self._mine['step']}, and "
-            "walk apart from here: average the loss over processes in the closure, and begin with the same weights and seed in each, as "
-            "examples/several_processes.py does. Where they are to train apart, all is well"
-        )
+
+def _exact(numbers: Iterable[torch.Tensor]) -> list[str]:
+    return [float(number).hex() for number in numbers]
 
 
 def warn(message: str) -> None:
@@ -143,6 +143,7 @@ def warn(message: str) -> None:
     warnings.warn(message, RuntimeWarning, stacklevel=level)
 
 
+@cache
 def digits(dtype: torch.dtype) -> int:
     """How many bits of a number a floating-point dtype keeps."""
     return 1 - round(torch.log2(torch.tensor(torch.finfo(dtype).eps, dtype=torch.float64)).item())

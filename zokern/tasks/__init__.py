@@ -4,6 +4,8 @@
 losses and scores of batches, with a masked model. ``lean_loss`` is a causal model's loss without its full logits.
 """
 
+from typing import Any
+
 from ..errors import BadInput
 from .catalogue import TASKS, get
 from .causal import CausalReader
@@ -11,14 +13,15 @@ from .head import HeadReader
 from .lean import lean_loss
 from .masked import MaskedReader
 from .prompts import Prompt
-from .reader import Reader
+from .reader import Reader, Tokenizer
+from .rows import Example
 from .splits import Split, few_shot, split
-from .task import Example, Task
+from .task import Task
 
 READERS = {reader.kind: reader for reader in (MaskedReader, CausalReader, HeadReader)}
 
 
-def reader(task: Task, kind: str, tokenizer, **options) -> Reader:
+def reader(task: Task, kind: str, tokenizer: Tokenizer, **options: Any) -> Reader:
     """What turns rows of a task into batches, losses and scores of a kind of model.
 
     Args:

@@ -1,6 +1,7 @@
 """The tasks, as data. Column names, types and ids are the hub's."""
 
 from difflib import get_close_matches
+from typing import Any
 
 from ..errors import BadInput
 from .prompts import Prompt
@@ -9,21 +10,22 @@ from .task import Task
 GLUE, SUPER_GLUE = "nyu-mll/glue", "aps/super_glue"
 
 
-def glue(name, texts, labels, metric="accuracy", **more):
+def glue(name: str, texts: tuple[str, ...], labels: tuple[str, ...], metric: str = "accuracy", **more: Any) -> Task:
     columns = {**strings(*texts), "label": "label", "idx": "int32"}
     return Task(name, GLUE, name, columns, labels, metric, **more)
 
 
-def super_glue(name, columns, labels, metric="accuracy", **more):
+def super_glue(name: str, columns: dict[str, str], labels: tuple[str, ...], metric: str = "accuracy", **more: Any) -> Task:
     return Task(name, SUPER_GLUE, name, {"idx": "int32", **columns, "label": "label"}, labels, metric, **more)
 
 
-def strings(*names):
+def strings(*names: str) -> dict[str, str]:
     return dict.fromkeys(names, "string")
 
 
 YES_NO, NO_YES, FALSE_TRUE = ("Yes", "No"), ("No", "Yes"), ("False", "True")
 ENTAILMENT = ("entailment", "not_entailment")
+INFER = 'Suppose {premise} Can we infer that "{hypothesis}"? Yes, No, or Maybe?\n{option}'
 CHOOSE = "Choice 1: {%s}\nChoice 2: {%s}\nWhich choice makes more sense? 1 or 2: {option}"
 
 ALL = (
@@ -40,18 +42,10 @@ ALL = (
         ("premise", "hypothesis"),
         ("entailment", "neutral", "contradiction"),
         masked=Prompt("{premise:unended}? {option}, {hypothesis:lowered}", ("Yes", "Maybe", "No")),
-        causal=Prompt(
-            'Suppose {premise} Can we infer that "{hypothesis}"? Yes, No, or Maybe?\n{option}',
-            ("Yes", "Maybe", "No"),
-        ),
+        causal=Prompt(INFER, ("Yes", "Maybe", "No")),
         head=("{premise}", "{hypothesis}"),
-        splits={
-            "train": "train",
-            "validation": "validation_matched",
-            "test": "test_matched",
-            "validation_mismatched": "validation_mismatched",
-            "test_mismatched": "test_mismatched",
-        },
+        splits={"train": "train", "validation": "validation_matched", "test": "test_matched"}
+        | {name: name for name in ("validation_mismatched", "test_mismatched")},
     ),
     glue(
         "qnli",
@@ -92,10 +86,7 @@ ALL = (
         ("entailment", "contradiction", "neutral"),
         "f1",
         masked=Prompt("{premise:unended}? {option}, {hypothesis:lowered}", ("Yes", "No", "Maybe")),
-        causal=Prompt(
-            'Suppose {premise} Can we infer that "{hypothesis}"? Yes, No, or Maybe?\n{option}',
-            ("Yes", "No", "Maybe"),
-        ),
+        causal=Prompt(INFER, ("Yes", "No", "Maybe")),
         head=("{premise}", "{hypothesis}"),
     ),
     super_glue(
@@ -125,6 +116,7 @@ ALL = (
         causal=Prompt('{paragraph}\nQuestion: {question}\nI found this answer "{answer}". Is that correct? Yes or No?\n{option}', NO_YES),
         head=("{paragraph}", "{question} {answer}"),
         needed=("idx",),
+        positive=1,
     ),
     Task(
         "winogrande",

@@ -1,12 +1,16 @@
 """Asking a causal language model: how likely is each option after the prompt, or what does it write?"""
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 
 from ..errors import BadInput
 from .lean import token_losses
 from .metrics import token_f1
 from .prompts import OPTION, fill
-from .reader import Reader, device_of, padded, with_labels
+from .reader import Batch, Features, Reader, device_of, padded, with_labels
+from .rows import Example
 from .virtual_tokens import both_names, has_virtual_tokens
 
 
@@ -26,31 +30,30 @@ class CausalReader(Reader):
 
     kind = "causal"
 
-    def __init__(self, task, tokenizer, max_length=None, objective="cross-entropy", prompt=None, max_new_tokens=50):
-        super().__init__(task, tokenizer, max_length, objective, prompt)
+    def __init__(self, *given: Any, max_new_tokens: int = 50, **named: Any):
         self.max_new_tokens = max_new_tokens
+        super().__init__(*given, **named)
+
+    def _check(self) -> None:
         if not self.prompt.template.endswith("{" + OPTION + "}"):
             raise BadInput(f"the prompt {self.prompt.template!r} of a causal model has to end with {{option}}: move it there")
-        if task.writes and not 0 < max_new_tokens < self.max_length:
-            raise BadInput(f"max_new_tokens={max_new_tokens} leaves no room in max_length={self.max_length}: pass less")
-        start = tokenizer("")["input_ids"][:1]  # what the tokenizer begins every text with, if anything
-        self._begins = start if start and start[0] in tokenizer.all_special_ids else []
+        if self.task.writes and not 0 < self.max_new_tokens < self.max_length:
+            raise BadInput(f"max_new_tokens={self.max_new_tokens} leaves no room in max_length={self.max_length}: pass less")
+        start = self.tokenizer("")["input_ids"][:1]  # what the tokenizer begins every text with, if anything
+        self._begins = start if start and start[0] in self.tokenizer.all_special_ids else []
 
-    def encode(self, example) -> dict:
-        before = fill(self.prompt.template, example)
-        if self.task.writes:
-            options = [f"{example.answers[0]}\n"] if example.answers else []
-        else:
-            options = [fill(option, example) for option in self.prompt.options]
+    def encode(self, example: Example) -> Features:
+        before, writes = fill(self.prompt.template, example), self.task.writes
+        options = [f"{text}\n" for text in example.answers[:1]] if writes else [fill(option, example) for option in self.prompt.options]
         prompt = self._ids(before.strip(" "))
-        feature = dict(candidates=[self._candidate(prompt, before + option, example) for option in options], label=example.label)
-        if self.task.writes:
-            room = self.max_length - self.max_new_tokens
-            feature |= dict(prompt=self._cut(prompt, room), answers=list(example.answers), label=0 if options else None)
-        return feature
+        candidates = [self._candidate(prompt, before + option, example) for option in options]
+        if not writes:
+            return dict(candidates=candidates, label=example.label)
+        begin = self._cut(prompt, self.max_length - self.max_new_tokens)
+        return dict(candidates=candidates, label=0 if options else None, prompt=begin, answers=list(example.answers))
 
-    def collate(self, features) -> dict[str, torch.Tensor]:
-        batch: dict[str, torch.Tensor] = {}
+    def collate(self, features: Sequence[Features]) -> Batch:
+        batch: Batch = {}
         if any(feature["candidates"] for feature in features):
             batch |= self._packed(features)
         if self.task.writes:
@@ -62,7 +65,7 @@ class CausalReader(Reader):
             batch |= {f"right_{name}": tensor for name, tensor in self._packed(right).items()}
         return batch
 
-    def scores(self, model, batch) -> torch.Tensor:
+    def scores(self, model: torch.nn.Module, batch: Batch) -> torch.Tensor:
         if self.task.writes:
             raise BadInput(f"task {self.task.name!r} has no candidates to be scored, its answers are written: ask for predictions")
         batch, losses = self._losses(model, batch)
@@ -70,7 +73,7 @@ class CausalReader(Reader):
         means = -sums / batch["tokens"].ge(0).sum(1)
         return torch.cat([means, means.new_full((1,), -torch.inf)])[batch["candidates"]]
 
-    def loss(self, model, batch) -> torch.Tensor:
+    def loss(self, model: torch.nn.Module, batch: Batch) -> torch.Tensor:
         right = self.answers(batch)
         if self.task.writes and self.objective == "f1":
             found = zip(self.predictions(model, batch), _as_texts(batch["answers"]), strict=True)
@@ -82,7 +85,7 @@ class CausalReader(Reader):
             return self._losses(model, batch)[1].mean()
         return self._objective(self.scores(model, batch), right)
 
-    def predictions(self, model, batch) -> list:
+    def predictions(self, model: torch.nn.Module, batch: Batch) -> list:
         if not self.task.writes:
             return super().predictions(model, batch)
         ids, mask = (batch[name].to(device_of(model)) for name in ("prompt_ids", "prompt_mask"))
@@ -96,7 +99,7 @@ class CausalReader(Reader):
                 found[row] = text
         return found
 
-    def _written(self, model, ids, mask):
+    def _written(self, model: torch.nn.Module, ids: torch.Tensor, mask: torch.Tensor) -> list[str]:
         """What the model writes after prompts that are padded on the left."""
         tokenizer = self.tokenizer
         breaks = tokenizer("a\n", add_special_tokens=False)["input_ids"][-1:]  # after a word, as answers end
@@ -115,62 +118,57 @@ class CausalReader(Reader):
         return [text.strip().partition("\n")[0].strip() for text in texts]
 
     @property
-    def _pad(self):
+    def _pad(self) -> int:
         known = (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id, 0)
         return next(i for i in known if i is not None)
 
-    def _ids(self, text):
+    def _ids(self, text: str) -> list[int]:
         """Tokens as the tokenizer begins a text, without what it may end it with."""
-        ids = self.tokenizer(text)["input_ids"]
-        while (
-            len(ids) > len(self._begins)
-            and ids[-1] in self.tokenizer.all_special_ids
-            and not text.endswith(self.tokenizer.decode(ids[-1:]))
-        ):
+        ids, special = self.tokenizer(text)["input_ids"], self.tokenizer.all_special_ids
+        while len(ids) > len(self._begins) and ids[-1] in special and not text.endswith(self.tokenizer.decode(ids[-1:])):
             ids = ids[:-1]
         return ids
 
-    def _candidate(self, prompt, text, example):
+    def _candidate(self, prompt: list[int], text: str, example: Example) -> tuple[list[int], list[int]]:
         """-> (tokens that the model reads, the tokens of the option): the last ones, from where the prompt's tokens end."""
         ids = self._ids(text.strip(" "))
         same = next((i for i, pair in enumerate(zip(ids, prompt)) if pair[0] != pair[1]), min(len(ids), len(prompt)))
         if same == len(ids):
-            raise BadInput(f"{example.place}: an option is empty: fill in the row")
+            raise BadInput(f"{example.location}: an option is empty: fill in the row")
         if same == 0:  # nothing to predict the first token from
             start = self.tokenizer.bos_token_id if self.tokenizer.bos_token_id is not None else self.tokenizer.eos_token_id
             if start is None:
-                raise BadInput(f"{example.place}: nothing stands before the option, and the tokenizer has no token to begin with")
+                raise BadInput(f"{example.location}: nothing stands before the option, and the tokenizer has no token to begin with")
             ids, same = [start, *ids], 1
         option = ids[same:]
         if len(option) + len(self._begins or [0]) > self.max_length:
-            raise BadInput(f"{example.place}: an option has {len(option)} tokens, too many for max_length={self.max_length}: pass more")
+            raise BadInput(f"{example.location}: an option has {len(option)} tokens, too many for max_length={self.max_length}: pass more")
         return self._cut(ids, self.max_length)[:-1], option
 
-    def _cut(self, ids, most):
+    def _cut(self, ids: list[int], most: int) -> list[int]:
         if len(ids) <= most:
             return ids
         begins = self._begins if ids[: len(self._begins)] == self._begins else []
         return begins + ids[len(ids) - (most - len(begins)) :]
 
-    def _padded(self, lists, left=False):
+    def _padded(self, lists: list[list[int]], left: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
         return padded(lists, self._pad, left), padded([[1] * len(x) for x in lists], 0, left)
 
-    def _packed(self, features):
+    def _packed(self, features: Sequence[Features]) -> Batch:
         """The candidates of all rows, each sequence once, and where their tokens are predicted."""
-        sequences, predicted, tokens, candidates = [], [], [], []
-        for feature in features:
-            here, of_row = {}, []
+        sequences: dict[tuple, int] = {}  # (row, tokens) -> its number
+        predictions: list[tuple[int, int, int]] = []  # sequence, position, token
+        tokens: list[list[int]] = []
+        candidates: list[list[int]] = []
+        for row, feature in enumerate(features):
+            candidates.append([*range(len(tokens), len(tokens) + len(feature["candidates"]))])
             for ids, option in feature["candidates"]:
-                sequence = here.setdefault(tuple(ids), len(sequences))
-                if sequence == len(sequences):
-                    sequences.append(ids)
+                sequence = sequences.setdefault((row, *ids), len(sequences))
                 first = len(ids) - len(option)  # the position that predicts the option's first token
-                of_row.append(len(tokens))
-                tokens.append(list(range(len(predicted), len(predicted) + len(option))))
-                predicted += [(sequence, first + i, token) for i, token in enumerate(option)]
-            candidates.append(of_row)
-        input_ids, attention_mask = self._padded(sequences)
-        predicted = torch.tensor(predicted).T
+                tokens.append([*range(len(predictions), len(predictions) + len(option))])
+                predictions += [(sequence, first + i, token) for i, token in enumerate(option)]
+        input_ids, attention_mask = self._padded([list(ids) for _, *ids in sequences])
+        predicted = torch.tensor(predictions).T
         return dict(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -180,14 +178,14 @@ class CausalReader(Reader):
             candidates=padded(candidates, -1),  # of each row
         )
 
-    def _losses(self, model, batch):
+    def _losses(self, model: torch.nn.Module, batch: Batch) -> tuple[Batch, torch.Tensor]:
         """-> the batch on the model's device, the cross-entropy of every option token."""
         batch = {name: tensor.to(device_of(model)) for name, tensor in batch.items()}
         inputs = dict(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False)
         return batch, token_losses(model, inputs, batch["where"], batch["targets"])
 
 
-def _as_bytes(texts) -> torch.Tensor:
+def _as_bytes(texts: list[list[str]]) -> torch.Tensor:
     """Lists of texts as uint8 [rows, most texts, most bytes], 0 where there is none: so they travel with a batch."""
     coded = [[list(text.encode()) for text in row] for row in texts]
     most, longest = max(map(len, coded)), max((len(text) for row in coded for text in row), default=0)
@@ -196,5 +194,5 @@ def _as_bytes(texts) -> torch.Tensor:
     return torch.tensor(rows, dtype=torch.uint8).view(len(texts), most, longest)
 
 
-def _as_texts(coded) -> list[list[str]]:
+def _as_texts(coded: torch.Tensor) -> list[list[str]]:
     return [[bytes(text).rstrip(b"\0").decode() for text in row if any(text)] for row in coded.tolist()]

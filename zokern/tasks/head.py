@@ -1,10 +1,13 @@
 """Asking a model with a classification head: no prompt, the texts as they are."""
 
+from collections.abc import Sequence
+
 import torch
 
 from ..errors import BadInput
 from .prompts import fill
-from .reader import Reader, device_of, padded, with_labels
+from .reader import Batch, Features, Reader, device_of, padded_tokens, with_labels
+from .rows import Example
 
 
 class HeadReader(Reader):
@@ -16,16 +19,14 @@ class HeadReader(Reader):
 
     kind = "head"
 
-    def encode(self, example) -> dict:
+    def encode(self, example: Example) -> Features:
         texts = [fill(template, example) for template in self.prompt]
         return dict(tokens=dict(self.tokenizer(*texts, truncation=True, max_length=self.max_length)), label=example.label)
 
-    def collate(self, features) -> dict[str, torch.Tensor]:
-        fill_with = {"input_ids": self.tokenizer.pad_token_id or 0}
-        batch = {name: padded([f["tokens"][name] for f in features], fill_with.get(name, 0)) for name in features[0]["tokens"]}
-        return with_labels(batch, features)
+    def collate(self, features: Sequence[Features]) -> Batch:
+        return with_labels(padded_tokens(self.tokenizer, features), features)
 
-    def scores(self, model, batch) -> torch.Tensor:
+    def scores(self, model: torch.nn.Module, batch: Batch) -> torch.Tensor:
         device = device_of(model)
         logits = model(**{name: tensor.to(device) for name, tensor in batch.items() if name != "labels"}).logits.float()
         labels = self.task.labels
@@ -36,7 +37,7 @@ class HeadReader(Reader):
             )
         return self.order(model, logits)
 
-    def order(self, model, logits) -> torch.Tensor:
+    def order(self, model: torch.nn.Module, logits: torch.Tensor) -> torch.Tensor:
         """Logits [rows, classes] in the model's order of the classes -> in the task's."""
         labels = self.task.labels
         names = {int(i): str(name) for i, name in (getattr(model.config, "id2label", None) or {}).items()}

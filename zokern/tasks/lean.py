@@ -6,7 +6,9 @@ output embedding is applied to the rest chunk by chunk.
 """
 
 import logging
+from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 from weakref import WeakSet
 
 import torch
@@ -21,7 +23,9 @@ _treats_its_logits: WeakSet[torch.nn.Module] = WeakSet()  # output embeddings wh
 _told: WeakSet[torch.nn.Module] = WeakSet()
 
 
-def lean_loss(model, input_ids, attention_mask, labels, chunk=256) -> torch.Tensor:
+def lean_loss(
+    model: torch.nn.Module, input_ids: torch.Tensor, attention_mask: torch.Tensor, labels: torch.Tensor, chunk: int = 256
+) -> torch.Tensor:
     """What ``model(input_ids, attention_mask=attention_mask, labels=labels).loss`` is, without the logits of all positions.
 
     Position t predicts label t + 1; the mean goes over the labels that are not -100. Nothing waits for the device. Meant for
@@ -48,7 +52,9 @@ def lean_loss(model, input_ids, attention_mask, labels, chunk=256) -> torch.Tens
     return token_losses(model, inputs, where, targets, chunk).sum() / targets.ne(IGNORED).sum()
 
 
-def token_losses(model, inputs, where, targets, chunk=256) -> torch.Tensor:
+def token_losses(
+    model: torch.nn.Module, inputs: dict[str, Any], where: torch.Tensor, targets: torch.Tensor, chunk: int = 256
+) -> torch.Tensor:
     """The cross-entropy of single tokens.
 
     Args:
@@ -72,18 +78,18 @@ def token_losses(model, inputs, where, targets, chunk=256) -> torch.Tensor:
     losses = [cross_entropy(part.float(), target, reduction="none") for part, target in zip(logits.split(chunk), targets.split(chunk))]
     done = len(logits)
     del logits
-    if done < n:
+    if hidden is not None:
         for part, target in zip(hidden[done:].split(chunk), targets[done:].split(chunk)):
             losses.append(cross_entropy(head(part[None])[0].float(), target, reduction="none"))
     return torch.cat(losses)
 
 
-def kept_logits(model, inputs, where) -> torch.Tensor:
+def kept_logits(model: torch.nn.Module, inputs: dict[str, Any], where: torch.Tensor) -> torch.Tensor:
     """The logits of some positions only: [n, vocabulary] in the model's dtype. Arguments as of ``token_losses``."""
     return _forward(model, output_embedding(model), inputs, where, where.shape[1])[0]
 
 
-def output_embedding(model):
+def output_embedding(model: Any) -> torch.nn.Module:
     """The module that makes logits of hidden states.
 
     Raises:
@@ -98,7 +104,9 @@ def output_embedding(model):
     return head
 
 
-def _forward(model, head, inputs, where, first):
+def _forward(
+    model: torch.nn.Module, head: torch.nn.Module, inputs: dict[str, Any], where: torch.Tensor, first: int
+) -> tuple[torch.Tensor, torch.Tensor | None, bool]:
     """-> logits [first, vocabulary], the hidden states [n, width] that lead to all, whether the model returns what its head returned.
 
     Where the head is not reached as expected, the full logits are made, all n are returned, and the hidden states are None.
@@ -112,21 +120,22 @@ def _forward(model, head, inputs, where, first):
     return logits[0], kept.hidden, untouched
 
 
-def _at(values, where, tokens):
+def _at(values: torch.Tensor, where: torch.Tensor, tokens: int) -> torch.Tensor:
     """[rows, positions, width] -> [n, width]. Virtual tokens of peft stand before the ``tokens`` others."""
     return values[where[0], where[1] + (values.shape[1] - tokens)]
 
 
 class _Kept:
-    hidden = logits = None
+    hidden: torch.Tensor | None = None
+    logits: torch.Tensor
 
 
 @contextmanager
-def _keeping(head, shape, where, first):
+def _keeping(head: torch.nn.Module, shape: tuple[int, ...], where: torch.Tensor, first: int) -> Iterator[_Kept]:
     kept = _Kept()
     rows, tokens = shape
 
-    def before(_, args):
+    def before(_: torch.nn.Module, args: Any) -> Any:
         hidden = args[0] if args else None
         # Some models call what they call their output embedding on token ids, too.
         if isinstance(hidden, torch.Tensor) and hidden.is_floating_point() and hidden.dim() == 3:
@@ -134,7 +143,7 @@ def _keeping(head, shape, where, first):
                 kept.hidden = _at(hidden, where, tokens)
                 return (kept.hidden[None, :first], *args[1:])
 
-    def after(_, args, output):
+    def after(_: torch.nn.Module, args: Any, output: torch.Tensor) -> None:
         kept.logits = output
 
     handles = head.register_forward_pre_hook(before), head.register_forward_hook(after)
@@ -145,7 +154,7 @@ def _keeping(head, shape, where, first):
             handle.remove()
 
 
-def _tell(head, what):
+def _tell(head: torch.nn.Module, what: str) -> None:
     if head not in _told:
         _told.add(head)
         log.warning(what)

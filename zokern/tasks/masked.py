@@ -1,11 +1,14 @@
 """A task for a masked language model: which word stands at the mask?"""
 
+from collections.abc import Sequence
+
 import torch
 
 from ..errors import BadInput
 from .lean import kept_logits
 from .prompts import OPTION, fill, parts
-from .reader import Reader, device_of, fitting, padded, with_labels
+from .reader import Batch, Features, Reader, device_of, fitting, padded_tokens, with_labels
+from .rows import Example
 
 
 class MaskedReader(Reader):
@@ -20,23 +23,23 @@ class MaskedReader(Reader):
 
     kind = "masked"
 
-    def __init__(self, task, tokenizer, max_length=None, objective="cross-entropy", prompt=None):
-        super().__init__(task, tokenizer, max_length, objective, prompt)
-        if tokenizer.mask_token is None:
-            raise BadInput(f"{type(tokenizer).__name__} has no mask token: pass a masked model's tokenizer, or read the task as 'causal'")
+    def _check(self) -> None:
+        if self.tokenizer.mask_token is None:
+            name = type(self.tokenizer).__name__
+            raise BadInput(f"{name} has no mask token: pass a masked model's tokenizer, or read the task as 'causal'")
         before = self.prompt.template.partition("{" + OPTION + "}")[0]
         self._space = " " if before.endswith(" ") else ""  # which byte-level tokenizers make part of the word
-        self._words = {}
+        self._words: dict[str, int] = {}
         for option in self.prompt.options:
             if "{" not in option:
                 self._word(option)
 
-    def encode(self, example) -> dict:
+    def encode(self, example: Example) -> Features:
         found = parts(self.prompt.template, example)
         texts = [text for kind, text in found if kind == "text"]
         mask = self.tokenizer.mask_token
 
-        def ids(texts):
+        def ids(texts: list[str]) -> dict[str, list[int]]:
             remaining = iter(texts)
             filled = [mask if kind == OPTION else next(remaining) if kind == "text" else text for kind, text in found]
             return self.tokenizer("".join(filled))
@@ -45,25 +48,24 @@ class MaskedReader(Reader):
         masks = [i for i, token in enumerate(tokens["input_ids"]) if token == self.tokenizer.mask_token_id]
         if len(tokens["input_ids"]) > self.max_length:
             least = len(ids([""] * len(texts))["input_ids"])
-            raise BadInput(f"{example.place}: max_length={self.max_length} is less than the template alone: pass {least} or more")
+            raise BadInput(f"{example.location}: max_length={self.max_length} is less than the template alone: pass {least} or more")
         if len(masks) != 1:
-            raise BadInput(f"{example.place}: the text holds {mask!r}, the token of the place to be filled: remove it from the row")
+            raise BadInput(f"{example.location}: the text holds {mask!r}, the token of the place to be filled: remove it from the row")
         words = [self._word(fill(option, example)) for option in self.prompt.options]
         return dict(tokens=dict(tokens), mask=masks[0], words=words, label=example.label)
 
-    def collate(self, features) -> dict[str, torch.Tensor]:
-        fill_with = {"input_ids": self.tokenizer.pad_token_id or 0}
-        batch = {name: padded([f["tokens"][name] for f in features], fill_with.get(name, 0)) for name in features[0]["tokens"]}
+    def collate(self, features: Sequence[Features]) -> Batch:
+        batch = padded_tokens(self.tokenizer, features)
         batch["where"] = torch.tensor([(row, feature["mask"]) for row, feature in enumerate(features)]).T
         batch["words"] = torch.tensor([feature["words"] for feature in features])
         return with_labels(batch, features)
 
-    def scores(self, model, batch) -> torch.Tensor:
+    def scores(self, model: torch.nn.Module, batch: Batch) -> torch.Tensor:
         batch = {name: tensor.to(device_of(model)) for name, tensor in batch.items()}
         inputs = {name: tensor for name, tensor in batch.items() if name not in ("where", "words", "labels")}
         return kept_logits(model, inputs, batch["where"]).gather(1, batch["words"]).float()
 
-    def _word(self, option):
+    def _word(self, option: str) -> int:
         """The one token of an option."""
         if option not in self._words:
             ids = self.tokenizer(self._space + option, add_special_tokens=False)["input_ids"]

@@ -1,15 +1,21 @@
 """How right predictions are: scikit-learn's metrics for classes, SQuAD's for texts. All are fractions of 1."""
 
+from __future__ import annotations
+
 import re
 import string
 from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
 
 from ..errors import need
+from .rows import Example
 
-POSITIVE = {"multirc": 1}  # tasks whose F1 is that of one class; others average over the classes
+if TYPE_CHECKING:
+    from .task import Task
 
 
-def of(task, predictions, examples) -> dict[str, float]:
+def of(task: Task, predictions: Sequence[Any], examples: Sequence[Example]) -> dict[str, float]:
     """-> name -> value; see ``Task.metrics``."""
     if task.writes:
         pairs = [(prediction, example.answers) for prediction, example in zip(predictions, examples, strict=True)]
@@ -18,7 +24,7 @@ def of(task, predictions, examples) -> dict[str, float]:
     right = [example.label for example in examples]
     found = {"accuracy": float(sklearn.accuracy_score(right, predictions))}
     if task.metric == "f1":
-        average = dict(pos_label=POSITIVE[task.name]) if task.name in POSITIVE else dict(average="macro")
+        average = dict(average="macro") if task.positive is None else dict(pos_label=task.positive)
         found["f1"] = float(sklearn.f1_score(right, predictions, zero_division=0, **average))
     if task.metric == "matthews":
         found["matthews"] = float(sklearn.matthews_corrcoef(right, predictions))
@@ -27,9 +33,9 @@ def of(task, predictions, examples) -> dict[str, float]:
     return found
 
 
-def _whole_questions(predictions, examples):
+def _whole_questions(predictions: Sequence[int], examples: Sequence[Example]) -> float:
     """MultiRC's exact match: the share of questions of which every answer is judged rightly."""
-    right = defaultdict(lambda: True)
+    right: dict[Any, bool] = defaultdict(lambda: True)
     for prediction, example in zip(predictions, examples, strict=True):
         right[example["idx"]["paragraph"], example["idx"]["question"]] &= prediction == example.label
     return _mean(right.values())
@@ -41,21 +47,21 @@ def normalized(text: str) -> str:
     return " ".join(re.sub(r"\b(a|an|the)\b", " ", text).split())
 
 
-def token_f1(prediction: str, answers) -> float:
+def token_f1(prediction: str, answers: Iterable[str]) -> float:
     """Harmonic mean of the precision and recall of words, against the answer that fits best."""
     return max(_f1(normalized(prediction).split(), normalized(answer).split()) for answer in answers)
 
 
-def _f1(found, right):
+def _f1(found: list[str], right: list[str]) -> float:
     if not found or not right:
         return float(found == right)
     return 2 * sum((Counter(found) & Counter(right)).values()) / (len(found) + len(right))
 
 
-def exact_match(prediction: str, answers) -> bool:
+def exact_match(prediction: str, answers: Iterable[str]) -> bool:
     return any(normalized(prediction) == normalized(answer) for answer in answers)
 
 
-def _mean(values):
+def _mean(values: Iterable[float]) -> float:
     values = list(values)
     return float(sum(values) / len(values))

@@ -1,41 +1,43 @@
 """Prompts as data: a template with the columns of a row in it, and the options that a model chooses from."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from string import Formatter
 
 from ..errors import BadInput
+from .rows import Example
 
 OPTION = "option"  # where the model answers: no column has this name
 CONJUNCTIONS = {"effect": "so", "cause": "because"}  # what COPA asks for
 
 
-def _unended(text):
+def _unended(text: str) -> str:
     return text[:-1] if text.endswith((".", "?", "!", ",", ";", ":")) else text
 
 
-def _asked(text):
+def _asked(text: str) -> str:
     return (text[:1].upper() + text[1:]).removesuffix("?") + "?"
 
 
-def _inline(text):
+def _inline(text: str) -> str:
     first, space, rest = text.partition(" ")
     return (first if first == "I" else first.lower()) + space + rest
 
 
-def _conjunction(text):
+def _conjunction(text: str) -> str:
     if text not in CONJUNCTIONS:
         raise BadInput(f"{text!r} is neither 'cause' nor 'effect': correct the row")
     return CONJUNCTIONS[text]
 
 
-def _gap(text):
+def _gap(text: str) -> list[str]:
     if text.count("_") != 1:
         raise BadInput(f"the sentence has {text.count('_')} gaps (_), not one: correct the row")
     return text.split("_")
 
 
 # What a template may do to a column: "{premise:unended}".
-WORDINGS = {
+WORDINGS: dict[str, Callable[[str], str]] = {
     "": str.strip,
     "unended": lambda text: _unended(text.strip()),  # no full stop, question mark or the like at the end
     "lowered": lambda text: text.strip()[:1].lower() + text.strip()[1:],
@@ -61,17 +63,17 @@ class Prompt:
     options: tuple[str, ...] = ()
 
 
-def columns(*templates) -> list[str]:
+def columns(*templates: str) -> list[str]:
     """The columns that templates name, each once."""
     named = [field for template in templates for _, field, _, _ in Formatter().parse(template) if field and field != OPTION]
     return list(dict.fromkeys(named))
 
 
-def parts(template: str, example) -> list[tuple[str, str]]:
+def parts(template: str, example: Example) -> list[tuple[str, str]]:
     """-> [(kind, text)], kind "template", "text" (of the row) or "option".
 
     Raises:
-        BadInput: the row cannot be put so; with its place.
+        BadInput: the row cannot be put so; with its location.
     """
     found = []
     for literal, field, wording, _ in Formatter().parse(template):
@@ -83,10 +85,10 @@ def parts(template: str, example) -> list[tuple[str, str]]:
             try:
                 found.append(("text", WORDINGS[wording or ""](example[field])))
             except BadInput as error:
-                raise BadInput(f"{example.place}, column {field!r}: {error}") from None
+                raise BadInput(f"{example.location}, column {field!r}: {error}") from None
     return found
 
 
-def fill(template: str, example, option: str = "") -> str:
+def fill(template: str, example: Example, option: str = "") -> str:
     """The template with the row's columns in it, and ``option`` where it goes."""
     return "".join(option if kind == OPTION else text for kind, text in parts(template, example))

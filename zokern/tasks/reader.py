@@ -1,13 +1,18 @@
 """One interface for the ways of asking a model: rows become features, features a batch, a batch scores, a loss, or predictions."""
 
-from typing import ClassVar
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar, TypeAlias
 
 import torch
 from torch.nn.functional import cross_entropy
 
 from ..errors import BadInput
-from . import metrics
+from .rows import Example
+from .task import Task
 
+Tokenizer: TypeAlias = Any  # of transformers, which need not be installed
+Features: TypeAlias = dict[str, Any]  # of one row, as a reader encodes it
+Batch: TypeAlias = dict[str, torch.Tensor]
 LONGEST = 2048  # tokens, where the tokenizer knows no limit of its own
 OBJECTIVES = ("cross-entropy", "option", "accuracy", "f1")
 
@@ -29,7 +34,14 @@ class Reader:
 
     kind: ClassVar[str]
 
-    def __init__(self, task, tokenizer, max_length=None, objective="cross-entropy", prompt=None):
+    def __init__(
+        self,
+        task: Task,
+        tokenizer: Tokenizer,
+        max_length: int | None = None,
+        objective: str = "cross-entropy",
+        prompt: Any = None,
+    ):
         prompt = prompt or getattr(task, self.kind)
         if not prompt:
             raise BadInput(f"task {task.name!r} has no prompt for {self.kind!r} models: pass 'causal', or a prompt")
@@ -45,25 +57,29 @@ class Reader:
             raise BadInput(f"max_length={max_length} tokens hold nothing: pass 1 or more")
         self.task, self.tokenizer, self.objective, self.prompt = task, tokenizer, objective, prompt
         self.max_length = max_length or min(tokenizer.model_max_length, LONGEST)
+        self._check()
+
+    def _check(self) -> None:
+        """Refuse a tokenizer or a prompt that does not fit this kind of model, with BadInput."""
 
     @property
     def smooth(self) -> bool:
         """Whether ``loss`` is a smooth function of the weights, and not a count."""
         return self.objective not in ("accuracy", "f1")
 
-    def encode(self, example) -> dict:
+    def encode(self, example: Example) -> Features:
         """Features of a row: what ``collate`` takes. Needs no model, and may run in a loader's workers."""
         raise NotImplementedError
 
-    def collate(self, features) -> dict[str, torch.Tensor]:
+    def collate(self, features: Sequence[Features]) -> Batch:
         """A batch. Its "labels", int64 [rows], are missing where a row has none."""
         raise NotImplementedError
 
-    def scores(self, model, batch) -> torch.Tensor:
+    def scores(self, model: torch.nn.Module, batch: Batch) -> torch.Tensor:
         """-> float32 [rows, candidates]: log-probabilities or logits, higher is likelier; -inf where a row has fewer candidates."""
         raise NotImplementedError
 
-    def answers(self, batch) -> torch.Tensor:
+    def answers(self, batch: Batch) -> torch.Tensor:
         """What is right: int64 [rows].
 
         Raises:
@@ -73,34 +89,34 @@ class Reader:
             raise BadInput("a row of this batch has no label, as in test splits: it has predictions, but no loss")
         return batch["labels"]
 
-    def loss(self, model, batch) -> torch.Tensor:
+    def loss(self, model: torch.nn.Module, batch: Batch) -> torch.Tensor:
         """-> 0-dim float32 on the model's device: the objective, to be minimised."""
         return self._objective(self.scores(model, batch), self.answers(batch))
 
-    def predictions(self, model, batch) -> list:
+    def predictions(self, model: torch.nn.Module, batch: Batch) -> list:
         """-> the id of the likeliest candidate of each row; the text where the task writes."""
         return self.scores(model, batch).argmax(-1).tolist()
 
     @torch.no_grad()
-    def evaluate(self, model, examples, batch_size=32) -> dict[str, float]:
+    def evaluate(self, model: torch.nn.Module, examples: Sequence[Example], batch_size: int = 32) -> dict[str, float]:
         """The task's metrics on examples, with the model in the mode that it is in."""
-        found = []
+        found: list = []
         for i in range(0, len(examples), batch_size):
             batch = self.collate([self.encode(example) for example in examples[i : i + batch_size]])
             found += self.predictions(model, batch)
         return self.task.metrics(found, examples)
 
-    def _objective(self, scores, labels):
+    def _objective(self, scores: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         labels = labels.to(scores.device)
         if self.objective == "cross-entropy":
             return cross_entropy(scores, labels)
         found = scores.argmax(-1)
         if self.objective == "accuracy":
             return 1 - found.eq(labels).float().mean()
-        return 1 - f1(found, labels, scores.shape[-1], metrics.POSITIVE.get(self.task.name))
+        return 1 - f1(found, labels, scores.shape[-1], self.task.positive)
 
 
-def f1(found, right, classes, positive=None) -> torch.Tensor:
+def f1(found: torch.Tensor, right: torch.Tensor, classes: int, positive: int | None = None) -> torch.Tensor:
     """F1 of one class, or the mean over those that occur, as scikit-learn has it; nothing waits for the device.
 
     Args:
@@ -115,7 +131,7 @@ def f1(found, right, classes, positive=None) -> torch.Tensor:
     return each.sum() / (all_found + all_right).gt(0).sum()
 
 
-def fitting(texts, tokens_of, most) -> list[str]:
+def fitting(texts: list[str], tokens_of: Callable[[list[str]], int], most: int) -> list[str]:
     """Texts cut at their ends, all to the same number of characters at most, as many as ``tokens_of`` lets fit into ``most`` tokens."""
     if tokens_of(texts) <= most:
         return texts
@@ -126,17 +142,23 @@ def fitting(texts, tokens_of, most) -> list[str]:
     return [text[:low] for text in texts]
 
 
-def padded(lists, value, left=False) -> torch.Tensor:
+def padded(lists: Sequence[list[int]], value: int, left: bool = False) -> torch.Tensor:
     """int64 [len(lists), longest]."""
     longest = max(map(len, lists))
     return torch.tensor([[value] * (longest - len(x)) + x if left else x + [value] * (longest - len(x)) for x in lists])
 
 
-def with_labels(batch, features) -> dict:
+def padded_tokens(tokenizer: Tokenizer, features: Sequence[Features]) -> Batch:
+    """What the tokenizer made of each row, padded on the right: "input_ids", "attention_mask", ..."""
+    fill_with = {"input_ids": tokenizer.pad_token_id or 0}
+    return {name: padded([f["tokens"][name] for f in features], fill_with.get(name, 0)) for name in features[0]["tokens"]}
+
+
+def with_labels(batch: Batch, features: Sequence[Features]) -> Batch:
     """The batch with its labels, if all rows have one."""
     labels = [feature["label"] for feature in features]
     return batch if None in labels else {**batch, "labels": torch.tensor(labels)}
 
 
-def device_of(model) -> torch.device:
+def device_of(model: torch.nn.Module) -> torch.device:
     return next(model.parameters()).device

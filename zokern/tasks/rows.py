@@ -1,4 +1,4 @@
-"""Rows of a file or of a hub data set. Each knows where it stands, so that an error can name its line.
+"""Rows of a file or of a hub data set. Each knows where it comes from, so that an error can name its line.
 
 Text files are read with the standard library: the readers of pandas and datasets guess types ("null" and "NA" become missing text,
 unbalanced quotes swallow lines) and do not say on which line a file is wrong.
@@ -7,7 +7,11 @@ unbalanced quotes swallow lines) and do not say on which line a file is wrong.
 import csv
 import io
 import os
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal
 
 from ..documents import Unreadable, of_json
 from ..errors import BadInput, first_line, need
@@ -17,6 +21,26 @@ SEPARATORS = {";": "semicolons", "\t": "tabs", "|": "bars", ",": "commas"}
 SUFFIXES = (".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".parquet")
 
 
+@dataclass(frozen=True)
+class Example:
+    """One row of a task.
+
+    Attributes:
+        row: its columns; also ``example["sentence"]``.
+        label: id of its class; None where it has none, as in test splits.
+        location: where it comes from, such as "'train.csv', line 7": errors name it.
+        answers: of a task whose answers are written: the texts that are right, () where they are not known.
+    """
+
+    row: dict[str, Any]
+    label: int | None
+    location: str
+    answers: tuple[str, ...] = ()
+
+    def __getitem__(self, column: str) -> Any:
+        return self.row[column]
+
+
 class Table:
     """Rows as dicts, and where each comes from.
 
@@ -24,11 +48,12 @@ class Table:
         name: what the user called the data.
         columns: list of names.
         rows: list of dicts.
-        places: "line 7" or "row 6" of each row.
+        locations: "line 7" of each row; by default "row 1", "row 2", ...
     """
 
-    def __init__(self, name, columns, rows, places):
-        self.name, self.columns, self.rows, self.places = name, list(columns), rows, places
+    def __init__(self, name: str, columns: Iterable[str], rows: list[dict[str, Any]], locations: list[str] | None = None):
+        self.name, self.columns, self.rows = name, list(columns), rows
+        self.locations = locations or [f"row {i}" for i in range(1, len(rows) + 1)]
         if not rows:
             raise BadInput(f"data {name!r} holds no rows: pass a file with a header and at least one row of each class")
 
@@ -65,7 +90,7 @@ def read(name: str, split: str = "train") -> Table:
     return _json(name, lines) if suffix == ".json" else _json_lines(name, lines)
 
 
-def _lines(name, path):
+def _lines(name: str, path: Path) -> list[str]:
     raw = path.read_bytes()
     try:
         return io.StringIO(raw.decode("utf-8-sig"), newline="").readlines()
@@ -74,7 +99,7 @@ def _lines(name, path):
         raise BadInput(f"data {name!r}, line {line} is not UTF-8 ({error.reason}): save the file as UTF-8") from None
 
 
-def _check_separator(name, suffix, lines, separator):
+def _check_separator(name: str, suffix: str, lines: list[str], separator: str) -> None:
     """Refuse a header with another separator than the file's name promises: as a single column it would be a riddle."""
     line, header = next((i, line) for i, line in enumerate(lines, 1) if line.strip())
     theirs = next((other for other in SEPARATORS if other in header), None)
@@ -84,93 +109,89 @@ def _check_separator(name, suffix, lines, separator):
         raise BadInput(f"data {name!r}, line {line}: {found}: {cure}")
 
 
-def _separated(name, lines, separator):
+def _separated(name: str, lines: list[str], separator: str) -> Table:
     """A tsv is read with quotes where that keeps one row a line, else without them: both kinds are about."""
     try:
-        quoted, wrong = _parse(name, lines, separator, csv.QUOTE_MINIMAL), None
-    except BadInput as error:
-        quoted, wrong = None, error
-    one_row_a_line = quoted and len(quoted.rows) == sum(bool(line.strip()) for line in lines) - 1
-    if separator == "\t" and not one_row_a_line:
-        try:
+        quoted = _parse(name, lines, separator, csv.QUOTE_MINIMAL)
+    except BadInput:
+        if separator != "\t":
+            raise
+        return _parse(name, lines, separator, csv.QUOTE_NONE)
+    if separator == "\t" and len(quoted.rows) != sum(bool(line.strip()) for line in lines) - 1:
+        with suppress(BadInput):
             return _parse(name, lines, separator, csv.QUOTE_NONE)
-        except BadInput as error:
-            wrong = error
-    if quoted:
-        return quoted
-    raise wrong
+    return quoted
 
 
-def _parse(name, lines, separator, quoting):
+def _parse(name: str, lines: list[str], separator: str, quoting: Literal[0, 3]) -> Table:
     reader = csv.reader(lines, delimiter=separator, quoting=quoting, strict=True)
-    columns, rows, places = None, [], []
-    line = 1
+    columns: list[str] = []
+    rows, locations, line = [], [], 1
     limit = csv.field_size_limit(LONGEST)  # the module's own is 128 KiB, less than a long document
     try:
         for fields in reader:
-            if not fields:
-                pass
-            elif columns is None:
+            where = f"data {name!r}, line {line}"
+            if fields and not columns:
                 columns = [field.strip() for field in fields]
                 if len(set(columns)) < len(columns):
-                    raise BadInput(f"data {name!r}, line {line}: a column name occurs twice in {columns}: rename one")
-            elif len(fields) != len(columns):
-                raise BadInput(
-                    f"data {name!r}, line {line}: {len(fields)} fields, not the {len(columns)} of the header {columns}: correct it"
-                )
-            else:
+                    raise BadInput(f"{where}: a column name occurs twice in {columns}: rename one")
+            elif fields:
+                if len(fields) != len(columns):
+                    raise BadInput(f"{where}: {len(fields)} fields, not the {len(columns)} of the header {columns}: correct it")
                 rows.append(dict(zip(columns, fields, strict=True)))
-                places.append(f"line {line}")
+                locations.append(f"line {line}")
             line = reader.line_num + 1
     except csv.Error as error:
         raise BadInput(f"data {name!r}, line {line}: {error}: correct the quotes, or double those inside a field") from None
     finally:
         csv.field_size_limit(limit)
-    return Table(name, columns, rows, places)
+    return Table(name, columns, rows, locations)
 
 
-def _json(name, lines):
+def _json(name: str, lines: list[str]) -> Table:
     try:
         value = of_json("".join(lines))
     except Unreadable as error:
         raise BadInput(f"data {name!r}, line {error.line}: {error}: correct it") from None
     if not isinstance(value, list):
         raise BadInput(f"data {name!r} holds a {type(value).__name__}: pass a list of objects, or one object a line in a .jsonl")
-    return _objects(name, [(f"row {i}", entry) for i, entry in enumerate(value, 1)])
+    return _objects(name, {f"row {i}": entry for i, entry in enumerate(value, 1)})
 
 
-def _json_lines(name, lines):
-    entries = []
+def _json_lines(name: str, lines: list[str]) -> Table:
+    entries = {}
     for i, line in enumerate(lines, 1):
         if line.strip():
             try:
-                entries.append((f"line {i}", of_json(line)))
+                entries[f"line {i}"] = of_json(line)
             except Unreadable as error:
                 raise BadInput(f"data {name!r}, line {i}: {error}: correct it") from None
     return _objects(name, entries)
 
 
-def _objects(name, entries):
-    for place, entry in entries:
+def _objects(name: str, entries: dict[str, Any]) -> Table:
+    """entries: by location."""
+    for location, entry in entries.items():
+        where = f"data {name!r}, {location}"
         if not isinstance(entry, dict):
-            raise BadInput(f"data {name!r}, {place}: a {type(entry).__name__} where an object with a text and a label is due: correct it")
+            raise BadInput(f"{where}: a {type(entry).__name__} where an object with a text and a label is due: correct it")
         for column, value in entry.items():
             if isinstance(value, str) and not value.isascii() and any("\ud800" <= c <= "\udfff" for c in value):
-                raise BadInput(f"data {name!r}, {place}, column {column!r}: {value[:80]!r} holds half a character: correct it")
-    columns = list(dict.fromkeys(column for _, entry in entries for column in entry))
-    return Table(name, columns, [entry for _, entry in entries], [place for place, _ in entries])
+                raise BadInput(f"{where}, column {column!r}: {value[:80]!r} holds half a character: correct it")
+    columns = dict.fromkeys(column for entry in entries.values() for column in entry)
+    return Table(name, columns, [*entries.values()], [*entries])
 
 
-def _parquet(name, path):
+def _parquet(name: str, path: Path) -> Table:
     pyarrow, parquet = need("pyarrow"), need("pyarrow.parquet")
     try:
         table = parquet.read_table(path)
     except (pyarrow.ArrowException, OSError) as error:
         raise BadInput(f"data {name!r} is not a parquet file that can be read ({first_line(error)}): write it again") from None
-    return Table(name, table.column_names, table.to_pylist(), [f"row {i}" for i in range(1, table.num_rows + 1)])
+    return Table(name, table.column_names, table.to_pylist())
 
 
-def _hub(name, split):
+def _hub(name: str, split: str) -> Table:
     datasets = need("datasets")
     repository, _, config = name.partition(":")
     try:
@@ -186,4 +207,4 @@ def _hub(name, split):
             for row in rows:
                 if row[column] is not None and row[column] >= 0:
                     row[column] = feature.int2str(row[column])
-    return Table(f"{name}[{split}]", data.column_names, rows, [f"row {i}" for i in range(1, len(rows) + 1)])
+    return Table(f"{name}[{split}]", data.column_names, rows)

@@ -1,12 +1,18 @@
 """Where a task's rows come from: the hub, or a local copy in any of the forms that copies take."""
 
+from __future__ import annotations
+
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from ..errors import BadInput, first_line, need
 from . import rows
 
+if TYPE_CHECKING:
+    from .task import Task
 
-def read(task, source, split, hub_split) -> rows.Table:
+
+def read(task: Task, source: str | None, split: str, hub_split: str) -> rows.Table:
     """Rows of a split, as they stand; see ``Task.load``.
 
     Args:
@@ -27,7 +33,7 @@ def read(task, source, split, hub_split) -> rows.Table:
     return _files(task, path, names)
 
 
-def _hub(task, split):
+def _hub(task: Task, split: str) -> rows.Table:
     datasets = need("datasets")
     try:
         data = datasets.load_dataset(task.repository, task.config, split=split, trust_remote_code=False)
@@ -40,7 +46,7 @@ def _hub(task, split):
     return _table(f"{task.repository} {task.config} {split}", data)
 
 
-def _saved(path, names):
+def _saved(path: Path, names: list[str]) -> rows.Table:
     datasets = need("datasets")
     try:
         data = datasets.load_from_disk(str(path))
@@ -56,12 +62,11 @@ def _saved(path, names):
     return _table(str(path), data)
 
 
-def _table(name, data):
-    found = data.to_list()
-    return rows.Table(name, data.column_names, found, [f"row {i}" for i in range(1, len(found) + 1)])
+def _table(name: str, data: Any) -> rows.Table:
+    return rows.Table(name, data.column_names, data.to_list())
 
 
-def _files(task, path, names):
+def _files(task: Task, path: Path, names: list[str]) -> rows.Table:
     """One file a split, or the parquet files of a snapshot: config/split-00000-of-00001.parquet, config/split/0000.parquet."""
     for name in names:
         one = [path / f"{name}{suffix}" for suffix in rows.SUFFIXES if (path / f"{name}{suffix}").is_file()]
@@ -73,20 +78,17 @@ def _files(task, path, names):
             pieces = sorted([*folder.glob(f"{name}-*.parquet"), *folder.glob(f"{name}/*.parquet")])
             if pieces:
                 return _joined(pieces)
+    held = sorted(p.name for p in path.iterdir())
+    listing = ", ".join(held[:10]) + (", ..." if len(held) > 10 else "") or "nothing"
     raise BadInput(
-        f"data {str(path)!r} holds no split {' or '.join(names)} of {task.name}: it holds {_listing(path)}; put "
+        f"data {str(path)!r} holds no split {' or '.join(names)} of {task.name}: it holds {listing}; put "
         f"{names[-1]}.csv (tsv, json, jsonl, parquet) there, or pass a copy of save_to_disk or of the hub's repository"
     )
 
 
-def _joined(pieces):
+def _joined(pieces: list[Path]) -> rows.Table:
     tables = [rows.read(str(piece)) for piece in pieces]
     if len(tables) == 1:
         return tables[0]
-    places = [f"{piece.name}, {place}" for piece, table in zip(pieces, tables, strict=True) for place in table.places]
-    return rows.Table(str(pieces[0].parent), tables[0].columns, [row for table in tables for row in table.rows], places)
-
-
-def _listing(path):
-    names = sorted(p.name for p in path.iterdir())
-    return ", ".join(names[:10]) + (", ..." if len(names) > 10 else "") or "nothing"
+    locations = [f"{piece.name}, {location}" for piece, table in zip(pieces, tables, strict=True) for location in table.locations]
+    return rows.Table(str(pieces[0].parent), tables[0].columns, [row for table in tables for row in table.rows], locations)

@@ -1,8 +1,9 @@
 """The few rows that zeroth-order papers train on, drawn by a seed."""
 
 from collections import defaultdict
+from collections.abc import Sequence
 from hashlib import sha256
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ..errors import BadInput
 
@@ -20,7 +21,7 @@ def shuffled(count: int, seed: int) -> list[int]:
     return sorted(range(count), key=lambda i: sha256(f"{seed} {i}".encode()).digest())
 
 
-def split(examples, seed: int, train=512, validation=256, test=256) -> Split:
+def split(examples: Sequence[Any], seed: int, train: int = 512, validation: int = 256, test: int = 256) -> Split:
     """Rows drawn at random without repetition; by default as many as MeZO-SVRG and ZO-Bench use.
 
     Raises:
@@ -37,7 +38,7 @@ def split(examples, seed: int, train=512, validation=256, test=256) -> Split:
     return Split(*([examples[next(order)] for _ in range(size)] for size in sizes.values()))
 
 
-def few_shot(examples, k: int, seed: int) -> tuple[list, list]:
+def few_shot(examples: Sequence[Any], k: int, seed: int) -> tuple[list, list]:
     """-> (training, validation): k rows of every class each, as LM-BFF and MeZO draw them for masked models.
 
     Raises:
@@ -48,7 +49,7 @@ def few_shot(examples, k: int, seed: int) -> tuple[list, list]:
     classes = defaultdict(list)
     for i in shuffled(len(examples), seed):
         if examples[i].label is None:
-            raise BadInput(f"{examples[i].place} has no label, so that k rows of each class cannot be drawn: pass labelled rows")
+            raise BadInput(f"{examples[i].location} has no label, so that k rows of each class cannot be drawn: pass labelled rows")
         classes[examples[i].label].append(examples[i])
     for label, rows in sorted(classes.items()):
         if len(rows) < 2 * k:

@@ -1,31 +1,14 @@
 """A task: a data set of the hub or a local copy of it, the prompts for models, and the metric of their answers."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
 from ..documents import Unreadable, of_json
 from ..errors import BadInput
 from . import metrics, sources
 from .prompts import Prompt, columns
-
-
-@dataclass(frozen=True)
-class Example:
-    """One row.
-
-    Attributes:
-        row: its columns; also ``example["sentence"]``.
-        label: id of its class; None where it has none, as in test splits.
-        place: where it stands, for messages.
-        answers: of a task whose answers are written: the texts that are right, () where they are not known.
-    """
-
-    row: dict
-    label: int | None
-    place: str
-    answers: tuple[str, ...] = ()
-
-    def __getitem__(self, column):
-        return self.row[column]
+from .rows import Example
 
 
 @dataclass(frozen=True)
@@ -43,6 +26,7 @@ class Task:
         head: templates of the one or two texts that a classification head reads; () where it cannot.
         splits: "train", "validation", "test" -> their names on the hub; further ones of the hub under their own names.
         needed: columns that the metrics need.
+        positive: the class whose F1 is reported; None: the mean over the classes.
     """
 
     name: str
@@ -51,12 +35,13 @@ class Task:
     columns: dict[str, str]
     labels: tuple[str, ...]
     metric: str
-    causal: Prompt
+    causal: Prompt | None
     masked: Prompt | None = None
     head: tuple[str, ...] = ()
     label: str = "label"
     splits: dict[str, str] = field(default_factory=lambda: {"train": "train", "validation": "validation", "test": "test"})
     needed: tuple[str, ...] = ()
+    positive: int | None = None
 
     @property
     def writes(self) -> bool:
@@ -69,7 +54,7 @@ class Task:
         prompts = [prompt for prompt in (self.masked, self.causal) if prompt]
         return columns(*self.head, *(template for prompt in prompts for template in (prompt.template, *prompt.options)))
 
-    def load(self, source=None, split="train") -> list[Example]:
+    def load(self, source: str | None = None, split: str = "train") -> list[Example]:
         """The examples of a split.
 
         Args:
@@ -78,7 +63,7 @@ class Task:
                 repository. Columns that nothing reads may lack.
             split: "train", "validation", "test", or a name of the hub's. Default "train".
         Raises:
-            BadInput: there is no such split or source, a column lacks, or the first row that is wrong, by its place.
+            BadInput: there is no such split or source, a column lacks, or the first row that is wrong, by its location.
         """
         if split not in self.splits and split not in self.splits.values():
             raise BadInput(f"split {split!r} is none of {self.name}: pass one of {', '.join(self.splits)}")
@@ -89,9 +74,9 @@ class Task:
                     f"data {table.name!r} lacks the column {column!r} of {self.name}: its columns are {', '.join(table.columns)}; "
                     f"the hub's are {', '.join(self.columns)}"
                 )
-        return [self._example(row, f"{table.name!r}, {place}") for row, place in zip(table.rows, table.places, strict=True)]
+        return [self._example(row, f"{table.name!r}, {location}") for row, location in zip(table.rows, table.locations, strict=True)]
 
-    def metrics(self, predictions, examples) -> dict[str, float]:
+    def metrics(self, predictions: Iterable[Any], examples: Iterable[Example]) -> dict[str, float]:
         """How right predictions are, in fractions of 1; ``metric`` is the one to report.
 
         Args:
@@ -104,16 +89,16 @@ class Task:
             raise BadInput(f"{len(predictions)} predictions for {len(examples)} examples: pass one for each, and at least one")
         for example in examples:
             if example.label is None and not example.answers:
-                raise BadInput(f"{example.place} has no label to be judged by: leave out unlabelled rows, as test splits have them")
+                raise BadInput(f"{example.location} has no label to be judged by: leave out unlabelled rows, as test splits have them")
         return metrics.of(self, predictions, examples)
 
-    def _example(self, row, place):
-        row = {column: _value(row.get(column), self.columns.get(column), place, column, self.texts) for column in row}
+    def _example(self, row: dict[str, Any], location: str) -> Example:
+        row = {column: _value(row.get(column), self.columns.get(column), location, column, self.texts) for column in row}
         if self.writes:
-            return Example(row, None, place, _answers(row[self.label], f"{place}, column {self.label!r}"))
-        return Example(row, self._id(row[self.label], f"{place}, column {self.label!r}"), place)
+            return Example(row, None, location, _answers(row[self.label], f"{location}, column {self.label!r}"))
+        return Example(row, self._id(row[self.label], f"{location}, column {self.label!r}"), location)
 
-    def _id(self, value, where):
+    def _id(self, value: Any, where: str) -> int | None:
         if value is None or str(value).strip() in ("", "-1"):
             return None
         if isinstance(value, float) and value.is_integer():
@@ -129,24 +114,24 @@ class Task:
         raise BadInput(f"{where}: the label is {value!r}: {self.name} has {known}; -1 or nothing where it is not known")
 
 
-def _value(value, kind, place, column, texts):
+def _value(value: Any, kind: str | None, location: str, column: str, texts: list[str]) -> Any:
     """A cell as the hub has it: text files hold numbers and structures as text."""
     if column in texts and not isinstance(value, str):
-        raise BadInput(f"{place}, column {column!r}: {value!r} is no text: correct the row")
+        raise BadInput(f"{location}, column {column!r}: {value!r} is no text: correct the row")
     if kind == "int32" and isinstance(value, str):
         try:
             return int(value)
         except ValueError:
-            raise BadInput(f"{place}, column {column!r}: {value!r} is no whole number: correct the row") from None
+            raise BadInput(f"{location}, column {column!r}: {value!r} is no whole number: correct the row") from None
     if kind == "struct" and isinstance(value, str) and value.strip():
         try:
             return of_json(value)
         except Unreadable as error:
-            raise BadInput(f"{place}, column {column!r}: {error}: write it as JSON, or use jsonl or parquet") from None
+            raise BadInput(f"{location}, column {column!r}: {error}: write it as JSON, or use jsonl or parquet") from None
     return value
 
 
-def _answers(value, where):
+def _answers(value: Any, where: str) -> tuple[str, ...]:
     if value in (None, ""):
         return ()
     texts = value.get("text") if isinstance(value, dict) else None

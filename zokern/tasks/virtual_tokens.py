@@ -6,23 +6,27 @@ every token. ``both_names`` lets a model be told, and tell, by either.
 """
 
 import inspect
+from collections.abc import Callable
+from typing import Any
+
+import torch
 
 OLD, NEW = "past_key_values", "cache"
 PROMPTS = ("PROMPT_TUNING", "P_TUNING", "MULTITASK_PROMPT_TUNING")
 
 
-def has_virtual_tokens(model) -> bool:
+def has_virtual_tokens(model: torch.nn.Module) -> bool:
     """Whether peft puts embeddings of its own before those of the first token, and before its padding."""
     config = getattr(model, "active_peft_config", None)
     return getattr(getattr(config, "peft_type", None), "value", None) in PROMPTS
 
 
-def cache_name(forward) -> str:
+def cache_name(forward: Callable) -> str:
     """What a model's forward calls its cache."""
     return NEW if NEW in inspect.signature(forward).parameters else OLD
 
 
-def both_names(model):
+def both_names(model: Any) -> Any:
     """Let a model of peft's with prompt learning, and the model inside, call the cache by its old name and its new one.
 
     Args:
@@ -47,7 +51,7 @@ def both_names(model):
 class _Told:
     """A forward that takes its cache by either name. Where both are given, the one that holds tokens is meant: peft fills one of them."""
 
-    def __init__(self, forward):
+    def __init__(self, forward: Callable):
         self.forward = forward
         signature = inspect.signature(forward)
         old = signature.parameters[NEW].replace(name=OLD, kind=inspect.Parameter.KEYWORD_ONLY)
@@ -55,7 +59,7 @@ class _Told:
         several = last.kind is inspect.Parameter.VAR_KEYWORD
         self.__signature__ = signature.replace(parameters=[*named, old, last] if several else [*named, last, old])
 
-    def __call__(self, *args, past_key_values=None, **kwargs):
+    def __call__(self, *args: Any, past_key_values: Any = None, **kwargs: Any) -> Any:
         if past_key_values is not None and not _tokens(kwargs.get(NEW)):
             kwargs[NEW] = past_key_values
         return self.forward(*args, **kwargs)
@@ -64,13 +68,13 @@ class _Told:
 class _Telling:
     """What prepares a model's inputs for generation, with the cache among them by both names."""
 
-    def __init__(self, prepare):
+    def __init__(self, prepare: Callable):
         self.prepare = prepare
 
-    def __call__(self, *args, **kwargs):
+    def __call__(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         inputs = self.prepare(*args, **kwargs)
         return {OLD: inputs[NEW], **inputs} if NEW in inputs else inputs
 
 
-def _tokens(cache):
+def _tokens(cache: Any) -> int:
     return 0 if cache is None else cache.get_seq_length()

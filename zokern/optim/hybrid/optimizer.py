@@ -1,15 +1,15 @@
 """Hybrid: a part of the parameters by forward passes, the rest by backpropagation."""
 
 import math
-import warnings
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from inspect import Parameter, signature
+from typing import Any
 
 import torch
+from torch import nn
 
-from ...estimators import Closure, Estimate
-from ...estimators.layers import Layers, layers
+from ...estimators import Closure, Estimate, Layers, LossClosure, layers
 from ...estimators.losses import driver_of
 from ...signals import let_through, whole
 from ..base import ZerothOrder
@@ -17,8 +17,11 @@ from ..check import Check, check
 from ..contract import ClosureOptimizer, register
 from ..settings import Setting, flag
 from ..trained import check_frozen
-from .halves import check_both, check_memory, divide
+from ..watch import warn as say
+from .halves import Halves
+from .splits import Split
 
+OF_EACH = ("params", "param_names", "block", "keep")  # what a parameter group has one of for each parameter
 CURES = {"zo": "functools.partial(zokern.MeZO, lr=1e-6)", "fo": "functools.partial(torch.optim.AdamW, lr=1e-5)"}
 
 
@@ -54,12 +57,12 @@ class Hybrid(ClosureOptimizer):
 
     Args:
         model: the torch.nn.Module, or its ``zokern.layers(model, blocks=...)`` where its blocks must be named. Parameters that do not
-            require a gradient now are left alone for good. Keep it in eval() mode: dropout would differ between the passes.
+            require a gradient now are never changed. Keep it in eval() mode: dropout would differ between the passes.
         zo: [(name, parameter)] -> zeroth-order optimizer, such as ``functools.partial(zokern.MeZO, lr=1e-6)``. None: what is not
             first-order is frozen.
         fo: [parameter] -> torch optimizer, such as ``functools.partial(torch.optim.AdamW, lr=1e-5)``.
         split: who is first-order: ``zokern.splits.Depth``, ``Inter``, ``Intra`` or ``LISA``. Where it draws again, ``zo`` and ``fo`` are
-            given all trainable parameters once, and hold at each step those that are theirs; the state of those that leave is dropped.
+            given all trainable parameters once, and hold those of the newest draw; the state of those that leave is dropped.
         share_forward: take the gradient at the first of the zeroth-order half's points, theta + eps z, instead of at theta: two forward
             passes in all. Default False.
     Attributes:
@@ -78,9 +81,9 @@ class Hybrid(ClosureOptimizer):
 
     name = "hybrid"
     takes_model = True
+    divides = True
     derivative = "backward"
     replayable = False
-    backwards = 1
     settings = {
         "zo": Setting(object, "what makes the zeroth-order optimizer of named parameters, or None", lambda x: x is None or callable(x)),
         "fo": Setting(object, "what makes the first-order optimizer of parameters", callable),
@@ -88,45 +91,43 @@ class Hybrid(ClosureOptimizer):
         "share_forward": flag("Take the gradient at the first perturbed point, one forward pass less."),
     }
 
-    def __init__(self, model, zo, fo, split, share_forward=False):
+    def __init__(
+        self, model: nn.Module | Layers, zo: Callable[[list[tuple[str, nn.Parameter]]], ZerothOrder] | None,
+        fo: Callable[[list[nn.Parameter]], torch.optim.Optimizer], split: Split, share_forward: bool = False,
+    ) -> None:  # fmt: skip
         for name, given in (("zo", zo), ("fo", fo)):
-            if not (callable(given) or name == "zo" and given is None):
+            if not self.settings[name].holds(given):
                 raise TypeError(f"{name} is a {type(given).__name__}: pass a callable that makes the optimizer, such as {CURES[name]}")
         if not hasattr(split, "first_order"):
             raise TypeError(f"split={split!r}: pass zokern.splits.Depth, Inter, Intra or LISA")
         if share_forward and zo is None:
             raise ValueError("share_forward=True with zo=None: there is no zeroth-order forward pass to share; pass share_forward=False")
         self.layers = model if isinstance(model, Layers) else layers(model)
-        self.split, self.share_forward = split, share_forward
-        self.steps, self.skipped, self.last, self._measured = 0, 0, None, None
-        self._trainable = {p: name for p, name in self.layers.titles.items() if p.requires_grad}
-        self._frozen = {p: name for p, name in self.layers.titles.items() if not p.requires_grad}
-        self._first = self._rows(0)
-        check_memory(split, self.layers, self._trainable, self._first)
-        self._cuts, zeroth, first = divide(self._trainable, self._first)
-        check_both(split, self.layers, zeroth, first, frozen=zo is None)
-        if split.every:  # each may come to hold any of them
-            zeroth, first = [(name, p) for p, name in self._trainable.items()], list(self._trainable)
-        self.fo, self.zo = fo(first), None if zo is None else zo(zeroth)
+        self.split, self.share_forward, self.steps, self.skipped = split, share_forward, 0, 0
+        self.last: HybridStep | None = None
+        self._measured: HybridStep | None = None
+        self.halves = Halves(self.layers, split, frozen=zo is None)
+        self.fo, self.zo = fo(self.halves.first_order), None if zo is None else zo(self.halves.zeroth_order)
         self._check_optimizers(frozen=zo is None)
         # All that zo may hold, group by group, for the draws to choose from.
-        of_each = ("params", "param_names", "block", "keep")  # what a group has one of for each parameter
-        self._groups = [] if zo is None else [{name: list(g[name]) for name in of_each if name in g} for g in self.zo.param_groups]
+        self._groups = [
+            {name: list(group[name]) for name in OF_EACH if name in group} for group in (self.zo.param_groups if self.zo else ())
+        ]
         if split.every:
             self._share_out()
         self.__setstate__({"defaults": {}})  # torch's hooks: its __init__ would want groups of its own
 
     @property
-    def param_groups(self) -> list[dict]:
+    def param_groups(self) -> list[dict[str, Any]]:  # type: ignore[override]
         """Those of ``zo``, then those of ``fo``."""
         return [group for half in self._optimizers for group in half.param_groups]
 
     @property
-    def state(self) -> dict:
+    def state(self) -> dict[torch.Tensor, Any]:  # type: ignore[override]
         return {p: held for half in self._optimizers for p, held in half.state.items()}
 
     @property
-    def _optimizers(self):
+    def _optimizers(self) -> tuple[torch.optim.Optimizer, ...]:
         return (self.fo,) if self.zo is None else (self.zo, self.fo)
 
     @property
@@ -137,12 +138,10 @@ class Hybrid(ClosureOptimizer):
     def perturbed(self) -> ZerothOrder | None:
         return self.zo
 
-    def losses_by_name(self):
+    def losses_by_name(self) -> dict[str, torch.Tensor]:
         return {} if self.zo is None else self.zo.losses_by_name()
 
-    profile_hook_step = staticmethod(ZerothOrder.profile_hook_step)
-
-    def step(self, closure=None):
+    def step(self, closure: LossClosure | Closure | None = None) -> torch.Tensor | None:  # type: ignore[override]
         """One step: measure both halves, then move both.
 
         Args:
@@ -163,7 +162,7 @@ class Hybrid(ClosureOptimizer):
             )
         measured = self._measured
         try:
-            if measured.estimate is not None:
+            if self.zo is not None and measured.estimate is not None:
                 self.zo.step()
             elif self.zo is not None:  # L(theta) is not finite: its step is counted, and evaluates nothing
                 self.zo.repeat([math.nan] * self.zo.measurements_due)
@@ -173,30 +172,29 @@ class Hybrid(ClosureOptimizer):
         finally:
             self._forget()
         if measured.skipped and self.zo is None and not self.skipped:
-            message = f"step {self.steps} was skipped: a loss was not finite. Later ones are only counted, in `skipped`."
-            warnings.warn(message, RuntimeWarning, stacklevel=3)
+            say(f"step {self.steps} was skipped: a loss was not finite. Later ones are only counted, in `skipped`.")
         self.last = measured if self.zo is None else replace(measured, estimate=self.zo.last)
         self.steps += 1
         self.skipped += measured.skipped
         if self.split.every and self.steps % self.split.every == 0:
             self._share_out()
-        return self.last.estimate.loss if self.share_forward else self.last.loss
+        return self.last.estimate.loss if self.share_forward and self.last.estimate else self.last.loss
 
     @whole
-    def measure(self, closure) -> HybridStep:
-        """The first half of ``step``: measure, and leave the rest to ``step()`` without a closure, for loops that call that themselves.
+    def measure(self, closure: LossClosure | Closure) -> HybridStep:
+        """The first half of ``step``: measure, and leave the rest to ``step()`` without a closure.
 
         Between the halves ``.grad`` of the first-order parameters, those in ``fo.param_groups``, is there to be clipped, and the others
-        stand beside theta; ``flush`` brings them there. What no ``step()`` follows moves nothing. Arguments and errors as in ``step``.
+        are beside theta; ``flush`` brings them there. What no ``step()`` follows moves nothing. Arguments and errors as in ``step``.
         """
         driver = driver_of(closure, lambda loss: None)
         if not (isinstance(driver, Closure) and (callable(closure) or driver is closure)):
             raise ValueError(f"closure={closure!r}: Hybrid evaluates the loss itself; call step(closure) with () -> loss")
-        check_frozen(self._trainable, self._frozen, self.steps)
+        check_frozen(self.halves.trainable, self.halves.frozen, self.steps)
         self.flush()
         self._forget()
         try:
-            measured = self._measure_at_once(driver) if self.share_forward else self._measure(driver)
+            measured = self._measure(driver)
         except BaseException:
             self._forget()
             self.flush()
@@ -207,7 +205,7 @@ class Hybrid(ClosureOptimizer):
         return measured
 
     @whole
-    def check(self, closure, smooth=True, warn=False) -> Check:
+    def check(self, closure: LossClosure | Closure, smooth: bool = True, warn: bool = False) -> Check:
         """``ZerothOrder.check`` of the zeroth-order half.
 
         Raises:
@@ -215,115 +213,87 @@ class Hybrid(ClosureOptimizer):
         """
         if self.zo is None:
             raise ValueError("check of a Hybrid with zo=None: nothing is measured by differences of losses; leave it out")
-        for cut in self._cuts:
-            cut.follow()
+        self.halves.follow()
         return check(self.zo, closure, smooth, warn)
 
-    def _measure(self, driver) -> HybridStep:
+    def _measure(self, driver: Closure) -> HybridStep:
+        if self.share_forward and self.zo is not None:
+            estimate = self.zo.measure(_FirstDifferentiated(self, driver))
+            return HybridStep(self.zo.measurements[0], estimate, bool(estimate.skipped))
         # The gradient comes first: then the zeroth-order half can restore and update its weights in one pass.
         (loss,) = let_through(driver.combine, [self._differentiate(driver).double()])
-        finite = bool(torch.isfinite(loss))
-        estimate = self.zo.measure(driver) if finite and self.zo is not None else None
-        return HybridStep(loss, estimate, not finite or estimate is not None and bool(estimate.skipped))
-
-    def _measure_at_once(self, driver) -> HybridStep:
-        estimate = self.zo.measure(_FirstDifferentiated(self, driver))
-        return HybridStep(self.zo.measurements[0], estimate, bool(estimate.skipped))
+        if self.zo is None or not torch.isfinite(loss):
+            return HybridStep(loss, None, not torch.isfinite(loss))
+        estimate = self.zo.measure(driver)
+        return HybridStep(loss, estimate, bool(estimate.skipped))
 
     @whole
     def flush(self) -> None:
         """Bring the weights to where the steps so far have led, between ``measure`` and ``step()``; else they are there."""
-        for cut in self._cuts:
-            cut.follow()
+        self.halves.follow()
         if self.zo is not None:
             self.zo.flush()
 
     @whole
-    def _differentiate(self, driver):
-        """Loss and .grad of the first-order parameters, where the weights stand."""
-        with self._first_order_alone():
+    def _differentiate(self, driver: Closure) -> torch.Tensor:
+        """The loss where the weights are, and its gradient in ``.grad`` of the first-order parameters."""
+        with self.halves.first_order_alone():
             return driver.differentiate([p for group in self.fo.param_groups for p in group["params"]])
 
-    @contextmanager
-    def _first_order_alone(self):
-        """Inside, no parameter but the first-order ones requires a gradient, and cut ones keep that of their rows."""
-        others = [p for p in self._trainable if p not in self._first and p.requires_grad]
-        hooks = [cut.whole.register_post_accumulate_grad_hook(cut.keep) for cut in self._cuts]
-        try:
-            for p in others:
-                p.requires_grad_(False)
-            yield
-        finally:
-            for p in others:
-                p.requires_grad_(True)
-            for hook in hooks:
-                hook.remove()
-
-    def _forget(self):
+    def _forget(self) -> None:
         """Drop what was measured for a step."""
         self._measured = None
-        for p in (*self._trainable, *(cut.first for cut in self._cuts)):
-            p.grad = None
+        self.halves.drop_gradients()
 
-    def _rows(self, step):
-        """{parameter: its first-order rows} of a step, of trainable parameters with any."""
-        rows = self.split.first_order(self.layers, step)
-        return {p: n for p, n in rows.items() if n and p in self._trainable}
-
-    def _share_out(self):
+    def _share_out(self) -> None:
         """After a draw: give each half the parameters that are its in the step to come, and drop the state of those that left it."""
-        self._first = self._rows(self.steps)
-        for p in [p for p in self.fo.state if p not in self._first]:
+        first = self.halves.first = self.halves.rows(self.steps)
+        for p in [p for p in self.fo.state if p not in first]:
             del self.fo.state[p]
         if self.zo is not None:
             for group, whole in zip(self.zo.param_groups, self._groups):
-                mine = [i for i, p in enumerate(whole["params"]) if p not in self._first]
+                mine = [i for i, p in enumerate(whole["params"]) if p not in first]
                 group.update({name: [values[i] for i in mine] for name, values in whole.items()})
-            for p in [p for p in self.zo.state if p in self._first]:
+            for p in [p for p in self.zo.state if p in first]:
                 del self.zo.state[p]
             self.zo._lay_out()
 
-    def _check_optimizers(self, frozen):
-        for name, made, cls, kind in (
-            ("zo", self.zo, ZerothOrder, "ZerothOrder"),
-            ("fo", self.fo, torch.optim.Optimizer, "torch Optimizer"),
-        ):
-            if not (isinstance(made, cls) or name == "zo" and frozen):
-                raise TypeError(f"{name} makes {type(made).__name__}: pass what makes a {kind}, such as {CURES[name]}")
+    def _check_optimizers(self, frozen: bool) -> None:
+        zo, fo = type(self.zo).__name__, type(self.fo).__name__
+        if not (isinstance(self.zo, ZerothOrder) or frozen):
+            raise TypeError(f"zo makes {zo}: pass what makes a ZerothOrder, such as {CURES['zo']}")
+        if not isinstance(self.fo, torch.optim.Optimizer):
+            raise TypeError(f"fo makes {fo}: pass what makes a torch Optimizer, such as {CURES['fo']}")
         if signature(self.fo.step).parameters["closure"].default is Parameter.empty:
-            raise ValueError(
-                f"fo makes {type(self.fo).__name__}, whose step evaluates the loss itself: pass one that takes .grad, such as {CURES['fo']}"
-            )
-        if self.zo is not None and self.zo.param_groups[0].get("defer"):
-            raise ValueError("zo made an optimizer with defer=True: Hybrid evaluates the model at theta itself; leave defer=False")
-        kind = type(self.zo).__name__
-        if self.zo is not None and self.zo.full_batch:
-            raise ValueError(f"zo made a {kind}, whose anchors need a full batch: pass another, such as {CURES['zo']}")
-        if self.zo is not None and self.zo.derivative and self.share_forward:
-            raise ValueError(f"share_forward=True with a zo that makes {kind}, whose forward pass makes no graph: pass share_forward=False")
+            raise ValueError(f"fo makes {fo}, whose step evaluates the loss itself: pass one that takes .grad, such as {CURES['fo']}")
         if self.split.every and self.fo.state:
-            raise ValueError(
-                f"fo makes {type(self.fo).__name__}, which keeps state for all parameters from the start: pass one that does not"
-            )
+            raise ValueError(f"fo makes {fo}, which keeps state for all parameters from the start: pass one that does not")
+        if self.zo is None:
+            return
+        if self.zo.param_groups[0].get("defer"):
+            raise ValueError("zo made an optimizer with defer=True: Hybrid evaluates the model at theta itself; leave defer=False")
+        if self.zo.full_batch:
+            raise ValueError(f"zo made a {zo}, whose anchors need a full batch: pass another, such as {CURES['zo']}")
+        if self.zo.derivative and self.share_forward:
+            raise ValueError(f"share_forward=True with a zo that makes {zo}, whose forward pass makes no graph: pass share_forward=False")
 
-    def state_dict(self) -> dict:
+    def state_dict(self) -> dict[str, Any]:
         """Both halves' states, what each holds, and the counts. The weights are the model's."""
         return {
             "zo": None if self.zo is None else self.zo.state_dict(),
             "fo": self.fo.state_dict(),
             "fo_class": type(self.fo).__name__,
-            "first_order": self._names(self._first),
+            "first_order": self.halves.named(self.halves.first),
             "steps": self.steps,
             "skipped": self.skipped,
         }
 
     @whole
-    def load_state_dict(self, state_dict) -> None:
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Resume. Bit for bit what an uninterrupted run would do, given the same parameters. An error leaves all as it was.
 
         Raises:
-            ValueError: the state was saved by no Hybrid, by one with another split, with zo=None where there is one or the reverse, or
-                with optimizers that zo and fo do not make.
+            ValueError: the state of no Hybrid, or of one with another split or with optimizers that zo and fo do not make.
         """
         mine = self.state_dict()
         if missing := sorted(mine.keys() - state_dict.keys()):
@@ -331,7 +301,7 @@ class Hybrid(ClosureOptimizer):
         if state_dict["fo_class"] != mine["fo_class"]:
             then, now = state_dict["fo_class"], mine["fo_class"]
             raise ValueError(f"the state was saved with an fo that makes {then}, here it makes {now}: make Hybrid as it was made then")
-        first, saved = self._names(self._rows(state_dict["steps"])), state_dict["first_order"]
+        first, saved = self.halves.named(self.halves.rows(state_dict["steps"])), state_dict["first_order"]
         if first != saved:
             name, _ = sorted(first.items() ^ saved.items())[0]
             raise ValueError(
@@ -346,7 +316,7 @@ class Hybrid(ClosureOptimizer):
             self._load(mine)
             raise
 
-    def _load(self, state_dict):
+    def _load(self, state_dict: dict[str, Any]) -> None:
         self._forget()
         self.steps, self.skipped = state_dict["steps"], state_dict["skipped"]
         if self.split.every:
@@ -355,14 +325,11 @@ class Hybrid(ClosureOptimizer):
             self.zo.load_state_dict(state_dict["zo"])
         self.fo.load_state_dict(state_dict["fo"])
 
-    def _names(self, first):
-        return {self._trainable[p]: rows for p, rows in first.items()}
-
-    def add_param_group(self, param_group):
-        """Refused: which parameters there are, and whose they are, model and split say at construction."""
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Refused: the model and the split say at construction which parameters there are."""
         raise TypeError("Hybrid's parameters are those of its model, divided by its split: make another Hybrid")
 
-    def __getstate__(self):
+    def __getstate__(self) -> dict[str, Any]:
         held = (name for name in self.__dict__ if name != "step" and not name.startswith("_optimizer_"))  # schedulers wrap step; hooks
         return {name: self.__dict__[name] for name in held} | {"_measured": None}
 
@@ -370,13 +337,13 @@ class Hybrid(ClosureOptimizer):
 class _FirstDifferentiated(Closure):
     """A driver that leaves the gradient at the first point where it evaluates the loss."""
 
-    def __init__(self, hybrid, driver):
+    def __init__(self, hybrid: Hybrid, driver: Closure) -> None:
         super().__init__(driver.loss)
         self.hybrid, self.driver, self.first = hybrid, driver, True
 
-    def loss(self):
+    def loss(self) -> torch.Tensor | float:
         first, self.first = self.first, False
         return self.hybrid._differentiate(self.driver) if first else super().loss()
 
-    def combine(self, numbers):
+    def combine(self, numbers: list[torch.Tensor]) -> list[torch.Tensor]:
         return self.driver.combine(numbers)

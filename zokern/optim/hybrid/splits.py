@@ -1,20 +1,27 @@
-"""Who is trained by backpropagation: the splits of a model that ``zokern.Hybrid`` takes.
+"""Who is trained by backpropagation: the splits of a model that ``zokern.Hybrid`` takes."""
 
-A split has ``first_order(layers, step)``, {parameter: how many of its leading rows are first-order}, where a parameter without
-dimensions has one row; all else is zeroth-order, or frozen. ``every`` is the number of steps between its draws, None without.
-"""
-
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from operator import index
-from typing import ClassVar
+from typing import Any, ClassVar, Protocol, TypeAlias
 
 from torch import nn
 
-from ...estimators.layers import Layers
+from ...estimators import Layers
 from ...noise import NoiseKey
 
 DRAW = 255  # the purpose of a draw's key, which no noise has
+Rows: TypeAlias = dict[nn.Parameter, int]  # how many leading rows of each are first-order; all others are zeroth-order, or frozen
+
+
+class Split(Protocol):
+    """What a split is. A parameter without dimensions has one row."""
+
+    @property
+    def every(self) -> int | None:
+        """Steps between draws; None where there are none."""
+
+    def first_order(self, layers: Layers, step: int = 0) -> Rows: ...
 
 
 @dataclass(frozen=True)
@@ -31,10 +38,8 @@ class Depth:
     k: int
     every: ClassVar[None] = None
 
-    def first_order(self, layers: Layers, step: int = 0) -> dict:
-        n = len(layers.params)
-        if not (_is_index(self.k) and 0 <= self.k <= n):
-            raise ValueError(f"k={self.k!r} in Depth: the model has {n} blocks; pass an integer in [0, {n}]")
+    def first_order(self, layers: Layers, step: int = 0) -> Rows:
+        _check_number(self, "k", 0, len(layers.params))
         return _whole(*layers.params[self.k :], layers.head)
 
 
@@ -54,11 +59,11 @@ class Inter:
     blocks: int | tuple[int, ...]
     every: ClassVar[None] = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if isinstance(self.blocks, Iterable) and not isinstance(self.blocks, str):
             object.__setattr__(self, "blocks", tuple(self.blocks))
 
-    def first_order(self, layers: Layers, step: int = 0) -> dict:
+    def first_order(self, layers: Layers, step: int = 0) -> Rows:
         return _whole(*(layers.params[i] for i in _chosen(self, len(layers.params))), layers.head)
 
 
@@ -73,20 +78,18 @@ class Intra(Inter):
 
     Args:
         blocks: as in ``Inter``.
-        ratio: in (0, 1). Default 0.5.
-    Raises:
-        ValueError: ``ratio`` or ``blocks`` out of range.
+        ratio: in (0, 1), else ValueError. Default 0.5.
     Reference: LoHO, technical appendix A ("LoHO-Adam intra").
     """
 
     ratio: float = 0.5
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         if not (isinstance(self.ratio, float) and 0 < self.ratio < 1):
             raise ValueError(f"ratio={self.ratio!r} in Intra: pass a number in (0, 1); for whole blocks take Inter")
 
-    def first_order(self, layers: Layers, step: int = 0) -> dict:
+    def first_order(self, layers: Layers, step: int = 0) -> Rows:
         cut = (p for i in _chosen(self, len(layers.params)) for p in layers.params[i])
         return {p: round(self.ratio * rows_of(p)) for p in cut} | _whole(layers.head)
 
@@ -109,56 +112,28 @@ class LISA:
     every: int
     seed: int = 0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not (_is_index(self.every) and self.every >= 1):
             raise ValueError(f"every={self.every!r} in LISA: pass an integer >= 1, the steps between draws")
         NoiseKey(self.seed)
 
-    def first_order(self, layers: Layers, step: int = 0) -> dict:
-        n = len(layers.params)
-        if not (_is_index(self.gamma) and 1 <= self.gamma <= n):
-            raise ValueError(f"gamma={self.gamma!r} in LISA: the model has {n} blocks; pass an integer in [1, {n}]")
+    def first_order(self, layers: Layers, step: int = 0) -> Rows:
+        _check_number(self, "gamma", 1, len(layers.params))
         from ...noise import reference
 
-        # The gamma lowest of n random words.
-        words = reference.words(NoiseKey.of(self.seed, step // self.every, DRAW), 0, n)
+        # The gamma lowest of as many random words as there are blocks.
+        words = reference.words(NoiseKey.of(self.seed, step // self.every, DRAW), 0, len(layers.params))
         live = sorted(words.argsort(kind="stable")[: self.gamma].tolist())
         return _whole(layers.embeddings, *(layers.params[i] for i in live), layers.head)
 
 
-@dataclass(frozen=True, eq=False)
-class Cut:
-    """A parameter in two: its leading rows first-order, the others zeroth-order, both views of its memory."""
-
-    whole: nn.Parameter
-    rows: int
-    first: nn.Parameter
-    zeroth: nn.Parameter
-
-    @classmethod
-    def of(cls, whole, rows):
-        return cls(whole, rows, nn.Parameter(whole.detach()[:rows]), nn.Parameter(whole.detach()[rows:]))
-
-    def follow(self):
-        """Look where the parameter lies now: model.to() moves it."""
-        lies = [(p.data_ptr(), p.dtype, p.stride(), p.shape[1:]) for p in (self.first, self.whole)]
-        if lies[0] != lies[1] or len(self.first) + len(self.zeroth) != len(self.whole):
-            self.first.data, self.zeroth.data = self.whole.detach()[: self.rows], self.whole.detach()[self.rows :]
-
-    def keep(self, whole):
-        """Keep the gradient of the leading rows, and let go of that of the whole."""
-        grad = whole.grad[: self.rows]
-        # Checkpointed segments run backward apart, so that a parameter that two of them share comes here twice.
-        self.first.grad = grad.clone() if self.first.grad is None else self.first.grad.add_(grad)
-        whole.grad = None
-
-
-def _chosen(split, n):
+def _chosen(split: Inter, n: int) -> Sequence[int]:
     """The numbers of the chosen ones of n blocks."""
     blocks = split.blocks
-    if _is_index(blocks) and 1 <= blocks <= n:
-        return range(n - blocks, n)
-    if isinstance(blocks, tuple) and all(_is_index(i) and 0 <= i < n for i in blocks) and 0 < len(blocks) == len(set(blocks)):
+    if not isinstance(blocks, tuple):
+        if _is_index(blocks) and 1 <= blocks <= n:
+            return range(n - blocks, n)
+    elif all(_is_index(i) and 0 <= i < n for i in blocks) and 0 < len(blocks) == len(set(blocks)):
         return sorted(blocks)
     raise ValueError(
         f"blocks={blocks!r} in {type(split).__name__}: the model has {n} blocks; pass how many of the deepest, in [1, {n}], or distinct "
@@ -166,17 +141,23 @@ def _chosen(split, n):
     )
 
 
-def _is_index(value):
+def _check_number(split: Split, name: str, least: int, n: int) -> None:
+    value = getattr(split, name)
+    if not (_is_index(value) and least <= value <= n):
+        raise ValueError(f"{name}={value!r} in {type(split).__name__}: the model has {n} blocks; pass an integer in [{least}, {n}]")
+
+
+def _is_index(value: Any) -> bool:
     try:
         return not isinstance(value, bool) and index(value) is not None
     except TypeError:
         return False
 
 
-def rows_of(p) -> int:
+def rows_of(p: nn.Parameter) -> int:
     """Rows of a parameter: its slices along dimension 0; one where it has no dimension."""
     return p.shape[0] if p.dim() else 1
 
 
-def _whole(*parts):
+def _whole(*parts: list[nn.Parameter]) -> Rows:
     return {p: rows_of(p) for part in parts for p in part}
