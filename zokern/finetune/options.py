@@ -14,14 +14,8 @@ from ..errors import BadInput
 from ..optim import Setting, optimizers
 
 # How a setting of an optimizer is given, by its kind; other kinds are for Python alone.
-HINTS: dict[Any, Any] = {
-    float: float | None,
-    int: int | None,
-    bool: bool,
-    str: str | None,
-    tuple: tuple[float, ...],
-    torch.dtype: str | None,
-}
+HINTS: dict[Any, Any] = {kind: kind | None for kind in (float, int, str)}
+HINTS |= {bool: bool, tuple: tuple[float, ...], torch.dtype: str | None}
 KINDS = {bool: (bool, "true or false"), int: (Integral, "an integer"), float: (Real, "a number"), str: (str, "text")}
 COMMANDS = ("config", "resume", "context")  # what a command takes beside its settings
 
