@@ -87,11 +87,7 @@ class LoadedModel:
 
 
 def load(settings: Settings, data: Data) -> LoadedModel:
-    """The model that the settings name, ready to be trained on this data.
-
-    Raises:
-        BadInput: it cannot be had, has no such head, or does not fit the settings.
-    """
+    """The model that the settings name, ready to be trained on this data."""
     transformers = need("transformers")
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()

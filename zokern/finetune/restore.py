@@ -18,7 +18,7 @@ from .metrics_of_model import best_of, metrics_of
 from .model import LoadedModel, settle_network
 from .model import load as load_model
 from .options import fitting, option, shown, title
-from .settings import Settings
+from .settings import Natural, Settings
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Evaluation:
     text: tuple[str, ...] = option("Text column of --data; 'a,b' for pairs of texts. Without it: by name.", ())
     label: str | None = option("Label column of --data. Without it: by name.")
     split: str = option("Of a task: train, validation or test.", "validation")
-    sample: int | None = option("Of that split: so many rows, drawn by --seed. Without it: all.")
+    sample: Natural | None = option("Of that split: so many rows, drawn by --seed. Without it: all.")
     rows: tuple[int, ...] = option("Of a task, as of finetune: judge what a run with these --rows and --seed holds out and tests by.", ())
     seed: int = option("Draws the rows.", 0)
     task_type: str | None = option(
@@ -119,8 +119,6 @@ def _adapted(name: str, adapter: Path, settings: Settings, data: Data, ran: Sett
 
 def _check(what: Evaluation, own: bool) -> None:
     """Refuse options that would say nothing."""
-    if what.sample is not None and what.sample < 1:
-        raise BadInput(f"--sample {what.sample}: pass an integer >= 1")
     if len(what.rows) == 1:
         raise BadInput(f"--rows {what.rows[0]}: pass three integers, as to finetune, or --sample {what.rows[0]}")
     if what.rows and (what.split != "validation" or what.sample is not None):
@@ -194,11 +192,7 @@ def replay(
 
 
 def steps_of(run: str, step: str | None = None) -> int:
-    """How many steps of a run are meant: a number as text, "best" (those up to the best evaluation), or None: all.
-
-    Raises:
-        BadInput: it is none of these, or the log that would tell is not there.
-    """
+    """How many steps of a run are meant: a number as text, "best" (those up to the best evaluation), or None: all."""
     path, log = _folder_and_log(run)
     if step is None:
         return len(read(str(log)))
@@ -223,11 +217,7 @@ def _folder_and_log(run: str) -> tuple[Path, Path]:
 
 
 def read(log: str) -> Trajectory:
-    """A trajectory.
-
-    Raises:
-        BadInput: it cannot be read, with the line.
-    """
+    """A trajectory."""
     try:
         return Trajectory.read(log)
     except (OSError, ValueError) as error:
