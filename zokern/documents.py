@@ -2,6 +2,7 @@
 
 import json
 import re
+from typing import Any
 
 from .errors import need
 
@@ -16,7 +17,7 @@ class Unreadable(ValueError):
         self.line = line
 
 
-def of_json(text: str):
+def of_json(text: str) -> Any:
     """What JSON says.
 
     Raises:
@@ -34,7 +35,7 @@ def of_json(text: str):
         raise Unreadable(1, f"not JSON ({str(error).partition(':')[0]})") from None
 
 
-def of_yaml(text: str):
+def of_yaml(text: str) -> Any:
     """What YAML says.
 
     Raises:
@@ -45,7 +46,7 @@ def of_yaml(text: str):
     try:
         loader = yaml.SafeLoader(text)
         root = loader.get_single_node()
-        names = set()
+        names: set[tuple[str, str]] = set()
         for key, _ in root.value if isinstance(root, yaml.MappingNode) else ():
             if isinstance(key, yaml.ScalarNode) and (key.tag, key.value) in names:
                 raise Unreadable(key.start_mark.line + 1, f"{key.value!r} is there twice")
@@ -66,7 +67,7 @@ class _Twice(Exception):
     pass
 
 
-def _once(pairs):
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
         names = [name for name, _ in pairs]
@@ -74,9 +75,9 @@ def _once(pairs):
     return found
 
 
-def _second(text):
+def _second(text: str) -> int:
     """The line of the first name that its object holds already."""
-    names = []
+    names: list[set[str]] = []
     for token in TOKENS.finditer(text):
         if token[0] == "{":
             names.append(set())
@@ -85,5 +86,6 @@ def _second(text):
         elif token[1]:
             name = json.loads(token[0][: -len(token[1])])
             if name in names[-1]:
-                return text.count("\n", 0, token.start()) + 1
+                break
             names[-1].add(name)
+    return text.count("\n", 0, token.start()) + 1

@@ -4,10 +4,12 @@ import errno
 import os
 import re
 import shutil
+from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -21,11 +23,11 @@ class Unwritable(BadInput, OSError):
 
 
 @contextmanager
-def writing(place):
+def writing(target: str | Path) -> Iterator[None]:
     """What any library raises in here because a file cannot be written is an ``Unwritable``.
 
     Args:
-        place: the file or folder that is written; an error that names its file itself goes before it.
+        target: the file or folder that is written; an error that names its file itself goes before it.
     """
     try:
         yield
@@ -35,12 +37,12 @@ def writing(place):
         reason, cure = _why(error)
         if reason is None:
             raise
-        file = Path(getattr(error, "filename", None) or place).absolute()
+        file = Path(getattr(error, "filename", None) or target).absolute()
         free = shutil.disk_usage(next(folder for folder in (file, *file.parents) if folder.is_dir())).free
         raise Unwritable(f"{str(file)!r} cannot be written ({reason}; {free / 2**20:.1f} MiB are free there): {cure}") from error
 
 
-def _why(error):
+def _why(error: Exception) -> tuple[str | None, str | None]:
     """-> (what the operating system says, what helps); (None, None) of an error that is none of writing."""
     number, text = getattr(error, "errno", None), str(error)
     if found := re.search(r"\(os error (\d+)\)", text):  # safetensors
@@ -51,7 +53,7 @@ def _why(error):
     return (os.strerror(number), "make room there" if number in FULL else "make it writable") if number else (None, None)
 
 
-def require(*modules) -> None:
+def require(*modules: str) -> None:
     """Look for optional packages without loading them.
 
     Raises:
@@ -62,13 +64,13 @@ def require(*modules) -> None:
             raise BadInput(f"{module} is not installed: pip install 'zokern[demo]'")
 
 
-def need(module):
+def need(module: str) -> Any:
     """Import an optional package, or raise as ``require`` does."""
     require(module)
     return import_module(module)
 
 
-def first_line(error) -> str:
+def first_line(error: BaseException) -> str:
     """An exception of another library as part of a one-line message."""
     lines = str(error).strip().splitlines() or [""]
     return f"{type(error).__name__}: {lines[0].strip()[:200]}"

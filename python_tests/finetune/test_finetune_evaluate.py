@@ -69,6 +69,8 @@ def test_adapters_that_cannot_be_judged(few, tmp_path, tiny, csv_of):
     assert f"'{elsewhere}' is an adapter: --model '{tmp_path / 'gone'}' does not exist" in refused(elsewhere)
     (elsewhere / "adapter_config.json").write_text(json.dumps({**config, "base_model_name_or_path": None}))
     assert "names no base_model_name_or_path: write it in" in refused(elsewhere)
+    (elsewhere / "adapter_config.json").write_text("{")
+    assert "is an adapter that cannot be loaded onto its base model (" in refused(elsewhere)
     model = AutoModelForSequenceClassification.from_pretrained(tiny)
     peft.get_peft_model(model, peft.LoraConfig(target_modules=["query"])).save_pretrained(tmp_path / "bare")
     assert "has no head for the classes bad, good" in refused(tmp_path / "bare")

@@ -170,7 +170,7 @@ def test_no_mutation_of_a_record_gets_by(tmp_path, record):
     for i in range(MUTATIONS):
         path.write_bytes(_mutated(generator, record))
         for read in (
-            lambda: output.settings_of(str(tmp_path), output.run_of(str(tmp_path))),
+            lambda: output.run_of(tmp_path)[0],
             lambda: Settings.flat(configured(path, "finetune", options)),
         ):
             try:

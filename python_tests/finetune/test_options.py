@@ -9,18 +9,22 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 transformers = pytest.importorskip("transformers")
 peft = pytest.importorskip("peft")
 pytest.importorskip("typer")
 
-from command_line import equal, zokern  # noqa: E402
+from command_line import changed, equal, zokern  # noqa: E402
 from peft.optimizers import create_loraplus_optimizer  # noqa: E402
 
 from zokern.cli.options import configured  # noqa: E402
 from zokern.errors import BadInput  # noqa: E402
 from zokern.finetune import Settings  # noqa: E402
+from zokern.finetune.optimizers import make, with_rates  # noqa: E402
 from zokern.finetune.options import options_of, title  # noqa: E402
+from zokern.optim import ZerothOrder, contract  # noqa: E402
+from zokern.optim.settings import COMMON, STATE_DTYPE  # noqa: E402
 
 ROOT = Path(__file__).parents[2]
 OLD = ROOT / "python_tests/vectors/run_settings_before_task_type.json"  # run.json's settings, as zokern wrote them when it was --ask
@@ -127,6 +131,30 @@ def test_settings_that_the_run_has_of_its_own():
         Settings(optimizer_settings={"lr": 1e-3}).checked()
     with pytest.raises(BadInput, match="--eps is no option of --optimizer forward-gradient: leave it out, or pass mezo"):
         Settings(optimizer="forward-gradient", eps=1e-3).checked()
+
+
+def test_rates_and_dtypes_of_an_optimizer_are_known_by_their_declaration(settings, monkeypatch):
+    """Whatever they are called: an optimizer with a second learning rate and a dtype, which no option of before has the names of."""
+    monkeypatch.setattr(contract, "_classes", contract._classes.copy())
+    monkeypatch.setattr(contract, "_replayable", contract._replayable.copy())
+
+    @contract.register
+    class TwoRates(ZerothOrder):
+        name = "two-rates"
+        settings = {
+            "lr_slow": dataclasses.replace(COMMON["lr"], times_lr=0.25),
+            "slow_dtype": dataclasses.replace(STATE_DTYPE, shared=False),
+        }
+
+        def __init__(self, params, lr=1e-6, lr_slow=1e-7, eps=1e-3, seed=0, slow_dtype=torch.float32):
+            super().__init__(params, dict(lr=lr, lr_slow=lr_slow, eps=eps, seed=seed, slow_dtype=slow_dtype))
+
+    run = changed(settings, optimizer="two-rates", lr=4e-3, slow_dtype="bfloat16").checked()
+    cls, options = make(with_rates(run), torch.nn.Linear(2, 2))
+    assert cls is TwoRates and options["lr_slow"] == 1e-3 and options["slow_dtype"] is torch.bfloat16
+    _, options = make(with_rates(dataclasses.replace(run, optimizer_settings={"lr_slow": 0.5})), torch.nn.Linear(2, 2))
+    assert options["lr_slow"] == 0.5
+    assert with_rates(changed(settings, optimizer="mezo-svrg", lr=4e-3).checked()).optimizer_settings["lr_full"] == pytest.approx(4e-2)
 
 
 COMMANDS = """

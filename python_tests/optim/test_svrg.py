@@ -71,6 +71,21 @@ def test_against_algorithm_1(anchor, weight_decay, q, explicit):
         torch.testing.assert_close(p.detach().double(), w, rtol=0, atol=3e-5)
 
 
+@pytest.mark.parametrize("q, steps", [(1, 4), (3, 6), (3, 7), (5, 0)])
+def test_passes_are_those_that_are_made(q, steps):
+    problem, counts = Regression(), {"minibatch": 0, "full": 0}
+
+    def counted(name):
+        counts[name] += 1
+        return getattr(problem, name)()
+
+    opt = MeZOSVRG(problem.params, lr=1e-3, q=q, eps=EPS)
+    for _ in range(steps):
+        opt.step(lambda: counted("minibatch"), lambda: counted("full"))
+    assert opt.forwards_in(steps) == (counts["minibatch"], counts["full"])
+    assert MeZO(Regression().params, q=q).forwards_in(steps) == (2 * q * steps, 0)
+
+
 def test_replay_is_copy_up_to_rounding():
     found = {}
     for anchor in ANCHORS:

@@ -73,8 +73,6 @@ def configured(path: Path, command: str, options: dict[str, Option]) -> dict[str
 
     Args:
         options: of the command, by name.
-    Raises:
-        BadInput: the file cannot be read, or holds what is no option, no value of its kind, or for the command line alone.
     """
     found = _read(path)
     if isinstance(found.get("settings"), dict):

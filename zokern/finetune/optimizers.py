@@ -40,11 +40,7 @@ def with_rates(settings: Settings) -> Settings:
 
 
 def make(settings: Settings, model: torch.nn.Module) -> tuple[type[ClosureOptimizer], dict[str, Any]]:
-    """-> (class, its arguments), of settings that have their rates.
-
-    Raises:
-        BadInput: what the optimizer does not take, of this model or together.
-    """
+    """-> (class, its arguments), of settings that have their rates."""
     cls, zeroth = named(settings.optimizer), settings.zeroth_class
     takes = cls.declared() | (zeroth.declared() if zeroth else {})
     rates = {name: getattr(settings, name) for name in ("lr", "eps", "seed") if zeroth and name in takes}

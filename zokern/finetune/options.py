@@ -1,11 +1,10 @@
 """The options of a command, fields of its settings and settings that optimizers declare: what each may hold, and how it is written."""
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field, fields, replace
 from difflib import get_close_matches
 from numbers import Integral, Real
-from types import UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
 import torch
@@ -14,14 +13,8 @@ from ..errors import BadInput
 from ..optim import Setting, optimizers
 
 # How a setting of an optimizer is given, by its kind; other kinds are for Python alone.
-HINTS: dict[Any, Any] = {
-    float: float | None,
-    int: int | None,
-    bool: bool,
-    str: str | None,
-    tuple: tuple[float, ...],
-    torch.dtype: str | None,
-}
+HINTS: dict[Any, Any] = {kind: kind | None for kind in (float, int, str)}
+HINTS |= {bool: bool, tuple: tuple[float, ...], torch.dtype: str | None}
 KINDS = {bool: (bool, "true or false"), int: (Integral, "an integer"), float: (Real, "a number"), str: (str, "text")}
 COMMANDS = ("config", "resume", "context")  # what a command takes beside its settings
 
@@ -36,6 +29,7 @@ class Option:
             being given, so that there is a --no-... as well.
         aliases: other names of it, those of the Hugging Face Trainer or of peft.
         formerly: what earlier versions called it, in files that they wrote.
+        choices: of a str: the values that there are, or a function that tells them.
     """
 
     name: str
@@ -44,11 +38,12 @@ class Option:
     default: Any = None
     aliases: tuple[str, ...] = ()
     formerly: tuple[str, ...] = ()
+    choices: Any = None
 
 
-def option(help: str | Callable[[], str], default: Any = None, *aliases: str, formerly: tuple[str, ...] = ()) -> Any:
-    """A field that is an option: ``help`` is its line, or makes it."""
-    return field(default=default, metadata={"help": help, "aliases": aliases, "formerly": formerly})
+def option(help: str | Callable[[], str], default: Any = None, *aliases: str, **more: Any) -> Any:
+    """A field that is an option: ``help`` is its line, or makes it; ``more`` as of ``Option``."""
+    return field(default=default, metadata={"help": help, "aliases": aliases, **more})
 
 
 def options_of(settings: type) -> dict[str, Option]:
@@ -106,7 +101,7 @@ def fit(name: str, value: Any, hint: Any) -> Any:
         if not holds:
             raise BadInput(f"{name} is {brief(value)}: pass {words}")
 
-    if hint is object or value is None and isinstance(hint, UnionType):
+    if hint is object or value is None and type(None) in get_args(hint):
         return value
     hint = _without_none(hint)
     if get_origin(hint) is tuple:
@@ -125,17 +120,27 @@ def fit(name: str, value: Any, hint: Any) -> Any:
 
 
 def fitting(settings: Any) -> Any:
-    """A dataclass with every field as ``fit`` has it; errors call it as the command line does."""
+    """A dataclass of options with every field as ``fit`` has it, in the range that its annotation tells, and one of its choices."""
     hints = get_type_hints(type(settings))
-    return replace(settings, **{name: fit(title(name), getattr(settings, name), hints[name]) for name in vars(settings)})
+    made = replace(settings, **{name: fit(title(name), value, hints[name]) for name, value in vars(settings).items()})
+    ranges = get_type_hints(type(settings), include_extras=True)
+    for f in fields(made):
+        value, choices = getattr(made, f.name), f.metadata.get("choices", ())
+        cure, holds = getattr(_without_none(ranges[f.name]), "__metadata__", ("", None))
+        if value is not None and holds is not None and not holds(value):
+            raise BadInput(f"{title(f.name)} {shown(value)}: pass {cure}")
+        if value is not None and choices:
+            choose(f.name, value, choices() if callable(choices) else choices)
+    return made
+
+
+def choose(name: str, value: Any, choices: Collection[str]) -> None:
+    if value not in choices:
+        raise BadInput(f"{title(name)} {shown(value)}: pass one of {', '.join(choices)}{nearest(value, choices)}")
 
 
 def parsed(name: str, text: str, hint: Any) -> Any:
-    """The value that a text on the command line, or in a configuration file, stands for.
-
-    Raises:
-        BadInput: it stands for none of this annotation.
-    """
+    """The value that a text on the command line, or in a configuration file, stands for."""
     hint = _without_none(hint)
     several = get_origin(hint) is tuple
     kind = get_args(hint)[0] if several else hint
@@ -187,4 +192,4 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 
 def _without_none(hint: Any) -> Any:
-    return next(kind for kind in get_args(hint) if kind is not type(None)) if isinstance(hint, UnionType) else hint
+    return next(kind for kind in get_args(hint) if kind is not type(None)) if type(None) in get_args(hint) else hint

@@ -6,8 +6,6 @@ trajectory.jsonl    every step (zokern.record); not of --optimizer hybrid
 checkpoints/        the newest checkpoints, from which --resume goes on; with --keep best that of the best evaluation, too
 log.jsonl           losses and metrics as logged
 metrics.json        the result, once the run is done; with the model, its tokenizer, adapter/ and curve.png
-
-What cannot be written is told as ``Unwritable``, a BadInput.
 """
 
 import fcntl
@@ -15,7 +13,7 @@ import json
 import os
 import shutil
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -47,8 +45,6 @@ def claimed(out: str, overwrite: bool | None = None) -> Iterator[Path]:
 
     Args:
         overwrite: whether an earlier run in it is to be replaced. Default None: nobody can ask for that.
-    Raises:
-        BadInput: it is a file, holds what may not be replaced, cannot be written, or another process writes into it.
     """
     path = _check(out, overwrite)
     half = _half(path)
@@ -91,8 +87,6 @@ def locked(path: Path, clean: bool = True) -> Iterator[None]:
 
     Args:
         clean: remove the drafts that processes have left which were killed.
-    Raises:
-        BadInput: it is another's, or cannot be written.
     """
     made = [folder for folder in (path, *path.parents) if not folder.exists()]
     with writing(path):
@@ -101,7 +95,7 @@ def locked(path: Path, clean: bool = True) -> Iterator[None]:
     try:
         _lock(file, path)
         if clean:
-            _clean(path)
+            _remove(path.glob(f"{DRAFT}*"))
         try:
             yield
         finally:
@@ -114,22 +108,16 @@ def locked(path: Path, clean: bool = True) -> Iterator[None]:
                 folder.rmdir()
 
 
-def _clean(path: Path) -> None:
-    for draft in path.glob(f"{DRAFT}*"):
-        _remove(draft)
-
-
 def _lock(file: int, path: Path) -> None:
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if os.fstat(file).st_nlink:
-            return
-    except BlockingIOError:
-        pass
+        theirs = not os.fstat(file).st_nlink
     except OSError as error:
-        warnings.warn(f"{path} cannot be locked ({error.strerror}): let no other process write into it", RuntimeWarning, stacklevel=4)
-        return
-    raise BadInput(f"another process writes into {str(path)!r}: wait until it is done, or pass another folder")
+        theirs = isinstance(error, BlockingIOError)
+        if not theirs:
+            warnings.warn(f"{path} cannot be locked ({error.strerror}): let no other process write into it", RuntimeWarning, stacklevel=4)
+    if theirs:
+        raise BadInput(f"another process writes into {str(path)!r}: wait until it is done, or pass another folder")
 
 
 def begin(path: Path, record: dict[str, Any], initial: dict[str, torch.Tensor]) -> None:
@@ -148,16 +136,15 @@ def begin(path: Path, record: dict[str, Any], initial: dict[str, torch.Tensor]) 
 
 def clear(path: Path, but: str = "") -> None:
     """Remove what a folder holds, other than one name, the lock and drafts."""
-    for held in _contents(path):
-        if held.name != but:
-            _remove(held)
+    _remove(held for held in _contents(path) if held.name != but)
 
 
-def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink()
+def _remove(paths: Iterable[Path]) -> None:
+    for path in paths:
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
 
 
 def extend(path: Path, record: dict[str, Any], settings: dict[str, Any]) -> Callable[[], None]:
@@ -179,12 +166,8 @@ def extend(path: Path, record: dict[str, Any], settings: dict[str, Any]) -> Call
     return undo
 
 
-def run_of(folder: str) -> dict[str, Any]:
-    """What run.json of a folder says.
-
-    Raises:
-        BadInput: there is none, or it is no such record.
-    """
+def run_of(folder: str | Path) -> tuple[Settings, dict[str, Any]]:
+    """-> (the settings of the run in a folder, all that its run.json says)."""
     path = Path(folder).expanduser() / RUN
     try:
         record = of_json(path.read_text(encoding="utf-8"))
@@ -192,27 +175,17 @@ def run_of(folder: str) -> dict[str, Any]:
             raise BadInput("it holds no settings")
         for name, kind in HELD.items():
             fit(repr(name), record.get(name), kind)
-        return record
     except OSError as error:
         why = f"{RUN} is missing" if isinstance(error, FileNotFoundError) else f"{RUN}: {error.strerror}"
-        raise BadInput(f"{folder!r} holds no run of zokern finetune ({why}): pass the --out of one") from None
+        raise BadInput(f"{str(folder)!r} holds no run of zokern finetune ({why}): pass the --out of one") from None
     except ValueError as error:
         line = f", line {error.line}" if isinstance(error, Unreadable) else ""
         reason = "it is not text" if isinstance(error, UnicodeDecodeError) else error
         raise BadInput(f"{str(path)!r}{line} is damaged: {reason}; restore the file") from None
-
-
-def settings_of(folder: str, record: dict[str, Any]) -> Settings:
-    """The settings in what run.json of a folder says.
-
-    Raises:
-        BadInput: another zokern wrote them, or they are none.
-    """
     try:
-        return Settings.of(record["settings"])
-    except BadInput as error:
-        where = f"{str(Path(folder) / RUN)!r}, of zokern {shown(record['zokern'])}"
-        raise BadInput(f"{where}: in its settings {error}; or restore the file") from None
+        return Settings.of(record["settings"]), record
+    except BadInput as error:  # another zokern wrote them, or they are none
+        raise BadInput(f"{str(path)!r}, of zokern {shown(record['zokern'])}: in its settings {error}; or restore the file") from None
 
 
 def write(path: Path, text: str) -> None:
@@ -234,11 +207,7 @@ def append(path: Path, text: str) -> None:
 
 
 def load_initial(folder: Path, record: dict[str, Any], model: torch.nn.Module) -> None:
-    """Bring the parameters with which a run began, as its record knows them, into a model.
-
-    Raises:
-        BadInput: their file is missing or damaged, or holds what the model has not.
-    """
+    """Bring the parameters with which a run began, as its record knows them, into a model."""
     path, safetensors = folder / INITIAL, need("safetensors")
     own, digest = dict(model.named_parameters()), record.get("initial")  # a run of an earlier zokern has none
     try:
@@ -266,6 +235,6 @@ def whole(path: Path) -> Iterator[Path]:
                 if target.is_dir():
                     shutil.rmtree(target)
                 made.replace(target)
-            _clean(path)
+            _remove(path.glob(f"{DRAFT}*"))
         finally:
             shutil.rmtree(draft, ignore_errors=True)

@@ -98,8 +98,6 @@ def prepare(settings: Settings, path: Path, say: Callable[[str], None], resumed:
         path: the folder of the run, which is this process's.
         say: called with each line that the user should read.
         resumed: what run.json says of a run that goes on. Default None: it is a new one.
-    Raises:
-        BadInput: anything about the settings, the data or the model that prevents the run.
     """
     began = time.perf_counter()
     for name in PATHS:

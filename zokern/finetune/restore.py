@@ -18,7 +18,7 @@ from .metrics_of_model import best_of, metrics_of
 from .model import LoadedModel, settle_network
 from .model import load as load_model
 from .options import fitting, option, shown, title
-from .settings import Settings
+from .settings import Natural, Settings
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Evaluation:
     text: tuple[str, ...] = option("Text column of --data; 'a,b' for pairs of texts. Without it: by name.", ())
     label: str | None = option("Label column of --data. Without it: by name.")
     split: str = option("Of a task: train, validation or test.", "validation")
-    sample: int | None = option("Of that split: so many rows, drawn by --seed. Without it: all.")
+    sample: Natural | None = option("Of that split: so many rows, drawn by --seed. Without it: all.")
     rows: tuple[int, ...] = option("Of a task, as of finetune: judge what a run with these --rows and --seed holds out and tests by.", ())
     seed: int = option("Draws the rows.", 0)
     task_type: str | None = option(
@@ -59,19 +59,16 @@ def evaluate(what: Evaluation) -> dict[str, Any]:
     own = what.task is None and what.data is None
     if own and run is None:
         raise BadInput(f"--task and --data are missing, and {what.model!r} is no run's folder, which knows its own: pass one of them")
-    ran = output.settings_of(str(run), output.run_of(str(run))) if run else Settings()
+    ran = output.run_of(run)[0] if run else Settings()
     how = {name: getattr(what, name) or getattr(ran, name) for name in ("task_type", "max_length", "dtype")}
     how |= {"device": what.device, "trust_remote_code": what.trust_remote_code}
     _check(what, own)
-    if own:
-        settings = replace(ran, **how).checked()
-        data = load_data(settings)
-        sets = {"held_out": data.held_out, "test": data.test}
-    else:
-        given = {name: getattr(what, name) for name in ("task", "data", "text", "label", "seed", "rows") if name != "rows" or what.rows}
-        settings = Settings(**given, **how, batch_size=1).checked()
-        settle_network(settings)
-        data, sets = _rows(settings, what)
+    if not own:
+        given = {name: getattr(what, name) for name in ("task", "data", "text", "label", "seed")}
+        how |= given | {"batch_size": 1, "rows": what.rows or Settings.rows}
+    settings = replace(ran if own else Settings(), **how).checked()
+    settle_network(settings)
+    data, sets = _rows(settings, what, own)
     plain = replace(settings, adapter=("full",), rank=None, lr_ratio=None, virtual_tokens=None)
     if adapter:
         loaded = _adapted(what.model, adapter, plain, data, ran if run else None)
@@ -101,7 +98,7 @@ def _folders_of(model: str) -> tuple[Path | None, Path | None]:
 
 def _adapted(name: str, adapter: Path, settings: Settings, data: Data, ran: Settings | None) -> LoadedModel:
     """The model of peft's that an adapter makes of its base model, which is that of the run that it is of, if any."""
-    peft = need("peft")
+    peft, base = need("peft"), None
     try:
         base = ran.model if ran else peft.PeftConfig.from_pretrained(str(adapter)).base_model_name_or_path
         if ran is None and not base:
@@ -113,7 +110,8 @@ def _adapted(name: str, adapter: Path, settings: Settings, data: Data, ran: Sett
     except BadInput as error:
         raise BadInput(f"--model {name!r} is an adapter: {error}") from None
     except Exception as error:  # peft's, safetensors', and torch's where shapes differ
-        what = f"--model {name!r} is an adapter that cannot be loaded onto {base or 'the MiniLM'} ({first_line(error)})"
+        known = "the MiniLM" if ran else "its base model"
+        what = f"--model {name!r} is an adapter that cannot be loaded onto {base or known} ({first_line(error)})"
         raise BadInput(f"{what}: pass one that was trained on that model and these classes, {', '.join(data.task.labels)}") from None
     loaded.fresh_head = loaded.fresh_head and not all(any(key.endswith(new) for key in held) for new in loaded.new)
     return loaded
@@ -121,8 +119,6 @@ def _adapted(name: str, adapter: Path, settings: Settings, data: Data, ran: Sett
 
 def _check(what: Evaluation, own: bool) -> None:
     """Refuse options that would say nothing."""
-    if what.sample is not None and what.sample < 1:
-        raise BadInput(f"--sample {what.sample}: pass an integer >= 1")
     if len(what.rows) == 1:
         raise BadInput(f"--rows {what.rows[0]}: pass three integers, as to finetune, or --sample {what.rows[0]}")
     if what.rows and (what.split != "validation" or what.sample is not None):
@@ -138,14 +134,14 @@ def _check(what: Evaluation, own: bool) -> None:
             raise BadInput(f"{title(name)} {shown(getattr(what, name))} goes with {belongs}: leave it out")
 
 
-def _rows(settings: Settings, what: Evaluation) -> tuple[Data, dict[str, list[tasks.Example]]]:
+def _rows(settings: Settings, what: Evaluation, own: bool) -> tuple[Data, dict[str, list[tasks.Example]]]:
     """-> (data, the rows that are to be judged, by what they are called)."""
+    if own or what.rows:
+        data = load_data(settings)
+        return data, {"held_out": data.held_out, "test": data.test}
     if settings.task is None:
         data = load_data(replace(settings, eval_data=settings.data))  # all rows are judged
         return data, {"rows": data.held_out}
-    if what.rows:
-        data = load_data(settings)
-        return data, {"held_out": data.held_out, "test": data.test}
     task = tasks.get(settings.task)
     examples = [example for example in task.load(settings.data, what.split) if example.label is not None or example.answers]
     if not examples:
@@ -182,8 +178,7 @@ def replay(
     """
     path, log = _folder_and_log(run)
     with output.claimed(out) as target:
-        record = output.run_of(str(path))
-        settings = output.settings_of(str(path), record)
+        settings, record = output.run_of(path)
         trajectory = read(str(log))
         if step is not None and not 0 <= step <= len(trajectory):
             raise BadInput(f"--step {step}: the trajectory has {len(trajectory)} steps: pass 0 to {len(trajectory)}")
@@ -197,11 +192,7 @@ def replay(
 
 
 def steps_of(run: str, step: str | None = None) -> int:
-    """How many steps of a run are meant: a number as text, "best" (those up to the best evaluation), or None: all.
-
-    Raises:
-        BadInput: it is none of these, or the log that would tell is not there.
-    """
+    """How many steps of a run are meant: a number as text, "best" (those up to the best evaluation), or None: all."""
     path, log = _folder_and_log(run)
     if step is None:
         return len(read(str(log)))
@@ -209,8 +200,7 @@ def steps_of(run: str, step: str | None = None) -> int:
         if not step.isdecimal():
             raise BadInput(f"--step {step}: pass a number of steps, or best")
         return int(step)
-    record = output.run_of(str(path))
-    metric, judged = _task_of(output.settings_of(str(path), record), record).metric, path / output.LOG
+    metric, judged = _task_of(*output.run_of(path)).metric, path / output.LOG
     try:
         lines = judged.read_text(encoding="utf-8").split("\n")[:-1]  # behind the last one is nothing, or what a killed process left of it
         best = best_of([json.loads(line) for line in lines], metric)
@@ -227,17 +217,13 @@ def _folder_and_log(run: str) -> tuple[Path, Path]:
 
 
 def read(log: str) -> Trajectory:
-    """A trajectory.
-
-    Raises:
-        BadInput: it cannot be read, with the line.
-    """
+    """A trajectory."""
     try:
         return Trajectory.read(log)
     except (OSError, ValueError) as error:
         run = Path(log).parent
         if not Path(log).exists() and (run / output.RUN).is_file():
-            name = output.settings_of(str(run), output.run_of(str(run))).optimizer
+            name = output.run_of(run)[0].optimizer
             if not named(name).replayable:
                 why = "which has no trajectory, since its first-order steps are not decided by a few numbers"
                 where = "its model is in the folder itself, and its losses are in log.jsonl"

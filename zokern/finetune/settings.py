@@ -3,11 +3,11 @@
 import math
 import os
 import re
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 
@@ -16,17 +16,8 @@ from ..optim import ClosureOptimizer, Setting, named, optimizers
 from ..optim.settings import COMMON, POSITIVE
 from ..tasks import READERS
 from ..tasks.reader import OBJECTIVES
-from .options import HINTS, brief, fit, fitting, nearest, option, options_of, shown, title
+from .options import HINTS, brief, choose, fit, fitting, nearest, option, options_of, shown, title
 
-CHOICES = {
-    "dtype": ("float32", "bfloat16", "float16"),
-    "head": ("loaded", "probe"),
-    "keep": ("last", "best"),
-    "schedule": ("linear", "cosine", "constant"),
-    "task_type": tuple(READERS),
-    "objective": OBJECTIVES,
-    "fo": ("adamw", "sgd"),
-}
 # The first k blocks zeroth-order; so many of the deepest blocks first-order, or those of the numbers 1+3 (of one number: +2), all or a
 # share of each parameter; so many at random, drawn again every so many steps.
 BLOCKS = r"(\d+|\+\d+|\d+(\+\d+)+)"
@@ -35,18 +26,17 @@ ZO, FO = "mezo", "adamw"  # what moves the two halves of a model where nothing e
 LORA, VIRTUAL = {"lora", "dora"}, {"prefix", "prompt"}  # adapters
 PATHS = ("model", "data", "eval_data")  # or names on the hub
 EACH_TIME = ("out", "overwrite", "trust_remote_code")  # of the command line alone: what a file of another run says of them is not taken
-NATURAL = "an integer >= 1", lambda x: x >= 1
-COUNTS = ("steps", "batch_size", "accumulate", "eval_every", "save_every", "shots", "rank", "virtual_tokens", "full_batch")
-RANGES: dict[str, tuple[str, Callable[[Any], Any]]] = {
-    **dict.fromkeys(("lr", "eps", "fo_lr"), POSITIVE),
-    **dict.fromkeys(COUNTS, NATURAL),
-    "lr_ratio": ("a number >= 1", lambda x: 1 <= x < math.inf),
-    "split": ("depth:3, inter:4, inter:1+3, intra:4:0.5 or lisa:2:20", SPLIT.fullmatch),
-    "seed": ("an integer in [0, 2**32)", lambda x: 0 <= x < 1 << 32),  # numpy's generators take no more
-    "max_length": ("an integer >= 4", lambda x: x >= 4),
-    "text": ("one column or two", lambda x: len(x) <= 2),
-    "rows": ("three integers, the last one may be 0, as '512,256,256'", lambda x: len(x) == 3 and min(x[:2]) >= 1 and x[2] >= 0),
-}
+# Kinds of values, with what each is to be and whether it is.
+Natural = Annotated[int, "an integer >= 1", lambda x: x >= 1]
+Length = Annotated[int, "an integer >= 4", lambda x: x >= 4]
+Seed = Annotated[int, "an integer in [0, 2**32)", lambda x: 0 <= x < 1 << 32]  # numpy's generators take no more
+Positive = Annotated[float, POSITIVE[0], POSITIVE[1]]
+Ratio = Annotated[float, "a number >= 1", lambda x: 1 <= x < math.inf]
+Split = Annotated[str, "depth:3, inter:4, inter:1+3, intra:4:0.5 or lisa:2:20", SPLIT.fullmatch]
+Columns = Annotated[tuple[str, ...], "one column or two", lambda x: len(x) <= 2]
+THREE = "three integers, the last one may be 0, as '512,256,256'"
+Rows = Annotated[tuple[int, ...], THREE, lambda x: len(x) == 3 and min(x[:2]) >= 1 and x[2] >= 0]
+DTYPES, FIRST_ORDER, SCHEDULES = ("float32", "bfloat16", "float16"), ("adamw", "sgd"), ("linear", "cosine", "constant")
 
 
 @dataclass(frozen=True)
@@ -62,47 +52,56 @@ class Settings:
         "it sentences from the docstrings of networkx and sympy, to be told apart."
     )
     eval_data: str | None = option("The same, for held-out rows. Without it: a fifth of --data.")
-    text: tuple[str, ...] = option("Text column of --data; 'a,b' for pairs of texts. Without it: by name.", ())
+    text: Columns = option("Text column of --data; 'a,b' for pairs of texts. Without it: by name.", ())
     label: str | None = option("Label column of --data. Without it: by name.")
-    rows: tuple[int, ...] = option("Of a task: rows for training, for evaluation, and for the test at the end.", (512, 256, 256))
-    shots: int | None = option("Of a task: so many rows of every class for training, and so many for evaluation, instead of --rows.")
+    rows: Rows = option("Of a task: rows for training, for evaluation, and for the test at the end.", (512, 256, 256))
+    shots: Natural | None = option("Of a task: so many rows of every class for training, and so many for evaluation, instead of --rows.")
     task_type: str | None = option(
         "What the model predicts: a class by its head, or the words of a task's prompt, masked or causal. Without it: head.",
         formerly=("ask",),
+        choices=tuple(READERS),
     )
     objective: str = option(
-        "What is minimised: cross-entropy, option (of the right answer's tokens alone), or 1 minus accuracy or f1.", "cross-entropy"
+        "What is minimised: cross-entropy, option (of the right answer's tokens alone), or 1 minus accuracy or f1.",
+        "cross-entropy",
+        choices=OBJECTIVES,
     )
     adapter: tuple[str, ...] = option("What is trained: full, head, lora, dora, prefix, prompt, or patterns of parameter names.", ())
-    rank: int | None = option("Of LoRA and DoRA. Without it: 8.", None, "lora_r")
-    lr_ratio: float | None = option("LoRA+: learning rate of B over that of A, which is then trained too.", None, "loraplus_lr_ratio")
-    virtual_tokens: int | None = option("Of prefix and prompt tuning. Without it: 5, or 10 of prompt.", None, "num_virtual_tokens")
-    head: str = option("Begin with the head as loaded (random if new), or with a linear probe.", "loaded")
-    optimizer: str = option(lambda: f"One of {', '.join(optimizers())}.", ZO)
-    lr: float | None = option("Learning rate. Without it: the adapter's starting point (docs/settings.md).", None, "learning_rate")
-    eps: float | None = option("Perturbation radius. Without it: the adapter's starting point.")
-    split: str | None = option(
+    rank: Natural | None = option("Of LoRA and DoRA. Without it: 8.", None, "lora_r")
+    lr_ratio: Ratio | None = option("LoRA+: learning rate of B over that of A, which is then trained too.", None, "loraplus_lr_ratio")
+    virtual_tokens: Natural | None = option("Of prefix and prompt tuning. Without it: 5, or 10 of prompt.", None, "num_virtual_tokens")
+    head: str = option("Begin with the head as loaded (random if new), or with a linear probe.", "loaded", choices=("loaded", "probe"))
+    optimizer: str = option(lambda: f"One of {', '.join(optimizers())}.", ZO, choices=lambda: tuple(optimizers()))
+    lr: Positive | None = option("Learning rate. Without it: the adapter's starting point (docs/settings.md).", None, "learning_rate")
+    eps: Positive | None = option("Perturbation radius. Without it: the adapter's starting point.")
+    split: Split | None = option(
         "hybrid: which parameters are trained by backpropagation, beside the head: depth:K (blocks from K on), inter:N (the N deepest; "
         "blocks by number as 1+3), intra:N:0.5 (that share of each parameter in them), lisa:G:K (G blocks at random every K steps, and "
         "embeddings). Without it: the deeper half."
     )
-    zo: str | None = option(lambda: f"hybrid: what moves the other parameters: {', '.join(zo_choices())}. Without it: {ZO}.")
-    fo: str | None = option(f"hybrid: what moves those: {' or '.join(CHOICES['fo'])}. Without it: {FO}.")
-    fo_lr: float | None = option(
+    zo: str | None = option(
+        lambda: f"hybrid: what moves the other parameters: {', '.join(zo_choices())}. Without it: {ZO}.", choices=lambda: zo_choices()
+    )
+    fo: str | None = option(f"hybrid: what moves those: {' or '.join(FIRST_ORDER)}. Without it: {FO}.", choices=FIRST_ORDER)
+    fo_lr: Positive | None = option(
         "hybrid: learning rate of --fo. Without it: 1e-5 for adamw and 2e-5 for sgd, more for adapters (docs/settings.md)."
     )
     optimizer_settings: dict[str, object] = field(default_factory=dict)
-    schedule: str = option("How the learning rate ends: linear, cosine or constant.", "linear", "lr_scheduler_type")
-    full_batch: int | None = option("mezo-svrg: rows at an anchor, drawn anew for each. Without it: all training rows.")
-    seed: int = option("Fixes the split, the new parts' first values, the batches and the noise.", 0)
-    steps: int = option("Optimizer steps.", 400, "max_steps")
-    batch_size: int = option("Rows that go through the model at once.", 16, "per_device_train_batch_size")
-    accumulate: int = option("Batches a step: all are seen along the same noise.", 1, "gradient_accumulation_steps")
-    eval_every: int = option("Steps between evaluations on held-out rows.", 100, "eval_steps")
-    save_every: int | None = option("Steps between checkpoints, which --resume goes on from. Without it: --eval-every.", None, "save_steps")
-    keep: str = option("Which weights are saved at the end: last, or best, those of the evaluation with the best metric.", "last")
-    max_length: int = option("Tokens a row; longer texts are cut.", 128)
-    dtype: str = option("float32, bfloat16 or float16.", "float32")
+    schedule: str = option("How the learning rate ends: linear, cosine or constant.", "linear", "lr_scheduler_type", choices=SCHEDULES)
+    full_batch: Natural | None = option("mezo-svrg: rows at an anchor, drawn anew for each. Without it: all training rows.")
+    seed: Seed = option("Fixes the split, the new parts' first values, the batches and the noise.", 0)
+    steps: Natural = option("Optimizer steps.", 400, "max_steps")
+    batch_size: Natural = option("Rows that go through the model at once.", 16, "per_device_train_batch_size")
+    accumulate: Natural = option("Batches a step: all are seen along the same noise.", 1, "gradient_accumulation_steps")
+    eval_every: Natural = option("Steps between evaluations on held-out rows.", 100, "eval_steps")
+    save_every: Natural | None = option(
+        "Steps between checkpoints, which --resume goes on from. Without it: --eval-every.", None, "save_steps"
+    )
+    keep: str = option(
+        "Which weights are saved at the end: last, or best, those of the evaluation with the best metric.", "last", choices=("last", "best")
+    )
+    max_length: Length = option("Tokens a row; longer texts are cut.", 128)
+    dtype: str = option("float32, bfloat16 or float16.", "float32", choices=DTYPES)
     device: str | None = option("cpu or cuda. Without it: a GPU where there is one.")
     no_check: bool = option("Do not check, by some forward passes before the first step, that losses, eps and rounding are sound.", False)
     out: str | None = option("Folder for model, curve and logs. Without it: zokern-finetune, or -2, ...", None, "output_dir")
@@ -130,12 +129,6 @@ class Settings:
             BadInput: a value of another type or out of range, or options that do not go together, by the names of the options.
         """
         given: Settings = fitting(self)
-        for name, (cure, holds) in RANGES.items():
-            value = getattr(given, name)
-            if value is not None and (value != () or name == "rows") and not holds(value):
-                raise BadInput(f"{title(name)} {shown(value)}: pass {cure}")
-        for name, choices in (CHOICES | {"optimizer": tuple(optimizers()), "zo": zo_choices()}).items():
-            _choose(name, getattr(given, name), choices)
         paths = {name: os.path.expanduser(getattr(given, name) or "") for name in PATHS}
         local: dict[str, Any] = {name: os.path.abspath(path) for name, path in paths.items() if os.path.exists(path)}
         settings = replace(
@@ -261,15 +254,10 @@ def _unset(value: Any, setting: Setting | None) -> bool:
     return value in (None, (), []) or value is False and not (setting and setting.default)
 
 
-def _choose(name: str, value: Any, choices: Collection[str]) -> None:
-    if value is not None and value not in choices:
-        raise BadInput(f"{title(name)} {shown(value)}: pass one of {', '.join(choices)}{nearest(value, choices)}")
-
-
 def _of_kind(name: str, value: Any, setting: Setting) -> Any:
     value = fit(title(name), value, HINTS[setting.kind])
     if setting.choices:
-        _choose(name, value, setting.choices)
+        choose(name, value, setting.choices)
         return value
     try:
         setting.check(name, value, "")

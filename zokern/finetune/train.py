@@ -33,11 +33,7 @@ KEPT = 2  # checkpoints: should the machine stop while one is written, there is 
 
 @contextmanager
 def opened(run: Run, say: Callable[[str], None]) -> Iterator[None]:
-    """The folder of a run while it is trained: begun, or gone on with. Where that fails before the first step, it is as it was.
-
-    Raises:
-        Unwritable: a file in it cannot be written, with how to go on.
-    """
+    """The folder of a run while it is trained: begun, or gone on with. Where that fails before the first step, it is as it was."""
     path = run.path
     undo: Callable[[], None] | None = None
     if run.resumed is None:
@@ -126,11 +122,7 @@ class Training(TrainerCallback):
         return best_of(self.history, self.run.data.task.metric)
 
     def train(self) -> None:
-        """Train to the end, from the run's checkpoint if there is one. With ``keep="best"`` the weights are then the best ones'.
-
-        Raises:
-            BadInput: the losses of many steps on end were not finite, or the state of a checkpoint does not fit.
-        """
+        """Train to the end, from the run's checkpoint if there is one. With ``keep="best"`` the weights are then the best ones'."""
         resume, path = self.run.checkpoint, self.run.path
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "step .* was skipped", RuntimeWarning)  # they are counted in the summary

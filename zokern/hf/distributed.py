@@ -3,11 +3,18 @@
 Rank 0's weights go to the others once, at the start. A step exchanges its losses, a few numbers; that of a Hybrid its gradients, too.
 """
 
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
+
 import torch
 from torch import distributed
 
 from ..estimators import Closure
+from ..optim import ClosureOptimizer
 from ..signals import let_through
+
+Weight: TypeAlias = float | torch.Tensor  # rows or tokens that a loss is the mean of: a number or a 0-dim tensor
+Part: TypeAlias = Callable[[], tuple[torch.Tensor, Weight]]  # -> the loss of this process's part of the batch, and its weight
 
 
 def count() -> int:
@@ -22,36 +29,39 @@ class DistributedClosure(Closure):
     """A closure whose loss is the mean over all processes, each of which sees its part of the batch.
 
     Args:
-        part: () -> (loss of this process's part, rows or tokens that it is the mean of).
+        part: evaluates this process's part.
         gradient: the same, with a backward pass, for optimizers that need one. Default None: there is none.
     """
 
-    def __init__(self, part, gradient=None):
-        self.part, self.gradient, self.weight = part, gradient, None
+    weight: Weight
 
-    def closure(self):
+    def __init__(self, part: Part, gradient: Part | None = None):
+        self.part, self.gradient = part, gradient
+
+    def closure(self) -> torch.Tensor:
         loss, self.weight = self.part()
         return loss
 
-    def differentiate(self, params):
+    def differentiate(self, params: Sequence[torch.Tensor]) -> torch.Tensor:
+        assert self.gradient is not None  # given wherever gradients are asked for
         with torch.enable_grad():
             loss, self.weight = let_through(self.gradient)
         average_gradients(params, self.weight)
         return loss
 
-    def combine(self, numbers):
+    def combine(self, numbers: list[torch.Tensor]) -> list[torch.Tensor]:
         return all_reduce(numbers, self.weight)
 
 
 @torch.no_grad()
-def all_reduce(losses: list[torch.Tensor], weight) -> list[torch.Tensor]:
+def all_reduce(losses: list[torch.Tensor], weight: Weight) -> list[torch.Tensor]:
     """The weighted mean of every process's numbers, one a loss, the same bits on each of them.
 
     One collective: all are gathered, and each process adds them in the order of ranks. Nothing waits for the host.
 
     Args:
         losses: 0-dim float64 tensors of this process's part of the batch, as many on each process: losses, or derivatives of them.
-        weight: rows or tokens that they are means of: a number or a 0-dim tensor. What has weight 0 is left out.
+        weight: of this process's part. What has weight 0 is left out.
     """
     if count() == 1:
         return losses
@@ -63,24 +73,20 @@ def all_reduce(losses: list[torch.Tensor], weight) -> list[torch.Tensor]:
 
 
 @torch.no_grad()
-def average_gradients(params, weight) -> None:
+def average_gradients(params: Sequence[torch.Tensor], weight: Weight) -> None:
     """``.grad`` becomes the weighted mean of every process's, the same bits on each of them; one that has none counts as 0.
 
-    A collective of a few numbers, and one for each parameter that has a gradient anywhere.
-
-    Args:
-        params: the same ones on each process.
-        weight: as of ``all_reduce``.
+    A collective of a few numbers, and one for each of the parameters, the same ones on each process, that has a gradient anywhere.
     """
     if count() == 1:
         return
     device = params[0].device
-    weight = torch.as_tensor(weight, device=device).double()
-    mine = torch.cat([weight.reshape(1), torch.tensor([p.grad is not None for p in params], device=device)])
+    own = torch.as_tensor(weight, device=device).double()
+    mine = torch.cat([own.reshape(1), torch.tensor([p.grad is not None for p in params], device=device)])
     every = [torch.empty_like(mine) for _ in range(count())]
     distributed.all_gather(every, mine)
     weights, *held = torch.stack(every, 1)
-    share = weight / weights.sum().clamp(min=1)
+    share = own / weights.sum().clamp(min=1)
     for p, anyone in zip(params, torch.stack(held).any(1).tolist()):
         if anyone:
             grad = torch.zeros_like(p) if p.grad is None else torch.where(share > 0, p.grad * share, 0.0)
@@ -89,7 +95,7 @@ def average_gradients(params, weight) -> None:
 
 
 @torch.no_grad()
-def broadcast_parameters(model) -> None:
+def broadcast_parameters(model: torch.nn.Module) -> None:
     """Every process takes rank 0's parameters and buffers."""
     if count() > 1:
         for tensor in (*model.parameters(), *model.buffers()):
@@ -99,7 +105,7 @@ def broadcast_parameters(model) -> None:
                 tensor.data.copy_(held)
 
 
-def check_equal(optimizer) -> None:
+def check_equal(optimizer: ClosureOptimizer) -> None:
     """
     Raises:
         ValueError: the optimizers of two processes differ, so that their weights would come apart.
@@ -108,12 +114,12 @@ def check_equal(optimizer) -> None:
         return
     groups = [{name: _plain(value) for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
     shapes = [tuple(p.shape) for group in optimizer.param_groups for p in group["params"]]
-    mine = dict(type=type(optimizer).__name__, param_groups=groups, shapes=shapes)
-    zo = optimizer.perturbed  # None where nothing is
+    mine: dict[str, Any] = dict(type=type(optimizer).__name__, param_groups=groups, shapes=shapes)
+    zo: Any = optimizer.perturbed  # None where nothing is
     if zo is not None:
         mine["layout"] = zo.layout.fingerprint()
     mine |= {name: repr(getattr(optimizer, name)) for name in ("split", "share_forward") if hasattr(optimizer, name)}
-    every = [None] * count()
+    every: list[Any] = [None] * count()
     distributed.all_gather_object(every, mine)
     for other, theirs in enumerate(every):
         if theirs != every[0]:
@@ -124,7 +130,7 @@ def check_equal(optimizer) -> None:
             )
 
 
-def _plain(value):
+def _plain(value: Any) -> Any:
     if isinstance(value, torch.Tensor):
         return value.tolist()
     if isinstance(value, dict):

@@ -63,8 +63,6 @@ def token_losses(
         targets: int64 tensor [n]: the tokens that should follow; at -100 the loss is 0.
     Returns:
         float32 tensor [n].
-    Raises:
-        BadInput: as of ``lean_loss``.
     """
     if chunk < 1:
         raise BadInput(f"chunk={chunk} positions cannot be kept: pass 1 or more")
@@ -90,11 +88,7 @@ def kept_logits(model: torch.nn.Module, inputs: dict[str, Any], where: torch.Ten
 
 
 def output_embedding(model: Any) -> torch.nn.Module:
-    """The module that makes logits of hidden states.
-
-    Raises:
-        BadInput: the model has none.
-    """
+    """The module that makes logits of hidden states."""
     config = getattr(model, "config", None)
     if getattr(config, "is_encoder_decoder", False):
         raise BadInput(f"model {type(model).__name__} has an encoder and a decoder: pass a causal or a masked language model")

@@ -1,5 +1,6 @@
 """Prompts as data: a template with the columns of a row in it, and the options that a model chooses from."""
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from string import Formatter
@@ -9,10 +10,6 @@ from .rows import Example
 
 OPTION = "option"  # where the model answers: no column has this name
 CONJUNCTIONS = {"effect": "so", "cause": "because"}  # what COPA asks for
-
-
-def _unended(text: str) -> str:
-    return text[:-1] if text.endswith((".", "?", "!", ",", ";", ":")) else text
 
 
 def _asked(text: str) -> str:
@@ -39,7 +36,7 @@ def _gap(text: str) -> list[str]:
 # What a template may do to a column: "{premise:unended}".
 WORDINGS: dict[str, Callable[[str], str]] = {
     "": str.strip,
-    "unended": lambda text: _unended(text.strip()),  # no full stop, question mark or the like at the end
+    "unended": lambda text: re.sub("[.?!,;:]$", "", text.strip()),  # no full stop, question mark or the like at the end
     "lowered": lambda text: text.strip()[:1].lower() + text.strip()[1:],
     "inline": lambda text: _inline(text.strip()),  # the first word in lower case, unless it is "I"
     "asked": lambda text: _asked(text.strip()),  # as a question: a capital and one question mark
@@ -70,11 +67,7 @@ def columns(*templates: str) -> list[str]:
 
 
 def parts(template: str, example: Example) -> list[tuple[str, str]]:
-    """-> [(kind, text)], kind "template", "text" (of the row) or "option".
-
-    Raises:
-        BadInput: the row cannot be put so; with its location.
-    """
+    """-> [(kind, text)], kind "template", "text" (of the row) or "option"."""
     found = []
     for literal, field, wording, _ in Formatter().parse(template):
         if literal:

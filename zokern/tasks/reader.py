@@ -35,12 +35,7 @@ class Reader:
     kind: ClassVar[str]
 
     def __init__(
-        self,
-        task: Task,
-        tokenizer: Tokenizer,
-        max_length: int | None = None,
-        objective: str = "cross-entropy",
-        prompt: Any = None,
+        self, task: Task, tokenizer: Tokenizer, max_length: int | None = None, objective: str = "cross-entropy", prompt: Any = None
     ):
         prompt = prompt or getattr(task, self.kind)
         if not prompt:
@@ -80,11 +75,7 @@ class Reader:
         raise NotImplementedError
 
     def answers(self, batch: Batch) -> torch.Tensor:
-        """What is right: int64 [rows].
-
-        Raises:
-            BadInput: a row of the batch has no label.
-        """
+        """What is right: int64 [rows]."""
         if "labels" not in batch:
             raise BadInput("a row of this batch has no label, as in test splits: it has predictions, but no loss")
         return batch["labels"]

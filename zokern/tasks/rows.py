@@ -65,11 +65,7 @@ def is_local(name: str) -> bool:
 
 
 def read(name: str, split: str = "train") -> Table:
-    """The table in a file, or a split of a hub data set.
-
-    Raises:
-        BadInput: no such file, an empty one, another format, or the first line that is wrong.
-    """
+    """The table in a file, or a split of a hub data set."""
     if not is_local(name):
         return _hub(name, split)
     path = Path(name).expanduser()
@@ -149,24 +145,21 @@ def _parse(name: str, lines: list[str], separator: str, quoting: Literal[0, 3]) 
 
 
 def _json(name: str, lines: list[str]) -> Table:
-    try:
-        value = of_json("".join(lines))
-    except Unreadable as error:
-        raise BadInput(f"data {name!r}, line {error.line}: {error}: correct it") from None
+    value = _value(name, "".join(lines))
     if not isinstance(value, list):
         raise BadInput(f"data {name!r} holds a {type(value).__name__}: pass a list of objects, or one object a line in a .jsonl")
     return _objects(name, {f"row {i}": entry for i, entry in enumerate(value, 1)})
 
 
 def _json_lines(name: str, lines: list[str]) -> Table:
-    entries = {}
-    for i, line in enumerate(lines, 1):
-        if line.strip():
-            try:
-                entries[f"line {i}"] = of_json(line)
-            except Unreadable as error:
-                raise BadInput(f"data {name!r}, line {i}: {error}: correct it") from None
-    return _objects(name, entries)
+    return _objects(name, {f"line {i}": _value(name, line, i) for i, line in enumerate(lines, 1) if line.strip()})
+
+
+def _value(name: str, text: str, line: int = 0) -> Any:
+    try:
+        return of_json(text)
+    except Unreadable as error:
+        raise BadInput(f"data {name!r}, line {line or error.line}: {error}: correct it") from None
 
 
 def _objects(name: str, entries: dict[str, Any]) -> Table:

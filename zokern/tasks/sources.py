@@ -17,8 +17,6 @@ def read(task: Task, source: str | None, split: str, hub_split: str) -> rows.Tab
 
     Args:
         split, hub_split: its name here and on the hub; a copy may use either.
-    Raises:
-        BadInput: it cannot be had.
     """
     if source is None:
         return _hub(task, hub_split)
