@@ -136,7 +136,6 @@ def test_settings_that_the_run_has_of_its_own():
 def test_rates_and_dtypes_of_an_optimizer_are_known_by_their_declaration(settings, monkeypatch):
     """Whatever they are called: an optimizer with a second learning rate and a dtype, which no option of before has the names of."""
     monkeypatch.setattr(contract, "_classes", contract._classes.copy())
-    monkeypatch.setattr(contract, "_replayable", contract._replayable.copy())
 
     @contract.register
     class TwoRates(ZerothOrder):

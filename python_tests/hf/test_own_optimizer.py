@@ -81,6 +81,18 @@ def test_what_is_not_declared_is_not_registered():
         zokern.optim.register(torch.optim.SGD)
 
 
+def test_a_constructor_that_hides_settings_of_its_base_is_not_registered():
+    class Plain(zokern.MeZO):
+        name = "plain"
+
+        def __init__(self, params, lr=1e-3, eps=1e-3, weight_decay=0.0, seed=0, defer=False):
+            super().__init__(params, lr, eps, weight_decay, 2, seed, defer)
+
+    with pytest.raises(TypeError, match="Plain does not take estimator, q as MeZO does, so that no log of it could be replayed"):
+        zokern.optim.register(Plain)
+    assert "plain" not in zokern.optim.optimizers()
+
+
 def test_names_are_given_once():
     class Second(zokern.MeZO):
         name = "mezo"

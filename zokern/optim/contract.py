@@ -11,7 +11,7 @@ from typing import Any, ClassVar, ParamSpec, TypeVar
 import torch
 
 from ..signals import whole
-from .settings import Setting, Settings
+from .settings import OF_PARAMETERS, Setting, Settings
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -131,7 +131,7 @@ def register(cls: Registered) -> Registered:
     ``[project.entry-points."zokern.optimizers"]`` with ``my-name = "my_package.my_module:MyClass"``.
 
     Raises:
-        TypeError: what is no optimizer of zokern's kind, or does not declare a name, or a setting.
+        TypeError: what is no optimizer of zokern's kind, does not declare a name or a setting, or leaves out settings of its base class.
         ValueError: another class has its name.
     """
     if not (isinstance(cls, type) and issubclass(cls, ClosureOptimizer)):
@@ -141,6 +141,13 @@ def register(cls: Registered) -> Registered:
     for name, argument in list(signature(cls).parameters.items())[1:]:
         if argument.kind is not Parameter.VAR_KEYWORD and name not in cls.known():
             raise TypeError(f"{cls.__name__} takes {name}, which it does not declare: add it to its settings, as a zokern.optim.Setting")
+    for base in _classes.values():
+        left = base.declared().keys() - cls.declared().keys() - {*OF_PARAMETERS} if base in cls.__mro__[1:] else ()
+        if left:  # which its groups hold all the same
+            raise TypeError(
+                f"{cls.__name__} does not take {', '.join(sorted(left))} as {base.__name__} does, so that no log of it could be replayed: "
+                "let its constructor take them"
+            )
     for other in _classes.values():
         same = (cls.__module__, cls.__qualname__) == (other.__module__, other.__qualname__)
         if not same and (other.name == cls.name or other.__name__ == cls.__name__):

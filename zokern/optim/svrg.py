@@ -16,7 +16,7 @@ from ..ops.arguments import Term
 from ..signals import whole
 from .base import ZerothOrder
 from .contract import register
-from .settings import NOT_NEGATIVE, Number, ParamsT, Setting, Settings, choice, number
+from .settings import COMMON, NOT_NEGATIVE, Number, ParamsT, Setting, Settings, choice, number
 
 
 @register
@@ -50,6 +50,7 @@ class MeZOSVRG(ZerothOrder):
     full_batch = True
     full_batch_rate = "lr_full"
     settings = {
+        "q": replace(COMMON["q"], help="Steps from anchor to anchor."),
         "lr_full": replace(number(*NOT_NEGATIVE, "Learning rate at anchors."), times_lr=10.0),
         "anchor": choice("Keep the anchor's weights, or make them again.", None, "copy", "replay", kept=True),
         "trail": Setting(dict, "what MeZOSVRG.state_dict() gave", lambda x: x is None or _is_trail(**x), shared=False),

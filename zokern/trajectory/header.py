@@ -12,7 +12,7 @@ from ..noise import SPEC_VERSION
 from ..optim import ZerothOrder, logged_as, optimizers
 from ..optim.settings import PER_PARAMETER
 from ..version import __version__
-from .settings import from_json, merged, to_json
+from .json_settings import from_json, merged, to_json
 from .text import FORMAT, Header, shown
 from .weights import check_table, digests, frozen, parameters_of, table
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from ..errors import BadInput
 from .header import check_header, logged_class, settings_of
-from .settings import from_json, per_group
+from .json_settings import from_json, per_group
 from .text import parse_header, parse_step, shown
 
 MARKS = ("flushed", "disturbed")  # what a step line may hold beside settings

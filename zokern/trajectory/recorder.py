@@ -12,9 +12,9 @@ import torch
 from ..errors import BadInput
 from ..optim import ClosureOptimizer, ZerothOrder
 from .header import check_same_run, header_of, logged_settings, replayable_class
+from .json_settings import merged, to_json
 from .position import Writes, check_position, position_of
 from .reader import Reader
-from .settings import merged, to_json
 from .text import header_line, step_line
 from .weights import check_base, check_frozen, parameters_of, table
 

@@ -13,9 +13,9 @@ from ..estimators import PerturbedWeights, ReplayedWeights
 from ..optim import ZerothOrder
 from ..optim.settings import PER_PARAMETER
 from .header import logged_class
+from .json_settings import from_json, per_group
 from .position import Writes, position_of
 from .reader import MARKS
-from .settings import from_json, per_group
 from .text import Header
 from .weights import Named, check_base, check_frozen, check_table, few
 

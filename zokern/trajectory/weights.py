@@ -9,7 +9,7 @@ import torch
 
 from ..errors import BadInput
 from ..ops.staging import pieces
-from .settings import name_of
+from .json_settings import name_of
 from .text import Header
 
 Named = list[tuple[str, torch.Tensor]]  # (name or "", tensor), in the order of the header
