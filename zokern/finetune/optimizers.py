@@ -9,11 +9,12 @@ import torch
 from ..errors import BadInput, need
 from ..estimators import Layers, layers
 from ..optim import ClosureOptimizer, named, splits
-from .settings import FO, Settings
+from .settings import FIRST_ORDER, FO, Settings
 
-FIRST = {"adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}
-FO_LR = {"adamw": 1e-5, "sgd": 2e-5}  # LoHO's, on RoBERTa-large
-FO_ADAPTED, FO_NEW_HEAD = 10, 100  # so many times that for adapters, and with a new head on a model as small as MiniLM, where it was found
+FO_ADAPTED, FO_NEW_HEAD = (
+    10,
+    100,
+)  # so many times --fo's own lr for adapters, and with a new head on a model as small as MiniLM, where it was found
 # For a new head on a model as small as MiniLM: lr is 1e3 times that of a language model. After a probe the loss is steeper, and there
 # is less to gain: a step that helps a new head would undo the probe.
 NEW_HEAD, PROBED = 3e-2, 2e-3
@@ -26,7 +27,7 @@ def with_rates(settings: Settings) -> Settings:
     small = settings.task_type == "head" and method in ("lora", "dora", "head")
     if settings.halves and settings.fo:
         times = FO_NEW_HEAD if small and settings.head != "probe" else 1 if method == "full" else FO_ADAPTED
-        settings = replace(settings, fo_lr=settings.fo_lr or times * FO_LR[settings.fo])
+        settings = replace(settings, fo_lr=settings.fo_lr or times * FIRST_ORDER[settings.fo][1])
     cls = settings.zeroth_class
     if cls is None:
         return settings
@@ -64,7 +65,7 @@ def _halves(settings: Settings, model: torch.nn.Module, given: dict[str, Any]) -
     blocks = _layers(model, f"--optimizer {settings.optimizer}", "pass another optimizer").params
     cls, zeroth = named(settings.optimizer), settings.zeroth_class
     own = {name: value for name, value in given.items() if name in cls.declared()}
-    fo = partial(FIRST[settings.fo or FO], lr=settings.fo_lr, weight_decay=given.get("weight_decay", 0.0))
+    fo = partial(FIRST_ORDER[settings.fo or FO][0], lr=settings.fo_lr, weight_decay=given.get("weight_decay", 0.0))
     zo = zeroth and partial(zeroth, **{name: value for name, value in given.items() if name not in own})
     return dict(zo=zo, fo=fo, split=split_of(settings.split or f"depth:{len(blocks) // 2}", settings.seed), **own)
 

@@ -60,9 +60,6 @@ class Result:
     out: str
     load: str
 
-    def json(self) -> str:
-        return json.dumps(asdict(self), indent=1)
-
     def lines(self) -> list[str]:
         """The summary, to be read."""
         classes = ", ".join(self.labels[:6]) + (f" and {len(self.labels) - 6} more" if len(self.labels) > 6 else "")
@@ -141,7 +138,7 @@ def report(run: Run, training: Training) -> Result:
         load=loaded.load(str(settings.out)),
     )
     if not training.interrupted:
-        output.write(path / output.METRICS, result.json())
+        output.write(path / output.METRICS, json.dumps(asdict(result), indent=1))
     return result
 
 

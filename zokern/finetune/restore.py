@@ -67,7 +67,8 @@ def evaluate(what: Evaluation) -> dict[str, Any]:
         given = {name: getattr(what, name) for name in ("task", "data", "text", "label", "seed")}
         how |= given | {"batch_size": 1, "rows": what.rows or Settings.rows}
     settings = replace(ran if own else Settings(), **how).checked()
-    settle_network(settings)
+    if not own:
+        settle_network(settings)
     data, sets = _rows(settings, what, own)
     plain = replace(settings, adapter=("full",), rank=None, lr_ratio=None, virtual_tokens=None)
     if adapter:

@@ -22,6 +22,7 @@ from .options import HINTS, brief, choose, fit, fitting, nearest, option, option
 # share of each parameter; so many at random, drawn again every so many steps.
 BLOCKS = r"(\d+|\+\d+|\d+(\+\d+)+)"
 SPLIT = re.compile(rf"depth:\d+|inter:{BLOCKS}|intra:{BLOCKS}(:0?\.\d+)?|lisa:\d+:\d+")
+FIRST_ORDER = {"adamw": (torch.optim.AdamW, 1e-5), "sgd": (torch.optim.SGD, 2e-5)}  # with LoHO's lr, on RoBERTa-large
 ZO, FO = "mezo", "adamw"  # what moves the two halves of a model where nothing else is asked for
 LORA, VIRTUAL = {"lora", "dora"}, {"prefix", "prompt"}  # adapters
 PATHS = ("model", "data", "eval_data")  # or names on the hub
@@ -34,9 +35,9 @@ Positive = Annotated[float, POSITIVE[0], POSITIVE[1]]
 Ratio = Annotated[float, "a number >= 1", lambda x: 1 <= x < math.inf]
 Split = Annotated[str, "depth:3, inter:4, inter:1+3, intra:4:0.5 or lisa:2:20", SPLIT.fullmatch]
 Columns = Annotated[tuple[str, ...], "one column or two", lambda x: len(x) <= 2]
-THREE = "three integers, the last one may be 0, as '512,256,256'"
-Rows = Annotated[tuple[int, ...], THREE, lambda x: len(x) == 3 and min(x[:2]) >= 1 and x[2] >= 0]
-DTYPES, FIRST_ORDER, SCHEDULES = ("float32", "bfloat16", "float16"), ("adamw", "sgd"), ("linear", "cosine", "constant")
+SIZES = "three integers, the last one may be 0, as '512,256,256'"
+Rows = Annotated[tuple[int, ...], SIZES, lambda x: len(x) == 3 and min(x[:2]) >= 1 and x[2] >= 0]
+DTYPES, SCHEDULES = ("float32", "bfloat16", "float16"), ("linear", "cosine", "constant")
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ class Settings:
     zo: str | None = option(
         lambda: f"hybrid: what moves the other parameters: {', '.join(zo_choices())}. Without it: {ZO}.", choices=lambda: zo_choices()
     )
-    fo: str | None = option(f"hybrid: what moves those: {' or '.join(FIRST_ORDER)}. Without it: {FO}.", choices=FIRST_ORDER)
+    fo: str | None = option(f"hybrid: what moves those: {' or '.join(FIRST_ORDER)}. Without it: {FO}.", choices=tuple(FIRST_ORDER))
     fo_lr: Positive | None = option(
         "hybrid: learning rate of --fo. Without it: 1e-5 for adamw and 2e-5 for sgd, more for adapters (docs/settings.md)."
     )
@@ -130,7 +131,7 @@ class Settings:
         """
         given: Settings = fitting(self)
         paths = {name: os.path.expanduser(getattr(given, name) or "") for name in PATHS}
-        local: dict[str, Any] = {name: os.path.abspath(path) for name, path in paths.items() if os.path.exists(path)}
+        local: dict[str, Any] = {name: str(Path(path).absolute()) for name, path in paths.items() if os.path.exists(path)}
         settings = replace(
             given,
             **local,  # from wherever the run is gone on with

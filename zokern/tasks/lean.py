@@ -8,24 +8,25 @@ output embedding is applied to the rest chunk by chunk.
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeAlias
 from weakref import WeakSet
 
 import torch
+from torch import Tensor
+from torch.nn import Module
 from torch.nn.functional import cross_entropy
 
 from ..errors import BadInput
 from .virtual_tokens import both_names, has_virtual_tokens
 
+Inputs: TypeAlias = dict[str, Any]  # keyword arguments of a model, among them input_ids, [rows, tokens]
 log = logging.getLogger("zokern")
 IGNORED = -100  # a label that is none, as in transformers
-_treats_its_logits: WeakSet[torch.nn.Module] = WeakSet()  # output embeddings whose models do something to the logits afterwards
-_told: WeakSet[torch.nn.Module] = WeakSet()
+_treats_its_logits: WeakSet[Module] = WeakSet()  # output embeddings whose models do something to the logits afterwards
+_told: WeakSet[Module] = WeakSet()
 
 
-def lean_loss(
-    model: torch.nn.Module, input_ids: torch.Tensor, attention_mask: torch.Tensor, labels: torch.Tensor, chunk: int = 256
-) -> torch.Tensor:
+def lean_loss(model: Module, input_ids: Tensor, attention_mask: Tensor, labels: Tensor, chunk: int = 256) -> Tensor:
     """What ``model(input_ids, attention_mask=attention_mask, labels=labels).loss`` is, without the logits of all positions.
 
     Position t predicts label t + 1; the mean goes over the labels that are not -100. Nothing waits for the device. Meant for
@@ -52,13 +53,10 @@ def lean_loss(
     return token_losses(model, inputs, where, targets, chunk).sum() / targets.ne(IGNORED).sum()
 
 
-def token_losses(
-    model: torch.nn.Module, inputs: dict[str, Any], where: torch.Tensor, targets: torch.Tensor, chunk: int = 256
-) -> torch.Tensor:
+def token_losses(model: Module, inputs: Inputs, where: Tensor, targets: Tensor, chunk: int = 256) -> Tensor:
     """The cross-entropy of single tokens.
 
     Args:
-        inputs: keyword arguments of the model, among them input_ids, [rows, tokens].
         where: int64 tensor [2, n]: rows, and the positions in them that predict. Position -1 is the last virtual token of peft.
         targets: int64 tensor [n]: the tokens that should follow; at -100 the loss is 0.
     Returns:
@@ -82,12 +80,12 @@ def token_losses(
     return torch.cat(losses)
 
 
-def kept_logits(model: torch.nn.Module, inputs: dict[str, Any], where: torch.Tensor) -> torch.Tensor:
+def kept_logits(model: Module, inputs: Inputs, where: Tensor) -> Tensor:
     """The logits of some positions only: [n, vocabulary] in the model's dtype. Arguments as of ``token_losses``."""
     return _forward(model, output_embedding(model), inputs, where, where.shape[1])[0]
 
 
-def output_embedding(model: Any) -> torch.nn.Module:
+def output_embedding(model: Any) -> Module:
     """The module that makes logits of hidden states."""
     config = getattr(model, "config", None)
     if getattr(config, "is_encoder_decoder", False):
@@ -98,9 +96,7 @@ def output_embedding(model: Any) -> torch.nn.Module:
     return head
 
 
-def _forward(
-    model: torch.nn.Module, head: torch.nn.Module, inputs: dict[str, Any], where: torch.Tensor, first: int
-) -> tuple[torch.Tensor, torch.Tensor | None, bool]:
+def _forward(model: Module, head: Module, inputs: Inputs, where: Tensor, first: int) -> tuple[Tensor, Tensor | None, bool]:
     """-> logits [first, vocabulary], the hidden states [n, width] that lead to all, whether the model returns what its head returned.
 
     Where the head is not reached as expected, the full logits are made, all n are returned, and the hidden states are None.
@@ -114,30 +110,30 @@ def _forward(
     return logits[0], kept.hidden, untouched
 
 
-def _at(values: torch.Tensor, where: torch.Tensor, tokens: int) -> torch.Tensor:
+def _at(values: Tensor, where: Tensor, tokens: int) -> Tensor:
     """[rows, positions, width] -> [n, width]. Virtual tokens of peft stand before the ``tokens`` others."""
     return values[where[0], where[1] + (values.shape[1] - tokens)]
 
 
 class _Kept:
-    hidden: torch.Tensor | None = None
-    logits: torch.Tensor
+    hidden: Tensor | None = None
+    logits: Tensor
 
 
 @contextmanager
-def _keeping(head: torch.nn.Module, shape: tuple[int, ...], where: torch.Tensor, first: int) -> Iterator[_Kept]:
+def _keeping(head: Module, shape: tuple[int, ...], where: Tensor, first: int) -> Iterator[_Kept]:
     kept = _Kept()
     rows, tokens = shape
 
-    def before(_: torch.nn.Module, args: Any) -> Any:
+    def before(_: Module, args: Any) -> Any:
         hidden = args[0] if args else None
         # Some models call what they call their output embedding on token ids, too.
-        if isinstance(hidden, torch.Tensor) and hidden.is_floating_point() and hidden.dim() == 3:
+        if isinstance(hidden, Tensor) and hidden.is_floating_point() and hidden.dim() == 3:
             if len(hidden) == rows and hidden.shape[1] >= tokens:
                 kept.hidden = _at(hidden, where, tokens)
                 return (kept.hidden[None, :first], *args[1:])
 
-    def after(_: torch.nn.Module, args: Any, output: torch.Tensor) -> None:
+    def after(_: Module, args: Any, output: Tensor) -> None:
         kept.logits = output
 
     handles = head.register_forward_pre_hook(before), head.register_forward_hook(after)
@@ -148,7 +144,7 @@ def _keeping(head: torch.nn.Module, shape: tuple[int, ...], where: torch.Tensor,
             handle.remove()
 
 
-def _tell(head: torch.nn.Module, what: str) -> None:
+def _tell(head: Module, what: str) -> None:
     if head not in _told:
         _told.add(head)
         log.warning(what)

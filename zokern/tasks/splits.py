@@ -51,9 +51,9 @@ def few_shot(examples: Sequence[Any], k: int, seed: int) -> tuple[list, list]:
         if examples[i].label is None:
             raise BadInput(f"{examples[i].location} has no label, so that k rows of each class cannot be drawn: pass labelled rows")
         classes[examples[i].label].append(examples[i])
-    for label, rows in sorted(classes.items()):
+    by_label = dict(sorted(classes.items()))
+    for label, rows in by_label.items():
         if len(rows) < 2 * k:
             need = f"{k} rows of every class (--shots, in Python k) for training and {k} for validation need {2 * k}"
             raise BadInput(f"class {label} has {len(rows)} rows, but {need}: pass less")
-    order = sorted(classes)
-    return [row for label in order for row in classes[label][:k]], [row for label in order for row in classes[label][k : 2 * k]]
+    return [row for rows in by_label.values() for row in rows[:k]], [row for rows in by_label.values() for row in rows[k : 2 * k]]
