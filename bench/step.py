@@ -70,7 +70,7 @@ def measure(case: Step, device) -> list[dict]:
     batch = case.batch, case.tokens
     check_step(ours.named_parameters(), loss_of(ours, *batch), LR)
     # Models of their own: the published step gives its weights new memory each time, and so would have zokern look for them; with
-    # defer=True the weights are not settled between steps. Where there is room for one model only, both are done between turns.
+    # defer=True an update is pending between steps. Where there is room for one model only, both are done between turns.
     alone = size >= ALONE_FROM
     theirs, waiting = (ours, ours) if alone else (copy.deepcopy(ours), copy.deepcopy(ours))
     optimizer = zokern.MeZO(ours.parameters(), lr=LR, eps=EPS)
@@ -93,7 +93,8 @@ def measure(case: Step, device) -> list[dict]:
         candidates[DEFERRED] = Turn(candidates[DEFERRED], before=lambda: looked_for(deferred), after=deferred.flush)
     # The forwards first, before zokern has made the tables that it keeps.
     peaks = {name: peak(call) if device.type == "cuda" else None for name, call in candidates.items()}
-    passes = {OURS: lambda: optimizer.model.add([(zokern.NoiseKey(0), EPS)]), PUBLISHED: lambda: published.perturb(0, 1)}
+    noise = [(zokern.NoiseKey(0), EPS)]
+    passes = {OURS: lambda: zokern.ops.add_noise_(optimizer.layout, noise), PUBLISHED: lambda: published.perturb(0, 1)}
     launched = {name: launches(one_pass) if device.type == "cuda" else None for name, one_pass in passes.items()}
     without = {}
     if device.type == "cuda" and size <= CAPTURED_UP_TO:
@@ -140,8 +141,8 @@ def measure(case: Step, device) -> list[dict]:
 
 
 def looked_for(optimizer):
-    """A pass that adds nothing: zokern finds the weights where the published step has left them."""
-    optimizer.model.add([(zokern.NoiseKey(0), 0.0)])
+    """zokern finds the weights where the published step has left them."""
+    optimizer.layout.tables()
 
 
 def trained(model, optimizer, closure, **how):
