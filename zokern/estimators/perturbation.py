@@ -37,7 +37,7 @@ class PerturbedWeights:
 
     @property
     def displaced(self) -> bool:
-        """Whether the weights are beside theta."""
+        """Whether the weights are not at theta."""
         return any(terms for terms, _ in self.pending)
 
     @contextmanager

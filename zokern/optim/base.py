@@ -66,9 +66,8 @@ class ZerothOrder(Trained):
         and a derivative of the loss along z."""
         return float(self._largest_lr(group) * abs(slope) / float(group["q"]) ** 0.5)
 
-    @staticmethod
-    def _largest_lr(group: Settings) -> float:
-        return max(float(group[name]) for name in ("lr", "initial_lr", "lr_full") if name in group)
+    def _largest_lr(self, group: Settings) -> float:
+        return max(float(group[name]) for name in ("lr", "initial_lr", self.full_batch_rate) if name in group)
 
     @classmethod
     def measurements_in(cls, settings: Settings, blocks: int = 1) -> int:
@@ -126,7 +125,7 @@ class ZerothOrder(Trained):
     def measure(self, closure: LossClosure | Driver) -> Estimate:
         """The first half of ``step``: measure, and leave the rest to ``step()`` without a closure, for loops that call that themselves.
 
-        Between the halves the weights are beside theta, and so the whole is as many passes as one step; ``flush`` brings them to
+        Between the halves the weights are not at theta, and so the whole is as many passes as one step; ``flush`` brings them to
         theta. An estimate that is not followed by ``step()`` moves nothing. Arguments and errors as in ``step``.
         """
         estimate = self._measure(closure)

@@ -142,7 +142,7 @@ def register(cls: Registered) -> Registered:
         if argument.kind is not Parameter.VAR_KEYWORD and name not in cls.known():
             raise TypeError(f"{cls.__name__} takes {name}, which it does not declare: add it to its settings, as a zokern.optim.Setting")
     for base in _classes.values():
-        left = base.declared().keys() - cls.declared().keys() - {*OF_PARAMETERS} if base in cls.__mro__[1:] else ()
+        left = base.declared().keys() - cls.declared().keys() - OF_PARAMETERS if base in cls.__mro__[1:] else ()
         if left:  # which its groups hold all the same
             raise TypeError(
                 f"{cls.__name__} does not take {', '.join(sorted(left))} as {base.__name__} does, so that no log of it could be replayed: "

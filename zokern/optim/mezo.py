@@ -19,7 +19,7 @@ class MeZO(ZerothOrder):
         q: directions a step, averaged; a step costs 2 q forward passes. Default 1.
         seed: in [0, 2**64); (seed, step) fixes every z of the run. Default 0.
         defer: leave the update of a step to the first pass of the next one: two passes a step instead of three, one of them with two
-            terms. Between steps the weights are then beside theta: call ``flush()`` before anything else sees them. With 16-bit weights
+            terms. Between steps the weights are then not at theta: call ``flush()`` before anything else sees them. With 16-bit weights
             each flush, and so each ``state_dict``, rounds them once more: what it resumes is the run that was saved. With
             estimator="one-sided" it saves nothing. Default False.
         estimator: "two-point", or "one-sided", g = (L(theta + eps z) - L(theta)) / eps: 1 + q forward passes. Default "two-point".

@@ -7,7 +7,7 @@ import torch
 from ..estimators.partition import layout_of
 from ..noise import SPEC_VERSION
 from .contract import optimizers
-from .settings import check_settings
+from .settings import PER_PARAMETER, check_settings
 
 if TYPE_CHECKING:
     from .trained import Trained
@@ -34,7 +34,7 @@ def check_saved(optimizer: "Trained", state_dict: dict[str, Any]) -> None:
     if not {"param_groups", "state"} <= state_dict.keys():
         raise ValueError(f"state_dict holds {', '.join(map(str, state_dict)) or 'nothing'}, no param_groups and state: {own}")
     saved = state_dict["param_groups"]
-    settings = {"keep", "block"}.union(*(cls.known() for cls in (type(optimizer), *optimizers().values())))
+    settings = {*PER_PARAMETER}.union(*(cls.known() for cls in (type(optimizer), *optimizers().values())))
     if len(saved) != len(groups):
         raise ValueError(f"the state has {len(saved)} parameter groups, this {kind} has {len(groups)}: {again}")
     for i, (theirs, mine) in enumerate(zip(saved, groups)):
@@ -61,11 +61,11 @@ def check_saved(optimizer: "Trained", state_dict: dict[str, Any]) -> None:
     try:
         for i, group in enumerate(saved):
             check_settings(optimizer.known(), dict(group), i, saved[0])
-            for name, of in (("keep", float), ("block", int)):
-                held = group.get(name, [of()] * len(group["params"]))
+            for name in PER_PARAMETER.keys() & group.keys():
+                held, of = group[name], PER_PARAMETER[name][1].kind
                 if not isinstance(held, list | tuple) or [*map(type, held)] != [of] * len(group["params"]):
-                    raise ValueError(f"{name}={group[name]!r} in param_groups[{i}]: pass one {of.__name__} for each parameter")
-        layout_of([{**mine, **{name: theirs[name] for name in ("keep", "block") if name in theirs}} for mine, theirs in zip(groups, saved)])
+                    raise ValueError(f"{name}={held!r} in param_groups[{i}]: pass one {of.__name__} for each parameter")
+        layout_of([{**mine, **{name: theirs[name] for name in PER_PARAMETER if name in theirs}} for mine, theirs in zip(groups, saved)])
     except (TypeError, ValueError) as error:
         raise ValueError(f"the state was changed since it was saved: {error}; {own}") from None
 

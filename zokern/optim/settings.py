@@ -87,7 +87,12 @@ COMMON = {
     "skipped": Setting(int, "an integer in [0, 2**32)", lambda x: 0 <= int(x) < 1 << 32),
     "noise_spec": Setting(int, "the number of a noise specification", lambda x: index(x) > 0, shared=True),
 }
-OF_PARAMETERS = "blocks", "sparsity"  # the constructor turns them into one number for each parameter: "block" and "keep" of a group
+# What a group has one of for each parameter, the constructor's argument that it is made of, and what it may be.
+PER_PARAMETER = {
+    "block": ("blocks", Setting(int, "an integer >= 0", lambda x: type(x) is int and 0 <= x < 1 << 63)),
+    "keep": ("sparsity", Setting(float, "a number in (0, 1]", lambda x: type(x) in (int, float) and 2**-32 <= x <= 1)),
+}
+OF_PARAMETERS = {argument for argument, _ in PER_PARAMETER.values()}
 
 
 def check_settings(known: dict[str, Setting], group: Settings, number: int, first: Settings) -> None:
@@ -127,9 +132,3 @@ STATE_DTYPE = Setting(
     shared=True,
     kept=True,
 )
-
-# What an argument becomes in a parameter group, as one number for each parameter: name there -> (argument, Setting of a number).
-PER_PARAMETER = {
-    "block": ("blocks", Setting(int, "an integer >= 0", lambda x: type(x) is int and 0 <= x < 1 << 63)),
-    "keep": ("sparsity", Setting(float, "a number in (0, 1]", lambda x: type(x) in (int, float) and 2**-32 <= x <= 1)),
-}

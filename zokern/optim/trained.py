@@ -142,7 +142,7 @@ class Trained(ClosureOptimizer):
 
     def __getstate__(self) -> dict[str, Any]:
         pending = [weights.pending for weights in self._all_weights()]
-        known = {} if self.weights.displaced else logged(self)  # weights beside theta are at no step of a log
+        known = {} if self.weights.displaced else logged(self)  # weights that are not at theta are at no step of a log
         return super().__getstate__() | {"_frozen": self._frozen, "_pending": pending, **known}
 
     @whole

@@ -10,7 +10,7 @@ from ..errors import BadInput
 from ..layout import DTYPES
 from ..noise import SPEC_VERSION
 from ..optim import ZerothOrder, logged_as, optimizers
-from ..optim.settings import PER_PARAMETER
+from ..optim.settings import OF_PARAMETERS, PER_PARAMETER
 from ..version import __version__
 from .json_settings import from_json, merged, to_json
 from .text import FORMAT, Header, shown
@@ -161,7 +161,7 @@ def check_header(header: Header) -> None:
         if key in header and not holds(header[key]):
             raise ValueError(f"{key}={shown(header[key])}: it is {what}")
     optimizer, groups, declared = header["optimizer"], header["groups"], logged_class(header).declared()
-    settings = declared.keys() - {argument for argument, _ in PER_PARAMETER.values()}
+    settings = declared.keys() - OF_PARAMETERS
     known = settings | {"params"} | {name for name, (argument, _) in PER_PARAMETER.items() if argument in declared}
     for i, group in enumerate(groups):
         for name in group.keys() - known:

@@ -15,13 +15,13 @@ from ...signals import let_through, whole
 from ..base import ZerothOrder
 from ..check import Check, check
 from ..contract import ClosureOptimizer, register
-from ..settings import Setting, flag
+from ..settings import PER_PARAMETER, Setting, flag
 from ..trained import check_frozen
 from ..watch import warn as say
 from .halves import Halves
 from .splits import Split
 
-OF_EACH = ("params", "param_names", "block", "keep")  # what a parameter group has one of for each parameter
+OF_EACH = ("params", "param_names", *PER_PARAMETER)  # what a parameter group has one of for each parameter
 CURES = {"zo": "functools.partial(zokern.MeZO, lr=1e-6)", "fo": "functools.partial(torch.optim.AdamW, lr=1e-5)"}
 
 
@@ -185,7 +185,7 @@ class Hybrid(ClosureOptimizer):
         """The first half of ``step``: measure, and leave the rest to ``step()`` without a closure.
 
         Between the halves ``.grad`` of the first-order parameters, those in ``fo.param_groups``, is there to be clipped, and the others
-        are beside theta; ``flush`` brings them there. What no ``step()`` follows moves nothing. Arguments and errors as in ``step``.
+        are not at theta; ``flush`` brings them there. What no ``step()`` follows moves nothing. Arguments and errors as in ``step``.
         """
         driver = driver_of(closure, lambda loss: None)
         if not (isinstance(driver, Closure) and (callable(closure) or driver is closure)):
