@@ -23,15 +23,17 @@ parser.add_argument("--batch", type=int, default=32, help="rows of all processes
 given = parser.parse_args()
 lr = given.lr or (2e-5 if given.model == MINILM else 1e-6)  # small models bear more: docs/settings.md
 
+torch.manual_seed(0)  # the new head's first values, the same in every process
+tokenizer = AutoTokenizer.from_pretrained(given.model, trust_remote_code=False)
+tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token  # which a causal model's may lack
+model = AutoModelForSequenceClassification.from_pretrained(given.model, pad_token_id=tokenizer.pad_token_id, trust_remote_code=False)
+
+# After the imports that loading a model makes: a module that is imported later may hold the group, so that its threads outlive it.
 cuda = torch.cuda.is_available()
 distributed.init_process_group("nccl" if cuda else "gloo")
 rank, processes = distributed.get_rank(), distributed.get_world_size()
 device = torch.device("cuda", rank % torch.cuda.device_count()) if cuda else torch.device("cpu")
 
-torch.manual_seed(0)  # the new head's first values, the same in every process
-tokenizer = AutoTokenizer.from_pretrained(given.model, trust_remote_code=False)
-tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token  # which a causal model's may lack
-model = AutoModelForSequenceClassification.from_pretrained(given.model, pad_token_id=tokenizer.pad_token_id, trust_remote_code=False)
 model = model.eval().to(device)  # not in DistributedDataParallel
 classes = ["networkx", "sympy"]
 rows = docstring_sentences(classes)

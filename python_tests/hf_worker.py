@@ -115,6 +115,8 @@ def main(out):
             found["refused hybrid"] = str(error)
         found["gradients"] = gradients(rank)
     torch.save(found, out / f"{PROCESSES}-{rank}.pt")
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 if __name__ == "__main__":

@@ -51,7 +51,7 @@ def test_an_example_runs(name, tmp_path):
 
 def alone(name, before, arguments, cwd):
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(EXAMPLES.parent), "CUDA_VISIBLE_DEVICES": ""}
-    command = [sys.executable, *before, str(EXAMPLES / name), *arguments]
+    command = [sys.executable, *before, str(Path(__file__).with_name("example_worker.py")), str(EXAMPLES / name), *arguments]
     done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     return done
