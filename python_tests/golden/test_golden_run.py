@@ -10,6 +10,7 @@ import pytest
 pytest.importorskip("transformers")
 pytest.importorskip("typer")
 
+import numpy as np  # noqa: E402
 import torch  # noqa: E402
 from command_line import zokern  # noqa: E402
 from golden_cases import base_model, digest_of_file  # noqa: E402
@@ -43,6 +44,8 @@ def test_a_run_is_replayed_and_gone_on_with(run):
     wanted = digest_of_file(run / "checkpoints" / "checkpoint-2" / "adapter_model.safetensors")
     assert digest_of_file(adapter(Path("two"))) == wanted
 
+    if np.lib.NumpyVersion(np.__version__) < "2.0.0":
+        pytest.skip("its replay is right; transformers reads random states that were written under NumPy 2 with NumPy 2 alone")
     zokern("finetune", "--resume", "run")
     now = (run / "trajectory.jsonl").read_bytes().splitlines()
     assert now[:3] == log[:3] and len(now) == len(log) == 5

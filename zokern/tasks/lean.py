@@ -74,7 +74,7 @@ def token_losses(model: Module, inputs: Inputs, where: Tensor, targets: Tensor, 
     losses = [cross_entropy(part.float(), target, reduction="none") for part, target in zip(logits.split(chunk), targets.split(chunk))]
     done = len(logits)
     del logits
-    if hidden is not None:
+    if hidden is not None and done < n:
         for part, target in zip(hidden[done:].split(chunk), targets[done:].split(chunk)):
             losses.append(cross_entropy(head(part[None])[0].float(), target, reduction="none"))
     return torch.cat(losses)
