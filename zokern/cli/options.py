@@ -8,8 +8,8 @@ from typing import Annotated, Any
 import typer
 
 from ..documents import Unreadable, of_json, of_yaml
-from ..errors import BadInput
-from ..finetune.options import Option, as_option, brief, fit, nearest, options_of, parsed, title, written
+from ..errors import BadInput, nearest
+from ..finetune.options import Option, as_option, brief, fit, options_of, parsed, title, written
 from ..finetune.settings import EACH_TIME
 from .streams import fail
 

@@ -29,16 +29,13 @@ def seen_by(head: torch.nn.Linear, loaded: LoadedModel, features: Sequence[Featu
     """The head's input of each row: [rows, width], in its dtype; None where that is not one vector a row."""
     seen: list[torch.Tensor] = []
     order: list[int] = []
-    hook = head.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0]))
-    try:
+    with head.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0])):
         for rows in by_length(features):
             with loaded.computing():
                 loaded.reader.scores(loaded.model, loaded.reader.collate([features[i] for i in rows]))
             if seen[-1].dim() != 2 or len(seen[-1]) != len(rows):
                 return None
             order += rows
-    finally:
-        hook.remove()
     return torch.cat(seen)[torch.tensor(order).argsort()]
 
 

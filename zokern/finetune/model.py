@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from .. import tasks
-from ..errors import BadInput, first_line, need
+from ..errors import BadInput, first_line, need, refusing
 from ..tasks.rows import is_local
 from .data import Data
 from .settings import Settings
@@ -169,12 +169,8 @@ def _path(settings: Settings) -> str:
 
 
 def _device(name: str) -> torch.device:
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise BadInput(f"--device {name} cannot be used here ({first_line(error)}): pass --device cpu") from None
-    return device
+    with refusing(f"--device {name} cannot be used here", "pass --device cpu", (RuntimeError, AssertionError)):
+        return torch.empty(0, device=name).device
 
 
 def _order(config: Any, labels: list[str]) -> list[str]:

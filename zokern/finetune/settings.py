@@ -11,12 +11,12 @@ from typing import Annotated, Any
 
 import torch
 
-from ..errors import BadInput
+from ..errors import BadInput, nearest
 from ..optim import ClosureOptimizer, Setting, named, optimizers
 from ..optim.settings import COMMON, POSITIVE
 from ..tasks import READERS
 from ..tasks.reader import OBJECTIVES
-from .options import HINTS, brief, choose, fit, fitting, nearest, option, options_of, shown, title
+from .options import HINTS, brief, choose, fit, fitting, option, options_of, shown, title
 
 # The first k blocks zeroth-order; so many of the deepest blocks first-order, or those of the numbers 1+3 (of one number: +2), all or a
 # share of each parameter; so many at random, drawn again every so many steps.

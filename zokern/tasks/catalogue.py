@@ -1,9 +1,8 @@
 """The tasks, as data. Column names, types and ids are the hub's."""
 
-from difflib import get_close_matches
 from typing import Any
 
-from ..errors import BadInput
+from ..errors import BadInput, nearest
 from .prompts import Prompt
 from .task import Task
 
@@ -12,7 +11,7 @@ GLUE, SUPER_GLUE = "nyu-mll/glue", "aps/super_glue"
 
 def glue(name: str, texts: tuple[str, ...], labels: tuple[str, ...], metric: str = "accuracy", **more: Any) -> Task:
     columns = {**strings(*texts), "label": "label", "idx": "int32"}
-    return Task(name, GLUE, name, columns, labels, metric, **more)
+    return Task(name, GLUE, name, columns, labels, metric, head=tuple(f"{{{text}}}" for text in texts), **more)
 
 
 def super_glue(name: str, columns: dict[str, str], labels: tuple[str, ...], metric: str = "accuracy", **more: Any) -> Task:
@@ -35,7 +34,6 @@ ALL = (
         ("negative", "positive"),
         masked=Prompt("{sentence} It was {option}.", ("terrible", "great")),
         causal=Prompt("{sentence} It was {option}", ("terrible", "great")),
-        head=("{sentence}",),
     ),
     glue(
         "mnli",
@@ -43,7 +41,6 @@ ALL = (
         ("entailment", "neutral", "contradiction"),
         masked=Prompt("{premise:unended}? {option}, {hypothesis:lowered}", ("Yes", "Maybe", "No")),
         causal=Prompt(INFER, ("Yes", "Maybe", "No")),
-        head=("{premise}", "{hypothesis}"),
         splits={"train": "train", "validation": "validation_matched", "test": "test_matched"}
         | {name: name for name in ("validation_mismatched", "test_mismatched")},
     ),
@@ -53,7 +50,6 @@ ALL = (
         ENTAILMENT,
         masked=Prompt("{question:unended}? {option}, {sentence:lowered}", YES_NO),
         causal=Prompt('{sentence}\nDoes this answer the question "{question}"? Yes or No?\n{option}', YES_NO),
-        head=("{question}", "{sentence}"),
     ),
     glue(
         "cola",
@@ -62,7 +58,6 @@ ALL = (
         "matthews",
         masked=Prompt("{sentence} This is {option}.", ("incorrect", "correct")),
         causal=Prompt("{sentence} This is {option}", ("incorrect", "correct")),
-        head=("{sentence}",),
     ),
     glue(
         "rte",
@@ -70,7 +65,6 @@ ALL = (
         ENTAILMENT,
         masked=Prompt("{sentence1:unended}? {option}, {sentence2:lowered}", YES_NO),
         causal=Prompt('{sentence1}\nDoes this mean that "{sentence2}" is true? Yes or No?\n{option}', YES_NO),
-        head=("{sentence1}", "{sentence2}"),
     ),
     super_glue(
         "boolq",
@@ -154,8 +148,6 @@ def get(name: str) -> Task:
         BadInput: there is none of this name.
     """
     plain = str(name).casefold().replace("-", "").replace("_", "")
-    if plain in TASKS:
-        return TASKS[plain]
-    near = get_close_matches(plain, TASKS, 1)
-    hint = f", perhaps {near[0]!r}" if near else ""
-    raise BadInput(f"task {name!r} is not known: pass one of {', '.join(TASKS)}{hint}")
+    if plain not in TASKS:
+        raise BadInput(f"task {name!r} is not known: pass one of {', '.join(TASKS)}{nearest(plain, TASKS)}")
+    return TASKS[plain]

@@ -6,6 +6,7 @@ import re
 import string
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from ..errors import need
@@ -18,8 +19,8 @@ if TYPE_CHECKING:
 def of(task: Task, predictions: Sequence[Any], examples: Sequence[Example]) -> dict[str, float]:
     """-> name -> value; see ``Task.metrics``."""
     if task.writes:
-        pairs = [(prediction, example.answers) for prediction, example in zip(predictions, examples, strict=True)]
-        return {"f1": _mean(token_f1(*pair) for pair in pairs), "em": _mean(exact_match(*pair) for pair in pairs)}
+        answers = [example.answers for example in examples]
+        return {"f1": fmean(map(token_f1, predictions, answers)), "em": fmean(map(exact_match, predictions, answers))}
     sklearn = need("sklearn.metrics")
     right = [example.label for example in examples]
     found = {"accuracy": float(sklearn.accuracy_score(right, predictions))}
@@ -38,7 +39,7 @@ def _whole_questions(predictions: Sequence[int], examples: Sequence[Example]) ->
     right: dict[Any, bool] = defaultdict(lambda: True)
     for prediction, example in zip(predictions, examples, strict=True):
         right[example["idx"]["paragraph"], example["idx"]["question"]] &= prediction == example.label
-    return _mean(right.values())
+    return fmean(right.values())
 
 
 def normalized(text: str) -> str:
@@ -60,8 +61,3 @@ def _f1(found: list[str], right: list[str]) -> float:
 
 def exact_match(prediction: str, answers: Iterable[str]) -> bool:
     return any(normalized(prediction) == normalized(answer) for answer in answers)
-
-
-def _mean(values: Iterable[float]) -> float:
-    values = list(values)
-    return float(sum(values) / len(values))

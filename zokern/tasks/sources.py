@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import BadInput, first_line, need
+from ..errors import BadInput, need, refusing
 from . import rows
 
 if TYPE_CHECKING:
@@ -32,24 +32,16 @@ def read(task: Task, source: str | None, split: str, hub_split: str) -> rows.Tab
 
 
 def _hub(task: Task, split: str) -> rows.Table:
-    datasets = need("datasets")
-    try:
-        data = datasets.load_dataset(task.repository, task.config, split=split, trust_remote_code=False)
-    except Exception as error:  # any of a dozen libraries' own
-        raise BadInput(
-            f"{task.name} could not be had from the hub as {task.repository} {task.config} ({first_line(error)}): check the network, or "
-            f"pass a local copy (--data, in Python source=) in the columns {', '.join(task.columns)}: a file, a folder of files, or one of "
-            "save_to_disk"
-        ) from None
+    forms = f"in the columns {', '.join(task.columns)}: a file, a folder of files, or one of save_to_disk"
+    cure = f"check the network, or pass a local copy (--data, in Python source=) {forms}"
+    with refusing(f"{task.name} could not be had from the hub as {task.repository} {task.config}", cure):
+        data = need("datasets").load_dataset(task.repository, task.config, split=split, trust_remote_code=False)
     return _table(f"{task.repository} {task.config} {split}", data)
 
 
 def _saved(path: Path, names: list[str]) -> rows.Table:
-    datasets = need("datasets")
-    try:
-        data = datasets.load_from_disk(str(path))
-    except Exception as error:  # its own, pyarrow's and json's
-        raise BadInput(f"data {str(path)!r} cannot be read ({first_line(error)}): write it again with save_to_disk") from None
+    with refusing(f"data {str(path)!r} cannot be read", "write it again with save_to_disk"):
+        data = need("datasets").load_from_disk(str(path))
     if isinstance(data, dict):
         found = [name for name in names if name in data]
         if not found:

@@ -55,12 +55,11 @@ class _Told:
         self.forward = forward
         signature = inspect.signature(forward)
         old = signature.parameters[NEW].replace(name=OLD, kind=inspect.Parameter.KEYWORD_ONLY)
-        *named, last = signature.parameters.values()
-        several = last.kind is inspect.Parameter.VAR_KEYWORD
-        self.__signature__ = signature.replace(parameters=[*named, old, last] if several else [*named, last, old])
+        self.__signature__ = signature.replace(parameters=sorted([*signature.parameters.values(), old], key=lambda p: p.kind))
 
     def __call__(self, *args: Any, past_key_values: Any = None, **kwargs: Any) -> Any:
-        if past_key_values is not None and not _tokens(kwargs.get(NEW)):
+        new = kwargs.get(NEW)
+        if past_key_values is not None and (new is None or not new.get_seq_length()):
             kwargs[NEW] = past_key_values
         return self.forward(*args, **kwargs)
 
@@ -74,7 +73,3 @@ class _Telling:
     def __call__(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         inputs = self.prepare(*args, **kwargs)
         return {OLD: inputs[NEW], **inputs} if NEW in inputs else inputs
-
-
-def _tokens(cache: Any) -> int:
-    return 0 if cache is None else cache.get_seq_length()
