@@ -96,7 +96,6 @@ def prepare(settings: Settings, path: Path, say: Callable[[str], None], resumed:
     Args:
         settings: checked.
         path: the folder of the run, which is this process's.
-        say: called with each line that the user should read.
         resumed: what run.json says of a run that goes on. Default None: it is a new one.
     """
     began = time.perf_counter()

@@ -40,6 +40,11 @@ Rows = Annotated[tuple[int, ...], SIZES, lambda x: len(x) == 3 and min(x[:2]) >=
 DTYPES, SCHEDULES = ("float32", "bfloat16", "float16"), ("linear", "cosine", "constant")
 
 
+def zo_choices() -> tuple[str, ...]:
+    """What the zeroth-order half of a model may be moved by."""
+    return *(name for name, cls in optimizers().items() if not (cls.takes_model or cls.full_batch)), "none"
+
+
 @dataclass(frozen=True)
 class Settings:
     """What to fine-tune, on what, and how; ``help`` in each field's metadata says what it is. ``checked()`` fills in what follows from
@@ -80,13 +85,9 @@ class Settings:
         "blocks by number as 1+3), intra:N:0.5 (that share of each parameter in them), lisa:G:K (G blocks at random every K steps, and "
         "embeddings). Without it: the deeper half."
     )
-    zo: str | None = option(
-        lambda: f"hybrid: what moves the other parameters: {', '.join(zo_choices())}. Without it: {ZO}.", choices=lambda: zo_choices()
-    )
+    zo: str | None = option(lambda: f"hybrid: what moves the others: {', '.join(zo_choices())}. Without it: {ZO}.", choices=zo_choices)
     fo: str | None = option(f"hybrid: what moves those: {' or '.join(FIRST_ORDER)}. Without it: {FO}.", choices=tuple(FIRST_ORDER))
-    fo_lr: Positive | None = option(
-        "hybrid: learning rate of --fo. Without it: 1e-5 for adamw and 2e-5 for sgd, more for adapters (docs/settings.md)."
-    )
+    fo_lr: Positive | None = option("hybrid: learning rate of --fo. Without it: the adapter's starting point (docs/settings.md).")
     optimizer_settings: dict[str, object] = field(default_factory=dict)
     schedule: str = option("How the learning rate ends: linear, cosine or constant.", "linear", "lr_scheduler_type", choices=SCHEDULES)
     full_batch: Natural | None = option("mezo-svrg: rows at an anchor, drawn anew for each. Without it: all training rows.")
@@ -95,12 +96,8 @@ class Settings:
     batch_size: Natural = option("Rows that go through the model at once.", 16, "per_device_train_batch_size")
     accumulate: Natural = option("Batches a step: all are seen along the same noise.", 1, "gradient_accumulation_steps")
     eval_every: Natural = option("Steps between evaluations on held-out rows.", 100, "eval_steps")
-    save_every: Natural | None = option(
-        "Steps between checkpoints, which --resume goes on from. Without it: --eval-every.", None, "save_steps"
-    )
-    keep: str = option(
-        "Which weights are saved at the end: last, or best, those of the evaluation with the best metric.", "last", choices=("last", "best")
-    )
+    save_every: Natural | None = option("Steps between checkpoints, where --resume goes on. Without it: --eval-every.", None, "save_steps")
+    keep: str = option("Weights that are saved: last, or best, of the evaluation with the best metric.", "last", choices=("last", "best"))
     max_length: Length = option("Tokens a row; longer texts are cut.", 128)
     dtype: str = option("float32, bfloat16 or float16.", "float32", choices=DTYPES)
     device: str | None = option("cpu or cuda. Without it: a GPU where there is one.")
@@ -243,11 +240,6 @@ class Settings:
             if name in cls.__dataclass_fields__ and name not in (*values, "trust_remote_code"):
                 raise BadInput(f"{name!r} is missing: use the zokern that made it")
         return cls.flat(values | {"trust_remote_code": False}).checked()
-
-
-def zo_choices() -> tuple[str, ...]:
-    """What the zeroth-order half of a model may be moved by."""
-    return *(name for name, cls in optimizers().items() if not (cls.takes_model or cls.full_batch)), "none"
 
 
 def _unset(value: Any, setting: Setting | None) -> bool:

@@ -1,5 +1,6 @@
 """Asking a causal language model: how likely is each option after the prompt, or what does it write?"""
 
+import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -186,13 +187,9 @@ class CausalReader(Reader):
 
 
 def _as_bytes(texts: list[list[str]]) -> torch.Tensor:
-    """Lists of texts as uint8 [rows, most texts, most bytes], 0 where there is none: so they travel with a batch."""
-    coded = [[list(text.encode()) for text in row] for row in texts]
-    most, longest = max(map(len, coded)), max((len(text) for row in coded for text in row), default=0)
-    blank = [0] * longest
-    rows = [[text + blank[len(text) :] for text in row] + [blank] * (most - len(row)) for row in coded]
-    return torch.tensor(rows, dtype=torch.uint8).view(len(texts), most, longest)
+    """Lists of texts as uint8 [rows, most bytes], JSON with 0 behind it: so they travel with a batch."""
+    return padded([list(json.dumps(row).encode()) for row in texts], 0).to(torch.uint8)
 
 
 def _as_texts(coded: torch.Tensor) -> list[list[str]]:
-    return [[bytes(text).rstrip(b"\0").decode() for text in row if any(text)] for row in coded.tolist()]
+    return [json.loads(bytes(row).rstrip(b"\0")) for row in coded.tolist()]

@@ -1,7 +1,5 @@
 """How right predictions are: scikit-learn's metrics for classes, SQuAD's for texts. All are fractions of 1."""
 
-from __future__ import annotations
-
 import re
 import string
 from collections import Counter, defaultdict
@@ -16,7 +14,7 @@ if TYPE_CHECKING:
     from .task import Task
 
 
-def of(task: Task, predictions: Sequence[Any], examples: Sequence[Example]) -> dict[str, float]:
+def of(task: "Task", predictions: Sequence[Any], examples: Sequence[Example]) -> dict[str, float]:
     """-> name -> value; see ``Task.metrics``."""
     if task.writes:
         answers = [example.answers for example in examples]

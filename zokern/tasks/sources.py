@@ -1,7 +1,5 @@
 """Where a task's rows come from: the hub, or a local copy in any of the forms that copies take."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +10,7 @@ if TYPE_CHECKING:
     from .task import Task
 
 
-def read(task: Task, source: str | None, split: str, hub_split: str) -> rows.Table:
+def read(task: "Task", source: str | None, split: str, hub_split: str) -> rows.Table:
     """Rows of a split, as they stand; see ``Task.load``.
 
     Args:
@@ -31,7 +29,7 @@ def read(task: Task, source: str | None, split: str, hub_split: str) -> rows.Tab
     return _files(task, path, names)
 
 
-def _hub(task: Task, split: str) -> rows.Table:
+def _hub(task: "Task", split: str) -> rows.Table:
     forms = f"in the columns {', '.join(task.columns)}: a file, a folder of files, or one of save_to_disk"
     cure = f"check the network, or pass a local copy (--data, in Python source=) {forms}"
     with refusing(f"{task.name} could not be had from the hub as {task.repository} {task.config}", cure):
@@ -56,7 +54,7 @@ def _table(name: str, data: Any) -> rows.Table:
     return rows.Table(name, data.column_names, data.to_list())
 
 
-def _files(task: Task, path: Path, names: list[str]) -> rows.Table:
+def _files(task: "Task", path: Path, names: list[str]) -> rows.Table:
     """One file a split, or the parquet files of a snapshot: config/split-00000-of-00001.parquet, config/split/0000.parquet."""
     for name in names:
         one = [path / f"{name}{suffix}" for suffix in rows.SUFFIXES if (path / f"{name}{suffix}").is_file()]
@@ -70,10 +68,8 @@ def _files(task: Task, path: Path, names: list[str]) -> rows.Table:
                 return _joined(pieces)
     held = sorted(p.name for p in path.iterdir())
     listing = ", ".join(held[:10]) + (", ..." if len(held) > 10 else "") or "nothing"
-    raise BadInput(
-        f"data {str(path)!r} holds no split {' or '.join(names)} of {task.name}: it holds {listing}; put "
-        f"{names[-1]}.csv (tsv, json, jsonl, parquet) there, or pass a copy of save_to_disk or of the hub's repository"
-    )
+    cure = f"put {names[-1]}.csv (tsv, json, jsonl, parquet) there, or pass a copy of save_to_disk or of the hub's repository"
+    raise BadInput(f"data {str(path)!r} holds no split {' or '.join(names)} of {task.name}: it holds {listing}; {cure}")
 
 
 def _joined(pieces: list[Path]) -> rows.Table:

@@ -70,10 +70,8 @@ class Task:
         table = sources.read(self, source, split, self.splits.get(split, split))
         for column in dict.fromkeys([*self.texts, self.label, *self.needed]):
             if column not in table.columns:
-                raise BadInput(
-                    f"data {table.name!r} lacks the column {column!r} of {self.name}: its columns are {', '.join(table.columns)}; "
-                    f"the hub's are {', '.join(self.columns)}"
-                )
+                there = f"its columns are {', '.join(table.columns)}; the hub's are {', '.join(self.columns)}"
+                raise BadInput(f"data {table.name!r} lacks the column {column!r} of {self.name}: {there}")
         return [self._example(row, f"{table.name!r}, {location}") for row, location in zip(table.rows, table.locations, strict=True)]
 
     def metrics(self, predictions: Iterable[Any], examples: Iterable[Example]) -> dict[str, float]:
@@ -93,10 +91,11 @@ class Task:
         return metrics.of(self, predictions, examples)
 
     def _example(self, row: dict[str, Any], location: str) -> Example:
-        row = {column: _value(row.get(column), self.columns.get(column), location, column, self.texts) for column in row}
+        texts, where = self.texts, f"{location}, column {self.label!r}"
+        row = {column: _value(value, self.columns.get(column), location, column, texts) for column, value in row.items()}
         if self.writes:
-            return Example(row, None, location, _answers(row[self.label], f"{location}, column {self.label!r}"))
-        return Example(row, self._id(row[self.label], f"{location}, column {self.label!r}"), location)
+            return Example(row, None, location, _answers(row[self.label], where))
+        return Example(row, self._id(row[self.label], where), location)
 
     def _id(self, value: Any, where: str) -> int | None:
         if value is None or str(value).strip() in ("", "-1"):
