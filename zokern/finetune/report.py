@@ -65,7 +65,6 @@ class Result:
         classes = ", ".join(self.labels[:6]) + (f" and {len(self.labels) - 6} more" if len(self.labels) > 6 else "")
         classes = f", classes {classes}" if classes else ""
         skipped = f", {self.skipped} skipped for want of a finite loss" if self.skipped else ""
-        test = [f"test       {self.metric} {self.test[self.metric]:.3f} on {self.test_rows} rows"] if self.test else []
         metrics = "" if self.interrupted else ", metrics.json"
         log = "log.jsonl, trajectory.jsonl" if named(self.optimizer).replayable else "log.jsonl"
         backwards = f" and {self.backwards} backward passes" if self.backwards else ""
@@ -76,7 +75,7 @@ class Result:
             f"{self.metric:<10} {self._path(self.metric)} on held-out rows",
             *([f"loss       {self._path('loss')} on held-out rows"] if "loss" in self.after else []),
             *self._best(),
-            *test,
+            *([f"test       {self.metric} {self.test[self.metric]:.3f} on {self.test_rows} rows"] if self.test else []),
             f"time       {self.train_seconds:.0f} s in training, {self.seconds:.0f} s in all of this process; {self.steps} steps, "
             f"{self.forwards} forward passes{backwards}, {self.steps_per_second:.2f} steps/s{skipped}",
             f"memory     {self.peak_mib:,.0f} MiB at most",

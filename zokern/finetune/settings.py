@@ -87,7 +87,7 @@ class Settings:
     )
     zo: str | None = option(lambda: f"hybrid: what moves the others: {', '.join(zo_choices())}. Without it: {ZO}.", choices=zo_choices)
     fo: str | None = option(f"hybrid: what moves those: {' or '.join(FIRST_ORDER)}. Without it: {FO}.", choices=tuple(FIRST_ORDER))
-    fo_lr: Positive | None = option("hybrid: learning rate of --fo. Without it: the adapter's starting point (docs/settings.md).")
+    fo_lr: Positive | None = option("hybrid: learning rate of --fo. Without it: 1e-5 (adamw) or 2e-5 (sgd), and more for adapters.")
     optimizer_settings: dict[str, object] = field(default_factory=dict)
     schedule: str = option("How the learning rate ends: linear, cosine or constant.", "linear", "lr_scheduler_type", choices=SCHEDULES)
     full_batch: Natural | None = option("mezo-svrg: rows at an anchor, drawn anew for each. Without it: all training rows.")
@@ -96,7 +96,7 @@ class Settings:
     batch_size: Natural = option("Rows that go through the model at once.", 16, "per_device_train_batch_size")
     accumulate: Natural = option("Batches a step: all are seen along the same noise.", 1, "gradient_accumulation_steps")
     eval_every: Natural = option("Steps between evaluations on held-out rows.", 100, "eval_steps")
-    save_every: Natural | None = option("Steps between checkpoints, where --resume goes on. Without it: --eval-every.", None, "save_steps")
+    save_every: Natural | None = option("Steps between checkpoints, for --resume. Without it: --eval-every.", None, "save_steps")
     keep: str = option("Weights that are saved: last, or best, of the evaluation with the best metric.", "last", choices=("last", "best"))
     max_length: Length = option("Tokens a row; longer texts are cut.", 128)
     dtype: str = option("float32, bfloat16 or float16.", "float32", choices=DTYPES)
@@ -111,14 +111,10 @@ class Settings:
         return named(self.optimizer).divides
 
     @property
-    def zeroth(self) -> str | None:
-        """Name of the optimizer that perturbs weights: --optimizer, or where that has two halves --zo; None where that half is frozen."""
-        name = (self.zo or ZO) if self.halves else self.optimizer
-        return None if name == "none" else name
-
-    @property
     def zeroth_class(self) -> type[ClosureOptimizer] | None:
-        return None if self.zeroth is None else named(self.zeroth)
+        """The optimizer that perturbs weights: --optimizer, or where that has two halves --zo; None where that half is frozen."""
+        name = (self.zo or ZO) if self.halves else self.optimizer
+        return None if name == "none" else named(name)
 
     def checked(self) -> "Settings":
         """The same with what follows from the rest filled in, lr and eps excepted.
@@ -160,7 +156,7 @@ class Settings:
                 what, others = ("--zo", zo_choices()[:-1]) if self.halves else ("--optimizer", optimizers())
                 having = " or ".join(other for other in others if name in named(other).declared())
                 cure = f", or pass {having}" if having else ""
-                raise BadInput(f"{title(str(name))} is no option of {what} {self.zeroth}: leave it out{cure}")
+                raise BadInput(f"{title(str(name))} is no option of {what} {zeroth and zeroth.name}: leave it out{cure}")
         return {name: _of_kind(name, value, takes[name]) for name, value in given.items() if name in self.optimizer_settings}
 
     def _faults(self) -> Iterator[str]:

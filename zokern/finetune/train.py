@@ -98,7 +98,6 @@ class Training(TrainerCallback):
     def __init__(self, run: Run):
         self.run, self.settings = run, run.settings
         self.seconds, self.stopped, self.interrupted = 0.0, False, False
-        self._since = 0.0  # when the steps began whose seconds are not counted yet
         self._moved, self._skipped = 0, 0  # the last step logged at which not all since the one before were skipped; skipped up to there
         self._shown: dict[str, float] = {}
         self._logged = 0
@@ -144,7 +143,7 @@ class Training(TrainerCallback):
                 zeroth = self.settings.zeroth_class
                 if isinstance(error, NotImplementedError) and zeroth and zeroth.derivative == "forward":
                     what = "--zo" if self.settings.halves else "--optimizer"
-                    raise BadInput(f"{what} {self.settings.zeroth}: {' '.join(str(error).split())}: pass {what} {ZO}") from None
+                    raise BadInput(f"{what} {zeroth.name}: {' '.join(str(error).split())}: pass {what} {ZO}") from None
                 if resume and not self.steps and str(error).startswith("Error(s) in loading state_dict"):
                     raise BadInput(f"checkpoint {str(resume)!r} is of another model: restore the --model that the run began with") from None
                 raise
@@ -198,8 +197,7 @@ class Training(TrainerCallback):
             arguments._n_gpu = 1  # Trainer would spread the batch over all that it sees
         chosen: dict[str, Any] = {"optimizer_cls_and_kwargs": (cls, options)}
         if settings.lr_ratio is not None:
-            lr = options.pop("lr")
-            chosen = {"optimizers": (lora_plus(model, cls, lr, settings.lr_ratio, **options), None)}
+            chosen = {"optimizers": (lora_plus(model, cls, ratio=settings.lr_ratio, **options), None)}
         trainer = ZOTrainer(
             model,
             arguments,
@@ -223,7 +221,7 @@ class Training(TrainerCallback):
         if state.global_step:  # the checkpoint's learning rate is that of the steps that were then asked for
             kwargs["lr_scheduler"].last_epoch -= 1
             kwargs["lr_scheduler"].step()
-        self._since = time.perf_counter()
+        self._since = time.perf_counter()  # when the steps began whose seconds are not counted yet
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.run.steps_made += 1
@@ -244,9 +242,6 @@ class Training(TrainerCallback):
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._since = time.perf_counter()  # as a run sees it that goes on from there
-
-    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._clock()
 
     def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         logs = kwargs["logs"]

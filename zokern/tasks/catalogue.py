@@ -22,19 +22,19 @@ def strings(*names: str) -> dict[str, str]:
     return dict.fromkeys(names, "string")
 
 
+def said(words: str, options: tuple[str, ...]) -> dict[str, Any]:
+    """Prompts that say one of the options of a sentence."""
+    template = f"{{sentence}} {words} {{option}}"
+    return {"masked": Prompt(f"{template}.", options), "causal": Prompt(template, options)}
+
+
 YES_NO, NO_YES, FALSE_TRUE = ("Yes", "No"), ("No", "Yes"), ("False", "True")
 ENTAILMENT = ("entailment", "not_entailment")
 INFER = 'Suppose {premise} Can we infer that "{hypothesis}"? Yes, No, or Maybe?\n{option}'
 CHOOSE = "Choice 1: {%s}\nChoice 2: {%s}\nWhich choice makes more sense? 1 or 2: {option}"
 
 ALL = (
-    glue(
-        "sst2",
-        ("sentence",),
-        ("negative", "positive"),
-        masked=Prompt("{sentence} It was {option}.", ("terrible", "great")),
-        causal=Prompt("{sentence} It was {option}", ("terrible", "great")),
-    ),
+    glue("sst2", ("sentence",), ("negative", "positive"), **said("It was", ("terrible", "great"))),
     glue(
         "mnli",
         ("premise", "hypothesis"),
@@ -51,14 +51,7 @@ ALL = (
         masked=Prompt("{question:unended}? {option}, {sentence:lowered}", YES_NO),
         causal=Prompt('{sentence}\nDoes this answer the question "{question}"? Yes or No?\n{option}', YES_NO),
     ),
-    glue(
-        "cola",
-        ("sentence",),
-        ("unacceptable", "acceptable"),
-        "matthews",
-        masked=Prompt("{sentence} This is {option}.", ("incorrect", "correct")),
-        causal=Prompt("{sentence} This is {option}", ("incorrect", "correct")),
-    ),
+    glue("cola", ("sentence",), ("unacceptable", "acceptable"), "matthews", **said("This is", ("incorrect", "correct"))),
     glue(
         "rte",
         ("sentence1", "sentence2"),

@@ -59,7 +59,8 @@ class CausalReader(Reader):
             batch |= self._packed(features)
         if self.task.writes:
             batch |= dict(zip(("prompt_ids", "prompt_mask"), self._padded([f["prompt"] for f in features], left=True)))
-            batch["answers"] = _as_bytes([feature["answers"] for feature in features])
+            answers = [list(json.dumps(feature["answers"]).encode()) for feature in features]
+            batch["answers"] = padded(answers, 0).to(torch.uint8)  # so that they travel with a batch
         batch = with_labels(batch, features)
         if self.objective == "option" and "labels" in batch:
             right = [dict(feature, candidates=[feature["candidates"][feature["label"]]]) for feature in features]
@@ -77,8 +78,8 @@ class CausalReader(Reader):
     def loss(self, model: torch.nn.Module, batch: Batch) -> torch.Tensor:
         right = self.answers(batch)
         if self.task.writes and self.objective == "f1":
-            found = zip(self.predictions(model, batch), _as_texts(batch["answers"]), strict=True)
-            scores = [token_f1(prediction, answers) for prediction, answers in found]
+            answers = (json.loads(bytes(row).rstrip(b"\0")) for row in batch["answers"].tolist())
+            scores = [*map(token_f1, self.predictions(model, batch), answers)]
             return torch.tensor(1 - sum(scores) / len(scores), device=device_of(model))
         if self.objective == "option":
             return self._losses(model, {n.removeprefix("right_"): t for n, t in batch.items() if n.startswith("right_")})[1].mean()
@@ -184,12 +185,3 @@ class CausalReader(Reader):
         batch = {name: tensor.to(device_of(model)) for name, tensor in batch.items()}
         inputs = dict(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False)
         return batch, token_losses(model, inputs, batch["where"], batch["targets"])
-
-
-def _as_bytes(texts: list[list[str]]) -> torch.Tensor:
-    """Lists of texts as uint8 [rows, most bytes], JSON with 0 behind it: so they travel with a batch."""
-    return padded([list(json.dumps(row).encode()) for row in texts], 0).to(torch.uint8)
-
-
-def _as_texts(coded: torch.Tensor) -> list[list[str]]:
-    return [json.loads(bytes(row).rstrip(b"\0")) for row in coded.tolist()]
