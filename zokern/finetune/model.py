@@ -132,7 +132,8 @@ def _adapted(settings: Settings, model: torch.nn.Module) -> torch.nn.Module:
     hf = need("zokern.hf")
     (first, *others), rank = settings.adapter, settings.rank
     method = [first, *others] if others or first not in hf.adapters.METHODS else first
-    options = dict(r=rank, lora_alpha=rank and 2 * rank, train_a=settings.lr_ratio and True, num_virtual_tokens=settings.virtual_tokens)
+    lora = dict(r=rank, lora_alpha=rank and 2 * rank, train_a=True if settings.lr_ratio else None)
+    options = lora | dict(num_virtual_tokens=settings.virtual_tokens)
     try:
         return hf.adapt(model, method, **{name: value for name, value in options.items() if value is not None})
     except ValueError as error:

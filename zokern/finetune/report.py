@@ -104,9 +104,8 @@ def report(run: Run, training: "Training") -> Result:
         loaded.save(draft)
         after = metrics_of(loaded, data.held_out, run.held_out)
         test = metrics_of(loaded, data.test, [loaded.reader.encode(example) for example in data.test]) if data.test else None
-        draw(
-            training.trainer.state.log_history, data.task.metric, f"{loaded.name}, {settings.optimizer}, {run.method}", draft / output.CURVE
-        )
+        title = f"{loaded.name}, {settings.optimizer}, {run.method}"
+        draw(training.trainer.state.log_history, data.task.metric, title, draft / output.CURVE)
     forwards, backwards = training.passes
     result = Result(
         model=loaded.name,
