@@ -23,14 +23,20 @@ def of_json(text: str) -> Any:
     Raises:
         Unreadable: it is none, an object holds a name twice, it is nested too deeply, or a number has thousands of digits.
     """
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        if len(found := dict(pairs)) < len(pairs):
+            raise _twice(text)
+        return found
+
     try:
-        return json.loads(text, object_pairs_hook=_once)
+        return json.loads(text, object_pairs_hook=once)
     except json.JSONDecodeError as error:
         raise Unreadable(error.lineno, f"not JSON ({error.msg}, character {error.colno})") from None
     except RecursionError:
         raise Unreadable(1, "nested too deeply") from None
-    except _Twice as error:
-        raise Unreadable(_second(text), f"{str(error)!r} is there twice") from None
+    except Unreadable:
+        raise
     except ValueError as error:  # of int
         raise Unreadable(1, f"not JSON ({str(error).partition(':')[0]})") from None
 
@@ -63,20 +69,8 @@ def of_yaml(text: str) -> Any:
         raise Unreadable(1, f"not YAML ({error})") from None
 
 
-class _Twice(Exception):
-    pass
-
-
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise _Twice(next(name for name in names if names.count(name) > 1))
-    return found
-
-
-def _second(text: str) -> int:
-    """The line of the first name that its object holds already."""
+def _twice(text: str) -> Unreadable:
+    """The first name that its object holds already, and its line."""
     names: list[set[str]] = []
     for token in TOKENS.finditer(text):
         if token[0] == "{":
@@ -88,4 +82,4 @@ def _second(text: str) -> int:
             if name in names[-1]:
                 break
             names[-1].add(name)
-    return text.count("\n", 0, token.start()) + 1
+    return Unreadable(text.count("\n", 0, token.start()) + 1, f"{name!r} is there twice")

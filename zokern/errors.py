@@ -4,12 +4,15 @@ import errno
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from difflib import get_close_matches
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+
+import torch
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -68,6 +71,23 @@ def need(module: str) -> Any:
     """Import an optional package, or raise as ``require`` does."""
     require(module)
     return import_module(module)
+
+
+@contextmanager
+def refusing(what: str, cure: str, kinds: type[Exception] | tuple[type[Exception], ...] = Exception) -> Iterator[None]:
+    """What another library raises in here, of some kinds or any, is a ``BadInput``: what (the library's first line): cure."""
+    try:
+        yield
+    except (BadInput, torch.OutOfMemoryError):
+        raise
+    except kinds as error:
+        raise BadInput(f"{what} ({first_line(error)}): {cure}") from error
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """ " (did you mean ...?)" where something known is near."""
+    close = get_close_matches(name, known, 1)
+    return f" (did you mean {close[0]!r}?)" if close else ""
 
 
 def first_line(error: BaseException) -> str:

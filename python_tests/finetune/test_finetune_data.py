@@ -99,6 +99,7 @@ BAD = {
     "two_labels.csv": ("text,label,class\na,b,0\nc,d,1\n", "several columns that may be the label (label, class)"),
     "empty_text.csv": ("text,label\na,0\nb,1\n  ,1\n", "line 4, column 'text': the text is empty"),
     "empty_label.csv": ("text,label\na,0\nb,\n", "line 3, column 'label': the label is empty"),
+    "blank_label.csv": ("text,label\na,0\nb,  \n", "line 3, column 'label': the label is empty"),
     "missing_label.jsonl": ('{"text": "a", "label": 0}\n{"text": "b"}\n', "line 2, column 'label': the label is empty"),
     "float_label.jsonl": ('{"text": "a", "label": 0.5}\n', "line 1, column 'label': the label is 0.5"),
     "real_labels.csv": (

@@ -9,8 +9,8 @@ import torch
 from zokern.errors import BadInput
 from zokern.finetune import finetune
 from zokern.finetune.data import load as load_data
+from zokern.finetune.features import probe
 from zokern.finetune.model import load as load_model
-from zokern.finetune.probe import probe
 
 transformers = pytest.importorskip("transformers")
 

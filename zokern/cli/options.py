@@ -8,36 +8,29 @@ from typing import Annotated, Any
 import typer
 
 from ..documents import Unreadable, of_json, of_yaml
-from ..errors import BadInput
-from ..finetune.options import Option, as_option, brief, fit, nearest, options_of, parsed, title, written
+from ..errors import BadInput, nearest
+from ..finetune.options import Option, as_option, brief, fit, parsed, title, written
 from ..finetune.settings import EACH_TIME
-from .streams import fail
+from .streams import failing
 
 
-def command_of(settings: type, make: Callable, run: Callable, **others: inspect.Parameter) -> Callable[..., None]:
-    """A function that typer makes a command of: the options of the dataclass ``settings``, --config, and ``others``, parameters.
+def command_of(options: dict[str, Option]) -> Callable[[Callable], Callable]:
+    """Makes of run(values by name, names of those that the user gave) what typer makes a command of, with these options and --config."""
+    context = inspect.Parameter("context", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context)
+    parameters = [*map(_parameter, options.values()), _config(options), context]
 
-    It calls run(made, given, ...) with a function that returns make(values by name), the names of the options that the user gave, and
-    the others.
-    """
-    options = options_of(settings)
-    parameters = [_parameter(option) for option in options.values()] + list(others.values())
-    parameters.append(_config(options | {name: Option(name, str | None) for name in others}))
-    parameters.append(inspect.Parameter("context", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context))
-
-    def command(context: typer.Context, config: Path | None = None, **values: Any) -> None:
-        more = {name: values.pop(name) for name in others}
-        given = {name for name in values if getattr(context.get_parameter_source(name), "name", "") != "DEFAULT"}
-
-        def made() -> Any:
+    def made(run: Callable) -> Callable:
+        @failing()
+        def command(context: typer.Context, config: Path | None = None, **values: Any) -> None:
+            given = {name for name in values if getattr(context.get_parameter_source(name), "name", "") != "DEFAULT"}
             texts = {name: value for name, value in values.items() if isinstance(value, str)}
-            return make(values | {name: parsed(title(name), text, options[name].hint) for name, text in texts.items()})
+            run(values | {name: parsed(title(name), text, options[name].hint) for name, text in texts.items()}, given)
 
-        run(made, given, **more)
+        command.__doc__, command.__annotations__ = run.__doc__, {p.name: p.annotation for p in parameters}
+        command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        return command
 
-    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    command.__annotations__ = {p.name: p.annotation for p in parameters}
-    return command
+    return made
 
 
 def _parameter(option: Option) -> inspect.Parameter:
@@ -53,14 +46,11 @@ def _parameter(option: Option) -> inspect.Parameter:
 def _config(options: dict[str, Option]) -> inspect.Parameter:
     """The parameter --config: what a file says becomes the default of the options."""
 
+    @failing()
     def configure(context: typer.Context, path: Path | None) -> Path | None:
-        if path is None or context.resilient_parsing:
-            return path
-        try:
+        if path is not None and not context.resilient_parsing:
             values = configured(path, context.info_name or "", options)
-        except BadInput as error:
-            fail(error)
-        context.default_map = {**(context.default_map or {}), **{name: written(value) for name, value in values.items()}}
+            context.default_map = {**(context.default_map or {}), **{name: written(value) for name, value in values.items()}}
         return path
 
     text = "YAML or JSON file with any of these options; the command line goes before it."
@@ -69,11 +59,7 @@ def _config(options: dict[str, Option]) -> inspect.Parameter:
 
 
 def configured(path: Path, command: str, options: dict[str, Option]) -> dict[str, Any]:
-    """Options of a command by name, as a configuration file has them; of a run's record its settings, but where its results were.
-
-    Args:
-        options: of the command, by name.
-    """
+    """Options of a command by name, as a configuration file has them; of a run's record its settings, but where its results were."""
     found = _read(path)
     if isinstance(found.get("settings"), dict):
         if command != "finetune":
@@ -90,8 +76,7 @@ def configured(path: Path, command: str, options: dict[str, Option]) -> dict[str
             raise BadInput(f"--config {path}: {brief(key)} is no option of {command}{nearest(spelling, names)}: remove or correct it")
         name = names[spelling]
         if name in seen:
-            as_well = "" if key == seen[name] else f" as {seen[name]!r}"
-            raise BadInput(f"{what} is there twice{as_well}: remove one")
+            raise BadInput(f"{what} is there twice as {seen[name]!r}: remove one")
         seen[name], hint = key, options[name].hint
         if value is not None:  # as if it were not there
             values[name] = fit(what, parsed(what, value, hint) if isinstance(value, str) else value, hint)

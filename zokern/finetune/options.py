@@ -1,15 +1,14 @@
 """The options of a command, fields of its settings and settings that optimizers declare: what each may hold, and how it is written."""
 
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field, fields, replace
-from difflib import get_close_matches
 from numbers import Integral, Real
 from typing import Any, get_args, get_origin, get_type_hints
 
 import torch
 
-from ..errors import BadInput
+from ..errors import BadInput, nearest
 from ..optim import Setting, optimizers
 
 # How a setting of an optimizer is given, by its kind; other kinds are for Python alone.
@@ -183,12 +182,6 @@ def brief(value: Any) -> str:
 def title(name: str) -> str:
     """The option of a field."""
     return f"--{name.replace('_', '-')}"
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """ " (did you mean ...?)" where something known is near."""
-    close = get_close_matches(name, list(known), 1)
-    return f" (did you mean {close[0]!r}?)" if close else ""
 
 
 def _without_none(hint: Any) -> Any:

@@ -26,14 +26,9 @@ from .options import fit, shown
 from .settings import Settings
 
 RUN, INITIAL, TRAJECTORY, CHECKPOINTS = "run.json", "initial.safetensors", "trajectory.jsonl", "checkpoints"
-HELD = {  # in run.json, beside the settings
-    "labels": tuple[str, ...],
-    "digest": str,
-    "initial": str | None,
-    "zokern": str,
-    **dict.fromkeys(("before", "probed"), dict[str, float]),
-    "extended": tuple[int, ...] | None,
-}
+# In run.json, beside the settings.
+HELD: dict[str, Any] = {"labels": tuple[str, ...], "digest": str, "initial": str | None, "zokern": str, "extended": tuple[int, ...] | None}
+HELD |= dict.fromkeys(("before", "probed"), dict[str, float])
 LOG, METRICS, CURVE = "log.jsonl", "metrics.json", "curve.png"
 LOCK = ".zokern-lock"  # there while a process writes into the folder
 DRAFT = ".zokern-draft."  # how the name of what is not whole yet begins

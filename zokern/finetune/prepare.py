@@ -15,13 +15,12 @@ from ..tasks.reader import Features
 from . import output
 from .data import Data
 from .data import load as load_data
-from .features import head_of
+from .features import head_of, probe
 from .metrics_of_model import metrics_of
 from .model import LoadedModel, settle_network
 from .model import load as load_model
 from .optimizers import make, with_rates
 from .options import title
-from .probe import probe
 from .settings import PATHS, Settings
 
 PACKAGES = ("transformers", "accelerate", "peft", "sklearn", "safetensors", "matplotlib", "tqdm")  # asked for before any work, not after it
@@ -96,7 +95,6 @@ def prepare(settings: Settings, path: Path, say: Callable[[str], None], resumed:
     Args:
         settings: checked.
         path: the folder of the run, which is this process's.
-        say: called with each line that the user should read.
         resumed: what run.json says of a run that goes on. Default None: it is a new one.
     """
     began = time.perf_counter()

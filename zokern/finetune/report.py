@@ -1,13 +1,13 @@
 """After a run: its model is saved, judged on held-out and test rows, and described."""
 
-from __future__ import annotations
-
 import json
 import math
+import resource
 import sys
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -56,16 +56,15 @@ class Result:
     train_seconds: float
     seconds: float
     steps_per_second: float
-    peak_mib: float | None
+    peak_mib: float
     out: str
     load: str
 
     def lines(self) -> list[str]:
         """The summary, to be read."""
         classes = ", ".join(self.labels[:6]) + (f" and {len(self.labels) - 6} more" if len(self.labels) > 6 else "")
-        skipped = f", {self.skipped} skipped for want of a finite loss" if self.skipped else ""
         classes = f", classes {classes}" if classes else ""
-        test = [f"test       {self.metric} {self.test[self.metric]:.3f} on {self.test_rows} rows"] if self.test else []
+        skipped = f", {self.skipped} skipped for want of a finite loss" if self.skipped else ""
         metrics = "" if self.interrupted else ", metrics.json"
         log = "log.jsonl, trajectory.jsonl" if named(self.optimizer).replayable else "log.jsonl"
         backwards = f" and {self.backwards} backward passes" if self.backwards else ""
@@ -76,10 +75,10 @@ class Result:
             f"{self.metric:<10} {self._path(self.metric)} on held-out rows",
             *([f"loss       {self._path('loss')} on held-out rows"] if "loss" in self.after else []),
             *self._best(),
-            *test,
+            *([f"test       {self.metric} {self.test[self.metric]:.3f} on {self.test_rows} rows"] if self.test else []),
             f"time       {self.train_seconds:.0f} s in training, {self.seconds:.0f} s in all of this process; {self.steps} steps, "
             f"{self.forwards} forward passes{backwards}, {self.steps_per_second:.2f} steps/s{skipped}",
-            *([f"memory     {self.peak_mib:,.0f} MiB at most"] if self.peak_mib else []),
+            f"memory     {self.peak_mib:,.0f} MiB at most",
             f"saved      {self.out} (model, tokenizer, curve.png, {log}{metrics})",
             f"load with  {self.load}",
         ]
@@ -97,7 +96,7 @@ class Result:
         return f"{self.before[name]:.3f} -> {probed}{self.after[name]:.3f}"
 
 
-def report(run: Run, training: Training) -> Result:
+def report(run: Run, training: "Training") -> Result:
     """Write model, curve and metrics into the folder of a run whose steps are made. -> the run in numbers."""
     settings, data, loaded, path = run.settings, run.data, run.loaded, run.path
     trained = run.trained_parameters  # of the adapter, which becomes part of the weights as the model is saved
@@ -105,7 +104,9 @@ def report(run: Run, training: Training) -> Result:
         loaded.save(draft)
         after = metrics_of(loaded, data.held_out, run.held_out)
         test = metrics_of(loaded, data.test, [loaded.reader.encode(example) for example in data.test]) if data.test else None
-        draw(training.history, data.task.metric, f"{loaded.name}, {settings.optimizer}, {run.method}", draft / output.CURVE)
+        title = f"{loaded.name}, {settings.optimizer}, {run.method}"
+        draw(training.trainer.state.log_history, data.task.metric, title, draft / output.CURVE)
+    forwards, backwards = training.passes
     result = Result(
         model=loaded.name,
         method=run.method,
@@ -126,8 +127,8 @@ def report(run: Run, training: Training) -> Result:
         kept=settings.keep,
         test=test,
         steps=training.steps,
-        forwards=training.forwards,
-        backwards=training.backwards,
+        forwards=forwards,
+        backwards=backwards,
         skipped=training.trainer.zeroth_order.skipped,
         interrupted=training.interrupted,
         train_seconds=training.seconds,
@@ -142,14 +143,10 @@ def report(run: Run, training: Training) -> Result:
     return result
 
 
-def peak_mib(device: torch.device) -> float | None:
-    """The most memory held so far, in MiB: of the device, or of the process on a CPU; None where nobody counts it."""
+def peak_mib(device: torch.device) -> float:
+    """The most memory held so far, in MiB: of the device, or of the process on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
-    try:
-        import resource
-    except ImportError:  # Windows has none
-        return None
     unit = 1 if sys.platform == "darwin" else 1024  # getrusage counts bytes on macOS and KiB elsewhere
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
 
@@ -160,7 +157,8 @@ def draw(history: list[dict[str, Any]], metric: str, title: str, path: Path) -> 
     left = figure.add_subplot(title=title, xlabel="step", ylabel="loss")
     steps, losses = _series(history, "loss")
     left.plot(steps, losses, color="C0", alpha=0.2, linewidth=0.8)
-    left.plot(steps, _smooth(losses), "C0-" if len(steps) > 1 else "C0.", label="training loss")  # one point makes no line
+    smooth = [fmean(losses[max(0, i - WINDOW) : i]) for i in range(1, len(losses) + 1)]  # fewer at the start
+    left.plot(steps, smooth, "C0-" if len(steps) > 1 else "C0.", label="training loss")  # one point makes no line
     if _series(history, "eval_loss")[0]:
         left.plot(*_series(history, "eval_loss"), "C2.--", label="held-out loss")
     right = left.twinx()
@@ -176,8 +174,3 @@ def _series(history: list[dict[str, Any]], name: str) -> tuple[list[int], list[f
     """-> (steps, values) of what was logged under a name and is finite."""
     found = [(entry["step"], entry[name]) for entry in history if isinstance(entry.get(name), int | float) and math.isfinite(entry[name])]
     return [step for step, _ in found], [value for _, value in found]
-
-
-def _smooth(values: list[float]) -> list[float]:
-    """Mean over the last WINDOW values, fewer at the start."""
-    return [sum(part) / len(part) for part in (values[max(0, i - WINDOW) : i] for i in range(1, len(values) + 1))]

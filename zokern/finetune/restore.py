@@ -177,7 +177,7 @@ def replay(
     Raises:
         BadInput: the run, its trajectory or the base model cannot be used; with what differs.
     """
-    path, log = _folder_and_log(run)
+    path, log = folder_and_log(run)
     with output.claimed(out) as target:
         settings, record = output.run_of(path)
         trajectory = read(str(log))
@@ -194,7 +194,7 @@ def replay(
 
 def steps_of(run: str, step: str | None = None) -> int:
     """How many steps of a run are meant: a number as text, "best" (those up to the best evaluation), or None: all."""
-    path, log = _folder_and_log(run)
+    path, log = folder_and_log(run)
     if step is None:
         return len(read(str(log)))
     if step != "best":
@@ -212,7 +212,7 @@ def steps_of(run: str, step: str | None = None) -> int:
     return best["step"]
 
 
-def _folder_and_log(run: str) -> tuple[Path, Path]:
+def folder_and_log(run: str) -> tuple[Path, Path]:
     path = Path(run).expanduser()
     return (path, path / output.TRAJECTORY) if path.is_dir() else (path.parent, path)
 

@@ -11,12 +11,12 @@ from typing import Annotated, Any
 
 import torch
 
-from ..errors import BadInput
+from ..errors import BadInput, nearest
 from ..optim import ClosureOptimizer, Setting, named, optimizers
 from ..optim.settings import COMMON, POSITIVE
 from ..tasks import READERS
 from ..tasks.reader import OBJECTIVES
-from .options import HINTS, brief, choose, fit, fitting, nearest, option, options_of, shown, title
+from .options import HINTS, brief, choose, fit, fitting, option, options_of, shown, title
 
 # The first k blocks zeroth-order; so many of the deepest blocks first-order, or those of the numbers 1+3 (of one number: +2), all or a
 # share of each parameter; so many at random, drawn again every so many steps.
@@ -38,6 +38,11 @@ Columns = Annotated[tuple[str, ...], "one column or two", lambda x: len(x) <= 2]
 SIZES = "three integers, the last one may be 0, as '512,256,256'"
 Rows = Annotated[tuple[int, ...], SIZES, lambda x: len(x) == 3 and min(x[:2]) >= 1 and x[2] >= 0]
 DTYPES, SCHEDULES = ("float32", "bfloat16", "float16"), ("linear", "cosine", "constant")
+
+
+def zo_choices() -> tuple[str, ...]:
+    """What the zeroth-order half of a model may be moved by."""
+    return *(name for name, cls in optimizers().items() if not (cls.takes_model or cls.full_batch)), "none"
 
 
 @dataclass(frozen=True)
@@ -80,13 +85,9 @@ class Settings:
         "blocks by number as 1+3), intra:N:0.5 (that share of each parameter in them), lisa:G:K (G blocks at random every K steps, and "
         "embeddings). Without it: the deeper half."
     )
-    zo: str | None = option(
-        lambda: f"hybrid: what moves the other parameters: {', '.join(zo_choices())}. Without it: {ZO}.", choices=lambda: zo_choices()
-    )
+    zo: str | None = option(lambda: f"hybrid: what moves the others: {', '.join(zo_choices())}. Without it: {ZO}.", choices=zo_choices)
     fo: str | None = option(f"hybrid: what moves those: {' or '.join(FIRST_ORDER)}. Without it: {FO}.", choices=tuple(FIRST_ORDER))
-    fo_lr: Positive | None = option(
-        "hybrid: learning rate of --fo. Without it: 1e-5 for adamw and 2e-5 for sgd, more for adapters (docs/settings.md)."
-    )
+    fo_lr: Positive | None = option("hybrid: learning rate of --fo. Without it: 1e-5 (adamw) or 2e-5 (sgd), and more for adapters.")
     optimizer_settings: dict[str, object] = field(default_factory=dict)
     schedule: str = option("How the learning rate ends: linear, cosine or constant.", "linear", "lr_scheduler_type", choices=SCHEDULES)
     full_batch: Natural | None = option("mezo-svrg: rows at an anchor, drawn anew for each. Without it: all training rows.")
@@ -95,12 +96,8 @@ class Settings:
     batch_size: Natural = option("Rows that go through the model at once.", 16, "per_device_train_batch_size")
     accumulate: Natural = option("Batches a step: all are seen along the same noise.", 1, "gradient_accumulation_steps")
     eval_every: Natural = option("Steps between evaluations on held-out rows.", 100, "eval_steps")
-    save_every: Natural | None = option(
-        "Steps between checkpoints, which --resume goes on from. Without it: --eval-every.", None, "save_steps"
-    )
-    keep: str = option(
-        "Which weights are saved at the end: last, or best, those of the evaluation with the best metric.", "last", choices=("last", "best")
-    )
+    save_every: Natural | None = option("Steps between checkpoints, for --resume. Without it: --eval-every.", None, "save_steps")
+    keep: str = option("Weights that are saved: last, or best, of the evaluation with the best metric.", "last", choices=("last", "best"))
     max_length: Length = option("Tokens a row; longer texts are cut.", 128)
     dtype: str = option("float32, bfloat16 or float16.", "float32", choices=DTYPES)
     device: str | None = option("cpu or cuda. Without it: a GPU where there is one.")
@@ -114,14 +111,10 @@ class Settings:
         return named(self.optimizer).divides
 
     @property
-    def zeroth(self) -> str | None:
-        """Name of the optimizer that perturbs weights: --optimizer, or where that has two halves --zo; None where that half is frozen."""
-        name = (self.zo or ZO) if self.halves else self.optimizer
-        return None if name == "none" else name
-
-    @property
     def zeroth_class(self) -> type[ClosureOptimizer] | None:
-        return None if self.zeroth is None else named(self.zeroth)
+        """The optimizer that perturbs weights: --optimizer, or where that has two halves --zo; None where that half is frozen."""
+        name = (self.zo or ZO) if self.halves else self.optimizer
+        return None if name == "none" else named(name)
 
     def checked(self) -> "Settings":
         """The same with what follows from the rest filled in, lr and eps excepted.
@@ -163,7 +156,7 @@ class Settings:
                 what, others = ("--zo", zo_choices()[:-1]) if self.halves else ("--optimizer", optimizers())
                 having = " or ".join(other for other in others if name in named(other).declared())
                 cure = f", or pass {having}" if having else ""
-                raise BadInput(f"{title(str(name))} is no option of {what} {self.zeroth}: leave it out{cure}")
+                raise BadInput(f"{title(str(name))} is no option of {what} {zeroth and zeroth.name}: leave it out{cure}")
         return {name: _of_kind(name, value, takes[name]) for name, value in given.items() if name in self.optimizer_settings}
 
     def _faults(self) -> Iterator[str]:
@@ -243,11 +236,6 @@ class Settings:
             if name in cls.__dataclass_fields__ and name not in (*values, "trust_remote_code"):
                 raise BadInput(f"{name!r} is missing: use the zokern that made it")
         return cls.flat(values | {"trust_remote_code": False}).checked()
-
-
-def zo_choices() -> tuple[str, ...]:
-    """What the zeroth-order half of a model may be moved by."""
-    return *(name for name, cls in optimizers().items() if not (cls.takes_model or cls.full_batch)), "none"
 
 
 def _unset(value: Any, setting: Setting | None) -> bool:

@@ -66,10 +66,21 @@ def _go_on(run: Run, record: dict[str, Any], say: Callable[[str], None]) -> None
 
 
 def train(run: Run, say: Callable[[str], None]) -> "Training":
-    """Train to the last step, or until Ctrl-C."""
-    training = Training(run)
-    with training.interruptible():
+    """Train to the last step. Ctrl-C stops between two of them, so that each is whole; a second one interrupts as ever."""
+    training, before = Training(run), signal.getsignal(signal.SIGINT)
+
+    def stop(*_: Any) -> None:
+        training.stopped = True
+        signal.signal(signal.SIGINT, before)
+
+    heard = threading.current_thread() is threading.main_thread()  # which alone hears of signals
+    if heard:
+        signal.signal(signal.SIGINT, stop)
+    try:
         training.train()
+    finally:
+        if heard:
+            signal.signal(signal.SIGINT, before)
     if training.interrupted:
         say(f"stopped after step {training.steps} of {run.settings.steps}: zokern finetune --resume {run.path}")
     return training
@@ -79,7 +90,6 @@ class Training(TrainerCallback):
     """The steps of a run. As a callback of its Trainer it judges the model, writes the log, and stops.
 
     Attributes:
-        trainer: ZOTrainer.
         seconds: in training steps, without judging and saving, those before the checkpoint that the run goes on from included.
         stopped: whether the user has asked for the end, which comes after a whole step.
         interrupted: whether that was before the last step.
@@ -88,7 +98,6 @@ class Training(TrainerCallback):
     def __init__(self, run: Run):
         self.run, self.settings = run, run.settings
         self.seconds, self.stopped, self.interrupted = 0.0, False, False
-        self._since = 0.0  # when the steps began whose seconds are not counted yet
         self._moved, self._skipped = 0, 0  # the last step logged at which not all since the one before were skipped; skipped up to there
         self._shown: dict[str, float] = {}
         self._logged = 0
@@ -97,29 +106,21 @@ class Training(TrainerCallback):
         self.trainer: Any = self._trainer(rows)
 
     @property
-    def history(self) -> list[dict[str, Any]]:
-        """What was logged, in the order of steps, as Trainer keeps it: dicts with "step"."""
-        return self.trainer.state.log_history
-
-    @property
     def steps(self) -> int:
         return self.trainer.state.global_step
 
     @property
-    def forwards(self) -> int:
-        """Batches that went through the model for the optimizer, those of a full batch included."""
-        own, full = self.trainer.zeroth_order.forwards_in(self.steps)
-        return own * self.settings.accumulate + full * math.ceil((self.settings.full_batch or len(self.run.data.train)) / EVALUATED_AT_ONCE)
-
-    @property
-    def backwards(self) -> int:
-        """Of those batches, how many went back through the model."""
-        return (self.trainer.zeroth_order.derivative == "backward") * self.settings.accumulate * self.steps
+    def passes(self) -> tuple[int, int]:
+        """Batches that went forward through the model for the optimizer, those of a full batch included, and those that went back."""
+        settings, optimizer = self.settings, self.trainer.zeroth_order
+        own, full = optimizer.forwards_in(self.steps)
+        forwards = own * settings.accumulate + full * math.ceil((settings.full_batch or len(self.run.data.train)) / EVALUATED_AT_ONCE)
+        return forwards, (optimizer.derivative == "backward") * settings.accumulate * self.steps
 
     @property
     def best(self) -> dict[str, Any] | None:
         """The best evaluation so far, as of ``best_of``."""
-        return best_of(self.history, self.run.data.task.metric)
+        return best_of(self.trainer.state.log_history, self.run.data.task.metric)
 
     def train(self) -> None:
         """Train to the end, from the run's checkpoint if there is one. With ``keep="best"`` the weights are then the best ones'."""
@@ -142,7 +143,7 @@ class Training(TrainerCallback):
                 zeroth = self.settings.zeroth_class
                 if isinstance(error, NotImplementedError) and zeroth and zeroth.derivative == "forward":
                     what = "--zo" if self.settings.halves else "--optimizer"
-                    raise BadInput(f"{what} {self.settings.zeroth}: {' '.join(str(error).split())}: pass {what} {ZO}") from None
+                    raise BadInput(f"{what} {zeroth.name}: {' '.join(str(error).split())}: pass {what} {ZO}") from None
                 if resume and not self.steps and str(error).startswith("Error(s) in loading state_dict"):
                     raise BadInput(f"checkpoint {str(resume)!r} is of another model: restore the --model that the run began with") from None
                 raise
@@ -153,24 +154,6 @@ class Training(TrainerCallback):
             kept = path / output.CHECKPOINTS / f"checkpoint-{self.best['step']}"
             checkpoint.check(kept)
             self.trainer._load_from_checkpoint(str(kept))
-
-    @contextmanager
-    def interruptible(self) -> Iterator[None]:
-        """Ctrl-C stops between two steps, so that the weights are those of a whole number of steps; a second one interrupts as ever."""
-        if threading.current_thread() is not threading.main_thread():  # only the main thread hears of signals
-            yield
-            return
-        before = signal.getsignal(signal.SIGINT)
-
-        def stop(*_: Any) -> None:
-            self.stopped = True
-            signal.signal(signal.SIGINT, before)
-
-        signal.signal(signal.SIGINT, stop)
-        try:
-            yield
-        finally:
-            signal.signal(signal.SIGINT, before)
 
     def _reader(self) -> tuple[Reader, tuple[list, list]]:
         """-> (reader, features of the training and the held-out rows): of the head alone where nothing else is trained and it sees one
@@ -204,7 +187,6 @@ class Training(TrainerCallback):
             use_cpu=settings.device == "cpu",
             logging_steps=min(10, settings.eval_every),
             logging_nan_inf_filter=False,
-            save_strategy="steps",
             save_steps=settings.save_every,
             save_total_limit=KEPT,
             report_to=[],
@@ -215,8 +197,7 @@ class Training(TrainerCallback):
             arguments._n_gpu = 1  # Trainer would spread the batch over all that it sees
         chosen: dict[str, Any] = {"optimizer_cls_and_kwargs": (cls, options)}
         if settings.lr_ratio is not None:
-            lr = options.pop("lr")
-            chosen = {"optimizers": (lora_plus(model, cls, lr, settings.lr_ratio, **options), None)}
+            chosen = {"optimizers": (lora_plus(model, cls, ratio=settings.lr_ratio, **options), None)}
         trainer = ZOTrainer(
             model,
             arguments,
@@ -240,7 +221,7 @@ class Training(TrainerCallback):
         if state.global_step:  # the checkpoint's learning rate is that of the steps that were then asked for
             kwargs["lr_scheduler"].last_epoch -= 1
             kwargs["lr_scheduler"].step()
-        self._since = time.perf_counter()
+        self._since = time.perf_counter()  # when the steps began whose seconds are not counted yet
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.run.steps_made += 1
@@ -261,9 +242,6 @@ class Training(TrainerCallback):
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._since = time.perf_counter()  # as a run sees it that goes on from there
-
-    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._clock()
 
     def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         logs = kwargs["logs"]

@@ -1,9 +1,8 @@
 """The tasks, as data. Column names, types and ids are the hub's."""
 
-from difflib import get_close_matches
 from typing import Any
 
-from ..errors import BadInput
+from ..errors import BadInput, nearest
 from .prompts import Prompt
 from .task import Task
 
@@ -12,7 +11,7 @@ GLUE, SUPER_GLUE = "nyu-mll/glue", "aps/super_glue"
 
 def glue(name: str, texts: tuple[str, ...], labels: tuple[str, ...], metric: str = "accuracy", **more: Any) -> Task:
     columns = {**strings(*texts), "label": "label", "idx": "int32"}
-    return Task(name, GLUE, name, columns, labels, metric, **more)
+    return Task(name, GLUE, name, columns, labels, metric, head=tuple(f"{{{text}}}" for text in texts), **more)
 
 
 def super_glue(name: str, columns: dict[str, str], labels: tuple[str, ...], metric: str = "accuracy", **more: Any) -> Task:
@@ -23,27 +22,25 @@ def strings(*names: str) -> dict[str, str]:
     return dict.fromkeys(names, "string")
 
 
+def said(words: str, options: tuple[str, ...]) -> dict[str, Any]:
+    """Prompts that say one of the options of a sentence."""
+    template = f"{{sentence}} {words} {{option}}"
+    return {"masked": Prompt(f"{template}.", options), "causal": Prompt(template, options)}
+
+
 YES_NO, NO_YES, FALSE_TRUE = ("Yes", "No"), ("No", "Yes"), ("False", "True")
 ENTAILMENT = ("entailment", "not_entailment")
 INFER = 'Suppose {premise} Can we infer that "{hypothesis}"? Yes, No, or Maybe?\n{option}'
 CHOOSE = "Choice 1: {%s}\nChoice 2: {%s}\nWhich choice makes more sense? 1 or 2: {option}"
 
 ALL = (
-    glue(
-        "sst2",
-        ("sentence",),
-        ("negative", "positive"),
-        masked=Prompt("{sentence} It was {option}.", ("terrible", "great")),
-        causal=Prompt("{sentence} It was {option}", ("terrible", "great")),
-        head=("{sentence}",),
-    ),
+    glue("sst2", ("sentence",), ("negative", "positive"), **said("It was", ("terrible", "great"))),
     glue(
         "mnli",
         ("premise", "hypothesis"),
         ("entailment", "neutral", "contradiction"),
         masked=Prompt("{premise:unended}? {option}, {hypothesis:lowered}", ("Yes", "Maybe", "No")),
         causal=Prompt(INFER, ("Yes", "Maybe", "No")),
-        head=("{premise}", "{hypothesis}"),
         splits={"train": "train", "validation": "validation_matched", "test": "test_matched"}
         | {name: name for name in ("validation_mismatched", "test_mismatched")},
     ),
@@ -53,24 +50,14 @@ ALL = (
         ENTAILMENT,
         masked=Prompt("{question:unended}? {option}, {sentence:lowered}", YES_NO),
         causal=Prompt('{sentence}\nDoes this answer the question "{question}"? Yes or No?\n{option}', YES_NO),
-        head=("{question}", "{sentence}"),
     ),
-    glue(
-        "cola",
-        ("sentence",),
-        ("unacceptable", "acceptable"),
-        "matthews",
-        masked=Prompt("{sentence} This is {option}.", ("incorrect", "correct")),
-        causal=Prompt("{sentence} This is {option}", ("incorrect", "correct")),
-        head=("{sentence}",),
-    ),
+    glue("cola", ("sentence",), ("unacceptable", "acceptable"), "matthews", **said("This is", ("incorrect", "correct"))),
     glue(
         "rte",
         ("sentence1", "sentence2"),
         ENTAILMENT,
         masked=Prompt("{sentence1:unended}? {option}, {sentence2:lowered}", YES_NO),
         causal=Prompt('{sentence1}\nDoes this mean that "{sentence2}" is true? Yes or No?\n{option}', YES_NO),
-        head=("{sentence1}", "{sentence2}"),
     ),
     super_glue(
         "boolq",
@@ -154,8 +141,6 @@ def get(name: str) -> Task:
         BadInput: there is none of this name.
     """
     plain = str(name).casefold().replace("-", "").replace("_", "")
-    if plain in TASKS:
-        return TASKS[plain]
-    near = get_close_matches(plain, TASKS, 1)
-    hint = f", perhaps {near[0]!r}" if near else ""
-    raise BadInput(f"task {name!r} is not known: pass one of {', '.join(TASKS)}{hint}")
+    if plain not in TASKS:
+        raise BadInput(f"task {name!r} is not known: pass one of {', '.join(TASKS)}{nearest(plain, TASKS)}")
+    return TASKS[plain]

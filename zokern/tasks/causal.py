@@ -1,5 +1,6 @@
 """Asking a causal language model: how likely is each option after the prompt, or what does it write?"""
 
+import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,9 +10,8 @@ from ..errors import BadInput
 from .lean import token_losses
 from .metrics import token_f1
 from .prompts import OPTION, fill
-from .reader import Batch, Features, Reader, Tokenizer, device_of, padded, with_labels
+from .reader import Batch, Features, Reader, device_of, padded, with_labels
 from .rows import Example
-from .task import Task
 from .virtual_tokens import both_names, has_virtual_tokens
 
 
@@ -31,12 +31,9 @@ class CausalReader(Reader):
 
     kind = "causal"
 
-    def __init__(
-        self, task: Task, tokenizer: Tokenizer, max_length: int | None = None, objective: str = "cross-entropy", prompt: Any = None,
-        max_new_tokens: int = 50,
-    ):  # fmt: skip
+    def __init__(self, *of_reader: Any, max_new_tokens: int = 50, **options: Any):
         self.max_new_tokens = max_new_tokens
-        super().__init__(task, tokenizer, max_length, objective, prompt)
+        super().__init__(*of_reader, **options)
 
     def _check(self) -> None:
         if not self.prompt.template.endswith("{" + OPTION + "}"):
@@ -62,7 +59,8 @@ class CausalReader(Reader):
             batch |= self._packed(features)
         if self.task.writes:
             batch |= dict(zip(("prompt_ids", "prompt_mask"), self._padded([f["prompt"] for f in features], left=True)))
-            batch["answers"] = _as_bytes([feature["answers"] for feature in features])
+            answers = [list(json.dumps(feature["answers"]).encode()) for feature in features]
+            batch["answers"] = padded(answers, 0).to(torch.uint8)  # so that they travel with a batch
         batch = with_labels(batch, features)
         if self.objective == "option" and "labels" in batch:
             right = [dict(feature, candidates=[feature["candidates"][feature["label"]]]) for feature in features]
@@ -80,8 +78,8 @@ class CausalReader(Reader):
     def loss(self, model: torch.nn.Module, batch: Batch) -> torch.Tensor:
         right = self.answers(batch)
         if self.task.writes and self.objective == "f1":
-            found = zip(self.predictions(model, batch), _as_texts(batch["answers"]), strict=True)
-            scores = [token_f1(prediction, answers) for prediction, answers in found]
+            answers = (json.loads(bytes(row).rstrip(b"\0")) for row in batch["answers"].tolist())
+            scores = [*map(token_f1, self.predictions(model, batch), answers)]
             return torch.tensor(1 - sum(scores) / len(scores), device=device_of(model))
         if self.objective == "option":
             return self._losses(model, {n.removeprefix("right_"): t for n, t in batch.items() if n.startswith("right_")})[1].mean()
@@ -187,16 +185,3 @@ class CausalReader(Reader):
         batch = {name: tensor.to(device_of(model)) for name, tensor in batch.items()}
         inputs = dict(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False)
         return batch, token_losses(model, inputs, batch["where"], batch["targets"])
-
-
-def _as_bytes(texts: list[list[str]]) -> torch.Tensor:
-    """Lists of texts as uint8 [rows, most texts, most bytes], 0 where there is none: so they travel with a batch."""
-    coded = [[list(text.encode()) for text in row] for row in texts]
-    most, longest = max(map(len, coded)), max((len(text) for row in coded for text in row), default=0)
-    blank = [0] * longest
-    rows = [[text + blank[len(text) :] for text in row] + [blank] * (most - len(row)) for row in coded]
-    return torch.tensor(rows, dtype=torch.uint8).view(len(texts), most, longest)
-
-
-def _as_texts(coded: torch.Tensor) -> list[list[str]]:
-    return [[bytes(text).rstrip(b"\0").decode() for text in row if any(text)] for row in coded.tolist()]

@@ -29,12 +29,10 @@ class HeadReader(Reader):
     def scores(self, model: torch.nn.Module, batch: Batch) -> torch.Tensor:
         device = device_of(model)
         logits = model(**{name: tensor.to(device) for name, tensor in batch.items() if name != "labels"}).logits.float()
-        labels = self.task.labels
-        if logits.shape != (len(batch["input_ids"]), len(labels)):
-            raise BadInput(
-                f"model {type(model).__name__} gives {tuple(logits.shape)} logits for {len(batch['input_ids'])} rows: pass a "
-                f"sequence-classification model with num_labels={len(labels)} for {self.task.name!r}"
-            )
+        due = len(batch["input_ids"]), len(self.task.labels)
+        if logits.shape != due:
+            cure = f"pass a sequence-classification model with num_labels={due[1]} for {self.task.name!r}"
+            raise BadInput(f"model {type(model).__name__} gives {tuple(logits.shape)} logits for {due[0]} rows: {cure}")
         return self.order(model, logits)
 
     def order(self, model: torch.nn.Module, logits: torch.Tensor) -> torch.Tensor:

@@ -6,8 +6,6 @@ output embedding is applied to the rest chunk by chunk.
 """
 
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, TypeAlias
 from weakref import WeakSet
 
@@ -101,47 +99,33 @@ def _forward(model: Module, head: Module, inputs: Inputs, where: Tensor, first: 
 
     Where the head is not reached as expected, the full logits are made, all n are returned, and the hidden states are None.
     """
-    with _keeping(head, inputs["input_ids"].shape, where, first) as kept:
-        logits = both_names(model)(**inputs).logits
-    if kept.hidden is None or logits.shape[:2] != (1, first):
-        _tell(head, f"{type(model).__name__} does not lead its hidden states through its output embedding: its full logits are made")
-        return _at(logits, where, inputs["input_ids"].shape[1]), None, True
-    untouched = first == where.shape[1] or logits is kept.logits or torch.equal(logits, kept.logits.to(logits.dtype))
-    return logits[0], kept.hidden, untouched
-
-
-def _at(values: Tensor, where: Tensor, tokens: int) -> Tensor:
-    """[rows, positions, width] -> [n, width]. Virtual tokens of peft stand before the ``tokens`` others."""
-    return values[where[0], where[1] + (values.shape[1] - tokens)]
-
-
-class _Kept:
-    hidden: Tensor | None = None
-    logits: Tensor
-
-
-@contextmanager
-def _keeping(head: Module, shape: tuple[int, ...], where: Tensor, first: int) -> Iterator[_Kept]:
-    kept = _Kept()
-    rows, tokens = shape
+    rows, tokens = inputs["input_ids"].shape
+    kept: dict[str, Tensor] = {}
 
     def before(_: Module, args: Any) -> Any:
         hidden = args[0] if args else None
         # Some models call what they call their output embedding on token ids, too.
         if isinstance(hidden, Tensor) and hidden.is_floating_point() and hidden.dim() == 3:
             if len(hidden) == rows and hidden.shape[1] >= tokens:
-                kept.hidden = _at(hidden, where, tokens)
-                return (kept.hidden[None, :first], *args[1:])
+                kept["hidden"] = _at(hidden, where, tokens)
+                return (kept["hidden"][None, :first], *args[1:])
 
     def after(_: Module, args: Any, output: Tensor) -> None:
-        kept.logits = output
+        kept["logits"] = output
 
-    handles = head.register_forward_pre_hook(before), head.register_forward_hook(after)
-    try:
-        yield kept
-    finally:
-        for handle in handles:
-            handle.remove()
+    with head.register_forward_pre_hook(before), head.register_forward_hook(after):
+        logits = both_names(model)(**inputs).logits
+    if "hidden" not in kept or logits.shape[:2] != (1, first):
+        _tell(head, f"{type(model).__name__} does not lead its hidden states through its output embedding: its full logits are made")
+        return _at(logits, where, tokens), None, True
+    made = kept["logits"]
+    untouched = first == where.shape[1] or logits is made or torch.equal(logits, made.to(logits.dtype))
+    return logits[0], kept["hidden"], untouched
+
+
+def _at(values: Tensor, where: Tensor, tokens: int) -> Tensor:
+    """[rows, positions, width] -> [n, width]. Virtual tokens of peft stand before the ``tokens`` others."""
+    return values[where[0], where[1] + (values.shape[1] - tokens)]
 
 
 def _tell(head: Module, what: str) -> None:

@@ -1,44 +1,21 @@
-"""How right predictions are: scikit-learn's metrics for classes, SQuAD's for texts. All are fractions of 1."""
-
-from __future__ import annotations
+"""How right predictions are where scikit-learn has no metric: SQuAD's for texts, MultiRC's for questions. All are fractions of 1."""
 
 import re
 import string
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from statistics import fmean
+from typing import Any
 
-from ..errors import need
 from .rows import Example
 
-if TYPE_CHECKING:
-    from .task import Task
 
-
-def of(task: Task, predictions: Sequence[Any], examples: Sequence[Example]) -> dict[str, float]:
-    """-> name -> value; see ``Task.metrics``."""
-    if task.writes:
-        pairs = [(prediction, example.answers) for prediction, example in zip(predictions, examples, strict=True)]
-        return {"f1": _mean(token_f1(*pair) for pair in pairs), "em": _mean(exact_match(*pair) for pair in pairs)}
-    sklearn = need("sklearn.metrics")
-    right = [example.label for example in examples]
-    found = {"accuracy": float(sklearn.accuracy_score(right, predictions))}
-    if task.metric == "f1":
-        average = dict(average="macro") if task.positive is None else dict(pos_label=task.positive)
-        found["f1"] = float(sklearn.f1_score(right, predictions, zero_division=0, **average))
-    if task.metric == "matthews":
-        found["matthews"] = float(sklearn.matthews_corrcoef(right, predictions))
-    if "idx" in task.needed:
-        found["em"] = _whole_questions(predictions, examples)
-    return found
-
-
-def _whole_questions(predictions: Sequence[int], examples: Sequence[Example]) -> float:
+def whole_questions(predictions: Sequence[int], examples: Sequence[Example]) -> float:
     """MultiRC's exact match: the share of questions of which every answer is judged rightly."""
     right: dict[Any, bool] = defaultdict(lambda: True)
     for prediction, example in zip(predictions, examples, strict=True):
         right[example["idx"]["paragraph"], example["idx"]["question"]] &= prediction == example.label
-    return _mean(right.values())
+    return fmean(right.values())
 
 
 def normalized(text: str) -> str:
@@ -60,8 +37,3 @@ def _f1(found: list[str], right: list[str]) -> float:
 
 def exact_match(prediction: str, answers: Iterable[str]) -> bool:
     return any(normalized(prediction) == normalized(answer) for answer in answers)
-
-
-def _mean(values: Iterable[float]) -> float:
-    values = list(values)
-    return float(sum(values) / len(values))

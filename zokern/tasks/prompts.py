@@ -12,10 +12,6 @@ OPTION = "option"  # where the model answers: no column has this name
 CONJUNCTIONS = {"effect": "so", "cause": "because"}  # what COPA asks for
 
 
-def _asked(text: str) -> str:
-    return (text[:1].upper() + text[1:]).removesuffix("?") + "?"
-
-
 def _inline(text: str) -> str:
     first, space, rest = text.partition(" ")
     return (first if first == "I" else first.lower()) + space + rest
@@ -39,7 +35,7 @@ WORDINGS: dict[str, Callable[[str], str]] = {
     "unended": lambda text: re.sub("[.?!,;:]$", "", text.strip()),  # no full stop, question mark or the like at the end
     "lowered": lambda text: text.strip()[:1].lower() + text.strip()[1:],
     "inline": lambda text: _inline(text.strip()),  # the first word in lower case, unless it is "I"
-    "asked": lambda text: _asked(text.strip()),  # as a question: a capital and one question mark
+    "asked": lambda text: (text.strip()[:1].upper() + text.strip()[1:]).removesuffix("?") + "?",  # a capital and one question mark
     "conjunction": _conjunction,
     "before": lambda text: _gap(text)[0],
     "after": lambda text: _gap(text)[1],

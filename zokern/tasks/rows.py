@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..documents import Unreadable, of_json
-from ..errors import BadInput, first_line, need
+from ..errors import BadInput, need, refusing
 
 LONGEST = 2**31 - 1  # characters of a field: what a C long holds everywhere
 SEPARATORS = {";": "semicolons", "\t": "tabs", "|": "bars", ",": "commas"}
@@ -83,7 +83,9 @@ def read(name: str, split: str = "train") -> Table:
         separator = "\t" if suffix == ".tsv" else ","
         _check_separator(name, suffix, lines, separator)
         return _separated(name, lines, separator)
-    return _json(name, lines) if suffix == ".json" else _json_lines(name, lines)
+    if suffix == ".json":
+        return _json(name, lines)
+    return _objects(name, {f"line {i}": _value(name, line, i) for i, line in enumerate(lines, 1) if line.strip()})
 
 
 def _lines(name: str, path: Path) -> list[str]:
@@ -151,10 +153,6 @@ def _json(name: str, lines: list[str]) -> Table:
     return _objects(name, {f"row {i}": entry for i, entry in enumerate(value, 1)})
 
 
-def _json_lines(name: str, lines: list[str]) -> Table:
-    return _objects(name, {f"line {i}": _value(name, line, i) for i, line in enumerate(lines, 1) if line.strip()})
-
-
 def _value(name: str, text: str, line: int = 0) -> Any:
     try:
         return of_json(text)
@@ -176,24 +174,18 @@ def _objects(name: str, entries: dict[str, Any]) -> Table:
 
 
 def _parquet(name: str, path: Path) -> Table:
-    pyarrow, parquet = need("pyarrow"), need("pyarrow.parquet")
-    try:
+    kinds, parquet = (need("pyarrow").ArrowException, OSError), need("pyarrow.parquet")
+    with refusing(f"data {name!r} is not a parquet file that can be read", "write it again", kinds):
         table = parquet.read_table(path)
-    except (pyarrow.ArrowException, OSError) as error:
-        raise BadInput(f"data {name!r} is not a parquet file that can be read ({first_line(error)}): write it again") from None
     return Table(name, table.column_names, table.to_pylist())
 
 
 def _hub(name: str, split: str) -> Table:
     datasets = need("datasets")
     repository, _, config = name.partition(":")
-    try:
+    cure = "check the path, the name, its config (name:config) or the network"
+    with refusing(f"data {name!r} is no file here and could not be had from the hub", cure):
         data = datasets.load_dataset(repository, config or None, split=split, trust_remote_code=False)
-    except Exception as error:  # any of a dozen libraries' own
-        raise BadInput(
-            f"data {name!r} is no file here and could not be had from the hub ({first_line(error)}): check the path, the name, "
-            "its config (name:config) or the network"
-        ) from None
     rows = data.to_list()
     for column, feature in data.features.items():
         if isinstance(feature, datasets.ClassLabel):

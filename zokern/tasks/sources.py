@@ -1,18 +1,16 @@
 """Where a task's rows come from: the hub, or a local copy in any of the forms that copies take."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import BadInput, first_line, need
+from ..errors import BadInput, need, refusing
 from . import rows
 
 if TYPE_CHECKING:
     from .task import Task
 
 
-def read(task: Task, source: str | None, split: str, hub_split: str) -> rows.Table:
+def read(task: "Task", source: str | None, split: str, hub_split: str) -> rows.Table:
     """Rows of a split, as they stand; see ``Task.load``.
 
     Args:
@@ -31,25 +29,17 @@ def read(task: Task, source: str | None, split: str, hub_split: str) -> rows.Tab
     return _files(task, path, names)
 
 
-def _hub(task: Task, split: str) -> rows.Table:
-    datasets = need("datasets")
-    try:
-        data = datasets.load_dataset(task.repository, task.config, split=split, trust_remote_code=False)
-    except Exception as error:  # any of a dozen libraries' own
-        raise BadInput(
-            f"{task.name} could not be had from the hub as {task.repository} {task.config} ({first_line(error)}): check the network, or "
-            f"pass a local copy (--data, in Python source=) in the columns {', '.join(task.columns)}: a file, a folder of files, or one of "
-            "save_to_disk"
-        ) from None
+def _hub(task: "Task", split: str) -> rows.Table:
+    forms = f"in the columns {', '.join(task.columns)}: a file, a folder of files, or one of save_to_disk"
+    cure = f"check the network, or pass a local copy (--data, in Python source=) {forms}"
+    with refusing(f"{task.name} could not be had from the hub as {task.repository} {task.config}", cure):
+        data = need("datasets").load_dataset(task.repository, task.config, split=split, trust_remote_code=False)
     return _table(f"{task.repository} {task.config} {split}", data)
 
 
 def _saved(path: Path, names: list[str]) -> rows.Table:
-    datasets = need("datasets")
-    try:
-        data = datasets.load_from_disk(str(path))
-    except Exception as error:  # its own, pyarrow's and json's
-        raise BadInput(f"data {str(path)!r} cannot be read ({first_line(error)}): write it again with save_to_disk") from None
+    with refusing(f"data {str(path)!r} cannot be read", "write it again with save_to_disk"):
+        data = need("datasets").load_from_disk(str(path))
     if isinstance(data, dict):
         found = [name for name in names if name in data]
         if not found:
@@ -64,7 +54,7 @@ def _table(name: str, data: Any) -> rows.Table:
     return rows.Table(name, data.column_names, data.to_list())
 
 
-def _files(task: Task, path: Path, names: list[str]) -> rows.Table:
+def _files(task: "Task", path: Path, names: list[str]) -> rows.Table:
     """One file a split, or the parquet files of a snapshot: config/split-00000-of-00001.parquet, config/split/0000.parquet."""
     for name in names:
         one = [path / f"{name}{suffix}" for suffix in rows.SUFFIXES if (path / f"{name}{suffix}").is_file()]
@@ -78,10 +68,8 @@ def _files(task: Task, path: Path, names: list[str]) -> rows.Table:
                 return _joined(pieces)
     held = sorted(p.name for p in path.iterdir())
     listing = ", ".join(held[:10]) + (", ..." if len(held) > 10 else "") or "nothing"
-    raise BadInput(
-        f"data {str(path)!r} holds no split {' or '.join(names)} of {task.name}: it holds {listing}; put "
-        f"{names[-1]}.csv (tsv, json, jsonl, parquet) there, or pass a copy of save_to_disk or of the hub's repository"
-    )
+    cure = f"put {names[-1]}.csv (tsv, json, jsonl, parquet) there, or pass a copy of save_to_disk or of the hub's repository"
+    raise BadInput(f"data {str(path)!r} holds no split {' or '.join(names)} of {task.name}: it holds {listing}; {cure}")
 
 
 def _joined(pieces: list[Path]) -> rows.Table:

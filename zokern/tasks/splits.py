@@ -46,14 +46,14 @@ def few_shot(examples: Sequence[Any], k: int, seed: int) -> tuple[list, list]:
     """
     if k < 1:
         raise BadInput(f"k={k} rows of a class cannot be drawn: pass 1 or more")
-    classes = defaultdict(list)
-    for i in shuffled(len(examples), seed):
-        if examples[i].label is None:
-            raise BadInput(f"{examples[i].location} has no label, so that k rows of each class cannot be drawn: pass labelled rows")
-        classes[examples[i].label].append(examples[i])
-    by_label = dict(sorted(classes.items()))
-    for label, rows in by_label.items():
+    by_label = defaultdict(list)
+    for example in (examples[i] for i in shuffled(len(examples), seed)):
+        if example.label is None:
+            raise BadInput(f"{example.location} has no label, so that k rows of each class cannot be drawn: pass labelled rows")
+        by_label[example.label].append(example)
+    classes = sorted(by_label.items())
+    for label, rows in classes:
         if len(rows) < 2 * k:
             need = f"{k} rows of every class (--shots, in Python k) for training and {k} for validation need {2 * k}"
             raise BadInput(f"class {label} has {len(rows)} rows, but {need}: pass less")
-    return [row for rows in by_label.values() for row in rows[:k]], [row for rows in by_label.values() for row in rows[k : 2 * k]]
+    return [row for _, rows in classes for row in rows[:k]], [row for _, rows in classes for row in rows[k : 2 * k]]

@@ -2,11 +2,13 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from statistics import fmean
 from typing import Any
 
 from ..documents import Unreadable, of_json
-from ..errors import BadInput
-from . import metrics, sources
+from ..errors import BadInput, need
+from . import sources
+from .metrics import exact_match, token_f1, whole_questions
 from .prompts import Prompt, columns
 from .rows import Example
 
@@ -70,10 +72,8 @@ class Task:
         table = sources.read(self, source, split, self.splits.get(split, split))
         for column in dict.fromkeys([*self.texts, self.label, *self.needed]):
             if column not in table.columns:
-                raise BadInput(
-                    f"data {table.name!r} lacks the column {column!r} of {self.name}: its columns are {', '.join(table.columns)}; "
-                    f"the hub's are {', '.join(self.columns)}"
-                )
+                there = f"its columns are {', '.join(table.columns)}; the hub's are {', '.join(self.columns)}"
+                raise BadInput(f"data {table.name!r} lacks the column {column!r} of {self.name}: {there}")
         return [self._example(row, f"{table.name!r}, {location}") for row, location in zip(table.rows, table.locations, strict=True)]
 
     def metrics(self, predictions: Iterable[Any], examples: Iterable[Example]) -> dict[str, float]:
@@ -90,13 +90,26 @@ class Task:
         for example in examples:
             if example.label is None and not example.answers:
                 raise BadInput(f"{example.location} has no label to be judged by: leave out unlabelled rows, as test splits have them")
-        return metrics.of(self, predictions, examples)
+        if self.writes:
+            answers = [example.answers for example in examples]
+            return {"f1": fmean(map(token_f1, predictions, answers)), "em": fmean(map(exact_match, predictions, answers))}
+        sklearn, right = need("sklearn.metrics"), [example.label for example in examples]
+        found = {"accuracy": float(sklearn.accuracy_score(right, predictions))}
+        if self.metric == "f1":
+            average = dict(average="macro") if self.positive is None else dict(pos_label=self.positive)
+            found["f1"] = float(sklearn.f1_score(right, predictions, zero_division=0, **average))
+        if self.metric == "matthews":
+            found["matthews"] = float(sklearn.matthews_corrcoef(right, predictions))
+        if "idx" in self.needed:
+            found["em"] = whole_questions(predictions, examples)
+        return found
 
     def _example(self, row: dict[str, Any], location: str) -> Example:
-        row = {column: _value(row.get(column), self.columns.get(column), location, column, self.texts) for column in row}
+        texts, where = self.texts, f"{location}, column {self.label!r}"
+        row = {column: _value(value, self.columns.get(column), location, column, texts) for column, value in row.items()}
         if self.writes:
-            return Example(row, None, location, _answers(row[self.label], f"{location}, column {self.label!r}"))
-        return Example(row, self._id(row[self.label], f"{location}, column {self.label!r}"), location)
+            return Example(row, None, location, _answers(row[self.label], where))
+        return Example(row, self._id(row[self.label], where), location)
 
     def _id(self, value: Any, where: str) -> int | None:
         if value is None or str(value).strip() in ("", "-1"):

@@ -7,6 +7,7 @@ every token. ``both_names`` lets a model be told, and tell, by either.
 
 import inspect
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -38,13 +39,12 @@ def both_names(model: Any) -> Any:
     if not getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False):
         return model
     base = model.get_base_model()
-    backbone = getattr(model, "transformer_backbone_name", None)
-    for module in (base, base.get_submodule(backbone) if backbone else None):
-        if module is not None and not isinstance(module.forward, _Told) and cache_name(module.forward) == NEW:
+    for module in (base, base.get_submodule(getattr(model, "transformer_backbone_name", None) or "")):
+        if not isinstance(module.forward, _Told) and cache_name(module.forward) == NEW:
             module.forward = _Told(module.forward)
     prepare = getattr(model, "base_model_prepare_inputs_for_generation", None)
-    if prepare is not None and isinstance(base.forward, _Told) and not isinstance(prepare, _Telling):
-        model.base_model_prepare_inputs_for_generation = _Telling(prepare)
+    if prepare is not None and isinstance(base.forward, _Told) and not isinstance(prepare, partial):
+        model.base_model_prepare_inputs_for_generation = partial(_telling, prepare)
     return model
 
 
@@ -55,26 +55,16 @@ class _Told:
         self.forward = forward
         signature = inspect.signature(forward)
         old = signature.parameters[NEW].replace(name=OLD, kind=inspect.Parameter.KEYWORD_ONLY)
-        *named, last = signature.parameters.values()
-        several = last.kind is inspect.Parameter.VAR_KEYWORD
-        self.__signature__ = signature.replace(parameters=[*named, old, last] if several else [*named, last, old])
+        self.__signature__ = signature.replace(parameters=sorted([*signature.parameters.values(), old], key=lambda p: p.kind))
 
     def __call__(self, *args: Any, past_key_values: Any = None, **kwargs: Any) -> Any:
-        if past_key_values is not None and not _tokens(kwargs.get(NEW)):
+        new = kwargs.get(NEW)
+        if past_key_values is not None and (new is None or not new.get_seq_length()):
             kwargs[NEW] = past_key_values
         return self.forward(*args, **kwargs)
 
 
-class _Telling:
-    """What prepares a model's inputs for generation, with the cache among them by both names."""
-
-    def __init__(self, prepare: Callable):
-        self.prepare = prepare
-
-    def __call__(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        inputs = self.prepare(*args, **kwargs)
-        return {OLD: inputs[NEW], **inputs} if NEW in inputs else inputs
-
-
-def _tokens(cache: Any) -> int:
-    return 0 if cache is None else cache.get_seq_length()
+def _telling(prepare: Callable, *args: Any, **kwargs: Any) -> dict[str, Any]:
+    """A model's inputs for generation, as ``prepare`` makes them, with the cache among them by both names."""
+    inputs = prepare(*args, **kwargs)
+    return {OLD: inputs[NEW], **inputs} if NEW in inputs else inputs
