@@ -42,7 +42,6 @@ class ZOAdam(Stateful):
         "amsgrad": flag("Divide by the running maximum."),
         "bias_correction": flag("Correct the averages for having begun at 0."),
     }
-    slots = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")
 
     def __init__(
         self, params: ParamsT, lr: Number = 1e-4, betas: tuple[Number, Number] = (0.9, 0.999), delta: Number = 1e-8,
@@ -55,8 +54,9 @@ class ZOAdam(Stateful):
     def update_size(self, group: Settings, slope: float) -> float:
         return self._largest_lr(group)
 
-    def _slots(self) -> tuple[str, ...]:
-        return self.slots if self.param_groups[0]["amsgrad"] else self.slots[:2]
+    @property
+    def slots(self) -> tuple[str, ...]:  # type: ignore[override]
+        return "exp_avg", "exp_avg_sq", *(["max_exp_avg_sq"] if self.param_groups[0]["amsgrad"] else [])
 
     def _update(self, estimate: Estimate) -> None:
         group = self.param_groups[0]

@@ -192,11 +192,9 @@ class ZerothOrder(Trained):
             RuntimeError: the weights were changed since the last step, so that what is pending no longer fits them.
         """
         self._check_unchanged()
-        displaced = [weights for weights in self._all_weights() if weights.displaced]
-        if self._measured is None:
-            self.flushes += bool(displaced)
-        else:
-            self.discarded_measurements += bool(displaced)
+        displaced = any(weights.displaced for weights in self._all_weights())
+        self.flushes += displaced and self._measured is None
+        self.discarded_measurements += displaced and self._measured is not None
         for weights in self._all_weights():
             weights.apply_pending()
 

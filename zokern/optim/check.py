@@ -16,6 +16,7 @@ from ..estimators.losses import driver_of
 from ..noise import NoiseKey
 from ..noise.spec import CHECK
 from ..ops import make_noise
+from .watch import BITS, bits_of
 from .watch import warn as say
 
 if TYPE_CHECKING:
@@ -29,7 +30,6 @@ AGREE, DIFFER = 0.25, 0.5  # relative: slopes at eps and at a neighbour of it do
 LEARNT = 1e-5  # a loss below: of a cross-entropy, rounding of numbers of size 1, from a batch that has nothing more to say
 LOST = 0.5  # share of 16-bit weights that an update may leave where they are
 SAMPLE = 1 << 17  # elements of a tensor that are looked at
-BITS = {torch.bfloat16: 8, torch.float16: 11, torch.float32: 24, torch.float64: 53}
 
 
 @dataclass(frozen=True)
@@ -234,14 +234,9 @@ def _moved(optimizer: "ZerothOrder", weights: list[torch.Tensor], key: NoiseKey,
 
 def _bits(given: list[Any]) -> int:
     """The fewest, of a format, that hold every loss that was given."""
-    most = max(BITS.get(loss.dtype, 53) if isinstance(loss, torch.Tensor) else 53 for loss in given)
-    values = [float(loss) for loss in given]
-    return next(min(bits, most) for bits in sorted(BITS.values()) if bits >= most or all(_fits(value, bits) for value in values))
-
-
-def _fits(value: float, bits: int) -> bool:
-    mantissa, _ = math.frexp(value) if math.isfinite(value) else (0.0, 0)
-    return float(mantissa * 2**bits).is_integer()
+    most = max(map(bits_of, given))
+    mantissas = [math.frexp(loss)[0] for loss in given if math.isfinite(loss)]
+    return next(bits for bits in sorted(BITS.values()) if bits >= most or all((x * 2**bits).is_integer() for x in mantissas))
 
 
 def _finite(numbers: Iterable[float]) -> bool:
@@ -274,6 +269,5 @@ def _undisturbed(optimizer: "ZerothOrder") -> Iterator[list[torch.Tensor]]:
                 p.copy_(saved)
         weights.pending = pending
         weights.passes = [passes + 1 for passes in weights.passes]  # or a log would take it for somebody else's
-        if optimizer._versions is not None:
-            optimizer._versions = [p._version for p in params]
+        optimizer._versions = [p._version for p in params]
         torch.clear_autocast_cache()

@@ -6,7 +6,7 @@ from dataclasses import replace
 from functools import cache
 from importlib.metadata import entry_points
 from inspect import Parameter, signature
-from typing import Any, ClassVar, ParamSpec, TypeVar
+from typing import ClassVar, ParamSpec, TypeVar
 
 import torch
 
@@ -98,10 +98,6 @@ class ClosureOptimizer(torch.optim.Optimizer):
         """What of it perturbs weights: itself, or one of its parts; None where nothing does."""
         return self
 
-    def measure(self, closure: Any) -> Any:
-        """The first half of ``step``, of which ``step()`` is then the second."""
-        raise NotImplementedError
-
     def flush(self) -> None:
         """Bring the weights to where the steps so far have led."""
         raise NotImplementedError
@@ -141,14 +137,13 @@ def register(cls: Registered) -> Registered:
     for name, argument in list(signature(cls).parameters.items())[1:]:
         if argument.kind is not Parameter.VAR_KEYWORD and name not in cls.known():
             raise TypeError(f"{cls.__name__} takes {name}, which it does not declare: add it to its settings, as a zokern.optim.Setting")
-    for base in _classes.values():
-        left = base.declared().keys() - cls.declared().keys() - OF_PARAMETERS if base in cls.__mro__[1:] else ()
-        if left:  # which its groups hold all the same
+    for other in _classes.values():
+        left = other.declared().keys() - cls.declared().keys() - OF_PARAMETERS
+        if issubclass(cls, other) and left:  # which its groups hold all the same
             raise TypeError(
-                f"{cls.__name__} does not take {', '.join(sorted(left))} as {base.__name__} does, so that no log of it could be replayed: "
+                f"{cls.__name__} does not take {', '.join(sorted(left))} as {other.__name__} does, so that no log of it could be replayed: "
                 "let its constructor take them"
             )
-    for other in _classes.values():
         same = (cls.__module__, cls.__qualname__) == (other.__module__, other.__qualname__)
         if not same and (other.name == cls.name or other.__name__ == cls.__name__):
             raise ValueError(f"{cls.__name__} is named {cls.name!r}, and there is {other.__name__}, {other.name!r}: choose other names")

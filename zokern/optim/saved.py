@@ -4,7 +4,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..estimators.partition import layout_of
 from ..noise import SPEC_VERSION
 from .contract import optimizers
 from .settings import PER_PARAMETER, check_settings
@@ -62,10 +61,9 @@ def check_saved(optimizer: "Trained", state_dict: dict[str, Any]) -> None:
         for i, group in enumerate(saved):
             check_settings(optimizer.known(), dict(group), i, saved[0])
             for name in PER_PARAMETER.keys() & group.keys():
-                held, of = group[name], PER_PARAMETER[name][1].kind
-                if not isinstance(held, list | tuple) or [*map(type, held)] != [of] * len(group["params"]):
-                    raise ValueError(f"{name}={held!r} in param_groups[{i}]: pass one {of.__name__} for each parameter")
-        layout_of([{**mine, **{name: theirs[name] for name in PER_PARAMETER if name in theirs}} for mine, theirs in zip(groups, saved)])
+                held, setting = group[name], PER_PARAMETER[name][1]
+                if not isinstance(held, list | tuple) or len(held) != len(group["params"]) or not all(map(setting.holds, held)):
+                    raise ValueError(f"{name}={held!r} in param_groups[{i}]: pass {setting.cure} for each parameter")
     except (TypeError, ValueError) as error:
         raise ValueError(f"the state was changed since it was saved: {error}; {own}") from None
 

@@ -167,18 +167,14 @@ def check_frozen(trained: dict[Any, str], frozen: dict[Any, str], step: int) -> 
     laid out over those that were. ``step``: the one to be made."""
     if all(map(TRAINABLE, trained)) and not any(map(TRAINABLE, frozen)):  # every step asks, so it must be quick
         return
-    for p, name in (*trained.items(), *frozen.items()):
-        title = repr(name) if name else f"a parameter of shape {tuple(p.shape)}"
-        if p in trained and not p.requires_grad:
-            raise RuntimeError(
-                f"step {step}: {title} has been frozen (requires_grad=False) since the optimizer was made, whose noise reaches it: make a "
-                "new optimizer of what is to be trained, or unfreeze it"
-            )
-        if p in frozen and p.requires_grad:
-            raise RuntimeError(
-                f"step {step}: {title} was frozen (requires_grad=False) when the optimizer was given it, and is not now: make a new "
-                "optimizer of what is to be trained (add_param_group adds to most), or freeze it again"
-            )
+    p, name = next((p, name) for p, name in (*trained.items(), *frozen.items()) if p.requires_grad == (p in frozen))
+    title = repr(name) if name else f"a parameter of shape {tuple(p.shape)}"
+    if p in trained:
+        changed, back = "has been frozen (requires_grad=False) since the optimizer was made, whose noise reaches it", "unfreeze it"
+    else:
+        changed = "was frozen (requires_grad=False) when the optimizer was given it, and is not now"
+        back = "freeze it again (add_param_group adds to most)"
+    raise RuntimeError(f"step {step}: {title} {changed}: make a new optimizer of what is to be trained, or {back}")
 
 
 def _named(group: Settings) -> list[tuple[torch.Tensor, str]]:
