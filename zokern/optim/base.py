@@ -89,8 +89,8 @@ class ZerothOrder(Trained):
         return self.measurements_due
 
     def losses_by_name(self) -> dict[str, torch.Tensor]:
-        """ "loss_plus" and "loss_minus": L(theta + eps z) and L(theta - eps z) of the first direction, or L(theta) where the estimator
-        is one-sided."""
+        """Losses of the newest step that are worth logging, 0-dim tensors: "loss_plus" and "loss_minus", L(theta + eps z) and
+        L(theta - eps z) of the first direction, or L(theta) where the estimator is one-sided."""
         first, second = self.measurements[:2]
         one_sided = self.param_groups[0].get("estimator") == "one-sided"
         return dict(zip(("loss_plus", "loss_minus"), (second, first) if one_sided else (first, second)))

@@ -111,10 +111,6 @@ class ClosureOptimizer(torch.optim.Optimizer):
         """Forward passes of the first steps of a run: over their own batches, and over the full batch."""
         return self.forwards * steps, 0
 
-    def losses_by_name(self) -> dict[str, torch.Tensor]:
-        """Losses of the newest step that are worth logging, 0-dim tensors."""
-        return {}
-
 
 Registered = TypeVar("Registered", bound=type[ClosureOptimizer])
 _classes: dict[str, type[ClosureOptimizer]] = {}
