@@ -6,7 +6,7 @@ import torch
 
 from ..estimators import Estimate
 from .contract import register
-from .settings import POSITIVE, Blocks, Number, ParamsT, Setting, Settings, flag, number
+from .settings import POSITIVE, Blocks, Number, ParamsT, Setting, Settings, flag
 from .stateful import Stateful
 
 
@@ -38,7 +38,7 @@ class ZOAdam(Stateful):
             lambda x: len(x) == 2 and all(0 <= b < 1 for b in x),
             "What is kept of the averages of g z and of its square a step: '0.9,0.999'.",
         ),
-        "delta": number(*POSITIVE, "Added to the denominator."),
+        "delta": Setting(float, *POSITIVE, "Added to the denominator."),
         "amsgrad": flag("Divide by the running maximum."),
         "bias_correction": flag("Correct the averages for having begun at 0."),
     }

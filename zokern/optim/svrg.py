@@ -16,7 +16,7 @@ from ..ops.arguments import Term
 from ..signals import whole
 from .base import ZerothOrder
 from .contract import register
-from .settings import COMMON, NOT_NEGATIVE, Number, ParamsT, Setting, Settings, choice, number
+from .settings import COMMON, NOT_NEGATIVE, Number, ParamsT, Setting, Settings, choice
 
 
 @register
@@ -51,7 +51,7 @@ class MeZOSVRG(ZerothOrder):
     full_batch_rate = "lr_full"
     settings = {
         "q": replace(COMMON["q"], help="Steps from anchor to anchor."),
-        "lr_full": replace(number(*NOT_NEGATIVE, "Learning rate at anchors."), times_lr=10.0),
+        "lr_full": replace(Setting(float, *NOT_NEGATIVE, "Learning rate at anchors."), times_lr=10.0),
         "anchor": choice("Keep the anchor's weights, or make them again.", None, "copy", "replay", kept=True),
         "trail": Setting(dict, "what MeZOSVRG.state_dict() gave", lambda x: x is None or _is_trail(**x), shared=False),
     }
@@ -247,10 +247,8 @@ class MeZOSVRG(ZerothOrder):
         """theta - anchor as terms: one of each step's minibatch, and one of the full batch for all of them."""
         trail = self.param_groups[0]["trail"]
         (full,), *later = trail["moves"]
-        for _, c in later:
-            full = full + c
         own = [(replace(self._key(), step=trail["anchor"] + 1 + i), c) for i, (c, _) in enumerate(later)]
-        return [(self._full_key(), full), *own]
+        return [(self._full_key(), sum((c for _, c in later), full)), *own]
 
     @property
     def _copies(self) -> bool:
@@ -290,15 +288,14 @@ class Annealing:
         if not (isinstance(window, int) and window >= 1 and kappa > 0 and alpha > 0):
             raise ValueError(f"window={window!r}, kappa={kappa!r}, alpha={alpha!r}: pass an integer >= 1 and two numbers > 0")
         self.optimizer, self.window, self.kappa, self.alpha = optimizer, window, kappa, alpha
-        self.losses: list[torch.Tensor] = []
+        self.losses: list[Number] = []
         self.before: float | None = None
 
     def step(self, loss: Number) -> None:
-        self.losses.append(torch.as_tensor(loss).detach().double())
+        self.losses.append(loss.detach().clone() if isinstance(loss, torch.Tensor) else loss)
         if len(self.losses) < self.window:
             return
-        device = self.losses[-1].device  # the first of them may come from a state that was loaded
-        mean, self.losses = float(torch.stack([loss.to(device) for loss in self.losses]).mean()), []
+        mean, self.losses = sum(map(float, self.losses)) / self.window, []
         if self.before is not None and mean > self.kappa * self.before:
             for group in self.optimizer.param_groups:
                 for name in ("lr", "lr_full"):
@@ -310,7 +307,7 @@ class Annealing:
         return dict(losses=[float(loss) for loss in self.losses], before=self.before)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.losses, self.before = [torch.tensor(loss, dtype=torch.float64) for loss in state["losses"]], state["before"]
+        self.losses, self.before = list(state["losses"]), state["before"]
 
 
 def _is_trail(anchor: int, g_full: torch.Tensor, good: torch.Tensor, moves: tuple[tuple[torch.Tensor, ...], ...]) -> bool:
