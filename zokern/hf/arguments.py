@@ -29,7 +29,11 @@ REFUSED = {
         "is for the DDP wrapper, and there is none: leave it out; batches are split over the processes without it",
     ),
 }
-GENERATION = ("predict_with_generate", "generation_max_length", "generation_num_beams", "generation_config", "sortish_sampler")
+GENERATION = dict.fromkeys(
+    ("predict_with_generate", "generation_max_length", "generation_num_beams", "generation_config", "sortish_sampler"),
+    "is for Seq2SeqTrainer, whose evaluation generates: pass it to both at once, "
+    "class ZOSeq2SeqTrainer(zokern.hf.ZOTrainer, transformers.Seq2SeqTrainer): pass",
+)
 ADAMS = "is for an optimizer that Trainer would make: leave it out, and pass optimizer_cls_and_kwargs=(zokern.ZOAdam, {...})"
 OPTIMIZERS = ("optim", "optim_args", "optim_target_modules", "adam_beta1", "adam_beta2", "adam_epsilon")
 
@@ -39,21 +43,14 @@ def check(args: Any, trainer: "ZOTrainer") -> None:
     Raises:
         ValueError: an argument that cannot be honoured, by name.
     """
-    for name, cure in REFUSED.items():
-        if getattr(args, name, None):
-            raise ValueError(f"{name}={getattr(args, name)!r} {cure}")
+    for name, cure in (REFUSED if isinstance(trainer, Seq2SeqTrainer) else REFUSED | GENERATION).items():
+        if value := getattr(args, name, None):
+            raise ValueError(f"{name}={value!r} {cure}")
     for name in OPTIMIZERS:
-        value, usual = getattr(args, name, None), {FIELDS[name].default} if name in FIELDS else set()
-        if value not in (None, *usual, *({args.default_optim} if name == "optim" else ())):
+        value = getattr(args, name, None)
+        if value not in (None, getattr(args, "default_optim", None), getattr(FIELDS.get(name), "default", None)):
             raise ValueError(f"{name}={getattr(value, 'value', value)!r} {ADAMS}")
-    if not isinstance(trainer, Seq2SeqTrainer):
-        for name in GENERATION:
-            if getattr(args, name, None):
-                raise ValueError(
-                    f"{name}={getattr(args, name)!r} is for Seq2SeqTrainer, whose evaluation generates: pass it to both at once, "
-                    "class ZOSeq2SeqTrainer(zokern.hf.ZOTrainer, transformers.Seq2SeqTrainer): pass"
-                )
-    elif getattr(args, "predict_with_generate", False) and trainer.objective is not None:
+    if getattr(args, "predict_with_generate", False) and trainer.objective is not None:
         raise ValueError("predict_with_generate=True with objective=, whose scores are the predictions: leave out one of the two")
     if getattr(args, "n_gpu", 0) > 1:
         raise ValueError(f"{args.n_gpu} GPUs in one process: launch one a GPU (torchrun, accelerate launch), or set CUDA_VISIBLE_DEVICES")

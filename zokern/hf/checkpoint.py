@@ -33,7 +33,7 @@ def all_of(folder: str | Path) -> dict[int, Path]:
 
 def newest(folder: str | Path) -> Path | None:
     """The checkpoint after the most steps of those that were saved to the end."""
-    return max((item for item in all_of(folder).items() if _is_complete(item[1])), default=(0, None))[1]
+    return next(filter(_is_complete, reversed(all_of(folder).values())), None)
 
 
 def to_resume(given: str | bool | None, args: Any) -> str | None:

@@ -8,6 +8,7 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import distributed
+from torch.utils._pytree import tree_map_only
 
 from ..estimators import Closure
 from ..optim import ClosureOptimizer
@@ -112,7 +113,8 @@ def check_equal(optimizer: ClosureOptimizer) -> None:
     """
     if count() == 1:
         return
-    groups = [{name: _plain(value) for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
+    groups = [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
+    groups = tree_map_only(torch.Tensor, torch.Tensor.tolist, groups)
     shapes = [tuple(p.shape) for group in optimizer.param_groups for p in group["params"]]
     mine: dict[str, Any] = dict(type=type(optimizer).__name__, param_groups=groups, shapes=shapes)
     zo: Any = optimizer.perturbed  # None where nothing is
@@ -128,11 +130,3 @@ def check_equal(optimizer: ClosureOptimizer) -> None:
                 f"the optimizer of process {other} differs from that of process 0 in {', '.join(differs)}: make it with the same settings, "
                 "the seed included, and from the same weights, in every process"
             )
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, torch.Tensor):
-        return value.tolist()
-    if isinstance(value, dict):
-        return {name: _plain(v) for name, v in value.items()}
-    return [_plain(v) for v in value] if isinstance(value, list | tuple) else value
