@@ -213,6 +213,10 @@ def test_refusals():
     run(opt, problem, 1)
     with pytest.raises(ValueError, match="between two anchors"):
         opt.add_param_group({"params": [torch.nn.Parameter(torch.zeros(2))]})
+    opt = MeZOSVRG(problem.params, anchor="copy")
+    with pytest.raises(ValueError, match=r"param_groups\[1\].*shares the memory of another"):
+        opt.add_param_group({"params": [alias]})
+    assert len(opt.param_groups) == 1 and len(opt.layout.params) == len(problem.params)
 
 
 def test_annealing_divides_both_rates_when_an_epochs_mean_loss_has_grown():

@@ -39,10 +39,7 @@ OPTIMIZERS = ("optim", "optim_args", "optim_target_modules", "adam_beta1", "adam
 
 
 def check(args: Any, trainer: "ZOTrainer") -> None:
-    """
-    Raises:
-        ValueError: an argument that cannot be honoured, by name.
-    """
+    """Raise ValueError for an argument that cannot be honoured, by name."""
     for name, cure in (REFUSED if isinstance(trainer, Seq2SeqTrainer) else REFUSED | GENERATION).items():
         if value := getattr(args, name, None):
             raise ValueError(f"{name}={value!r} {cure}")
@@ -57,11 +54,7 @@ def check(args: Any, trainer: "ZOTrainer") -> None:
 
 
 def check_optimizer(trainer: "ZOTrainer") -> None:
-    """
-    Raises:
-        TypeError: another optimizer than zokern's.
-        ValueError: an argument that does not go with it, by name.
-    """
+    """Raise TypeError for another optimizer than zokern's, ValueError for an argument that does not go with it, by name."""
     args, optimizer, (make, settings) = trainer.args, trainer.optimizer, trainer.optimizer_cls_and_kwargs
     made = type(optimizer) if optimizer is not None else make if isinstance(make, type) else ClosureOptimizer
     if not issubclass(made, ClosureOptimizer):

@@ -107,10 +107,7 @@ def broadcast_parameters(model: torch.nn.Module) -> None:
 
 
 def check_equal(optimizer: ClosureOptimizer) -> None:
-    """
-    Raises:
-        ValueError: the optimizers of two processes differ, so that their weights would come apart.
-    """
+    """Raise ValueError where the optimizers of two processes differ, so that their weights would come apart."""
     if count() == 1:
         return
     groups = [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]

@@ -78,16 +78,9 @@ class ZOTrainer(Trainer):
     optimizer_cls_and_kwargs: Any
 
     def __init__(
-        self,
-        model: Any = None,
-        args: Any = None,
-        *others: Any,
-        full_batch: str | int = "train",
-        objective: Any = None,
-        trajectory: str | Path | None = None,
-        check: bool = True,
-        **options: Any,
-    ):
+        self, model: Any = None, args: Any = None, *others: Any, full_batch: str | int = "train", objective: Any = None,
+        trajectory: str | Path | None = None, check: bool = True, **options: Any,
+    ) -> None:  # fmt: skip
         self.full_batch, self.objective, self.trajectory = full_batch, objective, trajectory
         self._micro_batches: list[Batch] = []  # of the step that is measured next
         self._autocast: torch.dtype | None = None

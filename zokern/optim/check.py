@@ -95,7 +95,7 @@ class Check:
         return found
 
     def _of_differences(self, difference: float) -> list[str]:
-        """What is wrong with them, one sentence at most."""
+        """What is wrong with the differences that a step measures: one sentence at most."""
         spaced = f"a step measures a difference of {difference:.2g}, and losses of {self.bits} bits are {self.rounding:.2g} apart"
         if difference == 0 or difference < CLEAR * self.rounding:
             if self.dtype in ("bfloat16", "float16"):

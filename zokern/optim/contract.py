@@ -1,20 +1,17 @@
 """What an optimizer says of itself: Trainer, logs, the command line and the tests read it, and know no optimizer by name."""
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import cache
 from importlib.metadata import entry_points
 from inspect import Parameter, signature
-from typing import ClassVar, ParamSpec, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 
 from ..signals import whole
 from .settings import OF_PARAMETERS, Setting, Settings
-
-P = ParamSpec("P")
-T = TypeVar("T")
 
 
 class ClosureOptimizer(torch.optim.Optimizer):
@@ -53,7 +50,7 @@ class ClosureOptimizer(torch.optim.Optimizer):
     lr_scale: ClassVar[float] = 1.0
 
     @staticmethod
-    def profile_hook_step(func: Callable[P, T]) -> Callable[P, T]:  # torch wraps ``step`` with it: signals wait in its hooks, too
+    def profile_hook_step(func: Any) -> Any:  # torch wraps ``step`` with it: signals wait in its hooks, too
         return whole(torch.optim.Optimizer.profile_hook_step(func))
 
     @classmethod
@@ -154,11 +151,7 @@ def optimizers() -> dict[str, type[ClosureOptimizer]]:
 
 
 def named(name: str) -> type[ClosureOptimizer]:
-    """The optimizer of a name.
-
-    Raises:
-        ValueError: none is registered under it.
-    """
+    """The optimizer of a name; ValueError where none is registered under it."""
     known = optimizers()
     if name not in known:
         raise ValueError(f"optimizer={name!r} is not registered: pass one of {', '.join(known)}")

@@ -19,14 +19,8 @@ def logged(optimizer: "Trained") -> dict[str, Any]:
 
 
 def check_saved(optimizer: "Trained", state_dict: dict[str, Any]) -> None:
-    """
-    Args:
-        optimizer: that is to load it.
-        state_dict: what its ``state_dict`` gave, or another optimizer's.
-    Raises:
-        ValueError: it was saved by another class of optimizer, by another noise specification, or for other parameters, with the cure; or
-            a setting in it is out of its range.
-    """
+    """Raise ValueError, with the cure, where a state was saved by another class of optimizer, by another noise specification or for other
+    parameters, or a setting in it is out of its range."""
     kind, groups = type(optimizer).__name__, optimizer.param_groups
     own = f"pass what {kind}.state_dict() gave"
     again = f"load it into a {kind} of the parameters of the run, in their order and groups"

@@ -91,15 +91,8 @@ OF_PARAMETERS = {argument for argument, _ in PER_PARAMETER.values()}
 
 
 def check_settings(known: dict[str, Setting], group: Settings, number: int, first: Settings) -> None:
-    """Turn numbers of other libraries in a parameter group into Python's, and check them all.
-
-    Args:
-        known: the settings that there are, by name.
-        number: of the group in ``param_groups``.
-        first: the first group, whose values of what is ``shared`` all groups have.
-    Raises:
-        ValueError: a setting out of its range, or another than the first group's, with the group and the cure.
-    """
+    """Turn numbers of other libraries in ``param_groups[number]`` into Python's, and raise ValueError for a setting that is out of its
+    range or that, where it is ``shared``, differs from the first group's."""
     for name, setting in known.items():
         if name in group:
             group[name] = _plain(group[name])

@@ -62,11 +62,6 @@ class MeZOSVRG(ZerothOrder):
         anchor: str | None = None, seed: int = 0, sparsity: float | None = None,
     ) -> None:  # fmt: skip
         super().__init__(params, {**self.given(locals()), "trail": None}, sparsity=sparsity)
-        if anchor is None:
-            exact = all(p.dtype == torch.float32 for p in self.layout.params) and not any(g["weight_decay"] for g in self.param_groups)
-            for group in self.param_groups:
-                group["anchor"] = "replay" if exact else "copy"
-        self._check_anchor()
 
     forwards = 4  # of a step between anchors; at an anchor there are two, of the full batch
 
@@ -139,17 +134,9 @@ class MeZOSVRG(ZerothOrder):
 
     @whole
     def add_param_group(self, param_group: Settings) -> None:
-        made = hasattr(self, "weights")
-        if made and not self.full_batch_due:
+        if hasattr(self, "weights") and not self.full_batch_due:
             raise ValueError(f"step {self.param_groups[0]['step']} is between two anchors: add parameters where `full_batch_due` is True")
         super().add_param_group(param_group)
-        if made:
-            try:
-                self._check_anchor()
-            except BaseException:
-                del self.param_groups[-1]
-                self._lay_out()
-                raise
 
     def _estimate(self) -> Estimator:
         eps = self._setting("eps")
@@ -254,12 +241,17 @@ class MeZOSVRG(ZerothOrder):
     def _copies(self) -> bool:
         return bool(self.param_groups[0]["anchor"] == "copy")
 
-    def _check_anchor(self) -> None:
+    def _check_weights(self, weights: PerturbedWeights) -> None:
+        decays = any(group["weight_decay"] for group in self.param_groups)
+        if self.param_groups[0]["anchor"] is None:
+            exact = not decays and all(p.dtype == torch.float32 for p in weights.layout.params)
+            for group in self.param_groups:
+                group["anchor"] = "replay" if exact else "copy"
         if not self._copies:
-            if any(group["weight_decay"] for group in self.param_groups):
+            if decays:
                 raise ValueError('anchor="replay" with weight_decay: what has decayed is not made again from noise: pass anchor="copy"')
             return
-        kept = {id(p) for p in self.layout.params}
+        kept = {id(p) for p in weights.layout.params}
         for g, group in enumerate(self.param_groups):
             for i, p in enumerate(group["params"]):
                 if id(p) not in kept and p.numel():

@@ -67,9 +67,13 @@ class Trained(ClosureOptimizer):
     def _lay_out(self) -> None:
         if hasattr(self, "weights"):
             self.flush()
-        self.layout = layout_of(self.param_groups)
-        self.weights = PerturbedWeights(self.layout)
+        weights = PerturbedWeights(layout_of(self.param_groups))
+        self._check_weights(weights)
+        self.weights, self.layout = weights, weights.layout
         self._trained = {p: name for group in self.param_groups for p, name in _named(group)}
+
+    def _check_weights(self, weights: PerturbedWeights) -> None:
+        """Refuse parameters or settings, as they are laid out, that the optimizer cannot do with."""
 
     def _check_frozen(self) -> None:
         check_frozen(self._trained, self._frozen, self.param_groups[0]["step"])
