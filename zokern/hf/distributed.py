@@ -27,12 +27,8 @@ def rank() -> int:
 
 
 class DistributedClosure(Closure):
-    """A closure whose loss is the mean over all processes, each of which sees its part of the batch.
-
-    Args:
-        part: evaluates this process's part.
-        gradient: the same, with a backward pass, for optimizers that need one. Default None: there is none.
-    """
+    """A closure whose loss is the mean over all processes, each of which sees its part of the batch. ``gradient``: evaluates the part with
+    a backward pass, for optimizers that need one."""
 
     weight: Weight
 

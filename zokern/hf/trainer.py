@@ -105,14 +105,10 @@ class ZOTrainer(Trainer):
             raise ValueError(f"mixed precision {self.accelerator.mixed_precision} {arguments.REFUSED['fp16']}")
         # There are no gradients that a DDP wrapper could reduce.
         self.accelerator.prepare_model = partial(self.accelerator.prepare_model, evaluation_mode=True)
-        # Hybrid may hold a part of a parameter, with a gradient of its own.
+        # What has gradients is the optimizer's: a Hybrid may hold a part of a parameter, with a gradient of its own.
         clip = self.accelerator.clip_grad_norm_
-        self.accelerator.clip_grad_norm_ = lambda parameters, *norms, **named: clip(self._with_gradients(parameters), *norms, **named)
-
-    def _with_gradients(self, parameters: Any) -> Any:
-        if self.zeroth_order.derivative != "backward":
-            return parameters
-        return [p for group in self.zeroth_order.fo.param_groups for p in group["params"]]
+        own = lambda: [p for group in self.zeroth_order.param_groups for p in group["params"]]  # noqa: E731
+        self.accelerator.clip_grad_norm_ = lambda parameters, *norms, **named: clip(own(), *norms, **named)
 
     def create_optimizer(self, model: Any = None) -> Any:
         model = self.model if model is None else model

@@ -71,6 +71,7 @@ class ZerothOrder(Trained):
 
     @classmethod
     def measurements_in(cls, settings: Settings, blocks: int = 1) -> int:
+        """How many ``measurements`` decide a step, by the first parameter group's settings, "step" among them, and the number of blocks."""
         each = int(settings["q"]) * blocks
         return 1 + each if settings["estimator"] == "one-sided" else 2 * each
 

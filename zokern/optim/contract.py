@@ -70,11 +70,6 @@ class ClosureOptimizer(torch.optim.Optimizer):
         return {name: replace(cls.known()[name], default=default[name]) for name in default if name in cls.known()}
 
     @classmethod
-    def measurements_in(cls, settings: Settings, blocks: int = 1) -> int:
-        """How many ``measurements`` decide a step, by the first parameter group's settings, "step" among them, and the number of blocks."""
-        raise NotImplementedError
-
-    @classmethod
     def losses_in(cls, settings: Settings) -> slice:
         """Which of a step's ``measurements`` are the losses whose mean it returns, by the first parameter group's settings."""
         return slice(None)

@@ -161,7 +161,7 @@ class MeZOSVRG(ZerothOrder):
                 self.weights.apply_pending()
                 self.weights.finish()
                 self._anchor.drop_pending()  # its weights are written over
-                for p, copied in self._copied():
+                for p, copied in zip(self.layout.params, self._anchor.layout.params):
                     copied.copy_(p)
             ((_, g_full),) = estimate.terms
             trail = dict(anchor=self.param_groups[0]["step"], g_full=torch.as_tensor(g_full), good=~estimate.skipped, moves=())
@@ -190,7 +190,7 @@ class MeZOSVRG(ZerothOrder):
         self.weights.finish()
         weights = [p.data for p in self.layout.params]
         try:
-            for p, copied in self._copied():
+            for p, copied in zip(self.layout.params, self._anchor.layout.params):
                 p.data = copied
             yield self._anchor  # restored at the next step, or by ``flush``
             if any(p.dtype != torch.float32 for p in self.layout.params):
@@ -199,10 +199,6 @@ class MeZOSVRG(ZerothOrder):
             for p, data in zip(self.layout.params, weights):
                 p.data = data
             torch.clear_autocast_cache()
-
-    def _copied(self) -> Iterable[tuple[torch.Tensor, torch.Tensor]]:
-        """(parameter, its copy at the anchor) of each."""
-        return zip(self.layout.params, self._anchor.layout.params)
 
     @property
     def _anchor(self) -> PerturbedWeights:

@@ -23,12 +23,9 @@ _made: Counter[str] = Counter()  # optimizers of each kind that have measured in
 
 
 class Watch:
-    """Warns, once each, of steps that move nothing though nothing fails.
+    """Warns, once each, of steps that move nothing though nothing fails. ``skipped``: of how many it did, before the run went on.
 
     Numbers on a GPU are looked at when they have arrived, a step or two later, and those of steps in between are not: no step waits.
-
-    Args:
-        skipped: steps that were skipped before, of which there was a warning then.
     """
 
     def __init__(self, skipped: int = 0) -> None:

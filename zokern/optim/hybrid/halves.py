@@ -44,9 +44,7 @@ class Halves:
         first: {parameter: its first-order rows} of those with any, at the newest draw.
         cuts: the parameters that both halves have a part of.
         zeroth_order, first_order: [(name, parameter)] and [parameter]: what each half may come to hold.
-    Raises:
-        ValueError: a half is left without a parameter, the zeroth-order one where it is not frozen; two parameters are over the same
-            memory, where one may move by zo and the other by fo.
+    Raises: as ``Hybrid``, of parameters and memory.
     """
 
     def __init__(self, layers: Layers, split: Split, frozen: bool) -> None:
