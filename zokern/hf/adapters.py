@@ -143,14 +143,13 @@ def lora_plus(model: Any, optimizer: type[ClosureOptimizer], lr: float, ratio: f
         raise ValueError(f"ratio={ratio!r}: pass a number >= 1")
 
     def named(groups: list[dict[str, Any]], **others: Any) -> ClosureOptimizer:
-        filled = [group for group in groups if group["params"]]  # torch takes an empty one for one without names
-        made = [{**group, "params": [(names[id(p)], p) for p in group["params"]]} for group in filled]
+        # Without those that are empty, which torch takes for ones without names.
+        made = [{**group, "params": [(names[id(p)], p) for p in group["params"]]} for group in groups if group["params"]]
         if (rate := optimizer.full_batch_rate) in others:
             made = [{**group, rate: others[rate] * group["lr"] / lr} for group in made]
         return optimizer(made, **others)
 
-    decay = settings.pop("weight_decay", 0.0)  # which peft has a name of its own for
-    settings.setdefault("loraplus_weight_decay", decay)
+    settings = {"loraplus_weight_decay": settings.pop("weight_decay", 0.0)} | settings  # peft has a name of its own for it
     return create_loraplus_optimizer(model, cast(Any, named), lr=lr, loraplus_lr_ratio=ratio, **settings)
 
 
@@ -211,7 +210,6 @@ def _task_of(model: Any) -> str | None:
 
 
 def _adapted(model: Any, config: Any, options: dict[str, Any]) -> Any:
-    kind = type(model).__name__
     try:
         config = config(**options)
     except TypeError as error:
@@ -223,7 +221,7 @@ def _adapted(model: Any, config: Any, options: dict[str, Any]) -> Any:
         except ValueError:
             raise
         except Exception as error:  # of whatever it did not expect
-            raise ValueError(f"peft cannot adapt {kind} so ({first_line(error)}): use another method") from None
+            raise ValueError(f"peft cannot adapt {type(model).__name__} so ({first_line(error)}): use another method") from None
 
 
 def _lora(model: Any, options: dict[str, Any], train_a: bool) -> Any:

@@ -44,9 +44,7 @@ class ClosureOptimizer(torch.optim.Optimizer):
     full_batch_rate: ClassVar[str | None] = None
     replayable: ClassVar[bool] = True
     capturable: ClassVar[bool] = False
-    decide_steps: ClassVar[tuple[str, ...]] = (
-        *("repeat", "apply", "_estimate", "_update", "_ask", "_measure", "_key", "_setting", "_decay"),
-    )
+    decide_steps: ClassVar[Sequence[str]] = "repeat", "apply", "_estimate", "_update", "_ask", "_measure", "_key", "_setting", "_decay"
     lr_scale: ClassVar[float] = 1.0
 
     @staticmethod

@@ -115,12 +115,10 @@ class MeZOSVRG(ZerothOrder):
 
     @whole
     def measure(self, closure: LossClosure | Driver, full_closure: LossClosure | None = None) -> Estimate:
-        """The first half of ``step``, see ``ZerothOrder.measure``. Arguments as in ``step``."""
         return super().measure(self._closure_of_step(closure, full_closure))
 
     @whole
     def estimate(self, closure: LossClosure | Driver, full_closure: LossClosure | None = None) -> Estimate:
-        """See ``ZerothOrder.estimate``. Arguments as in ``step``."""
         return super().estimate(self._closure_of_step(closure, full_closure))
 
     def _closure_of_step(self, closure: Any, full_closure: LossClosure | None) -> Any:

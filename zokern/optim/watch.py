@@ -5,7 +5,7 @@ import json
 import sys
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -117,14 +117,10 @@ class Replicas:
         self._others = [str(other) for other in (range(1, distributed.get_world_size()) if rank == 0 else (0,))]
         _made[kind] += 1
         group = optimizer.param_groups[0]
-        weights = [p.detach().sum(dtype=torch.float64) for p in optimizer.layout.params]
-        mine = dict(step=group["step"], seed=group["seed"], weights=_exact(weights), losses=_exact(measurements))
+        weights = [float(p.detach().sum(dtype=torch.float64)).hex() for p in optimizer.layout.params]
+        mine = dict(step=group["step"], seed=group["seed"], weights=weights, losses=[float(number).hex() for number in measurements])
         self._store.set(str(rank), json.dumps(mine))
         return mine
-
-
-def _exact(numbers: Iterable[torch.Tensor]) -> list[str]:
-    return [float(number).hex() for number in numbers]
 
 
 def warn(message: str) -> None:
