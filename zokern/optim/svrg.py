@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import cached_property
 from operator import index
 from typing import Any
 
@@ -49,21 +50,19 @@ class MeZOSVRG(ZerothOrder):
     name = "mezo-svrg"
     full_batch = True
     full_batch_rate = "lr_full"
+    forwards = 4  # of a step between anchors; at an anchor there are two, of the full batch
     settings = {
         "q": replace(COMMON["q"], help="Steps from anchor to anchor."),
-        "lr_full": replace(Setting(float, *NOT_NEGATIVE, "Learning rate at anchors."), times_lr=10.0),
+        "lr_full": Setting(float, *NOT_NEGATIVE, "Learning rate at anchors.", times_lr=10.0),
         "anchor": choice("Keep the anchor's weights, or make them again.", None, "copy", "replay", kept=True),
-        "trail": Setting(dict, "what MeZOSVRG.state_dict() gave", lambda x: x is None or _is_trail(**x), shared=False),
+        "trail": Setting(dict, "what MeZOSVRG.state_dict() gave", lambda x: x is None or _is_trail(**x)),
     }
-    _copy: PerturbedWeights | None = None
 
     def __init__(
         self, params: ParamsT, lr: Number = 1e-6, lr_full: Number = 1e-5, q: int = 2, eps: Number = 1e-3, weight_decay: Number = 0.0,
         anchor: str | None = None, seed: int = 0, sparsity: float | None = None,
     ) -> None:  # fmt: skip
         super().__init__(params, {**self.given(locals()), "trail": None}, sparsity=sparsity)
-
-    forwards = 4  # of a step between anchors; at an anchor there are two, of the full batch
 
     def forwards_in(self, steps: int) -> tuple[int, int]:
         anchors = math.ceil(steps / self.param_groups[0]["q"])
@@ -198,19 +197,16 @@ class MeZOSVRG(ZerothOrder):
                 p.data = data
             torch.clear_autocast_cache()
 
-    @property
+    @cached_property
     def _anchor(self) -> PerturbedWeights:
         """The copy, under the indices of the parameters that it is of."""
-        if self._copy is None:
-            missing = [p for p in self.layout.params if "anchor" not in self.state[p]]
-            if missing and not self.full_batch_due:
-                step = self.param_groups[0]["step"]
-                what = f"the state holds none for {len(missing)} parameters"
-                raise ValueError(f"step {step} is between two anchors, and {what}: load one that does")
-            for p in missing:
-                self.state[p]["anchor"] = p.detach().clone()
-            self._copy = PerturbedWeights(self.layout.over([self.state[p]["anchor"] for p in self.layout.params]))
-        return self._copy
+        missing = [p for p in self.layout.params if "anchor" not in self.state[p]]
+        if missing and not self.full_batch_due:
+            what = f"the state holds none for {len(missing)} parameters"
+            raise ValueError(f"step {self.param_groups[0]['step']} is between two anchors, and {what}: load one that does")
+        for p in missing:
+            self.state[p]["anchor"] = p.detach().clone()
+        return PerturbedWeights(self.layout.over([self.state[p]["anchor"] for p in self.layout.params]))
 
     def _all_weights(self) -> list[PerturbedWeights]:
         copied = self._copies and all("anchor" in self.state.get(p, ()) for p in self.layout.params)
@@ -218,7 +214,7 @@ class MeZOSVRG(ZerothOrder):
 
     def _lay_out(self) -> None:
         super()._lay_out()
-        self._copy = None
+        vars(self).pop("_anchor", None)
 
     def _make_state(self) -> None:
         if self._copies:
