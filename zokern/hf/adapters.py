@@ -88,7 +88,6 @@ def adapt(model: Any, method: Any, task_type: str | None = None, *, train_a: boo
     References: Hu et al. 2022, "LoRA"; Liu et al. 2024, "DoRA"; Li and Liang 2021, "Prefix-Tuning"; Lester et al. 2021, "The Power of
         Scale for Parameter-Efficient Prompt Tuning"; for a prefix that begins as real tokens, Malladi et al. 2023, appendix E.
     """
-    named = method in METHODS
     if hasattr(model, "peft_config"):
         raise ValueError(f"the model is adapted by peft already ({model.active_adapter!r}): pass the model that it was made from")
     for name, given, belongs in (("train_a", train_a, ("lora", "dora")), ("start", start != "tokens", ("prefix",))):
@@ -96,7 +95,7 @@ def adapt(model: Any, method: Any, task_type: str | None = None, *, train_a: boo
             raise ValueError(f"{name} belongs to {' and '.join(belongs)}, not to {method!r}: leave it out")
     if start not in ("tokens", "random"):
         raise ValueError(f'start={start!r}: pass "tokens" or "random"')
-    if not named or method in ("head", "full"):
+    if method not in ("lora", "dora", "prefix", "prompt"):
         if options:
             raise ValueError(f"{', '.join(options)}: options of peft's, and {method!r} has none: leave them out")
         chosen = _head(model) if method == "head" else _matching(model, "*" if method == "full" else method)

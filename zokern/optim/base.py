@@ -10,6 +10,7 @@ from ..estimators import Driver, Estimate, Estimator, Log, LossClosure, finite_d
 from ..estimators.losses import driver_of
 from ..signals import whole
 from .check import Check, check
+from .contract import CALL
 from .settings import Number, Settings
 from .trained import Trained
 from .watch import Replicas, Watch
@@ -116,10 +117,7 @@ class ZerothOrder(Trained):
             if all(float(group["lr"]) == 0 for group in self.param_groups):
                 self._make_state()  # which is why torch.distributed.checkpoint asks for such a step
                 return None
-            raise ValueError(
-                "closure=None: zeroth-order steps evaluate the loss themselves; call step(closure) with () -> loss, or, where a loop calls "
-                "step() itself, as transformers' Trainer does, take zokern.hf.ZOTrainer"
-            )
+            raise ValueError(f"closure=None: zeroth-order steps evaluate the loss themselves; {CALL}")
         return self._move_along(self._measure(closure))
 
     @whole

@@ -239,8 +239,7 @@ def _rms(numbers: Sequence[float]) -> float:
 
 @contextmanager
 def _undisturbed(optimizer: "ZerothOrder") -> Iterator[list[torch.Tensor]]:
-    """-> copies of the weights, in the host's memory. Afterwards weights, what is pending, counts and random states are as before, to the
-    bit."""
+    """-> copies of the weights, on the host. Afterwards weights, pending terms, counts and random states are as before, bit for bit."""
     optimizer._check_unchanged()
     params, weights = optimizer.layout.params, optimizer.weights
     held = [p.detach().to("cpu", copy=True) for p in params]  # restoring in place would round them once

@@ -13,6 +13,8 @@ import torch
 from ..signals import whole
 from .settings import OF_PARAMETERS, Setting, Settings
 
+CALL = "call step(closure) with () -> loss, or, where a loop calls step() itself, as transformers' Trainer does, take zokern.hf.ZOTrainer"
+
 
 class ClosureOptimizer(torch.optim.Optimizer):
     """An optimizer whose step evaluates the loss itself, through a closure without backward().
@@ -55,10 +57,7 @@ class ClosureOptimizer(torch.optim.Optimizer):
     @cache
     def known(cls) -> dict[str, Setting]:
         """name -> Setting of all that a parameter group of it may hold, base classes' included."""
-        found: dict[str, Setting] = {}
-        for base in reversed(cls.__mro__):
-            found |= vars(base).get("settings", {})
-        return found
+        return {name: setting for base in reversed(cls.__mro__) for name, setting in vars(base).get("settings", {}).items()}
 
     @classmethod
     @cache

@@ -13,7 +13,7 @@ from ...estimators import Closure, Estimate, Layers, LossClosure, layers
 from ...signals import let_through, whole
 from ..base import ZerothOrder
 from ..check import Check, check
-from ..contract import ClosureOptimizer, register
+from ..contract import CALL, ClosureOptimizer, register
 from ..settings import PER_PARAMETER, Setting, flag
 from ..trained import check_frozen
 from ..watch import warn as say
@@ -180,10 +180,7 @@ class Hybrid(ClosureOptimizer):
         """
         driver = closure if isinstance(closure, Closure) else Closure(closure) if callable(closure) else None
         if driver is None:
-            raise ValueError(
-                f"closure={closure!r}: Hybrid evaluates the loss itself; call step(closure) with () -> loss, or, where a loop calls step() "
-                "itself, as transformers' Trainer does, take zokern.hf.ZOTrainer"
-            )
+            raise ValueError(f"closure={closure!r}: Hybrid evaluates the loss itself; {CALL}")
         check_frozen(self.halves.trainable, self.halves.frozen, self.steps)
         self.flush()
         self._forget()
