@@ -5,7 +5,6 @@ from typing import TYPE_CHECKING, Any
 from transformers import Seq2SeqTrainer, TrainingArguments
 
 from ..optim import ClosureOptimizer
-from . import distributed
 
 if TYPE_CHECKING:
     from .trainer import ZOTrainer
@@ -92,6 +91,6 @@ def check_optimizer(trainer: "ZOTrainer") -> None:
     if made.full_batch and rows is not None:
         if not hasattr(rows, "__len__") or not hasattr(rows, "__getitem__"):
             raise ValueError("train_dataset has no length or no rows by number, and MeZOSVRG needs its full batch: pass one that has")
-        fewest = distributed.count()
+        fewest = args.world_size
         if wanted != "train" and not (isinstance(wanted, int) and fewest <= wanted <= len(rows)):
             raise ValueError(f'full_batch={wanted!r} of {len(rows)} training rows: pass "train", or a number in [{fewest}, {len(rows)}]')

@@ -22,10 +22,6 @@ def count() -> int:
     return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
 
 
-def rank() -> int:
-    return distributed.get_rank() if count() > 1 else 0
-
-
 class DistributedClosure(Closure):
     """A closure whose loss is the mean over all processes, each of which sees its part of the batch. ``gradient``: evaluates the part with
     a backward pass, for optimizers that need one."""

@@ -221,7 +221,7 @@ class ZOTrainer(Trainer):
         if self.full_batch != "train":
             generator = torch.Generator().manual_seed(self.args.seed << 32 | step)
             rows = torch.randperm(len(rows), generator=generator)[: self.full_batch].tolist()
-        part = torch.utils.data.Subset(loader.dataset, rows[distributed.rank() :: distributed.count()])
+        part = torch.utils.data.Subset(loader.dataset, rows[self.args.process_index :: self.args.world_size])
         # With a generator of its own: the order of the minibatches is not disturbed.
         options = dict(collate_fn=loader.collate_fn, generator=torch.Generator())
         return map(self._counted, torch.utils.data.DataLoader(part, self.args.eval_batch_size, **options))
