@@ -277,6 +277,14 @@ def test_what_is_refused(case, arguments, trainer_of, tmp_path):
     assert not (tmp_path / "run" / "checkpoint-1").exists()
 
 
+def test_without_arguments_they_are_trainers_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    trainer = ZOTrainer(make("opt-lm"), optimizer_cls_and_kwargs=(zokern.MeZO, {"lr": 1e-3}), train_dataset=rows("opt-lm"))
+    assert trainer.args.learning_rate == transformers.TrainingArguments().learning_rate
+    with pytest.raises(ValueError, match="learning_rate=5e-05, Trainer's default"):
+        ZOTrainer(make("opt-lm"), train_dataset=rows("opt-lm"))
+
+
 def test_the_cure_for_an_evaluation_that_generates_is_one(tmp_path, arguments):
     class ZOSeq2SeqTrainer(ZOTrainer, transformers.Seq2SeqTrainer):
         pass

@@ -127,7 +127,7 @@ def test_a_skipped_step_leaves_the_state_and_does_not_count(make, dtype, state_d
     opt, bad = make(params, lr=1e-2, state_dtype=state_dtype, weight_decay=0.1), []
     closure = lambda: torch.tensor(math.nan) if bad else loss_of(params)  # noqa: E731
     opt.step(closure)
-    before = {name: [opt.state[p][name].clone() for p in params] for name in opt._slots()}
+    before = {name: [opt.state[p][name].clone() for p in params] for name in opt.slots}
     weights = [p.detach().clone() for p in params]
     bad.append(1)
     with pytest.warns(RuntimeWarning, match="skipped"):

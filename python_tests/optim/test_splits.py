@@ -161,7 +161,7 @@ def test_intra_follows_a_model_that_is_converted_or_reloaded(net, batch):
 )
 def test_a_cut_follows_a_parameter_that_is_replaced_at_its_address(replaced):
     whole = nn.Parameter(torch.randn(4, 4))
-    cut = Cut.of(whole, 1)
+    cut = Cut(whole, 1)
     whole.data = replaced(whole.data)
     cut.follow()
     for part, rows in ((cut.first, whole[:1]), (cut.zeroth, whole[1:])):

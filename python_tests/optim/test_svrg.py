@@ -213,6 +213,10 @@ def test_refusals():
     run(opt, problem, 1)
     with pytest.raises(ValueError, match="between two anchors"):
         opt.add_param_group({"params": [torch.nn.Parameter(torch.zeros(2))]})
+    opt = MeZOSVRG(problem.params, anchor="copy")
+    with pytest.raises(ValueError, match=r"param_groups\[1\].*shares the memory of another"):
+        opt.add_param_group({"params": [alias]})
+    assert len(opt.param_groups) == 1 and len(opt.layout.params) == len(problem.params)
 
 
 def test_annealing_divides_both_rates_when_an_epochs_mean_loss_has_grown():
@@ -230,3 +234,12 @@ def test_annealing_divides_both_rates_when_an_epochs_mean_loss_has_grown():
     assert rates() == pytest.approx((2e-4, 2e-3))
     with pytest.raises(ValueError, match="window=0"):
         Annealing(opt, window=0)
+
+
+def test_annealing_keeps_a_loss_that_is_written_over():
+    """As that of zokern.graph is, by the next step."""
+    loss = torch.tensor(1.0, dtype=torch.float64)
+    annealing = Annealing(MeZO(Regression().params), window=3)
+    for value in (1.0, 2.0):
+        annealing.step(loss.fill_(value))
+    assert annealing.state_dict()["losses"] == [1.0, 2.0]

@@ -88,18 +88,17 @@ def adapt(model: Any, method: Any, task_type: str | None = None, *, train_a: boo
     References: Hu et al. 2022, "LoRA"; Liu et al. 2024, "DoRA"; Li and Liang 2021, "Prefix-Tuning"; Lester et al. 2021, "The Power of
         Scale for Parameter-Efficient Prompt Tuning"; for a prefix that begins as real tokens, Malladi et al. 2023, appendix E.
     """
-    named = isinstance(method, str) and method in METHODS
     if hasattr(model, "peft_config"):
         raise ValueError(f"the model is adapted by peft already ({model.active_adapter!r}): pass the model that it was made from")
     for name, given, belongs in (("train_a", train_a, ("lora", "dora")), ("start", start != "tokens", ("prefix",))):
-        if given and not (named and method in belongs):
+        if given and method not in belongs:
             raise ValueError(f"{name} belongs to {' and '.join(belongs)}, not to {method!r}: leave it out")
     if start not in ("tokens", "random"):
         raise ValueError(f'start={start!r}: pass "tokens" or "random"')
-    if not named or method in ("head", "full"):
+    if method not in ("lora", "dora", "prefix", "prompt"):
         if options:
             raise ValueError(f"{', '.join(options)}: options of peft's, and {method!r} has none: leave them out")
-        chosen = _head(model) if named and method == "head" else _matching(model, ["*"] if named else method)
+        chosen = _head(model) if method == "head" else _matching(model, "*" if method == "full" else method)
         for name, p in model.named_parameters():
             p.requires_grad_(name in chosen)
         return _in_float32(model) if method == "head" else model
@@ -143,14 +142,13 @@ def lora_plus(model: Any, optimizer: type[ClosureOptimizer], lr: float, ratio: f
         raise ValueError(f"ratio={ratio!r}: pass a number >= 1")
 
     def named(groups: list[dict[str, Any]], **others: Any) -> ClosureOptimizer:
-        filled = [group for group in groups if group["params"]]  # torch takes an empty one for one without names
-        made = [{**group, "params": [(names[id(p)], p) for p in group["params"]]} for group in filled]
+        # Without those that are empty, which torch takes for ones without names.
+        made = [{**group, "params": [(names[id(p)], p) for p in group["params"]]} for group in groups if group["params"]]
         if (rate := optimizer.full_batch_rate) in others:
             made = [{**group, rate: others[rate] * group["lr"] / lr} for group in made]
         return optimizer(made, **others)
 
-    decay = settings.pop("weight_decay", 0.0)  # which peft has a name of its own for
-    settings.setdefault("loraplus_weight_decay", decay)
+    settings = {"loraplus_weight_decay": settings.pop("weight_decay", 0.0)} | settings  # peft has a name of its own for it
     return create_loraplus_optimizer(model, cast(Any, named), lr=lr, loraplus_lr_ratio=ratio, **settings)
 
 
@@ -211,7 +209,6 @@ def _task_of(model: Any) -> str | None:
 
 
 def _adapted(model: Any, config: Any, options: dict[str, Any]) -> Any:
-    kind = type(model).__name__
     try:
         config = config(**options)
     except TypeError as error:
@@ -223,7 +220,7 @@ def _adapted(model: Any, config: Any, options: dict[str, Any]) -> Any:
         except ValueError:
             raise
         except Exception as error:  # of whatever it did not expect
-            raise ValueError(f"peft cannot adapt {kind} so ({first_line(error)}): use another method") from None
+            raise ValueError(f"peft cannot adapt {type(model).__name__} so ({first_line(error)}): use another method") from None
 
 
 def _lora(model: Any, options: dict[str, Any], train_a: bool) -> Any:

@@ -5,7 +5,6 @@ from typing import TYPE_CHECKING, Any
 from transformers import Seq2SeqTrainer, TrainingArguments
 
 from ..optim import ClosureOptimizer
-from . import distributed
 
 if TYPE_CHECKING:
     from .trainer import ZOTrainer
@@ -29,42 +28,32 @@ REFUSED = {
         "is for the DDP wrapper, and there is none: leave it out; batches are split over the processes without it",
     ),
 }
-GENERATION = ("predict_with_generate", "generation_max_length", "generation_num_beams", "generation_config", "sortish_sampler")
+GENERATION = dict.fromkeys(
+    ("predict_with_generate", "generation_max_length", "generation_num_beams", "generation_config", "sortish_sampler"),
+    "is for Seq2SeqTrainer, whose evaluation generates: pass it to both at once, "
+    "class ZOSeq2SeqTrainer(zokern.hf.ZOTrainer, transformers.Seq2SeqTrainer): pass",
+)
 ADAMS = "is for an optimizer that Trainer would make: leave it out, and pass optimizer_cls_and_kwargs=(zokern.ZOAdam, {...})"
 OPTIMIZERS = ("optim", "optim_args", "optim_target_modules", "adam_beta1", "adam_beta2", "adam_epsilon")
 
 
 def check(args: Any, trainer: "ZOTrainer") -> None:
-    """
-    Raises:
-        ValueError: an argument that cannot be honoured, by name.
-    """
-    for name, cure in REFUSED.items():
-        if getattr(args, name, None):
-            raise ValueError(f"{name}={getattr(args, name)!r} {cure}")
+    """Raise ValueError for an argument that cannot be honoured, by name."""
+    for name, cure in (REFUSED if isinstance(trainer, Seq2SeqTrainer) else REFUSED | GENERATION).items():
+        if value := getattr(args, name, None):
+            raise ValueError(f"{name}={value!r} {cure}")
     for name in OPTIMIZERS:
-        value, usual = getattr(args, name, None), {FIELDS[name].default} if name in FIELDS else set()
-        if value not in (None, *usual, *({args.default_optim} if name == "optim" else ())):
+        value = getattr(args, name, None)
+        if value not in (None, getattr(args, "default_optim", None), getattr(FIELDS.get(name), "default", None)):
             raise ValueError(f"{name}={getattr(value, 'value', value)!r} {ADAMS}")
-    if not isinstance(trainer, Seq2SeqTrainer):
-        for name in GENERATION:
-            if getattr(args, name, None):
-                raise ValueError(
-                    f"{name}={getattr(args, name)!r} is for Seq2SeqTrainer, whose evaluation generates: pass it to both at once, "
-                    "class ZOSeq2SeqTrainer(zokern.hf.ZOTrainer, transformers.Seq2SeqTrainer): pass"
-                )
-    elif getattr(args, "predict_with_generate", False) and trainer.objective is not None:
+    if getattr(args, "predict_with_generate", False) and trainer.objective is not None:
         raise ValueError("predict_with_generate=True with objective=, whose scores are the predictions: leave out one of the two")
     if getattr(args, "n_gpu", 0) > 1:
         raise ValueError(f"{args.n_gpu} GPUs in one process: launch one a GPU (torchrun, accelerate launch), or set CUDA_VISIBLE_DEVICES")
 
 
 def check_optimizer(trainer: "ZOTrainer") -> None:
-    """
-    Raises:
-        TypeError: another optimizer than zokern's.
-        ValueError: an argument that does not go with it, by name.
-    """
+    """Raise TypeError for another optimizer than zokern's, ValueError for an argument that does not go with it, by name."""
     args, optimizer, (make, settings) = trainer.args, trainer.optimizer, trainer.optimizer_cls_and_kwargs
     made = type(optimizer) if optimizer is not None else make if isinstance(make, type) else ClosureOptimizer
     if not issubclass(made, ClosureOptimizer):
@@ -102,6 +91,6 @@ def check_optimizer(trainer: "ZOTrainer") -> None:
     if made.full_batch and rows is not None:
         if not hasattr(rows, "__len__") or not hasattr(rows, "__getitem__"):
             raise ValueError("train_dataset has no length or no rows by number, and MeZOSVRG needs its full batch: pass one that has")
-        fewest = distributed.count()
+        fewest = args.world_size
         if wanted != "train" and not (isinstance(wanted, int) and fewest <= wanted <= len(rows)):
             raise ValueError(f'full_batch={wanted!r} of {len(rows)} training rows: pass "train", or a number in [{fewest}, {len(rows)}]')

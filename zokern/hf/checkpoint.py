@@ -33,15 +33,11 @@ def all_of(folder: str | Path) -> dict[int, Path]:
 
 def newest(folder: str | Path) -> Path | None:
     """The checkpoint after the most steps of those that were saved to the end."""
-    return max((item for item in all_of(folder).items() if _is_complete(item[1])), default=(0, None))[1]
+    return next(filter(_is_complete, reversed(all_of(folder).values())), None)
 
 
 def to_resume(given: str | bool | None, args: Any) -> str | None:
-    """The checkpoint that ``train(resume_from_checkpoint=given)`` resumes, once it is checked. True: the newest.
-
-    Raises:
-        BadInput: as of ``check``, or there is none.
-    """
+    """The checkpoint that ``train(resume_from_checkpoint=given)`` resumes, True for the newest. BadInput: as of ``check``, or of none."""
     folder = newest(args.output_dir) if given is True else given
     if given is True and folder is None:
         raise BadInput(f"resume_from_checkpoint=True: {args.output_dir!r} holds no checkpoint that was saved to its end: leave it out")
@@ -159,11 +155,9 @@ def _is_readable(path: Path) -> bool:
         else:
             with zipfile.ZipFile(path) as file:
                 return file.testzip() is None
-    except OSError as error:
-        if error.errno != errno.EINVAL:  # zipfile seeks where a damaged offset says
+    except Exception as error:  # of json, safetensors and zipfile, which seeks where a damaged offset says: EINVAL
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:
             raise
-        return False
-    except Exception:  # of json, safetensors and zipfile
         return False
     return True
 

@@ -8,6 +8,7 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import distributed
+from torch.utils._pytree import tree_map_only
 
 from ..estimators import Closure
 from ..optim import ClosureOptimizer
@@ -21,17 +22,9 @@ def count() -> int:
     return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
 
 
-def rank() -> int:
-    return distributed.get_rank() if count() > 1 else 0
-
-
 class DistributedClosure(Closure):
-    """A closure whose loss is the mean over all processes, each of which sees its part of the batch.
-
-    Args:
-        part: evaluates this process's part.
-        gradient: the same, with a backward pass, for optimizers that need one. Default None: there is none.
-    """
+    """A closure whose loss is the mean over all processes, each of which sees its part of the batch. ``gradient``: evaluates the part with
+    a backward pass, for optimizers that need one."""
 
     weight: Weight
 
@@ -106,13 +99,11 @@ def broadcast_parameters(model: torch.nn.Module) -> None:
 
 
 def check_equal(optimizer: ClosureOptimizer) -> None:
-    """
-    Raises:
-        ValueError: the optimizers of two processes differ, so that their weights would come apart.
-    """
+    """Raise ValueError where the optimizers of two processes differ, so that their weights would come apart."""
     if count() == 1:
         return
-    groups = [{name: _plain(value) for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
+    groups = [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
+    groups = tree_map_only(torch.Tensor, torch.Tensor.tolist, groups)
     shapes = [tuple(p.shape) for group in optimizer.param_groups for p in group["params"]]
     mine: dict[str, Any] = dict(type=type(optimizer).__name__, param_groups=groups, shapes=shapes)
     zo: Any = optimizer.perturbed  # None where nothing is
@@ -128,11 +119,3 @@ def check_equal(optimizer: ClosureOptimizer) -> None:
                 f"the optimizer of process {other} differs from that of process 0 in {', '.join(differs)}: make it with the same settings, "
                 "the seed included, and from the same weights, in every process"
             )
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, torch.Tensor):
-        return value.tolist()
-    if isinstance(value, dict):
-        return {name: _plain(v) for name, v in value.items()}
-    return [_plain(v) for v in value] if isinstance(value, list | tuple) else value

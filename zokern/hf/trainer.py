@@ -78,16 +78,9 @@ class ZOTrainer(Trainer):
     optimizer_cls_and_kwargs: Any
 
     def __init__(
-        self,
-        model: Any = None,
-        args: Any = None,
-        *others: Any,
-        full_batch: str | int = "train",
-        objective: Any = None,
-        trajectory: str | Path | None = None,
-        check: bool = True,
-        **options: Any,
-    ):
+        self, model: Any = None, args: Any = None, *others: Any, full_batch: str | int = "train", objective: Any = None,
+        trajectory: str | Path | None = None, check: bool = True, **options: Any,
+    ) -> None:  # fmt: skip
         self.full_batch, self.objective, self.trajectory = full_batch, objective, trajectory
         self._micro_batches: list[Batch] = []  # of the step that is measured next
         self._autocast: torch.dtype | None = None
@@ -112,14 +105,10 @@ class ZOTrainer(Trainer):
             raise ValueError(f"mixed precision {self.accelerator.mixed_precision} {arguments.REFUSED['fp16']}")
         # There are no gradients that a DDP wrapper could reduce.
         self.accelerator.prepare_model = partial(self.accelerator.prepare_model, evaluation_mode=True)
-        # Hybrid may hold a part of a parameter, with a gradient of its own.
+        # What has gradients is the optimizer's: a Hybrid may hold a part of a parameter, with a gradient of its own.
         clip = self.accelerator.clip_grad_norm_
-        self.accelerator.clip_grad_norm_ = lambda parameters, *norms, **named: clip(self._with_gradients(parameters), *norms, **named)
-
-    def _with_gradients(self, parameters: Any) -> Any:
-        if self.zeroth_order.derivative != "backward":
-            return parameters
-        return [p for group in self.zeroth_order.fo.param_groups for p in group["params"]]
+        own = lambda: [p for group in self.zeroth_order.param_groups for p in group["params"]]  # noqa: E731
+        self.accelerator.clip_grad_norm_ = lambda parameters, *norms, **named: clip(own(), *norms, **named)
 
     def create_optimizer(self, model: Any = None) -> Any:
         model = self.model if model is None else model
@@ -232,7 +221,7 @@ class ZOTrainer(Trainer):
         if self.full_batch != "train":
             generator = torch.Generator().manual_seed(self.args.seed << 32 | step)
             rows = torch.randperm(len(rows), generator=generator)[: self.full_batch].tolist()
-        part = torch.utils.data.Subset(loader.dataset, rows[distributed.rank() :: distributed.count()])
+        part = torch.utils.data.Subset(loader.dataset, rows[self.args.process_index :: self.args.world_size])
         # With a generator of its own: the order of the minibatches is not disturbed.
         options = dict(collate_fn=loader.collate_fn, generator=torch.Generator())
         return map(self._counted, torch.utils.data.DataLoader(part, self.args.eval_batch_size, **options))

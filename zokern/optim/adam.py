@@ -6,7 +6,7 @@ import torch
 
 from ..estimators import Estimate
 from .contract import register
-from .settings import POSITIVE, Blocks, Number, ParamsT, Setting, Settings, flag, number
+from .settings import POSITIVE, Blocks, Number, ParamsT, Setting, Settings, flag
 from .stateful import Stateful
 
 
@@ -38,11 +38,10 @@ class ZOAdam(Stateful):
             lambda x: len(x) == 2 and all(0 <= b < 1 for b in x),
             "What is kept of the averages of g z and of its square a step: '0.9,0.999'.",
         ),
-        "delta": number(*POSITIVE, "Added to the denominator."),
+        "delta": Setting(float, *POSITIVE, "Added to the denominator."),
         "amsgrad": flag("Divide by the running maximum."),
         "bias_correction": flag("Correct the averages for having begun at 0."),
     }
-    slots = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")
 
     def __init__(
         self, params: ParamsT, lr: Number = 1e-4, betas: tuple[Number, Number] = (0.9, 0.999), delta: Number = 1e-8,
@@ -55,8 +54,9 @@ class ZOAdam(Stateful):
     def update_size(self, group: Settings, slope: float) -> float:
         return self._largest_lr(group)
 
-    def _slots(self) -> tuple[str, ...]:
-        return self.slots if self.param_groups[0]["amsgrad"] else self.slots[:2]
+    @property
+    def slots(self) -> tuple[str, ...]:  # type: ignore[override]
+        return "exp_avg", "exp_avg_sq", *(["max_exp_avg_sq"] if self.param_groups[0]["amsgrad"] else [])
 
     def _update(self, estimate: Estimate) -> None:
         group = self.param_groups[0]

@@ -10,6 +10,7 @@ from ..estimators import Driver, Estimate, Estimator, Log, LossClosure, finite_d
 from ..estimators.losses import driver_of
 from ..signals import whole
 from .check import Check, check
+from .contract import CALL
 from .settings import Number, Settings
 from .trained import Trained
 from .watch import Replicas, Watch
@@ -71,6 +72,7 @@ class ZerothOrder(Trained):
 
     @classmethod
     def measurements_in(cls, settings: Settings, blocks: int = 1) -> int:
+        """How many ``measurements`` decide a step, by the first parameter group's settings, "step" among them, and the number of blocks."""
         each = int(settings["q"]) * blocks
         return 1 + each if settings["estimator"] == "one-sided" else 2 * each
 
@@ -89,8 +91,8 @@ class ZerothOrder(Trained):
         return self.measurements_due
 
     def losses_by_name(self) -> dict[str, torch.Tensor]:
-        """ "loss_plus" and "loss_minus": L(theta + eps z) and L(theta - eps z) of the first direction, or L(theta) where the estimator
-        is one-sided."""
+        """Losses of the newest step that are worth logging, 0-dim tensors: "loss_plus" and "loss_minus", L(theta + eps z) and
+        L(theta - eps z) of the first direction, or L(theta) where the estimator is one-sided."""
         first, second = self.measurements[:2]
         one_sided = self.param_groups[0].get("estimator") == "one-sided"
         return dict(zip(("loss_plus", "loss_minus"), (second, first) if one_sided else (first, second)))
@@ -115,10 +117,7 @@ class ZerothOrder(Trained):
             if all(float(group["lr"]) == 0 for group in self.param_groups):
                 self._make_state()  # which is why torch.distributed.checkpoint asks for such a step
                 return None
-            raise ValueError(
-                "closure=None: zeroth-order steps evaluate the loss themselves; call step(closure) with () -> loss, or, where a loop calls "
-                "step() itself, as transformers' Trainer does, take zokern.hf.ZOTrainer"
-            )
+            raise ValueError(f"closure=None: zeroth-order steps evaluate the loss themselves; {CALL}")
         return self._move_along(self._measure(closure))
 
     @whole
@@ -192,11 +191,9 @@ class ZerothOrder(Trained):
             RuntimeError: the weights were changed since the last step, so that what is pending no longer fits them.
         """
         self._check_unchanged()
-        displaced = [weights for weights in self._all_weights() if weights.displaced]
-        if self._measured is None:
-            self.flushes += bool(displaced)
-        else:
-            self.discarded_measurements += bool(displaced)
+        displaced = any(weights.displaced for weights in self._all_weights())
+        self.flushes += displaced and self._measured is None
+        self.discarded_measurements += displaced and self._measured is not None
         for weights in self._all_weights():
             weights.apply_pending()
 

@@ -16,6 +16,7 @@ from ..estimators.losses import driver_of
 from ..noise import NoiseKey
 from ..noise.spec import CHECK
 from ..ops import make_noise
+from .watch import BITS, bits_of
 from .watch import warn as say
 
 if TYPE_CHECKING:
@@ -29,7 +30,6 @@ AGREE, DIFFER = 0.25, 0.5  # relative: slopes at eps and at a neighbour of it do
 LEARNT = 1e-5  # a loss below: of a cross-entropy, rounding of numbers of size 1, from a batch that has nothing more to say
 LOST = 0.5  # share of 16-bit weights that an update may leave where they are
 SAMPLE = 1 << 17  # elements of a tensor that are looked at
-BITS = {torch.bfloat16: 8, torch.float16: 11, torch.float32: 24, torch.float64: 53}
 
 
 @dataclass(frozen=True)
@@ -77,71 +77,62 @@ class Check:
         if not _finite(self.losses):
             shown = " and ".join(f"{loss:g}" for loss in self.losses)
             return [f"the loss at theta is {shown}: a step whose loss is not finite moves nothing; look at the weights and the batch"]
-        learnt = max(map(abs, self.losses)) < LEARNT
-        found = [self._changing() or (None if learnt else self._rounded() or self._out_of_range()), self._vanishing()]
-        return [problem for problem in found if problem]
-
-    def _changing(self) -> str | None:
-        if not self.wobble > max(WOBBLE * (self.difference or 0.0), CLEAR * self.rounding if self.smooth else 0.0):  # it may be NaN
-            return None
-        one, other = (f"{loss:.9g}" for loss in self.losses)
-        measures = f" where a step measures {self.difference:.2g}" if self.difference is not None else ""
-        return (
-            f"the closure gave {one} and {other} at the same weights, which is {self.wobble:.2g} apart{measures}: call model.eval(), "
-            "so that there is no dropout, and let all calls of a step see one batch"
-        )
-
-    def _rounded(self) -> str | None:
-        if not self.smooth or self.difference is None or not math.isfinite(self.difference):
-            return None
-        if self.difference > 0 and self.difference >= CLEAR * self.rounding:
-            return None
-        spaced = f"a step measures a difference of {self.difference:.2g}, and losses of {self.bits} bits are {self.rounding:.2g} apart"
-        if self.dtype in ("bfloat16", "float16"):
-            return f"{spaced}: compute the loss in float32, as in cross_entropy(logits.float(), labels), not in {self.dtype}"
-        if self.difference == 0:
-            return (
-                f"the loss is the same, bit for bit, at theta + eps z and theta - eps z with eps={self.eps:g}: it does not depend on the "
-                "parameters given, was rounded to 16 bits on its way, or is counted, as an accuracy is; pass the parameters that the "
-                "closure reads, compute the loss in float32, or pass a larger eps"
+        found = []
+        if self.wobble > max(WOBBLE * (self.difference or 0.0), CLEAR * self.rounding if self.smooth else 0.0):  # not where it is NaN
+            one, other = (f"{loss:.9g}" for loss in self.losses)
+            measures = f" where a step measures {self.difference:.2g}" if self.difference is not None else ""
+            found.append(
+                f"the closure gave {one} and {other} at the same weights, which is {self.wobble:.2g} apart{measures}: call model.eval(), "
+                "so that there is no dropout, and let all calls of a step see one batch"
             )
-        if self.bits <= BITS[torch.float16]:
-            return f"{spaced}: they were rounded to 16 bits on their way, or are counted; compute them in float32, or pass smooth=False"
-        return f"{spaced}, so that it is mostly rounding: pass a larger eps, or compute the loss in float64"
+        elif self.smooth and self.difference is not None and max(map(abs, self.losses)) >= LEARNT:
+            found += self._of_differences(self.difference)
+        if self.lost is not None and self.lost > LOST:
+            found.append(
+                f"an update of {self.update:.2g} an element leaves {self.lost:.0%} of the weights in 16 bits where they are, since it is "
+                "below half their spacing: train float32 weights (model.float(), or an adapter of zokern.hf.adapt), or pass a larger lr"
+            )
+        return found
 
-    def _out_of_range(self) -> str | None:
-        if not self.smooth or self.eps is None or not self.slopes:
-            return None
+    def _of_differences(self, difference: float) -> list[str]:
+        """What is wrong with the differences that a step measures: one sentence at most."""
+        spaced = f"a step measures a difference of {difference:.2g}, and losses of {self.bits} bits are {self.rounding:.2g} apart"
+        if difference == 0 or difference < CLEAR * self.rounding:
+            if self.dtype in ("bfloat16", "float16"):
+                return [f"{spaced}: compute the loss in float32, as in cross_entropy(logits.float(), labels), not in {self.dtype}"]
+            if difference == 0:
+                return [
+                    f"the loss is the same, bit for bit, at theta + eps z and theta - eps z with eps={self.eps:g}: it does not depend on "
+                    "the parameters given, was rounded to 16 bits on its way, or is counted, as an accuracy is; pass the parameters that "
+                    "the closure reads, compute the loss in float32, or pass a larger eps"
+                ]
+            if self.bits <= BITS[torch.float16]:
+                return [
+                    f"{spaced}: they were rounded to 16 bits on their way, or are counted; compute them in float32, or pass smooth=False"
+                ]
+            return [f"{spaced}, so that it is mostly rounding: pass a larger eps, or compute the loss in float64"]
         below, here, above = zip(*self.slopes)
         if not _finite([*below, *here]):
-            return f"the loss at theta + eps z is not finite, where it is finite at theta: pass a smaller eps than {self.eps:g}"
+            return [f"the loss at theta + eps z is not finite, where it is finite at theta: pass a smaller eps than {self.eps:g}"]
         down, up = self._apart
         if min(down, up) <= DIFFER:
-            return None
+            return []
         rms = ", ".join(f"{_rms(slopes):.3g} at {name}" for name, slopes in zip(("eps / 3", "eps", "3 eps"), (below, here, above)))
-        return (
+        return [
             f"slopes along the same noise do not agree about eps={self.eps:g} ({rms}; {down:.0%} and {up:.0%} apart): a step follows "
             "something else than the gradient; pass a smaller eps or, where the model computes in 16 bits, a larger one"
-        )
-
-    def _vanishing(self) -> str | None:
-        if self.lost is None or self.lost <= LOST:
-            return None
-        return (
-            f"an update of {self.update:.2g} an element leaves {self.lost:.0%} of the weights in 16 bits where they are, since it is below "
-            "half their spacing: train float32 weights (model.float(), or an adapter of zokern.hf.adapt), or pass a larger lr"
-        )
+        ]
 
     @property
     def _clear(self) -> bool:
         """Whether more directions would say the same. It follows from losses that all processes agree on, so that all go on or none."""
-        return self.difference is None or self.wobble <= WOBBLE * self.difference and max(self._apart) <= AGREE
+        if not self.smooth or self.difference is None:
+            return True
+        return self.wobble <= WOBBLE * self.difference and max(self._apart) <= AGREE
 
     @property
     def _apart(self) -> tuple[float, float]:
         """How far the slopes at eps are from those at eps / 3 and at 3 eps, relative to the larger; NaN where there is no number."""
-        if len(self.slopes[0]) == 1:
-            return 0.0, 0.0
         below, here, above = zip(*self.slopes)
         down, up = (_rms([a - b for a, b in zip(here, other)]) / (max(_rms(here), _rms(other)) or math.nan) for other in (below, above))
         return down, up
@@ -152,7 +143,7 @@ class Check:
         if self.difference is not None:
             lines.append(f"difference  {self.difference:.3g} in a step")
         for slopes in self.slopes[:DIRECTIONS]:
-            if self.eps is None or len(slopes) == 1:
+            if len(slopes) == 1:
                 lines.append(f"slope       {slopes[-1]:.6g}")
             else:
                 below, here, above = slopes
@@ -170,10 +161,10 @@ def check(optimizer: "ZerothOrder", closure: LossClosure | Driver, smooth: bool 
         driver = driver_of(closure, given.append)
         losses = tuple(map(float, driver.answer(Losses(optimizer.weights, [Point([])] * 2))))
         dtype = str(given[0].dtype).removeprefix("torch.") if isinstance(given[0], torch.Tensor) else "number"
-        found = Check(losses, dtype, _bits(given), smooth=smooth)
         group, differences, moves = optimizer.param_groups[0], [], []
         eps = float(group["eps"]) if "eps" in group else None
-        for direction in range((DIRECTIONS if smooth else 1) if _finite(losses) else 0):
+        found = Check(losses, dtype, _bits(given), eps=eps, smooth=smooth)
+        for direction in range(DIRECTIONS if _finite(losses) else 0):
             key = NoiseKey.of(group["seed"], group["step"], CHECK, direction)
             if eps is None:
                 params = [p for group in optimizer.param_groups for p in group["params"]]
@@ -187,7 +178,6 @@ def check(optimizer: "ZerothOrder", closure: LossClosure | Driver, smooth: bool 
                 found,
                 bits=_bits(given),
                 difference=_rms(differences) if differences else None,
-                eps=eps,
                 slopes=[*found.slopes, *slopes],
                 update=_rms(updates),
                 lost=None if None in lost else sum(lost) / len(lost),
@@ -234,14 +224,9 @@ def _moved(optimizer: "ZerothOrder", weights: list[torch.Tensor], key: NoiseKey,
 
 def _bits(given: list[Any]) -> int:
     """The fewest, of a format, that hold every loss that was given."""
-    most = max(BITS.get(loss.dtype, 53) if isinstance(loss, torch.Tensor) else 53 for loss in given)
-    values = [float(loss) for loss in given]
-    return next(min(bits, most) for bits in sorted(BITS.values()) if bits >= most or all(_fits(value, bits) for value in values))
-
-
-def _fits(value: float, bits: int) -> bool:
-    mantissa, _ = math.frexp(value) if math.isfinite(value) else (0.0, 0)
-    return float(mantissa * 2**bits).is_integer()
+    most = max(map(bits_of, given))
+    mantissas = [math.frexp(loss)[0] for loss in given if math.isfinite(loss)]
+    return next(bits for bits in sorted(BITS.values()) if bits >= most or all((x * 2**bits).is_integer() for x in mantissas))
 
 
 def _finite(numbers: Iterable[float]) -> bool:
@@ -254,10 +239,7 @@ def _rms(numbers: Sequence[float]) -> float:
 
 @contextmanager
 def _undisturbed(optimizer: "ZerothOrder") -> Iterator[list[torch.Tensor]]:
-    """-> copies of the weights, in the host's memory.
-
-    Afterwards the weights, what is pending, the counts and the random states are as before, bit for bit.
-    """
+    """-> copies of the weights, on the host. Afterwards weights, pending terms, counts and random states are as before, bit for bit."""
     optimizer._check_unchanged()
     params, weights = optimizer.layout.params, optimizer.weights
     held = [p.detach().to("cpu", copy=True) for p in params]  # restoring in place would round them once
@@ -274,6 +256,5 @@ def _undisturbed(optimizer: "ZerothOrder") -> Iterator[list[torch.Tensor]]:
                 p.copy_(saved)
         weights.pending = pending
         weights.passes = [passes + 1 for passes in weights.passes]  # or a log would take it for somebody else's
-        if optimizer._versions is not None:
-            optimizer._versions = [p._version for p in params]
+        optimizer._versions = [p._version for p in params]
         torch.clear_autocast_cache()

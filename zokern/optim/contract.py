@@ -1,20 +1,19 @@
 """What an optimizer says of itself: Trainer, logs, the command line and the tests read it, and know no optimizer by name."""
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import cache
 from importlib.metadata import entry_points
 from inspect import Parameter, signature
-from typing import Any, ClassVar, ParamSpec, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 
 from ..signals import whole
 from .settings import OF_PARAMETERS, Setting, Settings
 
-P = ParamSpec("P")
-T = TypeVar("T")
+CALL = "call step(closure) with () -> loss, or, where a loop calls step() itself, as transformers' Trainer does, take zokern.hf.ZOTrainer"
 
 
 class ClosureOptimizer(torch.optim.Optimizer):
@@ -47,23 +46,18 @@ class ClosureOptimizer(torch.optim.Optimizer):
     full_batch_rate: ClassVar[str | None] = None
     replayable: ClassVar[bool] = True
     capturable: ClassVar[bool] = False
-    decide_steps: ClassVar[tuple[str, ...]] = (
-        *("repeat", "apply", "_estimate", "_update", "_ask", "_measure", "_key", "_setting", "_decay"),
-    )
+    decide_steps: ClassVar[Sequence[str]] = "repeat", "apply", "_estimate", "_update", "_ask", "_measure", "_key", "_setting", "_decay"
     lr_scale: ClassVar[float] = 1.0
 
     @staticmethod
-    def profile_hook_step(func: Callable[P, T]) -> Callable[P, T]:  # torch wraps ``step`` with it: signals wait in its hooks, too
+    def profile_hook_step(func: Any) -> Any:  # torch wraps ``step`` with it: signals wait in its hooks, too
         return whole(torch.optim.Optimizer.profile_hook_step(func))
 
     @classmethod
     @cache
     def known(cls) -> dict[str, Setting]:
         """name -> Setting of all that a parameter group of it may hold, base classes' included."""
-        found: dict[str, Setting] = {}
-        for base in reversed(cls.__mro__):
-            found |= vars(base).get("settings", {})
-        return found
+        return {name: setting for base in reversed(cls.__mro__) for name, setting in vars(base).get("settings", {}).items()}
 
     @classmethod
     @cache
@@ -71,11 +65,6 @@ class ClosureOptimizer(torch.optim.Optimizer):
         """name -> Setting, with its default, of what the constructor takes, in its order."""
         default = {name: None if p.default is Parameter.empty else p.default for name, p in signature(cls).parameters.items()}
         return {name: replace(cls.known()[name], default=default[name]) for name in default if name in cls.known()}
-
-    @classmethod
-    def measurements_in(cls, settings: Settings, blocks: int = 1) -> int:
-        """How many ``measurements`` decide a step, by the first parameter group's settings, "step" among them, and the number of blocks."""
-        raise NotImplementedError
 
     @classmethod
     def losses_in(cls, settings: Settings) -> slice:
@@ -98,10 +87,6 @@ class ClosureOptimizer(torch.optim.Optimizer):
         """What of it perturbs weights: itself, or one of its parts; None where nothing does."""
         return self
 
-    def measure(self, closure: Any) -> Any:
-        """The first half of ``step``, of which ``step()`` is then the second."""
-        raise NotImplementedError
-
     def flush(self) -> None:
         """Bring the weights to where the steps so far have led."""
         raise NotImplementedError
@@ -114,10 +99,6 @@ class ClosureOptimizer(torch.optim.Optimizer):
     def forwards_in(self, steps: int) -> tuple[int, int]:
         """Forward passes of the first steps of a run: over their own batches, and over the full batch."""
         return self.forwards * steps, 0
-
-    def losses_by_name(self) -> dict[str, torch.Tensor]:
-        """Losses of the newest step that are worth logging, 0-dim tensors."""
-        return {}
 
 
 Registered = TypeVar("Registered", bound=type[ClosureOptimizer])
@@ -141,14 +122,13 @@ def register(cls: Registered) -> Registered:
     for name, argument in list(signature(cls).parameters.items())[1:]:
         if argument.kind is not Parameter.VAR_KEYWORD and name not in cls.known():
             raise TypeError(f"{cls.__name__} takes {name}, which it does not declare: add it to its settings, as a zokern.optim.Setting")
-    for base in _classes.values():
-        left = base.declared().keys() - cls.declared().keys() - OF_PARAMETERS if base in cls.__mro__[1:] else ()
-        if left:  # which its groups hold all the same
+    for other in _classes.values():
+        left = other.declared().keys() - cls.declared().keys() - OF_PARAMETERS
+        if issubclass(cls, other) and left:  # which its groups hold all the same
             raise TypeError(
-                f"{cls.__name__} does not take {', '.join(sorted(left))} as {base.__name__} does, so that no log of it could be replayed: "
+                f"{cls.__name__} does not take {', '.join(sorted(left))} as {other.__name__} does, so that no log of it could be replayed: "
                 "let its constructor take them"
             )
-    for other in _classes.values():
         same = (cls.__module__, cls.__qualname__) == (other.__module__, other.__qualname__)
         if not same and (other.name == cls.name or other.__name__ == cls.__name__):
             raise ValueError(f"{cls.__name__} is named {cls.name!r}, and there is {other.__name__}, {other.name!r}: choose other names")
@@ -163,11 +143,7 @@ def optimizers() -> dict[str, type[ClosureOptimizer]]:
 
 
 def named(name: str) -> type[ClosureOptimizer]:
-    """The optimizer of a name.
-
-    Raises:
-        ValueError: none is registered under it.
-    """
+    """The optimizer of a name; ValueError where none is registered under it."""
     known = optimizers()
     if name not in known:
         raise ValueError(f"optimizer={name!r} is not registered: pass one of {', '.join(known)}")

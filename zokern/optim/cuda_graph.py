@@ -53,7 +53,8 @@ class Graph:
     def __call__(self) -> torch.Tensor:
         """One step. -> mean of the losses, a 0-dim float64 tensor on the device, overwritten by the next call."""
         optimizer, groups = self.optimizer, self.optimizer.param_groups
-        if self._settings() != self._fixed or self._location() != self._captured_location:
+        optimizer.layout.tables()  # looks where the parameters are
+        if self._settings() != self._fixed or optimizer.layout.location != self._captured_location:
             raise ValueError("the optimizer's settings or its parameters' memory changed since the capture: make a new zokern.graph")
         for group, live, shown in zip(groups, self._live, self._shown):
             for name in LIVE:
@@ -76,10 +77,6 @@ class Graph:
         optimizer.watch.step(groups[0]["step"] - 1, self._seen, self._estimate.projected_grad)
         return self._loss
 
-    def _location(self) -> Any:
-        self.optimizer.layout.tables()
-        return self.optimizer.layout.location
-
     def _settings(self) -> list[dict[str, Any]]:
         return [
             {name: value for name, value in group.items() if name not in ("params", "step", "skipped", *LIVE)}
@@ -94,7 +91,7 @@ class Graph:
             for _ in range(WARM_UP):
                 let_through(closure)
             self._tables, _ = self.optimizer.layout.tables()  # kept, because the graph reads their copies on the device
-            self._captured_location = self._location()
+            self._captured_location = self.optimizer.layout.location
             for table in self._tables:
                 nothing = torch.zeros(1, table.groups, device=self.device)
                 backend_for(self.device).add_noise_(table, [self.optimizer._key()], nothing, None)
@@ -126,7 +123,7 @@ graph = Graph
 
 
 def _checked(optimizer: ZerothOrder) -> torch.device:
-    if not isinstance(optimizer, ZerothOrder):
+    if not isinstance(optimizer, ZerothOrder) or not optimizer.capturable or len(optimizer.weights.parts) > 1:
         raise ValueError(f"zokern.graph: a step of {type(optimizer).__name__} cannot be captured: pass a MeZO without blocks")
     devices = {p.device for p in optimizer.layout.params}
     device = next(iter(devices))
@@ -136,8 +133,6 @@ def _checked(optimizer: ZerothOrder) -> torch.device:
 
     if backend_for(device) is not cuda:
         raise ValueError(f"zokern.graph needs the cuda backend, which is {cuda.status()}")
-    if not optimizer.capturable or len(optimizer.weights.parts) > 1:
-        raise ValueError(f"zokern.graph: {type(optimizer).__name__} with these settings cannot be captured: pass a MeZO without blocks")
     group = optimizer.param_groups[0]
     if group["q"] > (most := vars(cuda)["_cuda"].unrolled):
         raise ValueError(f"zokern.graph: q={group['q']}: pass q <= {most}")

@@ -4,7 +4,7 @@ import torch
 
 from ..estimators import Estimate
 from .contract import register
-from .settings import SHARE, Blocks, Number, ParamsT, Settings, number
+from .settings import SHARE, Blocks, Number, ParamsT, Setting, Settings
 from .stateful import Stateful
 
 
@@ -25,7 +25,7 @@ class ZOMomentum(Stateful):
 
     name = "zo-momentum"
     lr_scale = 0.1
-    settings = {"momentum": number(*SHARE, "What is kept of the average a step.")}
+    settings = {"momentum": Setting(float, *SHARE, "What is kept of the average a step.")}
     slots = ("momentum_buffer",)
 
     def __init__(

@@ -4,7 +4,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..estimators.partition import layout_of
 from ..noise import SPEC_VERSION
 from .contract import optimizers
 from .settings import PER_PARAMETER, check_settings
@@ -20,14 +19,8 @@ def logged(optimizer: "Trained") -> dict[str, Any]:
 
 
 def check_saved(optimizer: "Trained", state_dict: dict[str, Any]) -> None:
-    """
-    Args:
-        optimizer: that is to load it.
-        state_dict: what its ``state_dict`` gave, or another optimizer's.
-    Raises:
-        ValueError: it was saved by another class of optimizer, by another noise specification, or for other parameters, with the cure; or
-            a setting in it is out of its range.
-    """
+    """Raise ValueError, with the cure, where a state was saved by another class of optimizer, by another noise specification or for other
+    parameters, or a setting in it is out of its range."""
     kind, groups = type(optimizer).__name__, optimizer.param_groups
     own = f"pass what {kind}.state_dict() gave"
     again = f"load it into a {kind} of the parameters of the run, in their order and groups"
@@ -62,10 +55,9 @@ def check_saved(optimizer: "Trained", state_dict: dict[str, Any]) -> None:
         for i, group in enumerate(saved):
             check_settings(optimizer.known(), dict(group), i, saved[0])
             for name in PER_PARAMETER.keys() & group.keys():
-                held, of = group[name], PER_PARAMETER[name][1].kind
-                if not isinstance(held, list | tuple) or [*map(type, held)] != [of] * len(group["params"]):
-                    raise ValueError(f"{name}={held!r} in param_groups[{i}]: pass one {of.__name__} for each parameter")
-        layout_of([{**mine, **{name: theirs[name] for name in PER_PARAMETER if name in theirs}} for mine, theirs in zip(groups, saved)])
+                held, setting = group[name], PER_PARAMETER[name][1]
+                if not isinstance(held, list | tuple) or len(held) != len(group["params"]) or not all(map(setting.holds, held)):
+                    raise ValueError(f"{name}={held!r} in param_groups[{i}]: pass {setting.cure} for each parameter")
     except (TypeError, ValueError) as error:
         raise ValueError(f"the state was changed since it was saved: {error}; {own}") from None
 

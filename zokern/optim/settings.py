@@ -45,16 +45,11 @@ class Setting:
     def check(self, name: str, value: Any, where: str) -> None:
         """Raise ValueError, with the cure, where the value is not what the setting may be."""
         try:
-            good = self.holds(value)
+            good = bool(self.holds(value))
         except (AttributeError, TypeError, ValueError, RuntimeError, OverflowError):
             good = False
         if not good:
             raise ValueError(f"{name}={value!r} in {where}: pass {self.cure}")
-
-
-def number(cure: str, holds: Callable[[Any], bool], help: str) -> Setting:
-    """A float, which may differ between parameter groups and change at every step."""
-    return Setting(float, cure, lambda x: bool(holds(x)), help)
 
 
 def flag(help: str) -> Setting:
@@ -73,15 +68,15 @@ SHARE: tuple[str, Callable[[Any], bool]] = "a number in [0, 1)", lambda x: 0 <= 
 
 # What most optimizers have; one that adds to them does so in its class's ``settings``.
 COMMON = {
-    "lr": number(*NOT_NEGATIVE, "Learning rate."),
-    "eps": number(*POSITIVE, "Perturbation radius, in units of theta."),
-    "weight_decay": number(*NOT_NEGATIVE, "Decoupled weight decay: theta shrinks by lr times this a step."),
+    "lr": Setting(float, *NOT_NEGATIVE, "Learning rate."),
+    "eps": Setting(float, *POSITIVE, "Perturbation radius, in units of theta."),
+    "weight_decay": Setting(float, *NOT_NEGATIVE, "Decoupled weight decay: theta shrinks by lr times this a step."),
     "q": Setting(int, "an integer >= 1, < 2**24", lambda x: 1 <= index(x) < 1 << 24, "Directions a step, averaged.", shared=True),
     "estimator": choice("two-point or one-sided differences of the loss.", "two-point", "one-sided"),
     "defer": flag("Leave each update to the next step's first pass."),
     "seed": Setting(int, "an integer in [0, 2**64)", lambda x: 0 <= index(x) < 1 << 64, "Fixes the noise.", shared=True),
     "blocks": Setting(bool, "layers", lambda x: True, "Estimate each layer by itself."),
-    "sparsity": number(*SHARE, "Share of all elements that the noise leaves alone."),
+    "sparsity": Setting(float, *SHARE, "Share of all elements that the noise leaves alone."),
     # What an optimizer counts.
     "step": Setting(int, "an integer in [0, 2**32)", lambda x: 0 <= index(x) < 1 << 32, shared=True),
     "skipped": Setting(int, "an integer in [0, 2**32)", lambda x: 0 <= int(x) < 1 << 32),
@@ -96,15 +91,8 @@ OF_PARAMETERS = {argument for argument, _ in PER_PARAMETER.values()}
 
 
 def check_settings(known: dict[str, Setting], group: Settings, number: int, first: Settings) -> None:
-    """Turn numbers of other libraries in a parameter group into Python's, and check them all.
-
-    Args:
-        known: the settings that there are, by name.
-        number: of the group in ``param_groups``.
-        first: the first group, whose values of what is ``shared`` all groups have.
-    Raises:
-        ValueError: a setting out of its range, or another than the first group's, with the group and the cure.
-    """
+    """Turn numbers of other libraries in ``param_groups[number]`` into Python's, and raise ValueError for a setting that is out of its
+    range or that, where it is ``shared``, differs from the first group's."""
     for name, setting in known.items():
         if name in group:
             group[name] = _plain(group[name])

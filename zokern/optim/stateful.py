@@ -17,17 +17,14 @@ class Stateful(ZerothOrder):
     """
 
     settings = {"state_dtype": STATE_DTYPE}
-    slots: tuple[str, ...] = ()
-
-    def _slots(self) -> tuple[str, ...]:
-        return self.slots
+    slots: Sequence[str] = ()
 
     def _make_state(self) -> None:
         self._state_of(self.layout.params)
 
     def _state_of(self, params: list[torch.Tensor]) -> list[list[torch.Tensor]]:
         """For each slot what it holds of each parameter: zeros at first."""
-        held, names, dtype = [self.state[p] for p in params], self._slots(), self.param_groups[0]["state_dtype"]
+        held, names, dtype = [self.state[p] for p in params], self.slots, self.param_groups[0]["state_dtype"]
         for p, of in zip(params, held):
             for name in names:
                 if name not in of:

@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import cached_property
 from operator import index
 from typing import Any
 
@@ -16,7 +17,7 @@ from ..ops.arguments import Term
 from ..signals import whole
 from .base import ZerothOrder
 from .contract import register
-from .settings import COMMON, NOT_NEGATIVE, Number, ParamsT, Setting, Settings, choice, number
+from .settings import COMMON, NOT_NEGATIVE, Number, ParamsT, Setting, Settings, choice
 
 
 @register
@@ -49,26 +50,19 @@ class MeZOSVRG(ZerothOrder):
     name = "mezo-svrg"
     full_batch = True
     full_batch_rate = "lr_full"
+    forwards = 4  # of a step between anchors; at an anchor there are two, of the full batch
     settings = {
         "q": replace(COMMON["q"], help="Steps from anchor to anchor."),
-        "lr_full": replace(number(*NOT_NEGATIVE, "Learning rate at anchors."), times_lr=10.0),
+        "lr_full": Setting(float, *NOT_NEGATIVE, "Learning rate at anchors.", times_lr=10.0),
         "anchor": choice("Keep the anchor's weights, or make them again.", None, "copy", "replay", kept=True),
-        "trail": Setting(dict, "what MeZOSVRG.state_dict() gave", lambda x: x is None or _is_trail(**x), shared=False),
+        "trail": Setting(dict, "what MeZOSVRG.state_dict() gave", lambda x: x is None or _is_trail(**x)),
     }
-    _copy: PerturbedWeights | None = None
 
     def __init__(
         self, params: ParamsT, lr: Number = 1e-6, lr_full: Number = 1e-5, q: int = 2, eps: Number = 1e-3, weight_decay: Number = 0.0,
         anchor: str | None = None, seed: int = 0, sparsity: float | None = None,
     ) -> None:  # fmt: skip
         super().__init__(params, {**self.given(locals()), "trail": None}, sparsity=sparsity)
-        if anchor is None:
-            exact = all(p.dtype == torch.float32 for p in self.layout.params) and not any(g["weight_decay"] for g in self.param_groups)
-            for group in self.param_groups:
-                group["anchor"] = "replay" if exact else "copy"
-        self._check_anchor()
-
-    forwards = 4  # of a step between anchors; at an anchor there are two, of the full batch
 
     def forwards_in(self, steps: int) -> tuple[int, int]:
         anchors = math.ceil(steps / self.param_groups[0]["q"])
@@ -120,12 +114,10 @@ class MeZOSVRG(ZerothOrder):
 
     @whole
     def measure(self, closure: LossClosure | Driver, full_closure: LossClosure | None = None) -> Estimate:
-        """The first half of ``step``, see ``ZerothOrder.measure``. Arguments as in ``step``."""
         return super().measure(self._closure_of_step(closure, full_closure))
 
     @whole
     def estimate(self, closure: LossClosure | Driver, full_closure: LossClosure | None = None) -> Estimate:
-        """See ``ZerothOrder.estimate``. Arguments as in ``step``."""
         return super().estimate(self._closure_of_step(closure, full_closure))
 
     def _closure_of_step(self, closure: Any, full_closure: LossClosure | None) -> Any:
@@ -139,17 +131,9 @@ class MeZOSVRG(ZerothOrder):
 
     @whole
     def add_param_group(self, param_group: Settings) -> None:
-        made = hasattr(self, "weights")
-        if made and not self.full_batch_due:
+        if hasattr(self, "weights") and not self.full_batch_due:
             raise ValueError(f"step {self.param_groups[0]['step']} is between two anchors: add parameters where `full_batch_due` is True")
         super().add_param_group(param_group)
-        if made:
-            try:
-                self._check_anchor()
-            except BaseException:
-                del self.param_groups[-1]
-                self._lay_out()
-                raise
 
     def _estimate(self) -> Estimator:
         eps = self._setting("eps")
@@ -174,7 +158,7 @@ class MeZOSVRG(ZerothOrder):
                 self.weights.apply_pending()
                 self.weights.finish()
                 self._anchor.drop_pending()  # its weights are written over
-                for p, copied in self._copied():
+                for p, copied in zip(self.layout.params, self._anchor.layout.params):
                     copied.copy_(p)
             ((_, g_full),) = estimate.terms
             trail = dict(anchor=self.param_groups[0]["step"], g_full=torch.as_tensor(g_full), good=~estimate.skipped, moves=())
@@ -203,7 +187,7 @@ class MeZOSVRG(ZerothOrder):
         self.weights.finish()
         weights = [p.data for p in self.layout.params]
         try:
-            for p, copied in self._copied():
+            for p, copied in zip(self.layout.params, self._anchor.layout.params):
                 p.data = copied
             yield self._anchor  # restored at the next step, or by ``flush``
             if any(p.dtype != torch.float32 for p in self.layout.params):
@@ -213,23 +197,16 @@ class MeZOSVRG(ZerothOrder):
                 p.data = data
             torch.clear_autocast_cache()
 
-    def _copied(self) -> Iterable[tuple[torch.Tensor, torch.Tensor]]:
-        """(parameter, its copy at the anchor) of each."""
-        return zip(self.layout.params, self._anchor.layout.params)
-
-    @property
+    @cached_property
     def _anchor(self) -> PerturbedWeights:
         """The copy, under the indices of the parameters that it is of."""
-        if self._copy is None:
-            missing = [p for p in self.layout.params if "anchor" not in self.state[p]]
-            if missing and not self.full_batch_due:
-                step = self.param_groups[0]["step"]
-                what = f"the state holds none for {len(missing)} parameters"
-                raise ValueError(f"step {step} is between two anchors, and {what}: load one that does")
-            for p in missing:
-                self.state[p]["anchor"] = p.detach().clone()
-            self._copy = PerturbedWeights(self.layout.over([self.state[p]["anchor"] for p in self.layout.params]))
-        return self._copy
+        missing = [p for p in self.layout.params if "anchor" not in self.state[p]]
+        if missing and not self.full_batch_due:
+            what = f"the state holds none for {len(missing)} parameters"
+            raise ValueError(f"step {self.param_groups[0]['step']} is between two anchors, and {what}: load one that does")
+        for p in missing:
+            self.state[p]["anchor"] = p.detach().clone()
+        return PerturbedWeights(self.layout.over([self.state[p]["anchor"] for p in self.layout.params]))
 
     def _all_weights(self) -> list[PerturbedWeights]:
         copied = self._copies and all("anchor" in self.state.get(p, ()) for p in self.layout.params)
@@ -237,7 +214,7 @@ class MeZOSVRG(ZerothOrder):
 
     def _lay_out(self) -> None:
         super()._lay_out()
-        self._copy = None
+        vars(self).pop("_anchor", None)
 
     def _make_state(self) -> None:
         if self._copies:
@@ -247,21 +224,24 @@ class MeZOSVRG(ZerothOrder):
         """theta - anchor as terms: one of each step's minibatch, and one of the full batch for all of them."""
         trail = self.param_groups[0]["trail"]
         (full,), *later = trail["moves"]
-        for _, c in later:
-            full = full + c
         own = [(replace(self._key(), step=trail["anchor"] + 1 + i), c) for i, (c, _) in enumerate(later)]
-        return [(self._full_key(), full), *own]
+        return [(self._full_key(), sum((c for _, c in later), full)), *own]
 
     @property
     def _copies(self) -> bool:
         return bool(self.param_groups[0]["anchor"] == "copy")
 
-    def _check_anchor(self) -> None:
+    def _check_weights(self, weights: PerturbedWeights) -> None:
+        decays = any(group["weight_decay"] for group in self.param_groups)
+        if self.param_groups[0]["anchor"] is None:
+            exact = not decays and all(p.dtype == torch.float32 for p in weights.layout.params)
+            for group in self.param_groups:
+                group["anchor"] = "replay" if exact else "copy"
         if not self._copies:
-            if any(group["weight_decay"] for group in self.param_groups):
+            if decays:
                 raise ValueError('anchor="replay" with weight_decay: what has decayed is not made again from noise: pass anchor="copy"')
             return
-        kept = {id(p) for p in self.layout.params}
+        kept = {id(p) for p in weights.layout.params}
         for g, group in enumerate(self.param_groups):
             for i, p in enumerate(group["params"]):
                 if id(p) not in kept and p.numel():
@@ -290,15 +270,14 @@ class Annealing:
         if not (isinstance(window, int) and window >= 1 and kappa > 0 and alpha > 0):
             raise ValueError(f"window={window!r}, kappa={kappa!r}, alpha={alpha!r}: pass an integer >= 1 and two numbers > 0")
         self.optimizer, self.window, self.kappa, self.alpha = optimizer, window, kappa, alpha
-        self.losses: list[torch.Tensor] = []
+        self.losses: list[Number] = []
         self.before: float | None = None
 
     def step(self, loss: Number) -> None:
-        self.losses.append(torch.as_tensor(loss).detach().double())
+        self.losses.append(loss.detach().clone() if isinstance(loss, torch.Tensor) else loss)
         if len(self.losses) < self.window:
             return
-        device = self.losses[-1].device  # the first of them may come from a state that was loaded
-        mean, self.losses = float(torch.stack([loss.to(device) for loss in self.losses]).mean()), []
+        mean, self.losses = sum(map(float, self.losses)) / self.window, []
         if self.before is not None and mean > self.kappa * self.before:
             for group in self.optimizer.param_groups:
                 for name in ("lr", "lr_full"):
@@ -310,7 +289,7 @@ class Annealing:
         return dict(losses=[float(loss) for loss in self.losses], before=self.before)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.losses, self.before = [torch.tensor(loss, dtype=torch.float64) for loss in state["losses"]], state["before"]
+        self.losses, self.before = list(state["losses"]), state["before"]
 
 
 def _is_trail(anchor: int, g_full: torch.Tensor, good: torch.Tensor, moves: tuple[tuple[torch.Tensor, ...], ...]) -> bool:

@@ -67,9 +67,13 @@ class Trained(ClosureOptimizer):
     def _lay_out(self) -> None:
         if hasattr(self, "weights"):
             self.flush()
-        self.layout = layout_of(self.param_groups)
-        self.weights = PerturbedWeights(self.layout)
+        weights = PerturbedWeights(layout_of(self.param_groups))
+        self._check_weights(weights)
+        self.weights, self.layout = weights, weights.layout
         self._trained = {p: name for group in self.param_groups for p, name in _named(group)}
+
+    def _check_weights(self, weights: PerturbedWeights) -> None:
+        """Refuse parameters or settings, as they are laid out, that the optimizer cannot do with."""
 
     def _check_frozen(self) -> None:
         check_frozen(self._trained, self._frozen, self.param_groups[0]["step"])
@@ -167,18 +171,14 @@ def check_frozen(trained: dict[Any, str], frozen: dict[Any, str], step: int) -> 
     laid out over those that were. ``step``: the one to be made."""
     if all(map(TRAINABLE, trained)) and not any(map(TRAINABLE, frozen)):  # every step asks, so it must be quick
         return
-    for p, name in (*trained.items(), *frozen.items()):
-        title = repr(name) if name else f"a parameter of shape {tuple(p.shape)}"
-        if p in trained and not p.requires_grad:
-            raise RuntimeError(
-                f"step {step}: {title} has been frozen (requires_grad=False) since the optimizer was made, whose noise reaches it: make a "
-                "new optimizer of what is to be trained, or unfreeze it"
-            )
-        if p in frozen and p.requires_grad:
-            raise RuntimeError(
-                f"step {step}: {title} was frozen (requires_grad=False) when the optimizer was given it, and is not now: make a new "
-                "optimizer of what is to be trained (add_param_group adds to most), or freeze it again"
-            )
+    p, name = next((p, name) for p, name in (*trained.items(), *frozen.items()) if p.requires_grad == (p in frozen))
+    title = repr(name) if name else f"a parameter of shape {tuple(p.shape)}"
+    if p in trained:
+        changed, back = "has been frozen (requires_grad=False) since the optimizer was made, whose noise reaches it", "unfreeze it"
+    else:
+        changed = "was frozen (requires_grad=False) when the optimizer was given it, and is not now"
+        back = "freeze it again (add_param_group adds to most)"
+    raise RuntimeError(f"step {step}: {title} {changed}: make a new optimizer of what is to be trained, or {back}")
 
 
 def _named(group: Settings) -> list[tuple[torch.Tensor, str]]:

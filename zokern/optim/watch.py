@@ -5,8 +5,7 @@ import json
 import sys
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from functools import cache
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,18 +17,15 @@ if TYPE_CHECKING:
 
 EQUAL = 5  # steps running whose losses did not differ, of those that are looked at: then there is a warning
 PATIENCE = 100  # steps at which a process looks for the notes of others
-DIGITS = 24  # of a float32, in bits
+BITS = {torch.bfloat16: 8, torch.float16: 11, torch.float32: 24, torch.float64: 53}  # of a number, that a dtype keeps
 INSIDE = str(Path(__file__).parents[1]), str(Path(torch.__file__).parent), contextlib.__file__  # a warning points to who called these
-_made: Counter[tuple[str, ...]] = Counter()  # optimizers of each kind that have measured in this process
+_made: Counter[str] = Counter()  # optimizers of each kind that have measured in this process
 
 
 class Watch:
-    """Warns, once each, of steps that move nothing though nothing fails.
+    """Warns, once each, of steps that move nothing though nothing fails. ``skipped``: of how many it did, before the run went on.
 
     Numbers on a GPU are looked at when they have arrived, a step or two later, and those of steps in between are not: no step waits.
-
-    Args:
-        skipped: steps that were skipped before, of which there was a warning then.
     """
 
     def __init__(self, skipped: int = 0) -> None:
@@ -39,11 +35,11 @@ class Watch:
 
     def loss(self, loss: Any) -> None:
         """Look at a loss as the closure returned it."""
-        dtype = getattr(loss, "dtype", None)
-        if isinstance(dtype, torch.dtype) and dtype.is_floating_point and digits(dtype) < DIGITS:
+        bits = bits_of(loss)
+        if bits < BITS[torch.float32]:
             self._tell(
                 "rounded",
-                f"the closure returned a loss of {dtype}, which has {digits(dtype)} bits: the losses of a step, which differ by little, "
+                f"the closure returned a loss of {loss.dtype}, which has {bits} bits: the losses of a step, which differ by little, "
                 "mostly round to the same number, and nothing is learnt. Compute it in float32 from the logits on, as in "
                 "cross_entropy(logits.float(), labels); to convert the loss itself afterwards does not help",
             )
@@ -101,10 +97,10 @@ class Replicas:
         if self._mine is None:
             self._mine = self._leave(optimizer, measurements)
         self._left -= 1
-        if self._store.check([self._at(rank) for rank in self._others]):
+        if self._store.check(self._others):
             self._left = 0
             for rank in self._others:
-                theirs = json.loads(self._store.get(self._at(rank)))
+                theirs = json.loads(self._store.get(rank))
                 differs = [name for name, value in self._mine.items() if value != theirs[name]]
                 if differs:
                     warn(
@@ -116,23 +112,15 @@ class Replicas:
                     return
 
     def _leave(self, optimizer: "ZerothOrder", measurements: Sequence[torch.Tensor]) -> dict[str, Any]:
-        kind = type(optimizer).__name__, optimizer.layout.fingerprint()
-        self._name, _made[kind] = f"zokern/{'/'.join(kind)}/{_made[kind]}", _made[kind] + 1
-        rank = distributed.get_rank()
-        self._others = range(1, distributed.get_world_size()) if rank == 0 else range(1)
+        kind, rank = f"zokern/{type(optimizer).__name__}/{optimizer.layout.fingerprint()}", distributed.get_rank()
+        self._store = distributed.PrefixStore(f"{kind}/{_made[kind]}", distributed.distributed_c10d._get_default_store())
+        self._others = [str(other) for other in (range(1, distributed.get_world_size()) if rank == 0 else (0,))]
+        _made[kind] += 1
         group = optimizer.param_groups[0]
-        weights = [p.detach().sum(dtype=torch.float64) for p in optimizer.layout.params]
-        mine = dict(step=group["step"], seed=group["seed"], weights=_exact(weights), losses=_exact(measurements))
-        self._store = distributed.distributed_c10d._get_default_store()
-        self._store.set(self._at(rank), json.dumps(mine))
+        weights = [float(p.detach().sum(dtype=torch.float64)).hex() for p in optimizer.layout.params]
+        mine = dict(step=group["step"], seed=group["seed"], weights=weights, losses=[float(number).hex() for number in measurements])
+        self._store.set(str(rank), json.dumps(mine))
         return mine
-
-    def _at(self, rank: int) -> str:
-        return f"{self._name}/{rank}"
-
-
-def _exact(numbers: Iterable[torch.Tensor]) -> list[str]:
-    return [float(number).hex() for number in numbers]
 
 
 def warn(message: str) -> None:
@@ -143,7 +131,6 @@ def warn(message: str) -> None:
     warnings.warn(message, RuntimeWarning, stacklevel=level)
 
 
-@cache
-def digits(dtype: torch.dtype) -> int:
-    """How many bits of a number a floating-point dtype keeps."""
-    return 1 - round(torch.log2(torch.tensor(torch.finfo(dtype).eps, dtype=torch.float64)).item())
+def bits_of(loss: Any) -> int:
+    """How many bits a loss may have as a closure returned it: if it is no tensor, as a float64 has."""
+    return BITS.get(getattr(loss, "dtype", torch.float64), 53)

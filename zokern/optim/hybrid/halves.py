@@ -3,7 +3,6 @@
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from itertools import combinations
 
 import torch
@@ -13,18 +12,12 @@ from ...estimators import Layers
 from .splits import Rows, Split, rows_of
 
 
-@dataclass(frozen=True, eq=False)
 class Cut:
     """A parameter in two: its leading rows first-order, the others zeroth-order, both views of its memory."""
 
-    whole: nn.Parameter
-    rows: int
-    first: nn.Parameter
-    zeroth: nn.Parameter
-
-    @classmethod
-    def of(cls, whole: nn.Parameter, rows: int) -> "Cut":
-        return cls(whole, rows, nn.Parameter(whole.detach()[:rows]), nn.Parameter(whole.detach()[rows:]))
+    def __init__(self, whole: nn.Parameter, rows: int) -> None:
+        self.whole, self.rows = whole, rows
+        self.first, self.zeroth = nn.Parameter(whole.detach()[:rows]), nn.Parameter(whole.detach()[rows:])
 
     def follow(self) -> None:
         """Be views of the memory where the parameter is now: model.to() moves it."""
@@ -51,9 +44,7 @@ class Halves:
         first: {parameter: its first-order rows} of those with any, at the newest draw.
         cuts: the parameters that both halves have a part of.
         zeroth_order, first_order: [(name, parameter)] and [parameter]: what each half may come to hold.
-    Raises:
-        ValueError: a half is left without a parameter, the zeroth-order one where it is not frozen; two parameters are over the same
-            memory, where one may move by zo and the other by fo.
+    Raises: as ``Hybrid``, of parameters and memory.
     """
 
     def __init__(self, layers: Layers, split: Split, frozen: bool) -> None:
@@ -71,7 +62,7 @@ class Halves:
             elif rows == rows_of(p):
                 self.first_order.append(p)
             else:
-                self.cuts.append(cut := Cut.of(p, rows))
+                self.cuts.append(cut := Cut(p, rows))
                 self.zeroth_order.append((f"{name}[{rows}:]", cut.zeroth))
                 self.first_order.append(cut.first)
         counts = {"zo": sum(p.numel() for _, p in self.zeroth_order), "fo": sum(p.numel() for p in self.first_order)}

@@ -10,11 +10,10 @@ import torch
 from torch import nn
 
 from ...estimators import Closure, Estimate, Layers, LossClosure, layers
-from ...estimators.losses import driver_of
 from ...signals import let_through, whole
 from ..base import ZerothOrder
 from ..check import Check, check
-from ..contract import ClosureOptimizer, register
+from ..contract import CALL, ClosureOptimizer, register
 from ..settings import PER_PARAMETER, Setting, flag
 from ..trained import check_frozen
 from ..watch import warn as say
@@ -138,9 +137,6 @@ class Hybrid(ClosureOptimizer):
     def perturbed(self) -> ZerothOrder | None:
         return self.zo
 
-    def losses_by_name(self) -> dict[str, torch.Tensor]:
-        return {} if self.zo is None else self.zo.losses_by_name()
-
     def step(self, closure: LossClosure | Closure | None = None) -> torch.Tensor | None:  # type: ignore[override]
         """One step: measure both halves, then move both.
 
@@ -153,14 +149,9 @@ class Hybrid(ClosureOptimizer):
             ValueError, TypeError: no closure, or one whose loss is no scalar or cannot be differentiated. Whatever the closure raises.
             The weights are restored first.
         """
-        if closure is not None:
-            self.measure(closure)
-        if self._measured is None:
-            raise ValueError(
-                "closure=None: Hybrid evaluates the loss itself; call step(closure) with () -> loss, or, where a loop calls step() itself, "
-                "as transformers' Trainer does, take zokern.hf.ZOTrainer"
-            )
         measured = self._measured
+        if closure is not None or measured is None:
+            measured = self.measure(closure)
         try:
             if self.zo is not None and measured.estimate is not None:
                 self.zo.step()
@@ -181,15 +172,15 @@ class Hybrid(ClosureOptimizer):
         return self.last.estimate.loss if self.share_forward and self.last.estimate else self.last.loss
 
     @whole
-    def measure(self, closure: LossClosure | Closure) -> HybridStep:
+    def measure(self, closure: LossClosure | Closure | None) -> HybridStep:
         """The first half of ``step``: measure, and leave the rest to ``step()`` without a closure.
 
         Between the halves ``.grad`` of the first-order parameters, those in ``fo.param_groups``, is there to be clipped, and the others
         are not at theta; ``flush`` brings them there. What no ``step()`` follows moves nothing. Arguments and errors as in ``step``.
         """
-        driver = driver_of(closure, lambda loss: None)
-        if not (isinstance(driver, Closure) and (callable(closure) or driver is closure)):
-            raise ValueError(f"closure={closure!r}: Hybrid evaluates the loss itself; call step(closure) with () -> loss")
+        driver = closure if isinstance(closure, Closure) else Closure(closure) if callable(closure) else None
+        if driver is None:
+            raise ValueError(f"closure={closure!r}: Hybrid evaluates the loss itself; {CALL}")
         check_frozen(self.halves.trainable, self.halves.frozen, self.steps)
         self.flush()
         self._forget()
@@ -338,7 +329,7 @@ class _FirstDifferentiated(Closure):
     """A driver that leaves the gradient at the first point where it evaluates the loss."""
 
     def __init__(self, hybrid: Hybrid, driver: Closure) -> None:
-        super().__init__(driver.loss)
+        super().__init__(driver.closure)
         self.hybrid, self.driver, self.first = hybrid, driver, True
 
     def loss(self) -> torch.Tensor | float:

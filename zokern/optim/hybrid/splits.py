@@ -2,13 +2,13 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from operator import index
+from numbers import Integral
 from typing import Any, ClassVar, Protocol, TypeAlias
 
 from torch import nn
 
 from ...estimators import Layers
-from ...noise import NoiseKey
+from ...noise import NoiseKey, reference
 
 DRAW = 255  # the purpose of a draw's key, which no noise has
 Rows: TypeAlias = dict[nn.Parameter, int]  # how many leading rows of each are first-order; all others are zeroth-order, or frozen
@@ -119,8 +119,6 @@ class LISA:
 
     def first_order(self, layers: Layers, step: int = 0) -> Rows:
         _check_number(self, "gamma", 1, len(layers.params))
-        from ...noise import reference
-
         # The gamma lowest of as many random words as there are blocks.
         words = reference.words(NoiseKey.of(self.seed, step // self.every, DRAW), 0, len(layers.params))
         live = sorted(words.argsort(kind="stable")[: self.gamma].tolist())
@@ -148,10 +146,7 @@ def _check_number(split: Split, name: str, least: int, n: int) -> None:
 
 
 def _is_index(value: Any) -> bool:
-    try:
-        return not isinstance(value, bool) and index(value) is not None
-    except TypeError:
-        return False
+    return isinstance(value, Integral) and not isinstance(value, bool)
 
 
 def rows_of(p: nn.Parameter) -> int:
