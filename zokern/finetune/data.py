@@ -17,7 +17,15 @@ from .demo_data import docstring_sentences
 from .settings import Settings
 
 TEXTS = ("text", "sentence", "content", "review", "document", "comment", "question", "title", "message", "tweet")
-PAIRS = "sentence1 sentence2, premise hypothesis, question1 question2, question sentence, question passage, text1 text2, text_a text_b"
+PAIRS = (
+    ("sentence1", "sentence2"),
+    ("premise", "hypothesis"),
+    ("question1", "question2"),
+    ("question", "sentence"),
+    ("question", "passage"),
+    ("text1", "text2"),
+    ("text_a", "text_b"),
+)
 LABELS = ("label", "labels", "class", "category", "target", "sentiment", "gold_label", "coarse_label")
 NAMED = "classes are names or whole numbers; make classes of it (such as low and high), or pass another --label"
 FIELDS = ("first", "second")  # columns of the task that a plain table is made into
@@ -128,7 +136,7 @@ def columns(table: Table, text: tuple[str, ...], label: str | None) -> tuple[tup
 
 def _text_columns(table: Table, label: str) -> tuple[str, ...]:
     rest = {column.lower(): column for column in table.columns if column != label}
-    pairs = [pair for pair in map(str.split, PAIRS.split(",")) if rest.keys() >= {*pair}]
+    pairs = [pair for pair in PAIRS if rest.keys() >= {*pair}]
     if len(pairs) == 1:
         return tuple(rest[name] for name in pairs[0])
     named = [column for name, column in rest.items() if name in TEXTS]

@@ -10,8 +10,9 @@ from ..errors import BadInput
 from .lean import token_losses
 from .metrics import token_f1
 from .prompts import OPTION, fill
-from .reader import Batch, Features, Reader, device_of, padded, with_labels
+from .reader import Batch, Features, Reader, Tokenizer, device_of, padded, with_labels
 from .rows import Example
+from .task import Task
 from .virtual_tokens import both_names, has_virtual_tokens
 
 
@@ -31,9 +32,12 @@ class CausalReader(Reader):
 
     kind = "causal"
 
-    def __init__(self, *of_reader: Any, max_new_tokens: int = 50, **options: Any):
+    def __init__(
+        self, task: Task, tokenizer: Tokenizer, max_length: int | None = None, objective: str = "cross-entropy", prompt: Any = None,
+        max_new_tokens: int = 50,
+    ):  # fmt: skip
         self.max_new_tokens = max_new_tokens
-        super().__init__(*of_reader, **options)
+        super().__init__(task, tokenizer, max_length, objective, prompt)
 
     def _check(self) -> None:
         if not self.prompt.template.endswith("{" + OPTION + "}"):
