@@ -25,8 +25,8 @@ std::vector<zokern::Key> plain(const Keys& keys) {
     return out;
 }
 
-zokern::Pass pass(int storage, uintptr_t rows, size_t n_rows, const Keys& keys, size_t groups, uintptr_t decay) {
-    return {static_cast<zokern::Storage>(storage), reinterpret_cast<const zokern::Row*>(rows), n_rows, plain(keys), groups,
+zokern::Pass pass(int storage, uintptr_t rows, size_t n_rows, const Keys& keys, size_t groups, uintptr_t decay, const Keys& rounding = {}) {
+    return {static_cast<zokern::Storage>(storage), reinterpret_cast<const zokern::Row*>(rows), n_rows, plain(keys), plain(rounding), groups,
             reinterpret_cast<const float*>(decay)};
 }
 
@@ -51,7 +51,7 @@ void update_(int storage, uintptr_t rows, size_t n_rows, const Keys& keys, uintp
              uintptr_t decay, int code, uintptr_t numbers, size_t n_numbers, uintptr_t state, size_t n_slots, bool at_random,
              const Keys& rounding, int threads, const std::string& isa) {
     const zokern::Isa& best = chosen(isa);
-    const zokern::Pass all = pass(storage, rows, n_rows, keys, groups, decay);
+    const zokern::Pass all = pass(storage, rows, n_rows, keys, groups, decay, rounding);
     const zokern::Rule rule{code,
                             reinterpret_cast<const float*>(in_theta),
                             reinterpret_cast<const float*>(in_g),
@@ -59,8 +59,7 @@ void update_(int storage, uintptr_t rows, size_t n_rows, const Keys& keys, uintp
                             n_numbers,
                             reinterpret_cast<const int64_t*>(state),
                             n_slots,
-                            at_random,
-                            plain(rounding)};
+                            at_random};
     pybind11::gil_scoped_release release;
     zokern::update(best, all, rule, threads);
 }
