@@ -12,6 +12,7 @@ namespace zokern {
 /// Launches kernel_of(an element of the storage type) with the pass, with `device` as the current one. -> nullptr or CUDA's message.
 template <class Pass, class KernelOf>
 const char* launch(const Pass& pass, Storage storage, int device, void* stream, const KernelOf& kernel_of) {
+    if (!pass.n_spans) return nullptr;  // tensors without elements
     int before = 0;
     cudaError_t error = cudaGetDevice(&before);
     if (error == cudaSuccess && before != device) error = cudaSetDevice(device);
