@@ -29,8 +29,8 @@ def of_json(text: str) -> Any:
         raise Unreadable(error.lineno, f"not JSON ({error.msg}, character {error.colno})") from None
     except RecursionError:
         raise Unreadable(1, "nested too deeply") from None
-    except _Twice as error:
-        raise Unreadable(_second(text), f"{str(error)!r} is there twice") from None
+    except _Twice:
+        raise _second(text) from None
     except ValueError as error:  # of int
         raise Unreadable(1, f"not JSON ({str(error).partition(':')[0]})") from None
 
@@ -70,13 +70,12 @@ class _Twice(Exception):
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise _Twice(next(name for name in names if names.count(name) > 1))
+        raise _Twice
     return found
 
 
-def _second(text: str) -> int:
-    """The line of the first name that its object holds already."""
+def _second(text: str) -> Unreadable:
+    """Says which is the first name that its object holds already."""
     names: list[set[str]] = []
     for token in TOKENS.finditer(text):
         if token[0] == "{":
@@ -88,4 +87,4 @@ def _second(text: str) -> int:
             if name in names[-1]:
                 break
             names[-1].add(name)
-    return text.count("\n", 0, token.start()) + 1
+    return Unreadable(text.count("\n", 0, token.start()) + 1, f"{name!r} is there twice")
