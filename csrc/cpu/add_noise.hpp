@@ -16,11 +16,11 @@ ZK_HD void add_noise_to_tile(T* theta, const Product& products, const Run& run, 
         x.lo = splat<Float>(*run.decay) * x.lo;
         x.hi = splat<Float>(*run.decay) * x.hi;
     }
-    for (size_t k = 0; k < run.n_keys;) {
+    for (size_t k = 0; k < run.n_keys; ++k) {
+        if (k) z = noise<T, masked>(products, run.schedules[k], run.mask, k);
         const Float c = splat<Float>(coefficients[k]);
         x.lo = fma(c, z.lo, x.lo);
         x.hi = fma(c, z.hi, x.hi);
-        if (++k < run.n_keys) z = noise<T, masked>(products, run.schedules[k], run.mask, k);
     }
     store_tile(theta, x);
 }

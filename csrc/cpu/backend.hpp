@@ -32,7 +32,7 @@ struct Run {
     const float* decay;  // nullptr: none
 };
 
-/// theta[0..run.count) += sum_k coefficients[k] z(key_k)
+/// theta[0..run.count) <- decay * theta + sum_k coefficients[k] z(key_k)
 template <class T>
 using AddNoise = void (*)(T* theta, const Run& run, const float* coefficients);
 
@@ -57,12 +57,12 @@ struct Step {
 template <class T>
 using Update = void (*)(T* theta, void* const* state, const Run& run, const Step& step);
 
-constexpr int kRules = 4, kSlots = 3;  // at most so many slots has a rule
+constexpr int kRules = 4, kSlots = 3;  // so many rules; the most slots that one has
 
 template <class T>
 struct Kernels {
     AddNoise<T> add_noise[2];     // all kept, masked
-    Replay<T> replay[2];        // likewise
+    Replay<T> replay[2];          // likewise
     Update<T> update[kRules][2];  // state in float32, in bfloat16
 };
 

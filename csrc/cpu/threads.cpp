@@ -67,17 +67,16 @@ public:
     explicit Schedules(const std::vector<Key>& keys) : keys_(keys), schedules_(keys.size()) {}
 
     const Schedule* at(uint32_t counter_high) {
-        if (!made_ || counter_high != high_)
+        if (counter_high != high_)
             for (size_t k = 0; k < keys_.size(); ++k) schedules_[k] = schedule(keys_[k], counter_high);
-        made_ = true, high_ = counter_high;
+        high_ = counter_high;
         return schedules_.data();
     }
 
 private:
     const std::vector<Key>& keys_;
     std::vector<Schedule> schedules_;
-    bool made_ = false;
-    uint32_t high_ = 0;
+    int64_t high_ = -1;  // no schedules yet
 };
 
 /// values[n][groups] as [groups][n].

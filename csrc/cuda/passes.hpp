@@ -9,7 +9,7 @@
 
 namespace zokern {
 
-constexpr int kTile = 4096;    // every span but a tensor's last is a multiple of so many elements
+constexpr int kTile = 4096;   // every span but a tensor's last is a multiple of so many elements
 constexpr int kUnrolled = 2;  // up to so many terms have kernels of their own, with their round keys in the constant bank
 constexpr int kCarried = 8;   // up to so many keys of an update go along with the launch: no memory of theirs need outlive it
 constexpr int kSlots = 3;     // the most states that a rule has
