@@ -131,7 +131,7 @@ class NinjaBuild(build_ext):
         subprocess.run([ninja(), "-C", str(folder)], check=True)
 
 
-SOURCES = ["csrc/bind/cpu_module.cpp", "csrc/cpu/threads.cpp", *(f"csrc/cpu/isa_{isa}.cpp" for isa in ("scalar", "avx2", "avx512"))]
+SOURCES = ["csrc/bind/cpu_module.cpp", "csrc/cpu/threads.cpp", *(f"csrc/cpu/{isa}.cpp" for isa in ("scalar", "avx2", "avx512"))]
 
 CPU = Extension("zokern._cpu", SOURCES)
 CUDA = Extension("zokern._cuda", ["csrc/bind/cuda_module.cpp", *(f"csrc/cuda/{name}.cu" for name in ("add_noise", "replay", "update"))])

@@ -18,6 +18,11 @@ const zokern::Isa& chosen(const std::string& name) {
     return *isa;
 }
 
+template <class T>
+const T* at(uintptr_t address) {
+    return reinterpret_cast<const T*>(address);
+}
+
 std::vector<zokern::Key> plain(const Keys& keys) {
     std::vector<zokern::Key> out;
     out.reserve(keys.size());
@@ -25,9 +30,8 @@ std::vector<zokern::Key> plain(const Keys& keys) {
     return out;
 }
 
-zokern::Pass pass(int storage, uintptr_t rows, size_t n_rows, const Keys& keys, size_t groups, uintptr_t decay) {
-    return {static_cast<zokern::Storage>(storage), reinterpret_cast<const zokern::Row*>(rows), n_rows, plain(keys), groups,
-            reinterpret_cast<const float*>(decay)};
+zokern::Pass pass(int storage, uintptr_t rows, size_t n_rows, const Keys& keys, size_t groups, uintptr_t decay, const Keys& rounding = {}) {
+    return {static_cast<zokern::Storage>(storage), at<zokern::Row>(rows), n_rows, plain(keys), plain(rounding), groups, at<float>(decay)};
 }
 
 void add_noise_(int storage, uintptr_t rows, size_t n_rows, const Keys& keys, uintptr_t coefficients, size_t groups, uintptr_t decay,
@@ -35,7 +39,7 @@ void add_noise_(int storage, uintptr_t rows, size_t n_rows, const Keys& keys, ui
     const zokern::Isa& best = chosen(isa);
     const zokern::Pass all = pass(storage, rows, n_rows, keys, groups, decay);
     pybind11::gil_scoped_release release;
-    zokern::add_noise(best, all, reinterpret_cast<const float*>(coefficients), threads);
+    zokern::add_noise(best, all, at<float>(coefficients), threads);
 }
 
 void replay_(int storage, uintptr_t rows, size_t n_rows, const Keys& keys, uintptr_t instructions, size_t n_instructions,
@@ -43,24 +47,16 @@ void replay_(int storage, uintptr_t rows, size_t n_rows, const Keys& keys, uintp
     const zokern::Isa& best = chosen(isa);
     const zokern::Pass all = pass(storage, rows, n_rows, keys, groups, 0);
     pybind11::gil_scoped_release release;
-    zokern::replay(best, all, reinterpret_cast<const uint8_t*>(instructions), n_instructions, reinterpret_cast<const float*>(values),
-                   threads);
+    zokern::replay(best, all, at<uint8_t>(instructions), n_instructions, at<float>(values), threads);
 }
 
 void update_(int storage, uintptr_t rows, size_t n_rows, const Keys& keys, uintptr_t in_theta, uintptr_t in_g, size_t groups,
              uintptr_t decay, int code, uintptr_t numbers, size_t n_numbers, uintptr_t state, size_t n_slots, bool at_random,
              const Keys& rounding, int threads, const std::string& isa) {
     const zokern::Isa& best = chosen(isa);
-    const zokern::Pass all = pass(storage, rows, n_rows, keys, groups, decay);
-    const zokern::Rule rule{code,
-                            reinterpret_cast<const float*>(in_theta),
-                            reinterpret_cast<const float*>(in_g),
-                            reinterpret_cast<const float*>(numbers),
-                            n_numbers,
-                            reinterpret_cast<const int64_t*>(state),
-                            n_slots,
-                            at_random,
-                            plain(rounding)};
+    const zokern::Pass all = pass(storage, rows, n_rows, keys, groups, decay, rounding);
+    const zokern::Rule rule{code,      at<float>(in_theta), at<float>(in_g), at<float>(numbers),
+                            n_numbers, at<int64_t>(state),  n_slots,         at_random};
     pybind11::gil_scoped_release release;
     zokern::update(best, all, rule, threads);
 }

@@ -16,56 +16,53 @@ struct float16 { uint16_t bits; };
 template <class T> constexpr bool is_bfloat16 = false;
 template <> inline constexpr bool is_bfloat16<bfloat16> = true;
 
-/// c z(key) for one run: `schedule` is the key's, for the high counter word that the run's blocks share.
-struct Term {
-    Schedule schedule;
-    float coefficient;
-};
-
-/// Which elements keep their noise: those whose word of the term's mask is at most `keep_threshold`.
+/// Which elements keep their noise: those whose word of the key's mask is at most `keep_threshold`.
 struct Mask {
-    const Schedule* schedules;  // one a term
+    const Schedule* schedules;  // one a key
     uint32_t keep_threshold;
 };
 
-/// theta[0..count) of elements first..first+count-1, whose blocks share the high word of their counter.
-template <class T>
-using AddNoise = void (*)(T* theta, uint64_t first, size_t count, const Term* terms, size_t n_terms, const float* decay, const Mask* mask);
+/// Elements first..first+count-1 of a tensor, whose blocks share the high word of their counter, and what their noise is made of.
+struct Run {
+    uint64_t first;
+    size_t count;
+    const Schedule* schedules;  // one a key
+    size_t n_keys;
+    const Mask* mask;    // nullptr: all is kept
+    const float* decay;  // nullptr: none
+};
 
-/// A run of passes for one run of elements.
+/// theta[0..run.count) <- decay * theta + sum_k coefficients[k] z(key_k)
+template <class T>
+using AddNoise = void (*)(T* theta, const Run& run, const float* coefficients);
+
+/// Passes for one run; the keys are in the order in which they are used.
 struct Passes {
     const uint8_t* instructions;  // each is bits of Instruction
     size_t n_instructions;
-    const float* values;  // one an instruction, `stride` apart; a NaN among them has nothing in its lower half
-    size_t stride;
-    const Schedule* schedules;  // of the keys, in the order in which they are used
-    const Mask* mask;
+    const float* values;  // one an instruction; a NaN among them has nothing in its lower half
 };
 
 template <class T>
-using Replay = void (*)(T* theta, uint64_t first, size_t count, const Passes& passes);
+using Replay = void (*)(T* theta, const Run& run, const Passes& passes);
 
 /// What the elements of one run of an update share.
 struct Step {
-    const Term* terms;  // with their coefficients in theta
-    const float* in_g;  // and in g
-    size_t n_terms;
-    const float* decay;        // nullptr: none
-    const Mask* mask;          // nullptr: all is kept
-    const float* numbers;      // the rule's
-    const Schedule* rounding;  // one a slot, where the state is in bfloat16
+    const float *in_theta, *in_g;  // one a key
+    const float* numbers;          // the rule's
+    const Schedule* rounding;      // one a slot, where the state is in bfloat16
 };
 
-/// The same for an update: state[s] + i goes with theta + i.
+/// state[s] + i goes with theta + i.
 template <class T>
-using Update = void (*)(T* theta, void* const* state, uint64_t first, size_t count, const Step& step);
+using Update = void (*)(T* theta, void* const* state, const Run& run, const Step& step);
 
-constexpr int kRules = 4, kSlots = 3, kNumbers = 7;  // at most so many slots and numbers has a rule
+constexpr int kRules = 4, kSlots = 3;  // so many rules; the most slots that one has
 
 template <class T>
 struct Kernels {
     AddNoise<T> add_noise[2];     // all kept, masked
-    Replay<T> replay[2];        // likewise
+    Replay<T> replay[2];          // likewise
     Update<T> update[kRules][2];  // state in float32, in bfloat16
 };
 
@@ -76,10 +73,6 @@ struct Isa {
     Kernels<zokern::float16> float16;
 };
 
-const Isa& scalar();
-#if defined(__x86_64__)
-const Isa& avx2();
-const Isa& avx512();
-#endif
+extern const Isa scalar, avx2, avx512;  // the last two on x86-64
 
 }  // namespace zokern

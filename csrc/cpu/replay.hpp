@@ -9,7 +9,7 @@ namespace {
 
 /// Theta is taken apart into the order in which noise comes, and put together again at the end, so that no noise need be arranged.
 template <bool masked, class T>
-__attribute__((noinline)) void replay_tile(T* theta, const Product& products, const Passes& passes) {
+__attribute__((noinline)) void replay_tile(T* theta, const Product& products, const Run& run, const Passes& passes) {
     const Pair x = apart<T>(load_tile(theta));
     Float even = x.lo, odd = x.hi;
     Normals<Float> z{even, odd};  // anything: the first instruction that needs noise makes it
@@ -17,11 +17,11 @@ __attribute__((noinline)) void replay_tile(T* theta, const Product& products, co
     const float* value = passes.values;
     size_t key = 0;
     const uint8_t* const end = passes.instructions + passes.n_instructions;
-    for (const uint8_t* instruction = passes.instructions; instruction != end; ++instruction, value += passes.stride) {
+    for (const uint8_t* instruction = passes.instructions; instruction != end; ++instruction, ++value) {
         if (*instruction & kNextKey) {
-            const Schedule& s = passes.schedules[key];
+            const Schedule& s = run.schedules[key];
             if (s.round0_word2 != opened.round0_word2) opened = opening<Word>(products, s.round0_word2);
-            z = normals<masked>(opened, s, products, passes.mask, key);
+            z = normals<masked>(opened, s, products, run.mask, key);
             ++key;
         }
         const Float v = splat<Float>(*value);
@@ -35,8 +35,8 @@ __attribute__((noinline)) void replay_tile(T* theta, const Product& products, co
 }
 
 template <class T, bool masked>
-void replay(T* theta, uint64_t first, size_t count, const Passes& passes) {
-    in_tiles(theta, first, count, [&](T* tile, const Product& products) { replay_tile<masked>(tile, products, passes); });
+void replay(T* theta, const Run& run, const Passes& passes) {
+    in_tiles(theta, run.first, run.count, [&](T* tile, const Product& products) { replay_tile<masked>(tile, products, run, passes); });
 }
 
 }  // namespace

@@ -18,7 +18,7 @@ struct Pass {
     Storage storage;
     const Row* rows;
     size_t n_rows;
-    std::vector<Key> keys;
+    std::vector<Key> keys, rounding;  // rounding: of an update of bfloat16 state, one a slot
     size_t groups;
     const float* decay;  // [groups] or nullptr
 };
@@ -32,8 +32,7 @@ struct Rule {
     size_t n_numbers;
     const int64_t* state;  // addresses [rows][n_slots]
     size_t n_slots;
-    bool at_random;  // the state is in bfloat16, rounded with the keys `rounding`, one a slot
-    std::vector<Key> rounding;
+    bool at_random;  // the state is in bfloat16
 };
 
 /// The instruction set of this name; for "" the best one here. nullptr where the processor has no such.

@@ -24,10 +24,10 @@ struct Blocks {
 
 /// Not inlined: one copy of the noise serves every rule and type.
 template <bool masked>
-__attribute__((noinline)) void add_terms(Pair& x, Pair& g, const Product& products, const Step& step) {
-    for (size_t k = 0; k < step.n_terms; ++k) {
-        const Pair z = noise<float, masked>(products, step.terms[k].schedule, step.mask, k);
-        const Float a = splat<Float>(step.terms[k].coefficient), b = splat<Float>(step.in_g[k]);
+__attribute__((noinline)) void add_terms(Pair& x, Pair& g, const Product& products, const Run& run, const Step& step) {
+    for (size_t k = 0; k < run.n_keys; ++k) {
+        const Pair z = noise<float, masked>(products, run.schedules[k], run.mask, k);
+        const Float a = splat<Float>(step.in_theta[k]), b = splat<Float>(step.in_g[k]);
         x = {fma(a, z.lo, x.lo), fma(a, z.hi, x.hi)};
         g = {fma(b, z.lo, g.lo), fma(b, z.hi, g.hi)};
     }
@@ -55,14 +55,14 @@ ZK_HD void step_half(T* theta, Float& x, const Float& g, S* const* state, const 
 }
 
 template <class Rule, class T, class S>
-__attribute__((noinline)) void update_unit(T* theta, S* const* state, Blocks blocks, const Step& step) {
+__attribute__((noinline)) void update_unit(T* theta, S* const* state, Blocks blocks, const Run& run, const Step& step) {
     uint16_t random[Rule::slots + 1][kUnit];
     if (is_bfloat16<S>)
         for (int slot = 0; slot < Rule::slots; ++slot) draw(random[slot], blocks.rounding, step.rounding[slot]);
     for (size_t at = 0; at < kUnit; at += kTile, blocks.noise = next_products(blocks.noise)) {
         Pair x{take(theta + at), take(theta + at + kLanes)}, g{splat<Float>(0.0f), splat<Float>(0.0f)};
-        if (step.decay) x = {splat<Float>(*step.decay) * x.lo, splat<Float>(*step.decay) * x.hi};
-        (step.mask ? add_terms<true> : add_terms<false>)(x, g, blocks.noise, step);
+        if (run.decay) x = {splat<Float>(*run.decay) * x.lo, splat<Float>(*run.decay) * x.hi};
+        (run.mask ? add_terms<true> : add_terms<false>)(x, g, blocks.noise, run, step);
         step_half<Rule>(theta, x.lo, g.lo, state, random, at, step.numbers);
         step_half<Rule>(theta, x.hi, g.hi, state, random, at + kLanes, step.numbers);
     }
@@ -70,7 +70,7 @@ __attribute__((noinline)) void update_unit(T* theta, S* const* state, Blocks blo
 
 /// The part of a unit that holds elements skip..skip+count-1, through buffers of a whole unit.
 template <class Rule, class T, class S>
-void update_part(T* theta, S* const* state, size_t skip, size_t count, const Blocks& blocks, const Step& step) {
+void update_part(T* theta, S* const* state, size_t skip, size_t count, const Blocks& blocks, const Run& run, const Step& step) {
     T thetas[kUnit] = {};
     S states[Rule::slots + 1][kUnit] = {};
     S* slots[Rule::slots + 1];
@@ -79,24 +79,24 @@ void update_part(T* theta, S* const* state, size_t skip, size_t count, const Blo
         slots[slot] = states[slot];
         std::memcpy(states[slot] + skip, state[slot], count * sizeof(S));
     }
-    update_unit<Rule>(thetas, slots, blocks, step);
+    update_unit<Rule>(thetas, slots, blocks, run, step);
     std::memcpy(theta, thetas + skip, count * sizeof(T));
     for (int slot = 0; slot < Rule::slots; ++slot) std::memcpy(state[slot], states[slot] + skip, count * sizeof(S));
 }
 
 template <class T, class S, class Rule>
-void update(T* theta, void* const* slots, uint64_t first, size_t count, const Step& step) {
+void update(T* theta, void* const* slots, const Run& run, const Step& step) {
     S* state[Rule::slots + 1];
     for (int slot = 0; slot < Rule::slots; ++slot) state[slot] = static_cast<S*>(slots[slot]);
-    const uint32_t eighth = static_cast<uint32_t>(first >> 3);
+    const uint32_t eighth = static_cast<uint32_t>(run.first >> 3);
     Blocks blocks{first_products<float>(2 * eighth), first_products<float>(eighth)};
-    size_t skip = first & 7;
+    size_t skip = run.first & 7, count = run.count;
     while (count) {
         const size_t part = count < kUnit - skip ? count : kUnit - skip;
         if (part == kUnit)
-            update_unit<Rule>(theta, state, blocks, step);
+            update_unit<Rule>(theta, state, blocks, run, step);
         else
-            update_part<Rule>(theta, state, skip, part, blocks, step);
+            update_part<Rule>(theta, state, skip, part, blocks, run, step);
         theta += part, count -= part, skip = 0;
         for (int slot = 0; slot < Rule::slots; ++slot) state[slot] += part;
         blocks = {next_products(next_products(blocks.noise)), next_products(blocks.rounding)};

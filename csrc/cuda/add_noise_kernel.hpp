@@ -1,27 +1,10 @@
 // The kernel: theta <- decay * theta + sum_k c_k z'(key_k) over the span of one thread block. Numbers: docs/noise_spec.md.
 #pragma once
 
-#include "add_noise.hpp"
 #include "elements.hpp"
 
 namespace zokern {
 namespace {
-
-struct Launch {
-    const Span* spans;
-    const Key* keys;
-    const uint32_t* clock;
-    const float* coefficients;
-    const float* decay;
-    uint32_t n_terms, groups;
-    ConstantKeys<kUnrolled> first_keys;
-};
-
-inline Launch launch_of(const AddNoise& pass) {
-    Launch p{pass.spans, pass.keys, pass.clock, pass.coefficients, pass.decay, pass.n_terms, pass.groups, {}};
-    for (uint32_t k = 0; k < pass.n_terms && k < kUnrolled; ++k) p.first_keys.set(k, pass.first_keys[k]);
-    return p;
-}
 
 /// x[0..3] += c z' of block q.
 template <bool kMask>
@@ -35,7 +18,7 @@ __device__ __forceinline__ void add_block(float* x, uint32_t q, const Schedule& 
 
 /// kTerms = 0: n_terms of them, from memory.
 template <class T, int kTerms, bool kDecay, bool kMask>
-__global__ void __launch_bounds__(kThreads) add_noise_kernel(const __grid_constant__ Launch p) {
+__global__ void __launch_bounds__(kThreads) add_noise_kernel(const __grid_constant__ AddNoise p) {
     const Span span = p.spans[blockIdx.x];
     const uint32_t group = span.group, keep_threshold = span.keep_threshold;
     const uint32_t now = p.clock ? *p.clock : 0, n_terms = kTerms ? kTerms : p.n_terms;

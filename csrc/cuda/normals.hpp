@@ -1,7 +1,7 @@
-// The normals of one Philox block in one CUDA thread, and the keys that they are made from.
+// The normals of one Philox block in one CUDA thread.
 #pragma once
 
-#include "span.hpp"
+#include "passes.hpp"
 
 #include "lane.hpp"
 
@@ -11,20 +11,6 @@ namespace zokern {
 namespace {
 
 constexpr int kThreads = 128;
-
-/// Keys in what a kernel is launched with: that lies in the constant bank, from which instructions read round keys at no cost.
-template <int n>
-struct ConstantKeys {
-    uint32_t step[n], stream[n];
-    Schedule rounds[n];
-
-    void set(int k, const Key& key) { step[k] = key.step, stream[k] = key.stream, rounds[k] = zokern::schedule(key, 0); }
-    __device__ __forceinline__ Schedule schedule(int k, uint32_t now, uint32_t high) const {
-        Schedule s = rounds[k];
-        begin(s, step[k] + now, stream[k], high);
-        return s;
-    }
-};
 
 /// The schedule of a key's mask. Only the stream differs: the purpose is 2, the probe the same.
 __device__ __forceinline__ Schedule mask_of(Schedule s) {

@@ -5,12 +5,9 @@
 namespace zokern {
 
 const char* replay(const Replay& pass, Storage storage, int device, void* stream) {
-    return on_device(device, [&] {
-        with_storage(storage, [&](auto element) {
-            using T = decltype(element);
-            const auto kernel = pass.masked ? replay_kernel<T, true> : replay_kernel<T, false>;
-            kernel<<<pass.n_spans, kThreads, 0, static_cast<cudaStream_t>(stream)>>>(pass);
-        });
+    return launch(pass, storage, device, stream, [&](auto element) {
+        using T = decltype(element);
+        return pass.masked ? replay_kernel<T, true> : replay_kernel<T, false>;
     });
 }
 

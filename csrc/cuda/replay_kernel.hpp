@@ -3,7 +3,6 @@
 #pragma once
 
 #include "elements.hpp"
-#include "replay.hpp"
 
 namespace zokern {
 namespace {

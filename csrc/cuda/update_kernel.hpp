@@ -3,39 +3,12 @@
 #pragma once
 
 #include "normals.hpp"
-#include "update.hpp"
 #include "vector.hpp"
 
 #include "../noise/rules.hpp"
 
 namespace zokern {
 namespace {
-
-struct UpdateLaunch {
-    const Span* spans;
-    const int64_t* states;
-    const Key* keys;
-    const uint32_t* clock;
-    const float* a;
-    const float* b;
-    const float* decay;
-    const float* numbers;
-    uint32_t n_keys, groups;
-    Key carried[kCarried];
-    ConstantKeys<1> only_key;
-    ConstantKeys<kSlots> rounding;
-};
-
-inline UpdateLaunch launch_of(const Update& pass) {
-    UpdateLaunch p{};
-    p.spans = pass.spans, p.states = pass.states, p.keys = pass.keys, p.clock = pass.clock;
-    p.a = pass.a, p.b = pass.b, p.decay = pass.decay, p.numbers = pass.numbers;
-    p.n_keys = pass.n_keys, p.groups = pass.groups;
-    for (int k = 0; k < kCarried; ++k) p.carried[k] = pass.carried[k];
-    p.only_key.set(0, pass.carried[0]);
-    for (int slot = 0; slot < kSlots; ++slot) p.rounding.set(slot, pass.rounding[slot]);
-    return p;
-}
 
 /// A float rounded up or down to bfloat16, which is the upper half of what is returned. r: 16 random bits.
 __device__ __forceinline__ uint32_t rounded_at_random(float x, uint32_t r) {
@@ -86,7 +59,7 @@ struct Elements {
 /// S: the storage type of the states. kOne: one key and no mask; else any number of keys, and masks, and 128 registers, or ptxas spills
 /// one of them where it would do better.
 template <class T, class S, class R, bool kOne>
-__global__ void __launch_bounds__(kThreads, kOne ? 0 : 4) update_kernel(const __grid_constant__ UpdateLaunch p) {
+__global__ void __launch_bounds__(kThreads, kOne ? 0 : 4) update_kernel(const __grid_constant__ Update p) {
     constexpr int n = kVector<T> > kVector<S> ? kVector<T> : kVector<S>;  // elements that a thread takes at a time, in a row
     constexpr bool kAtRandom = kVector<S> == 8;
     const Span span = p.spans[blockIdx.x];

@@ -50,7 +50,6 @@ __device__ __forceinline__ void narrow(float x, float& y) { y = x; }
 __device__ __forceinline__ void narrow(float x, __nv_bfloat16& y) { y = __float2bfloat16_rn(x); }
 __device__ __forceinline__ void narrow(float x, __half& y) { y = __float2half_rn(x); }
 
-
 /// To the storage type and back.
 __device__ __forceinline__ float rounded(float x, float) { return x; }
 __device__ __forceinline__ float rounded(float x, __nv_bfloat16 type) { return __uint_as_float(rounded(0.0f, x, type)); }

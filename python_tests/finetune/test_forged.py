@@ -111,6 +111,7 @@ TEXTS = {
     "twice": ("run.json", '{"seed": 1,\n "lr": 1,\n "se\\u0065d": 2}', "line 3: 'seed' is there twice"),
     "twice around another": ("run.json", '{"a": 1,\n "a": {"b": 1,\n "b": 2}}', "line 2: 'a' is there twice"),
     "twice in its settings": ("run.json", '{"a": {"lr": 1}, "settings": {"lr": 1, "b": {},\n "lr": 2}}', "line 2: 'lr' is there twice"),
+    "two names twice": ("run.json", '{"seed": 1,\n "seed": 2,\n "settings": {"lr": 1, "lr": 2}}', "line 2: 'seed' is there twice"),
     "twice, YAML": ("a.yaml", "lr: 1.0\nseed: 1\n\nlr: 2.0\n", "line 4: 'lr' is there twice"),
     "twice, in one line": ("a.yaml", "{lr: 1.0, 'lr': 2.0}", "line 1: 'lr' is there twice"),
     "two spellings": ("a.yaml", "batch_size: 1\nbatch-size: 2\n", "'batch-size' is there twice"),

@@ -72,7 +72,7 @@ def _unpacked(loss: Any) -> tuple[torch.Tensor, torch.Tensor]:
             f"closure returned {type(loss).__name__}, which carries no derivative: return the loss as a 0-dim tensor (such as "
             "outputs.loss), without .item() or float()"
         )
-    value, grad = _dual_of(loss)
+    value, grad = forward_ad.unpack_dual(loss)  # type: ignore[no-untyped-call]
     if grad is None:
         raise ValueError(
             "closure returned a loss without a derivative: return it as computed from the parameters given, without .detach(), .data or "
@@ -181,14 +181,8 @@ def _check_carried(func: Any, given: Any, result: Any) -> None:
         raise NotImplementedError(f"the operation {name} has no forward AD derivative")
 
 
-def _dual_of(tensor: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """-> (the value, its derivative, or None where it has none)."""
-    value, tangent = forward_ad.unpack_dual(tensor)  # type: ignore[no-untyped-call]
-    return value, tangent
-
-
 def _has_tangent(tensor: torch.Tensor) -> bool:
-    return _dual_of(tensor)[1] is not None
+    return forward_ad.unpack_dual(tensor).tangent is not None  # type: ignore[no-untyped-call]
 
 
 def _index_of(layout: Layout, params: list[torch.Tensor]) -> dict[int, int]:

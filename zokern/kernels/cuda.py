@@ -51,62 +51,45 @@ def clock(tensor: Tensor | None) -> Iterator[None]:
 
 
 def add_noise_(table: Table, keys: Keys, coefficients: Tensor, decay: Tensor | None) -> None:
-    rows = spans(table)
-    if not len(rows) or (not len(keys) and decay is None):
+    if not len(keys) and decay is None:
         return
     all_keys = to_device(pack(keys), table.device) if len(keys) > _cuda.unrolled else None
     _cuda.add_noise_(
-        STORAGE[table.dtype],
-        rows.data_ptr(),
-        len(rows),
-        table.masked,
+        *_memory(table),
         words(keys[: _cuda.unrolled]),
         len(keys),
         _address(all_keys),
         coefficients.data_ptr(),
         table.groups,
         _address(decay),
-        _address(_clock),
-        *_device_and_stream(rows.device),
+        *_launch(table),
     )
 
 
 def replay_(table: Table, keys: Keys, instructions: Tensor, values: Tensor) -> None:
-    rows = spans(table)
-    if not len(rows):
-        return
     all_keys, instructions = to_device(pack(keys), table.device), to_device(instructions, table.device)
     _cuda.replay_(
-        STORAGE[table.dtype],
-        rows.data_ptr(),
-        len(rows),
-        table.masked,
+        *_memory(table),
         all_keys.data_ptr(),
         instructions.data_ptr(),
         len(instructions),
         values.data_ptr(),
         table.groups,
-        _address(_clock),
-        *_device_and_stream(rows.device),
+        *_launch(table),
     )
 
 
 def update_(
     table: Table, rule: Rule, keys: Keys, a: Tensor, b: Tensor, decay: Tensor | None, numbers: Tensor, state: State, rounding: Keys | None
 ) -> None:
-    rows = spans(table)
-    if not len(rows):
-        return
-    states = state_spans(table, state)
     all_keys = to_device(pack(keys), table.device) if len(keys) > _cuda.carried else None
+    storage, *memory = _memory(table)
     _cuda.update_(
         rule.code,
-        STORAGE[table.dtype],
+        storage,
         STORAGE[state.dtype],
-        rows.data_ptr(),
-        len(rows),
-        table.masked,
-        states.data_ptr(),
+        *memory,
+        state_spans(table, state).data_ptr(),
         words(keys[: _cuda.carried]),
         len(keys),
         _address(all_keys),
@@ -116,9 +99,19 @@ def update_(
         _address(decay),
         numbers.data_ptr(),
         words(rounding or ()),
-        _address(_clock),
-        *_device_and_stream(rows.device),
+        *_launch(table),
     )
+
+
+def _memory(table: Table) -> tuple[int, int, int, bool]:
+    """The storage type, the address of the spans and how many there are, and whether some are masked."""
+    rows = spans(table)
+    return STORAGE[table.dtype], rows.data_ptr(), len(rows), table.masked
+
+
+def _launch(table: Table) -> tuple[int, int | None, int]:
+    """The address of the clock, the device and the stream."""
+    return _address(_clock), *_device_and_stream(table.device)
 
 
 def _address(tensor: Tensor | None) -> int:

@@ -96,22 +96,14 @@ def _momentum(x: Array, g: Array, n: Array, m: Array) -> tuple[Array, ...]:
     return fma(n[0], m, x), m
 
 
-def _adam(x: Array, g: Array, n: Array, m: Array, v: Array) -> tuple[Array, ...]:
-    m, v = _moments(g, n, m, v)
-    return fma(n[0], m / fma(np.sqrt(v), n[5], n[6]), x), m, v
+def _adam(x: Array, g: Array, n: Array, m: Array, v: Array, *greatest: Array) -> tuple[Array, ...]:
+    """``greatest``: of AMSGrad, the greatest v so far, which then stands for the last one."""
+    m, v = fma(n[1], m, n[2] * g), fma(n[3], v, (n[4] * g) * g)
+    kept = (v, *(np.where(v > w, v, w) for w in greatest))
+    return fma(n[0], m / fma(np.sqrt(kept[-1]), n[5], n[6]), x), m, *kept
 
 
-def _amsgrad(x: Array, g: Array, n: Array, m: Array, v: Array, w: Array) -> tuple[Array, ...]:
-    m, v = _moments(g, n, m, v)
-    w = np.where(v > w, v, w)
-    return fma(n[0], m / fma(np.sqrt(w), n[5], n[6]), x), m, v, w
-
-
-def _moments(g: Array, n: Array, m: Array, v: Array) -> tuple[Array, Array]:
-    return fma(n[1], m, n[2] * g), fma(n[3], v, (n[4] * g) * g)
-
-
-RULES: dict[str, Callable[..., tuple[Array, ...]]] = {"sign": _sign, "momentum": _momentum, "adam": _adam, "amsgrad": _amsgrad}
+RULES: dict[str, Callable[..., tuple[Array, ...]]] = {"sign": _sign, "momentum": _momentum, "adam": _adam, "amsgrad": _adam}
 
 
 def _parts(table: Table, bits_type: type[np.generic]) -> Iterator[tuple[Array, int, int, int, int, int]]:

@@ -103,17 +103,13 @@ class Recorder:
     """Writes a line to the log after each step of an optimizer, until it is closed. A context manager. Made by ``record``."""
 
     def __init__(self, optimizer: ZerothOrder, log: Log, every: int, flushed: bool, disturbed: str | None = None):
-        self.log, self.every, self._warned = log, every, False
+        self.log, self.path, self.every, self._warned = log, log.path, every, False
         self._flushed, self._disturbed = flushed, disturbed  # before recording began, for the next step's line
         self._optimizer, self._table, self._layout = weakref.ref(optimizer), table(parameters_of(optimizer)), optimizer.layout
         self._names, self._writes = logged_settings(optimizer), Writes.of(optimizer)
         self._hook = optimizer.register_step_post_hook(self._after)
         self._end = weakref.finalize(self, log.close)  # also when Python exits
         optimizer.logged = self._position
-
-    @property
-    def path(self) -> Path:
-        return self.log.path
 
     def flush(self) -> None:
         """Write the steps that wait for ``every``. Waits for the device.

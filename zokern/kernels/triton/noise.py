@@ -143,19 +143,8 @@ def in_order8(a0, a1, a2, a3, a4, a5, a6, a7):
 
 
 @triton.jit
-def normal_blocks(q0, q1, seed, step, stream, keep_threshold, one, BLOCKS: tl.constexpr, MASKED: tl.constexpr):
-    """The normals of blocks q0 .. q0 + BLOCKS - 1 (1 or 2) of every lane, in element order: float32 [lanes * 4 * BLOCKS]."""
-    a0, a1, a2, a3 = normal4(q0, q1, seed, step, stream, keep_threshold, one, MASKED)
-    if BLOCKS == 1:
-        return in_order4(a0, a1, a2, a3)
-    else:
-        b0, b1, b2, b3 = normal4(q0 + 1, q1, seed, step, stream, keep_threshold, one, MASKED)
-        return in_order8(a0, a1, a2, a3, b0, b1, b2, b3)
-
-
-@triton.jit
 def normal_at(i, seed, step, stream, keep_threshold, one, MASKED: tl.constexpr):
-    """The normal of each element i, int64: any i, at four times the Philox of ``normal_blocks``."""
+    """The normal of each element i, int64: any i, at four times the Philox of blocks."""
     q0, q1 = (i >> 2).to(tl.uint32), (i >> 34).to(tl.uint32)
     w0, w1, w2, w3 = words4(q0, q1, seed, step, stream)
     upper, odd = (i & 2) != 0, (i & 1) != 0
@@ -170,8 +159,14 @@ def normal_at(i, seed, step, stream, keep_threshold, one, MASKED: tl.constexpr):
 
 @triton.jit
 def normals(at, high, seed, step, stream, keep_threshold, one, BLOCKS: tl.constexpr, MASKED: tl.constexpr):
-    """``at``: the low counter words of Philox blocks when BLOCKS is 1 or 2, the indices of elements when it is 0."""
-    if BLOCKS:
-        return normal_blocks(at, high, seed, step, stream, keep_threshold, one, BLOCKS, MASKED)
-    else:
+    """float32, in element order. BLOCKS 1 or 2: of the Philox blocks at .. at + BLOCKS - 1 of every lane, low counter words under the
+    high one: [lanes * 4 * BLOCKS]. BLOCKS 0: of the elements with indices ``at``."""
+    if BLOCKS == 0:
         return normal_at(at, seed, step, stream, keep_threshold, one, MASKED)
+    else:
+        a0, a1, a2, a3 = normal4(at, high, seed, step, stream, keep_threshold, one, MASKED)
+        if BLOCKS == 1:
+            return in_order4(a0, a1, a2, a3)
+        else:
+            b0, b1, b2, b3 = normal4(at + 1, high, seed, step, stream, keep_threshold, one, MASKED)
+            return in_order8(a0, a1, a2, a3, b0, b1, b2, b3)

@@ -151,13 +151,9 @@ def update_kernel(
     for row in range(stop):
         at = row * ROW
         x = load_lanes(theta + at, DTYPE, LANES, EACH)
-        s0, s1, s2 = x, x, x  # stand-ins for states that the rule does not have
-        if SLOTS > 0:
-            s0 = load_state(p0, at, STATE, LANES, EACH)
-        if SLOTS > 1:
-            s1 = load_state(p1, at, STATE, LANES, EACH)
-        if SLOTS > 2:
-            s2 = load_state(p2, at, STATE, LANES, EACH)
+        s0 = load_state(p0, at, STATE, LANES, EACH) if SLOTS > 0 else x  # x stands in for states that the rule does not have
+        s1 = load_state(p1, at, STATE, LANES, EACH) if SLOTS > 1 else x
+        s2 = load_state(p2, at, STATE, LANES, EACH) if SLOTS > 2 else x
         if DECAY:
             x *= scale
         x, g = add_keys(
@@ -181,13 +177,9 @@ def update_kernel(
         inside = offset < numel
         i = first + offset
         x = widen(tl.load(theta + offset, inside))
-        s0, s1, s2 = x, x, x  # stand-ins for states that the rule does not have
-        if SLOTS > 0:
-            s0 = widen(tl.load(p0.to(tl.pointer_type(STATE)) + offset, inside))
-        if SLOTS > 1:
-            s1 = widen(tl.load(p1.to(tl.pointer_type(STATE)) + offset, inside))
-        if SLOTS > 2:
-            s2 = widen(tl.load(p2.to(tl.pointer_type(STATE)) + offset, inside))
+        s0 = widen(tl.load(p0.to(tl.pointer_type(STATE)) + offset, inside)) if SLOTS > 0 else x
+        s1 = widen(tl.load(p1.to(tl.pointer_type(STATE)) + offset, inside)) if SLOTS > 1 else x
+        s2 = widen(tl.load(p2.to(tl.pointer_type(STATE)) + offset, inside)) if SLOTS > 2 else x
         if DECAY:
             x *= scale
         x, g = add_keys(

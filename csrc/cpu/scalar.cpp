@@ -1,6 +1,4 @@
-// One counter at a time, for every processor: the last resort, and the plainest reading of csrc/noise.
-#pragma once
-
+// The CPU backend for every processor, one counter at a time: the last resort, and the plainest reading of csrc/noise.
 #include <cmath>
 #include <cstring>
 
@@ -145,4 +143,10 @@ ZK_HD void put(uint16_t* p, Bits w02, Bits w13) {
 }
 
 }  // namespace
+}  // namespace zokern
+
+#include "kernels.hpp"
+
+namespace zokern {
+constexpr Isa scalar{"scalar", kernels<float>(), kernels<bfloat16>(), kernels<float16>()};
 }  // namespace zokern

@@ -1,5 +1,14 @@
-// One register of AVX-512 (F, BW, DQ, VL): sixteen floats, or eight counters. registers.hpp makes several of it.
-#pragma once
+// The CPU backend for AVX-512 (F, BW, DQ, VL): sixteen floats, or eight counters, in a register. registers.hpp makes several of it.
+// Nothing of the standard library's templates may be instantiated below the pragma.
+#if defined(__x86_64__)
+#include <cstring>
+#include <immintrin.h>
+
+#ifdef __clang__
+#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c"))), apply_to = function)
+#else
+#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")
+#endif
 
 #include "backend.hpp"
 
@@ -93,3 +102,13 @@ ZK_HD void store(float16* p, const Floats& x) { _mm256_storeu_si256(reinterpret_
 }  // namespace zokern
 
 #include "registers.hpp"
+#include "kernels.hpp"
+
+namespace zokern {
+constexpr Isa avx512{"avx512", kernels<float>(), kernels<bfloat16>(), kernels<float16>()};
+}  // namespace zokern
+
+#ifdef __clang__
+#pragma clang attribute pop
+#endif
+#endif

@@ -1,5 +1,14 @@
-// One register of AVX2 with FMA and F16C: eight floats, or four counters. registers.hpp makes several of it.
-#pragma once
+// The CPU backend for AVX2 with FMA and F16C: eight floats, or four counters, in a register. registers.hpp makes several of it.
+// Nothing of the standard library's templates may be instantiated below the pragma.
+#if defined(__x86_64__)
+#include <cstring>
+#include <immintrin.h>
+
+#ifdef __clang__
+#pragma clang attribute push(__attribute__((target("avx2,fma,f16c"))), apply_to = function)
+#else
+#pragma GCC target("avx2,fma,f16c")
+#endif
 
 #include "backend.hpp"
 
@@ -81,3 +90,13 @@ ZK_HD void store(float16* p, const Floats& x) { _mm_storeu_si128(reinterpret_cas
 }  // namespace zokern
 
 #include "registers.hpp"
+#include "kernels.hpp"
+
+namespace zokern {
+constexpr Isa avx2{"avx2", kernels<float>(), kernels<bfloat16>(), kernels<float16>()};
+}  // namespace zokern
+
+#ifdef __clang__
+#pragma clang attribute pop
+#endif
+#endif
