@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Protocol, TypeAlias
 from torch import nn
 
 from ...estimators import Layers
-from ...noise import NoiseKey, reference
+from ...noise import NoiseKey
 
 DRAW = 255  # the purpose of a draw's key, which no noise has
 Rows: TypeAlias = dict[nn.Parameter, int]  # how many leading rows of each are first-order; all others are zeroth-order, or frozen
@@ -119,6 +119,8 @@ class LISA:
 
     def first_order(self, layers: Layers, step: int = 0) -> Rows:
         _check_number(self, "gamma", 1, len(layers.params))
+        from ...noise import reference  # which loads NumPy
+
         # The gamma lowest of as many random words as there are blocks.
         words = reference.words(NoiseKey.of(self.seed, step // self.every, DRAW), 0, len(layers.params))
         live = sorted(words.argsort(kind="stable")[: self.gamma].tolist())
