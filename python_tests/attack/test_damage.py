@@ -189,9 +189,13 @@ def test_folders(name, runs, found, tmp_path, monkeypatch):
     assert command("evaluate", "--model", whole, "--metrics", judged) == (0, "")
     wanted = json.loads(judged.read_text())["held_out"]
 
-    def right(does, out):
+    def right(does, out, path, damage):
         """What a command that ended well has got wrong."""
+        if path.name == "run.json" and damage in ("joined", "exchanged"):
+            return None  # which run it is stands there, and it is another one then
         if does == "resume":
+            if path.name == "initial.safetensors" and damage == "gone":
+                shutil.copy(whole / path.name, path)  # which nothing needs that goes on from a checkpoint
             return tiny.differ(out, whole)
         if does == "evaluate":
             got = json.loads(judged.read_text())["held_out"]
@@ -213,12 +217,13 @@ def test_folders(name, runs, found, tmp_path, monkeypatch):
         files = [out / file for file in ("run.json", "initial.safetensors", "trajectory.jsonl", "log.jsonl")]
         files += sorted(path for path in out.glob("checkpoints/*/**/*") if path.is_file()) * (does == "resume")
         path = throw.choice([path for path in files if (other / path.relative_to(out)).exists()])
-        what = f"{does} {name}, {path.relative_to(out)}, {damage(path, other / path.relative_to(out), throw)}"
+        done = damage(path, other / path.relative_to(out), throw)
+        what = f"{does} {name}, {path.relative_to(out)}, {done}"
         code, error = command(*commands[does](out))
         found["folders"] += 1
         found["refused"] += code == 2
         if code == 0:
-            found.blames(what, right(does, out))
+            found.blames(what, right(does, out, path, done))
         elif code != 2 or not one_line(error):
             found.blame(f"{what}: code {code}, {error[-300:]}")
         for folder in (out, target):

@@ -148,7 +148,12 @@ def test_interrupted(name, forks, whole, found, tmp_path):
         if not (out / "metrics.json").exists():
             ended = forks.run(*again(given, out))
         bad = None if (out / "metrics.json").exists() else ends_badly(ended, out)
-        found.blames(f"{what}, gone on with", bad or tiny.differ(out, untouched, losses=False))
+        if name == "bfloat16, defer":  # where each save rounds, so that one more makes another run: it is what its log says
+            forks.run("replay", out, "--out", made := tmp_path / f"{i}, again")
+            bad = bad or (tiny.weights(made) != tiny.weights(out) and "other weights than its log makes") or None
+        else:
+            bad = bad or tiny.differ(out, untouched, losses=False)
+        found.blames(f"{what}, gone on with", bad)
     found.judge()
 
 

@@ -47,6 +47,18 @@ for case, (fd, place, error, given) in enumerate(json.loads(sys.argv[1])):
 """
 
 
+def test_an_interrupt_before_the_command_has_begun_is_one_as_ever(monkeypatch, capsys):
+    def making(**given):  # typer makes the command of its parameters first
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("zokern.cli.app", making)
+    with pytest.raises(SystemExit) as end:
+        from zokern.__main__ import main
+
+        main()
+    assert end.value.code == 130 and "Traceback" not in capsys.readouterr().err
+
+
 def test_what_cannot_be_printed_ends_nothing(few, tmp_path):
     """Runs go on to their end, and all else that there is to do is done; the exit code tells."""
     within("finetune", *few, "--lr", "1e-2", "--out", tmp_path / "whole")
