@@ -39,8 +39,6 @@ class Part:
     ``command``, ``dry``: on a GPU and without one; None: left out. Names in braces: see ``tools``.
     ``estimate``, ``limit``: seconds, on an H100; the limit is less where less is left of all, and SLOWER times as long in a dry run.
     ``file``: of DIR; what the command prints is appended to it. ``said``: what it says beside (the same file).
-    ``copy``: which copy of the checkout it runs in. ``behind``: it is begun, and runs on behind the parts that follow.
-    ``after``: the one behind that it waits for.
     """
 
     name: str
@@ -50,9 +48,6 @@ class Part:
     command: str | None
     dry: str | None
     said: str | None = None
-    copy: str = "checkout"
-    behind: bool = False
-    after: str | None = None
 
 
 def suite(name, estimate, limit, wanted, dry="--quick", **more):
@@ -60,7 +55,6 @@ def suite(name, estimate, limit, wanted, dry="--quick", **more):
     return Part(f"bench: {name}", estimate, limit, "bench.txt", f"{command} {wanted}", f"{command} {dry}", LOG, **more)
 
 
-SEVEN = "build: 7 rounds"
 BUILD = "{python} setup.py build_ext --inplace"
 TEST = "{python} -m pytest -q -p no:cacheprovider --tb=short --continue-on-collection-errors -m gpu"
 TESTS = " ".join(f"python_tests/{room}" for room in ("kernels", "ops", "optim", "trajectory"))  # where there are tests marked gpu
@@ -72,7 +66,6 @@ PROFILE = " ".join(
 LAUNCHES = "{python} -m bench.launches"
 PARTS = (
     Part("build", 40, 120, "build.txt", f"env ZOKERN_CUDA=1 {BUILD}", BUILD),
-    Part(SEVEN, 0, 240, LOG, f"nice -n 19 env ZOKERN_CUDA=1 {BUILD}", f"env ZOKERN_CUDA=0 {BUILD}", copy="seven", behind=True),
     Part("tests", 60, 100, "tests.txt", f"{TEST} {{workers}} -k 'not compiled_loop' {TESTS}", f"{TEST} --collect-only -qq {TESTS}"),
     suite("kernels", 50, 80, "--most 6", "--quick --backend triton --dtype bf16"),
     suite("step", 95, 130, "--most 4"),
@@ -80,7 +73,6 @@ PARTS = (
     suite("replay", 25, 40, "--most 2"),
     suite("memory", 30, 50, "--dtype bf16 --most 5"),
     suite("optimizers", 35, 50, "--most 2"),
-    suite("7 rounds", 15, 30, "--suite kernels --dtype bf16 --most 2", "--quick --suite kernels --dtype fp32", copy="seven", after=SEVEN),
     Part(
         *("sanitizer", 30, 60, "tests.txt"),
         command=f"env PYTORCH_NO_CUDA_MEMORY_CACHING=1 {{sanitizer}} --error-exitcode 9 {LAUNCHES}",
@@ -95,15 +87,15 @@ class Run:
     Args:
         out: the folder of the results.
         tools: what the names in braces stand for, None where it is not here.
-        copies: name -> folder.
+        folder: of the copy of the checkout that they run in.
         gpu: whether there is one.
         begun, total: on time.monotonic's clock; seconds.
     """
 
-    def __init__(self, out, tools, copies, gpu, begun, total):
-        self.out, self.tools, self.copies, self.gpu = out, tools, copies, gpu
+    def __init__(self, out, tools, folder, gpu, begun, total):
+        self.out, self.tools, self.folder, self.gpu = out, tools, folder, gpu
         self.begun, self.total = begun, total
-        self.failed, self.behind = 0, {}
+        self.failed = 0
 
     @property
     def left(self) -> float:
@@ -123,12 +115,8 @@ class Run:
         self.say(f"{'in all':<18} {sum(part.estimate for part in parts):>6.0f} s, never more than {self.total:.0f} s\n")
 
     def all(self, parts) -> int:
-        try:
-            for part in parts:
-                self.one(part)
-        finally:
-            for process in self.behind.values():
-                stop(process)
+        for part in parts:
+            self.one(part)
         self.say(f"{time.monotonic() - self.begun:.0f} s in all, {self.failed} parts failed")
         return 1 if self.failed else 0
 
@@ -141,15 +129,6 @@ class Run:
         if self.left < LEAST:
             return self.say(f"{part.name:<18}         left out: {self.left:.0f} s were left")
         limit = self.limit(part)
-        if part.behind:
-            self.behind[part.name] = self.start(part, command)
-            return self.say(f"{part.name:<18}         runs behind the others")
-        if part.after:
-            try:
-                self.behind[part.after].wait(limit)
-            except (KeyError, subprocess.TimeoutExpired):
-                self.failed += 1
-                return self.say(f"{part.name:<18}         FAILED: {part.after} is not done")
         status = self.carry_out(part, command, start + limit)
         fate = "ok" if status == 0 else f"FAILED: over {limit:.0f} s" if status is None else f"FAILED: exit status {status}"
         self.failed += status != 0
@@ -194,12 +173,11 @@ class Run:
 
     def start(self, part, command) -> subprocess.Popen:
         """In a process group of its own, so that all of it can be stopped."""
-        folder = self.copies[part.copy]
-        environment = os.environ | {"PYTHONPATH": str(folder), "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
+        environment = os.environ | {"PYTHONPATH": str(self.folder), "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
         environment |= {} if self.gpu else {"TRITON_INTERPRET": "1"}
         with (self.out / part.file).open("a") as told, (self.out / (part.said or part.file)).open("a") as said:
             print(f"== {part.name}: {shlex.join(command)}", file=said, flush=True)
-            where = dict(cwd=folder, env=environment, stdin=subprocess.DEVNULL, stdout=told, stderr=said)
+            where = dict(cwd=self.folder, env=environment, stdin=subprocess.DEVNULL, stdout=told, stderr=said)
             return subprocess.Popen(command, **where, **OWN_GROUP)
 
 
@@ -242,16 +220,6 @@ def copied(folder) -> Path:
     for name in COPIED:
         source = ROOT / name
         shutil.copytree(source, folder / name, ignore=leave) if source.is_dir() else shutil.copy(source, folder / name)
-    return folder
-
-
-def with_seven_rounds(folder) -> Path:
-    """The noise of seven rounds is another noise: its oracle has seven as well."""
-    for name, line in (("zokern/noise/spec.py", "ROUNDS = 10\n"), ("csrc/noise/philox.hpp", "kRounds = 10;")):
-        text = (folder / name).read_text()
-        if text.count(line) != 1:
-            sys.exit(f"bench/gpu.py: {name} has no single {line.strip()!r}: what says how many rounds Philox has?")
-        (folder / name).write_text(text.replace(line, line.replace("10", "7")))
     return folder
 
 
@@ -304,8 +272,7 @@ def main(argv=None) -> int:
     capability = subprocess.run([sys.executable, "-c", asked], capture_output=True, text=True)
     gpu = bool(capability.stdout.strip())
     with tempfile.TemporaryDirectory() as folder:
-        copies = {"checkout": copied(Path(folder, "checkout")), "seven": with_seven_rounds(copied(Path(folder, "seven")))}
-        run = Run(out, tools(sys.executable, out), copies, gpu, begun, TOTAL if gpu else DRY_TOTAL)
+        run = Run(out, tools(sys.executable, out), copied(Path(folder, "checkout")), gpu, begun, TOTAL if gpu else DRY_TOTAL)
         run.say(f"{time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())}, commit {os.environ['BENCH_COMMIT']}")
         run.say(state() if gpu else f"no GPU here {capability.stderr.strip()[-200:]}: a dry run, its times mean nothing")
         run.plan(PARTS)

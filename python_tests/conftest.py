@@ -51,15 +51,17 @@ def long_lived():
 
 @pytest.fixture(scope="session")
 def golden():
-    """[((seed, step, stream, first), uint32 bits)] from vectors/normal.txt."""
+    """[((seed, step, stream, first), uint32 bits of float32)] from vectors/noise.txt: of normals, then of signs."""
     records = []
-    for line in (HERE / "vectors" / "normal.txt").read_text().splitlines():
-        if line.startswith("key"):
+    for line in (HERE / "vectors" / "noise.txt").read_text().splitlines():
+        if line.startswith(("key", "signs")):
             *key, _ = map(int, line.split()[1:])
             records.append((tuple(key), []))
+        elif line[0] in "+-":
+            records[-1][1].extend(0x3F800000 if sign == "+" else 0xBF800000 for sign in line)
         elif not line.startswith("#"):
             records[-1][1].extend(int(word, 16) for word in line.split())
-    return [(key, np.array(values, np.uint32)) for key, values in records]
+    return [(key, np.array(values, np.uint32)) for key, values in records if key[2] >> 24 == 0]
 
 
 class Transformer(torch.nn.Module):

@@ -1,4 +1,4 @@
-// Philox4x32-10 (Salmon, Moraes, Dror, Shaw, SC11) over any lane type. Numbers: docs/noise_spec.md.
+// Philox4x32-7 (Salmon, Moraes, Dror, Shaw, SC11) over any lane type. Numbers: docs/noise_spec.md.
 //
 // Word is what holds one 32-bit counter word for each lane: a uint32_t on a CUDA thread, a SIMD register on a CPU. Product
 // holds the 64-bit products. A lane type brings four operations: mul(m, Word) -> Product, high(Product) -> Word,
@@ -17,7 +17,7 @@
 
 namespace zokern {
 
-constexpr int kRounds = 10;
+constexpr int kRounds = 7;
 constexpr uint32_t kMultiplier0 = 0xD2511F53, kMultiplier1 = 0xCD9E8D57;
 constexpr uint32_t kIncrement0 = 0x9E3779B9, kIncrement1 = 0xBB67AE85;
 

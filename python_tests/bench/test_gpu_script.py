@@ -26,7 +26,7 @@ def run(tmp_path):
 
     def make(ago=0.0, total=60.0, **tools):
         tools = {"python": shlex.quote(sys.executable), "workers": "", "ncu": None, **tools}
-        return gpu.Run(tmp_path, tools, {"checkout": tmp_path}, True, time.monotonic() - ago, total)
+        return gpu.Run(tmp_path, tools, tmp_path, True, time.monotonic() - ago, total)
 
     return make
 
@@ -121,17 +121,6 @@ def test_a_process_that_dies_costs_the_case_that_it_died_in(run, tmp_path):
     assert "FAILED: exit status" in (tmp_path / "summary.txt").read_text()
 
 
-def test_what_runs_behind_is_waited_for_and_stopped_at_the_end(run, tmp_path):
-    slow = part("slow", "import time; time.sleep(1); print('built')", behind=True)
-    never = part("never", "import time; time.sleep(600)", behind=True)
-    parts = [slow, never, part("user", "print(open('slow.txt').read())", after="slow"), part("other", "", limit=1, after="never")]
-    made = run()
-    assert made.all(parts) == 1
-    assert "built" in (tmp_path / "user.txt").read_text()
-    assert "FAILED: never is not done" in (tmp_path / "summary.txt").read_text()
-    assert made.behind["never"].poll() is not None
-
-
 def test_a_tool_that_is_missing_is_named(run, tmp_path):
     assert run().all([gpu.Part("ncu", 1, 5, "ncu.txt", "{ncu} {python} -c 1", None)]) == 0
     assert "left out: there is no ncu here" in (tmp_path / "summary.txt").read_text()
@@ -143,27 +132,15 @@ def test_the_whole_script_leaves_its_files_and_no_others_of_its_own(tmp_path, mo
     out.mkdir()
     (out / gpu.RECORDS).write_text("old\n")
     code = python("import zokern, os; print(zokern.__file__, os.environ['BENCH_COMMIT'])")
-    parts = tuple(gpu.Part(name, 1, 30, "bench.txt", code, code, copy=name) for name in ("checkout", "seven"))
-    monkeypatch.setattr(gpu, "PARTS", parts)
+    monkeypatch.setattr(gpu, "PARTS", (gpu.Part("one", 1, 30, "bench.txt", code, code),))
     monkeypatch.setenv("BENCH_COMMIT", "1234abc")
     monkeypatch.setattr(gpu, "commit", lambda: "1234abc")
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     assert gpu.main([str(out)]) == 0
     assert {path.name for path in out.iterdir()} == {"summary.txt", "bench.txt"}
     told = (out / "bench.txt").read_text()
-    assert f"{ROOT}/zokern" not in told and "/checkout/zokern" in told and "/seven/zokern" in told and "1234abc" in told
-    assert "commit 1234abc" in capsys.readouterr().out and "2 s" in (out / "summary.txt").read_text()
-
-
-def test_the_second_copy_has_seven_rounds(tmp_path):
-    folder = gpu.with_seven_rounds(gpu.copied(tmp_path / "seven"))
-    code = "from zokern.noise import spec; print(spec.ROUNDS)"
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=folder, env=os.environ | {"PYTHONPATH": str(folder)}, capture_output=True, text=True
-    )
-    assert done.stdout == "7\n" and "kRounds = 7;" in (folder / "csrc/noise/philox.hpp").read_text()
-    with pytest.raises(SystemExit, match="rounds"):
-        gpu.with_seven_rounds(folder)
+    assert f"{ROOT}/zokern" not in told and "/checkout/zokern" in told and "1234abc" in told
+    assert "commit 1234abc" in capsys.readouterr().out and "1 s" in (out / "summary.txt").read_text()
 
 
 def test_a_copy_without_git_has_a_name(tmp_path, monkeypatch):
@@ -172,7 +149,7 @@ def test_a_copy_without_git_has_a_name(tmp_path, monkeypatch):
     monkeypatch.setattr(gpu, "ROOT", gpu.copied(tmp_path / "copy"))
     monkeypatch.delenv("BENCH_COMMIT", raising=False)
     assert gpu.commit() == here and re.fullmatch("sources-[0-9a-f]{12}", here)
-    gpu.with_seven_rounds(gpu.ROOT)
+    (gpu.ROOT / "setup.py").write_text("")
     assert gpu.commit() != here
     monkeypatch.setenv("BENCH_COMMIT", "1234abc")
     assert gpu.commit() == "1234abc"

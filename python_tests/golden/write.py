@@ -1,7 +1,7 @@
 """Writes this folder's files: of each case the log of its run, what was saved in its middle, and the digests of its weights; and what
 is left in the folder of a run of the command line that was killed after its first checkpoint.
 
-They were written by zokern 0.1.0 at commit 4f93494 (torch 2.13, x86-64), and stay: what later versions read is held to them. A new
+They were written by a zokern 0.1.0 of noise specification 2 (torch 2.13, x86-64), and stay: what later versions read is held to them. A
 case is written by the version whose checkout comes first:
 
     PYTHONPATH=CHECKOUT:python_tests python python_tests/golden/write.py mezo run ...
@@ -31,6 +31,7 @@ def write(case):
     """-> (the digests, what was saved)."""
     net = Net()
     optimizer = optimizer_of(case, net)
+    (HERE / f"{case}.jsonl").unlink(missing_ok=True)
     with nullcontext() if case == "hybrid" else record(optimizer, HERE / f"{case}.jsonl"):
         train(net, optimizer, range(SAVED))
         saved = copy.deepcopy({"optimizer": optimizer.state_dict(), "net": net.state_dict()})

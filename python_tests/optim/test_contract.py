@@ -123,8 +123,8 @@ def test_resuming_is_bit_for_bit_the_uninterrupted_run(make, way, dtype):
 def test_a_state_of_another_noise_is_refused(make):
     (theta,) = parameters(3)
     state = make([theta]).state_dict()
-    state["param_groups"][0]["noise_spec"] = 2
-    with pytest.raises(ValueError, match="noise_spec=2, this zokern makes noise 1"):
+    state["param_groups"][0]["noise_spec"] = 1
+    with pytest.raises(ValueError, match="noise_spec=1, this zokern makes noise 2"):
         make([theta]).load_state_dict(state)
 
 

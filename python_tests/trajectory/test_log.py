@@ -54,7 +54,7 @@ BROKEN = {
     "the header": (1, lambda line: [line.replace(b"a test", b"a pest")], "line 1 was edited"),
     "another header": (1, lambda line: [b"{}"], "line 1 is not the header of a trajectory"),
     "another format": (1, header_with(format=2), "line 1: format 2, this zokern reads 1"),
-    "another noise": (1, header_with(noise_spec=9), "line 1: noise_spec=9, this zokern makes noise 1"),
+    "another noise": (1, header_with(noise_spec=9), "line 1: noise_spec=9, this zokern makes noise 2"),
     "half a header": (1, header_with(groups=None), "line 1: it lacks 'groups'; use the zokern that wrote it"),
     "no header": (1, lambda line: [], "line 1 is not the header of a trajectory"),
 }
@@ -148,7 +148,7 @@ def test_a_description(log):
     header, *rest = log.read_bytes().split(b"\n")
     expected = dict(
         steps=7, skipped=1, followed=7, first_loss=losses[0], last_loss=losses[6], optimizer="MeZO", changed=["lr"], groups=2,
-        tensors=5, parameters=77 + 63 + 63 + 9, dtypes={"float32": 212}, sparse_or_in_blocks=[], noise_spec=1, format=1,
+        tensors=5, parameters=77 + 63 + 63 + 9, dtypes={"float32": 212}, sparse_or_in_blocks=[], noise_spec=2, format=1,
         torn=True, notes={"by": "a test"},
         bytes=run.size, bytes_a_step=round((run.size - len(header) - 1) / 7, 1),
     )  # fmt: skip

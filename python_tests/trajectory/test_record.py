@@ -25,7 +25,7 @@ def test_the_header(recorded):
         *("zokern", "format", "noise_spec", "version", "optimizer", "groups", "parameters"),
         *("fingerprint", "frozen", "notes", "crc"),
     ]
-    assert header["zokern"] == "trajectory" and header["format"] == 1 and header["noise_spec"] == 1
+    assert header["zokern"] == "trajectory" and header["format"] == 1 and header["noise_spec"] == 2
     assert header["version"] == zokern.__version__ and header["optimizer"] == "MeZO" and header["notes"] == {"by": "a test"}
     first, second = header["groups"]
     assert (first["params"], second["params"]) == (2, 3) and (first["lr"], second["lr"]) == (1e-2, 3e-3)

@@ -15,7 +15,7 @@ F32, U32, U64 = np.float32, np.uint32, np.uint64
 
 
 def philox(counter: Sequence[Array], key: tuple[int, int]) -> tuple[Array, ...]:
-    """Philox4x32-10: four uint32 counter words (arrays of one shape) and two key words -> four uint32 words."""
+    """Philox4x32-7: four uint32 counter words (arrays of one shape) and two key words -> four uint32 words."""
     c0, c1, c2, c3 = (np.asarray(word, U64) for word in counter)
     k0, k1 = key
     for _ in range(spec.ROUNDS):

@@ -1,15 +1,16 @@
 """The constants of the noise specification (docs/noise_spec.md). This file imports nothing; every backend reads it or repeats it."""
 
-SPEC_VERSION = 1
+SPEC_VERSION = 2
 
-# Philox4x32-10 (Salmon, Moraes, Dror, Shaw: "Parallel random numbers: as easy as 1, 2, 3", SC11).
-ROUNDS = 10
+# Philox4x32-7 (Salmon, Moraes, Dror, Shaw: "Parallel random numbers: as easy as 1, 2, 3", SC11).
+ROUNDS = 7
 MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)  # of counter words 0 and 2
 KEY_INCREMENTS = (0x9E3779B9, 0xBB67AE85)
 
 # stream = purpose << 24 | probe
-PERTURBATION, ANCHOR, MASK, ROUNDING = range(4)
+PERTURBATION, ANCHOR, MASK, ROUNDING, SIGNS, ANCHOR_SIGNS = range(6)
 CHECK = 254  # counted down from 255, away from those of steps
+WEIGHTS = 0xFFFFFF  # the probe under which weights are rounded: no state of an optimizer has it
 
 # The first element of every tensor of a layout is a multiple of this.
 ALIGNMENT = 4096

@@ -75,7 +75,7 @@ def horner6(x, c0, c1, c2, c3, c4, c5, c6):
 
 @triton.jit
 def philox(c0, c1, c2, c3, k0, k1):
-    """Philox4x32-10, all uint32. The 64-bit products are one IMAD.WIDE each; what is scalar (c1, c2, c3, the key
+    """Philox4x32-7, all uint32. The 64-bit products are one IMAD.WIDE each; what is scalar (c1, c2, c3, the key
     schedule) stays in uniform registers and costs a lane nothing."""
     for _ in tl.static_range(ROUNDS):
         p0, p1 = c0.to(tl.uint64) * M0, c2.to(tl.uint64) * M1
