@@ -13,7 +13,7 @@ import torch
 
 import zokern
 from zokern.layout import keep_threshold
-from zokern.noise.reference import masked_normal
+from zokern.noise.reference import masked_noise
 
 from . import materialised as by_hand
 from . import record
@@ -176,7 +176,7 @@ def check(ours, theirs, params):
         key = zokern.NoiseKey.of(0, *direction)
         for i, start in (parts[m] for m in members):
             kept = keep_threshold(layout.keep[i])
-            yield torch.from_numpy(masked_normal(key, kept, layout.first[i] + start, len(part(i, start)))).double()
+            yield torch.from_numpy(masked_noise(key, kept, layout.first[i] + start, len(part(i, start)))).double()
 
     stepper(optimizer, CHECKED)()
     stepper(theirs(explicit, block=[layout.block[i] for i, _ in parts], draw=draw), CHECKED)()

@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from zokern.kernels.tables import KEEP_ALL, Table
+from zokern.kernels.tables import KEEP_ALL, Table, contiguous
 from zokern.noise import NoiseKey, reference
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -15,10 +15,13 @@ def add_noise_(backend, tensors, firsts, keys, coefficients, decay=None, clock=N
     device = tensors[0].device
     c = torch.tensor(coefficients, dtype=torch.float32, device=device)
     d = None if decay is None else torch.tensor(decay, dtype=torch.float32, device=device)
-    rows = [
-        (t.data_ptr(), t.numel(), first, i % c.shape[1], keep_threshold) for i, (t, first) in enumerate(zip(tensors, firsts, strict=True))
-    ]
-    table = Table(tensors[0].dtype, device, c.shape[1], torch.tensor(rows))
+    table = Table.of(
+        *(tensors[0].dtype, device, c.shape[1]),
+        (
+            contiguous(t.data_ptr(), t.numel(), first, i % c.shape[1], keep_threshold)
+            for i, (t, first) in enumerate(zip(tensors, firsts, strict=True))
+        ),
+    )
     with backend.clock(None if clock is None else torch.tensor(clock, dtype=torch.int32, device=device)):
         backend.add_noise_(table, keys, c, d)
 
@@ -27,7 +30,7 @@ def expected(theta, first, keys, coefficients, decay=None, keep_threshold=KEEP_A
     """The oracle: float32, terms in order, one rounding at the end."""
     acc = theta.float().cpu().numpy() * np.float32(1 if decay is None else decay)
     for key, c in zip(keys, coefficients, strict=True):
-        acc = reference.fma(np.float32(c), reference.masked_normal(key, keep_threshold, first, theta.numel()), acc)
+        acc = reference.fma(np.float32(c), reference.masked_noise(key, keep_threshold, first, theta.numel()), acc)
     return torch.from_numpy(acc).to(theta.dtype)
 
 

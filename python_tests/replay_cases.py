@@ -8,7 +8,7 @@ from update_cases import AROUND, INTEGERS
 
 from zokern import Layout, ops, use_backend
 from zokern.kernels import reference
-from zokern.kernels.tables import Table
+from zokern.kernels.tables import Table, contiguous
 from zokern.noise import NoiseKey
 
 GROUPS = 3
@@ -59,8 +59,8 @@ def check_replay(replay_, dtype, pieces, passes, device="cpu", later=0):
 
     def table_of(memory, device):
         held = [tensor[AROUND + p.shift :][: p.count] for p, tensor in zip(pieces, memory)]
-        rows = [(tensor.data_ptr(), p.count, p.first, p.group, p.keep_threshold) for p, tensor in zip(pieces, held)]
-        return Table(dtype, torch.device(device), GROUPS, torch.tensor(rows))
+        rows = (contiguous(tensor.data_ptr(), p.count, p.first, p.group, p.keep_threshold) for p, tensor in zip(pieces, held))
+        return Table.of(dtype, torch.device(device), GROUPS, rows)
 
     keys, instructions, values = handed(passes)
     on_device = [tensor.to(device).clone() for tensor in memory]

@@ -8,7 +8,7 @@ import torch
 
 from zokern.kernels import reference
 from zokern.kernels.passes import RULES
-from zokern.kernels.tables import KEEP_ALL, State, Table
+from zokern.kernels.tables import KEEP_ALL, State, Table, contiguous
 from zokern.noise import NoiseKey
 from zokern.noise.spec import ROUNDING
 
@@ -73,8 +73,8 @@ def check_update(update_, rule, dtype, state_dtype, pieces, keys, decay=False, d
 
     def run(update_, memory, keys, rounding, device):
         held = [[t[AROUND + s :][: p.count] for t, s in zip(ts, (p.shift, *[p.state_shift] * slots))] for p, ts in zip(pieces, memory)]
-        rows = [(ts[0].data_ptr(), p.count, p.first, p.group, p.keep_threshold) for p, ts in zip(pieces, held)]
-        table = Table(dtype, torch.device(device), groups, torch.tensor(rows))
+        rows = (contiguous(ts[0].data_ptr(), p.count, p.first, p.group, p.keep_threshold) for p, ts in zip(pieces, held))
+        table = Table.of(dtype, torch.device(device), groups, rows)
         addresses = torch.tensor([[t.data_ptr() for t in ts[1:]] for ts in held], dtype=torch.int64).reshape(len(pieces), slots)
         values = [v if v is None else v.to(device) for v in (a, b, decay, numbers)]
         update_(table, rule, keys, *values, State(state_dtype, addresses), rounding)

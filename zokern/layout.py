@@ -3,57 +3,76 @@
 import copy
 import hashlib
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from numbers import Real
-from typing import Any, TypeAlias
+from operator import index
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
-from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from .kernels.location import Location, location
-from .kernels.tables import Table
+from .kernels.tables import Row, Table
+from .memory import check, check_out, lines, without_aliases
 from .noise.spec import ALIGNMENT, SPEC_VERSION
-
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-
-# Parameters that lie in parts on several processes, and how they show it.
-SHARDS: dict[str, Callable[[torch.Tensor], bool]] = {
-    "a shard of FullyShardedDataParallel": lambda tensor: getattr(tensor, "_fsdp_flattened", False),
-    "a DTensor, a shard of fully_shard (FSDP2) or of tensor parallelism": lambda tensor: type(tensor).__name__ == "DTensor",
-    "a shard of DeepSpeed's ZeRO-3": lambda tensor: hasattr(tensor, "ds_id"),
-}
 
 Params: TypeAlias = Iterable[torch.Tensor | tuple[str, torch.Tensor] | dict[str, Any]]
 Named: TypeAlias = tuple[str, torch.Tensor, int]  # name or "", tensor, group of params
+
+
+class Span(NamedTuple):
+    """Which elements a tensor holds: element j, in row-major order of its shape, has index ``first + j // columns * step + j % columns``.
+
+    A whole tensor is ``Span(first)``. Rows 8 .. 15 of a weight of 4096 columns that begins at 0 are ``Span(8 * 4096)``; its columns
+    1024 .. 2047 are ``Span(1024, columns=1024, step=4096)``.
+
+    Args:
+        first: index of the tensor's first element, an integer of at least 0.
+        columns: how many elements in a row have indices in a row. Default 0: all.
+        step: from the index of one row's first element to the next row's. Default 0: ``columns``.
+    """
+
+    first: int
+    columns: int = 0
+    step: int = 0
 
 
 class Layout:
     """Gives every element of the parameters its index, by which its noise is made (docs/noise_spec.md).
 
     Tensors take their indices in the order given, in row-major order of their logical shape, each starting at a multiple
-    of 4096. Memory that two parameters share is counted once, under the parameter that covers it.
+    of 4096. Memory that two parameters share is counted once, under the parameter that covers it. Where tensors are parts of a larger
+    model, ``spans`` says which elements of it they hold; the model's layout gives the firsts.
 
     Args:
         params: tensors, (name, tensor) pairs, or groups as ``torch.optim`` takes them (dicts with "params").
         keep: None, or for each tensor of params, in the order in which they are listed, the share in (0, 1] of its elements that the
             noise reaches; the others have z = 0. Which they are is drawn for each key. Default None: all.
         blocks: None, or for each tensor of params the number of its block, so that coefficients may differ between blocks.
+        spans: None, or for each tensor of params its ``Span``, or a tuple that is one. Default None: one after the other, as above.
     Attributes:
-        params, names, first, group, keep, block: lists of one entry a parameter: tensor, name or "", first index, index of its group,
-            share, number of its block. Where there are blocks, each pair (group of params, block) is a group.
+        params, names, spans, first, group, keep, block: lists of one entry a parameter: tensor, name or "", its Span, that one's first,
+            index of its group, share, number of its block. Where there are blocks, each pair (group of params, block) is a group.
         coefficient_groups: [(group of params, block)]: what shares one value of each coefficient.
         location: of the parameters in memory, as ``tables`` last saw it; None before.
         state: what ``ops.update_`` last saw beside the parameters; None before.
     Raises:
-        TypeError, ValueError: a parameter that cannot be perturbed, by number and name, with the cure.
+        TypeError, ValueError: a parameter that cannot be perturbed, or a span that cannot be one, or two that hold the same element, by
+            number and name, with the cure.
     """
 
-    def __init__(self, params: Params, keep: Iterable[float] | None = None, blocks: Iterable[int] | None = None) -> None:
+    def __init__(
+        self,
+        params: Params,
+        keep: Iterable[float] | None = None,
+        blocks: Iterable[int] | None = None,
+        spans: Iterable[Span | tuple[int, ...]] | None = None,
+    ) -> None:
         named = list(_named(params))
-        for i, (name, tensor, _) in enumerate(named):
-            _check(tensor, _title(i, name))
-        shares = [1.0] * len(named) if keep is None else _ratios(keep, [_title(i, name) for i, (name, _, _) in enumerate(named)])
-        kept = _without_aliases(named)
+        titles = [_title(i, name) for i, (name, _, _) in enumerate(named)]
+        for title, (_, tensor, _) in zip(titles, named):
+            check(tensor, title)
+        shares = [1.0] * len(named) if keep is None else _ratios(keep, titles)
+        kept = without_aliases([tensor for _, tensor, _ in named], titles)
         self.names = [named[i][0] for i in kept]
         self.params = [named[i][1] for i in kept]
         block = [0] * len(named) if blocks is None else list(blocks)
@@ -66,22 +85,29 @@ class Layout:
         self.block = [block[i] for i in kept]
         self.keep = [shares[i] for i in kept]
         self.shapes = [tensor.shape for tensor in self.params]
-        self.first: list[int] = []
-        end = 0
-        for tensor in self.params:
-            self.first.append(end)
-            end += -(-tensor.numel() // ALIGNMENT) * ALIGNMENT
+        if spans is None:
+            self.spans = _one_after_the_other(self.params)
+        else:
+            told = _whole_spans(spans, [tensor for _, tensor, _ in named], titles)
+            self.spans = [told[i] for i in kept]
+            _check_disjoint(self.spans, self.params, [titles[i] for i in kept])
         if not kept:
             raise ValueError("params is empty: pass at least one parameter, such as model.parameters()")
         self.location: Location | None = None
         self.state: Any = None
         self._coefficient_groups_of: dict[tuple[int, torch.device], torch.Tensor] = {}
 
+    @property
+    def first(self) -> list[int]:
+        """The index of each parameter's first element."""
+        return [span.first for span in self.spans]
+
     def fingerprint(self) -> str:
         """Names the map from elements to noise (specification, shapes, order, shares), whatever the dtypes and devices."""
         shapes: list[tuple[int, ...]] = [(first, *shape) for first, shape in zip(self.first, self.shapes)]
         sparse = (self.keep,) if min(self.keep) < 1 else ()
-        return hashlib.sha256(repr((SPEC_VERSION, shapes, *sparse)).encode()).hexdigest()[:16]
+        rows = [tuple(span) for span, shape in zip(self.spans, self.shapes) if span.columns < shape.numel()]
+        return hashlib.sha256(repr((SPEC_VERSION, shapes, *sparse, *rows)).encode()).hexdigest()[:16]
 
     @property
     def blocks(self) -> list[int]:
@@ -98,7 +124,7 @@ class Layout:
     def part(self, block: int) -> "Layout":
         """The layout of one block alone: the same indices, and so the same noise."""
         part, mine = copy.copy(self), [i for i, b in enumerate(self.block) if b == block]
-        for name in ("params", "names", "shapes", "first", "group", "keep", "block"):
+        for name in ("params", "names", "shapes", "spans", "group", "keep", "block"):
             setattr(part, name, [getattr(self, name)[i] for i in mine])
         part.location = part.state = None
         return part
@@ -109,39 +135,107 @@ class Layout:
         other.params, other.location, other.state = list(tensors), None, None
         return other
 
-    def tables(self) -> tuple[list[Table], list[int]]:
-        """-> (tables of the contiguous parameters, indices in ``params`` of the others). Remade when a parameter moved."""
+    def tables(self, out: Sequence[torch.Tensor] | None = None) -> tuple[list[Table], list[int]]:
+        """-> (tables of the parameters that are lines, indices in ``params`` of the others). Remade when a parameter moved. With ``out``:
+        tables that write there, of those that are lines in both places."""
         seen = location(self.params)
         if not seen or seen != self.location:
-            self._tables, self._strided = self._lay_out()
+            self._tables, self._out = self._lay_out(None), None
             self.location, self.state = seen, None
-        return self._tables, self._strided
+        if out is None:
+            return self._tables
+        found = location(list(out))
+        if self._out is None or not found or found != self._out[0]:
+            check_out(out, self.params, [_title(i, name) for i, name in enumerate(self.names)])
+            self._out = found, self._lay_out(out)
+        return self._out[1]
 
-    def _lay_out(self) -> tuple[list[Table], list[int]]:
-        members: dict[tuple[torch.dtype, torch.device], list[int]] = defaultdict(list)
-        strided = []
-        for i, tensor in enumerate(self.params):
-            title = _title(i, self.names[i])
-            _check(tensor, title)
+    def _lay_out(self, out: Sequence[torch.Tensor] | None) -> tuple[list[Table], list[int]]:
+        rows: dict[tuple[torch.dtype, torch.device, torch.dtype | None], dict[int, Row]] = defaultdict(dict)
+        titles, strided = [_title(i, name) for i, name in enumerate(self.names)], []
+        for i, (tensor, title) in enumerate(zip(self.params, titles)):
+            check(tensor, title)
             if tensor.shape != self.shapes[i]:
                 raise ValueError(
                     f"{title} has shape {tuple(tensor.shape)} now, it had {tuple(self.shapes[i])}: make a new optimizer for it"
                 )
-            if tensor.is_contiguous():
-                members[tensor.dtype, tensor.device].append(i)
+            row = self._row(i, tensor, None if out is None else out[i], self.spans[i])
+            if row:
+                rows[tensor.dtype, tensor.device, None if out is None else out[i].dtype][i] = row
             else:
                 strided.append(i)
-        for i in set(range(len(self.params))).difference(_without_aliases([*zip(self.names, self.params, self.group)])):
-            raise ValueError(f"{_title(i, self.names[i])} lies in the memory of another parameter now: make a new optimizer")
-        groups, row = len(self.coefficient_groups), lambda i: self._row(i, self.params[i], self.first[i])  # noqa: E731
-        return [Table(*kind, groups, torch.tensor([*map(row, of)]), tuple(of)) for kind, of in members.items()], strided
+        for i in set(range(len(self.params))).difference(without_aliases(self.params, titles)):
+            raise ValueError(f"{titles[i]} lies in the memory of another parameter now: make a new optimizer")
+        groups = len(self.coefficient_groups)
+        tables = [
+            Table.of(dtype, device, groups, of.values(), members=tuple(of), out_dtype=out_dtype)
+            for (dtype, device, out_dtype), of in rows.items()
+        ]
+        return tables, strided
 
-    def table_of(self, i: int, tensor: torch.Tensor, first: int) -> Table:
-        """The table of one contiguous tensor, whose elements are those of parameter i from index ``first`` on."""
-        return Table(tensor.dtype, tensor.device, len(self.coefficient_groups), torch.tensor([self._row(i, tensor, first)]))
+    def table_of(self, i: int, tensor: torch.Tensor, start: int = 0, out: torch.Tensor | None = None) -> Table:
+        """The table of one contiguous tensor, whose elements are those of parameter i from its element ``start`` on; ``out``, another, is
+        where they are written."""
+        span, line = self.spans[i], max(tensor.numel(), 1)
+        row = self._row(i, tensor, out, span if tensor.shape == self.shapes[i] else Span(span.first + start, line, line))
+        assert row
+        return Table.of(tensor.dtype, tensor.device, len(self.coefficient_groups), [row], out_dtype=None if out is None else out.dtype)
 
-    def _row(self, i: int, tensor: torch.Tensor, first: int) -> tuple[int, ...]:
-        return tensor.data_ptr(), tensor.numel(), first, self.group[i], keep_threshold(self.keep[i])
+    def _row(self, i: int, tensor: torch.Tensor, out: torch.Tensor | None, span: Span) -> Row | None:
+        """None where the tensors, and the indices of their elements, are not all of them the same lines."""
+        there, here, numel = lines(tensor if out is None else out), lines(tensor), tensor.numel()
+        of_index = span.columns, span.step
+        if there is None or here is None or len(found := {n for n, _ in (there, here, of_index) if n < numel}) > 1:
+            if span.columns < numel:
+                raise ValueError(f"{_title(i, self.names[i])} or its out has other lines than those of {span}: pass contiguous tensors")
+            return None
+        columns = min(found, default=max(numel, 1))
+        pitch, out_pitch, step = (stride if n == columns else columns for n, stride in (here, there, of_index))
+        to = tensor.data_ptr() if out is None else out.data_ptr()
+        keep = keep_threshold(self.keep[i])
+        return Row(tensor.data_ptr(), pitch, to, out_pitch, numel, columns, span.first, step, self.group[i], keep)
+
+
+def _one_after_the_other(tensors: Sequence[torch.Tensor]) -> list[Span]:
+    spans, end = [], 0
+    for tensor in tensors:
+        line = max(tensor.numel(), 1)
+        spans.append(Span(end, line, line))
+        end += -(-tensor.numel() // ALIGNMENT) * ALIGNMENT
+    return spans
+
+
+def _whole_spans(spans: Iterable[Any], tensors: Sequence[torch.Tensor], titles: Sequence[str]) -> list[Span]:
+    """Checked, and nothing left out of them."""
+    listed = list(spans)
+    if len(listed) != len(tensors):
+        raise ValueError(f"spans has {len(listed)} entries for {len(tensors)} parameters: pass one for each")
+    whole = []
+    for i, (span, tensor, title) in enumerate(zip(listed, tensors, titles)):
+        numel, where = tensor.numel(), f"spans[{i}] of {title} is {span!r}"
+        try:
+            first, columns, step = Span(*span)
+            first, columns = index(first), index(columns) or max(numel, 1)
+            step = index(step) or columns
+        except TypeError:
+            raise TypeError(f"{where}: pass zokern.layout.Span(first, columns, step), integers") from None
+        if first < 0 or columns < 1 or numel % columns or first + (numel // columns) * step > 1 << 63:
+            raise ValueError(f"{where}: pass first >= 0, columns that divide the tensor's {numel} elements, and indices below 2**63")
+        if step < columns:
+            raise ValueError(f"{where}: a step of {step} is smaller than a row of {columns}: pass a step of at least columns")
+        whole.append(Span(first, columns, step))
+    return whole
+
+
+def _check_disjoint(spans: Sequence[Span], tensors: Sequence[torch.Tensor], titles: Sequence[str]) -> None:
+    """Refuse two spans that hold the same element."""
+    rows = [torch.arange(tensor.numel() // span.columns) * span.step + span.first for span, tensor in zip(spans, tensors)]
+    begin, order = torch.cat(rows or [torch.empty(0, dtype=torch.int64)]).sort()
+    owner = torch.arange(len(spans)).repeat_interleave(torch.tensor([*map(len, rows)], dtype=torch.int64))[order]
+    end = begin + torch.tensor([span.columns for span in spans], dtype=torch.int64)[owner]
+    for k in (end[:-1] > begin[1:]).nonzero()[:1].flatten().tolist():
+        one, other = (titles[int(owner[k + n])] for n in range(2))
+        raise ValueError(f"the spans of {one} and {other} both hold element {int(begin[k + 1])}: pass spans that are disjoint")
 
 
 def keep_threshold(share: float) -> int:
@@ -183,75 +277,3 @@ def _pair(entry: Any) -> tuple[str, torch.Tensor]:
     if not isinstance(tensor, torch.Tensor):
         raise TypeError(f"params holds a {type(tensor).__name__}: pass tensors, (name, tensor) pairs or groups of them")
     return name, tensor
-
-
-def _check(tensor: torch.Tensor, name: str) -> None:
-    """Refuse what cannot be perturbed in place by address."""
-    if tensor.layout != torch.strided:
-        raise TypeError(f"{name} is {tensor.layout}: pass .to_dense()")
-    if tensor.is_meta:
-        raise ValueError(f"{name} is on the meta device and has no values: load or initialise it first")
-    for what, is_so in SHARDS.items():
-        if is_so(tensor):
-            raise TypeError(
-                f"{name} is {what}: every process's shard would get the same noise, and the model may compute with another copy; pass the "
-                "parameters of the plain, whole model (a step needs the memory of inference)"
-            )
-    if is_traceable_wrapper_subclass(tensor):
-        raise TypeError(f"{name} is a {type(tensor).__name__}, which wraps other tensors: pass the plain tensor inside it")
-    if tensor.dtype not in DTYPES:
-        cure = "pass .float()" if tensor.dtype.is_floating_point else "leave it out; only float32, bfloat16, float16 can be perturbed"
-        raise TypeError(f"{name} is {tensor.dtype}: {cure}")
-    check_memory(tensor, name)
-
-
-def check_memory(tensor: torch.Tensor, name: str) -> None:
-    """Refuse elements that share memory, or have none."""
-    if any(stride == 0 and size > 1 for size, stride in zip(tensor.shape, tensor.stride())):
-        raise ValueError(f"{name} is expanded (stride 0): pass .contiguous()")
-    reach = 0
-    for stride, size in sorted((stride, size) for size, stride in zip(tensor.shape, tensor.stride()) if size > 1):
-        if stride <= reach:
-            raise ValueError(f"{name} overlaps itself (shape {tuple(tensor.shape)}, strides {tensor.stride()}): pass .contiguous()")
-        reach += stride * (size - 1)
-    end = (tensor.storage_offset() + reach + 1) * tensor.element_size() if tensor.numel() else 0
-    if tensor.untyped_storage().nbytes() < end:
-        raise ValueError(
-            f"{name} reaches to byte {end} of a storage of {tensor.untyped_storage().nbytes()}: its memory was taken away (resize_), by a "
-            "wrapper that shards or offloads it, perhaps; pass the parameters of the plain, whole model"
-        )
-
-
-def _without_aliases(named: Sequence[Named]) -> list[int]:
-    """The indices of the parameters that are left when each is dropped whose memory another one covers."""
-    storages: dict[tuple[torch.device, int], list[int]] = defaultdict(list)
-    for i, (_, tensor, _) in enumerate(named):
-        if tensor.numel():
-            storages[tensor.device, tensor.untyped_storage().data_ptr()].append(i)
-    dropped: set[int] = set()
-    for sharers in storages.values():
-        if len(sharers) == 1:
-            continue
-        kept: list[tuple[int, tuple[int, int]]] = []
-        for i in sorted(sharers, key=lambda i: (-named[i][1].numel(), i)):
-            begin, end = _span(named[i][1])
-            for j, (b, e) in kept:
-                if begin >= e or end <= b:
-                    continue
-                other = named[j][1]
-                if not (b <= begin and end <= e and other.numel() * other.element_size() == e - b):
-                    raise ValueError(
-                        f"theta[{i}] ({named[i][0]!r}) and theta[{j}] ({named[j][0]!r}) share part of their memory: pass .clone() of one, "
-                        "or the one tensor that covers both"
-                    )
-                dropped.add(i)
-                break
-            else:
-                kept.append((i, (begin, end)))
-    return [i for i in range(len(named)) if i not in dropped]
-
-
-def _span(tensor: torch.Tensor) -> tuple[int, int]:
-    """The bytes from a tensor's first element to its last."""
-    last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride()))
-    return tensor.data_ptr(), tensor.data_ptr() + (last + 1) * tensor.element_size()

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import zokern
-from zokern.noise.reference import masked_normal
+from zokern.noise.reference import masked_noise
 
 ROOT = Path(__file__).resolve().parents[2]
 CPU = torch.device("cpu")
@@ -177,5 +177,5 @@ def test_a_wrong_rule_is_refused(name, monkeypatch):
                 patch.setattr(materialised, "LR", materialised.LR * 1.001)
                 optimizers.check(ours, theirs, optimizers.weights(params, "fp32", CPU))
             with monkeypatch.context() as patch, pytest.raises(Refused):
-                patch.setattr(optimizers, "masked_normal", lambda key, *where: masked_normal(key.to(7), *where))
+                patch.setattr(optimizers, "masked_noise", lambda key, *where: masked_noise(key.to(7), *where))
                 optimizers.check(ours, theirs, optimizers.weights(params, "fp32", CPU))

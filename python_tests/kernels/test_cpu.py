@@ -11,7 +11,7 @@ from zokern import Layout, NoiseKey, ops, use_backend
 from zokern.kernels import cpu
 from zokern.kernels import reference as reference_backend
 from zokern.kernels.passes import RULES
-from zokern.kernels.tables import KEEP_ALL, State, Table
+from zokern.kernels.tables import State, Table, contiguous
 from zokern.noise import reference
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -96,8 +96,8 @@ def memory(dtype, seed, rows=ROWS):
 
 
 def table_of(tensors, rows=ROWS):
-    words = [(t.data_ptr(), n, first, group, int(keep * 2**32) - 1) for t, (n, first, group, keep) in zip(tensors, rows)]
-    return Table(tensors[0].dtype, torch.device("cpu"), 3, torch.tensor(words))
+    words = (contiguous(t.data_ptr(), n, first, group, int(keep * 2**32) - 1) for t, (n, first, group, keep) in zip(tensors, rows))
+    return Table.of(tensors[0].dtype, torch.device("cpu"), 3, words)
 
 
 def keys_of(n):
@@ -154,7 +154,7 @@ def test_state_of_every_kind_of_value(isa, rule):
         results = []
         for backend in (cpu, reference_backend):
             theta, state = torch.ones(len(every)), [every.to(dtype).roll(s) for s in range(len(rule.state))]
-            table = Table(theta.dtype, theta.device, 1, torch.tensor([(theta.data_ptr(), len(theta), 0, 0, KEEP_ALL)]))
+            table = Table.of(theta.dtype, theta.device, 1, [contiguous(theta.data_ptr(), len(theta), 0)])
             held = State(dtype, torch.tensor([[slot.data_ptr() for slot in state]]))
             rounding = [NoiseKey(0, 0, 3 << 24 | s) for s in range(len(state))] if dtype == torch.bfloat16 else None
             one = torch.ones(1, 1)

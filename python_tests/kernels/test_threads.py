@@ -14,7 +14,7 @@ from replay_cases import RUNS, handed
 from zokern import NoiseKey, ops
 from zokern.kernels import cpu, reference
 from zokern.kernels.passes import RULES
-from zokern.kernels.tables import State, Table
+from zokern.kernels.tables import State, Table, contiguous
 
 ROWS = [(70_001, 5, 0, 2**31), (0, 4096, 1, 9), (40_002, 2**34 - 20_000, 1, 2**32 - 1)]  # (elements, first, group, keep_threshold)
 KEYS = [NoiseKey(2**63, 5, 7), NoiseKey(3, 2**32 - 1)]
@@ -70,8 +70,8 @@ def passes(backend, dtype, state_dtype, inside=nullcontext):
     state = State(state_dtype, torch.tensor([[tensor.abs_().data_ptr() for tensor in row] for row in zip(m, v, w)]))
     tables = []
     for tensors in (added, replayed, updated):
-        rows = [(t.data_ptr(), n, first, group, keep_threshold) for t, (n, first, group, keep_threshold) in zip(tensors, ROWS)]
-        tables.append(Table(dtype, torch.device("cpu"), 2, torch.tensor(rows)))
+        rows = (contiguous(t.data_ptr(), *row) for t, row in zip(tensors, ROWS))
+        tables.append(Table.of(dtype, torch.device("cpu"), 2, rows))
     decay, coefficients = torch.tensor([0.75, 0.3]), torch.tensor([[2.0**-60, 2.0**-130], [-(2.0**-3), 2.0**-20]])
     numbers = torch.rand(7, 2, generator=torch.Generator().manual_seed(6)) / 64
     keys, instructions, values = handed(RUNS["steps"])

@@ -14,7 +14,7 @@ from update_cases import DENSE, KINDS, MIXED, POSITIONS, Piece, check_update, ke
 
 from zokern.kernels import spans
 from zokern.kernels import triton as backend
-from zokern.kernels.tables import KEEP_ALL, Table
+from zokern.kernels.tables import KEEP_ALL, Table, contiguous
 from zokern.noise import NoiseKey, reference
 
 triton = pytest.importorskip("triton", reason="pip install triton")
@@ -49,10 +49,8 @@ def few_steps(monkeypatch):
 def add_noise_(tensors, firsts, keys, coefficients, decay=None, groups=None, keep_threshold=KEEP_ALL):
     """The backend on one table. ``coefficients``: [terms, groups] as nested lists; ``decay``: a list or None."""
     groups = groups or [0] * len(tensors)
-    rows = torch.tensor(
-        [[t.data_ptr(), t.numel(), first, g, keep_threshold] for t, first, g in zip(tensors, firsts, groups)], dtype=torch.int64
-    )
-    table = Table(tensors[0].dtype, tensors[0].device, max(groups) + 1, rows)
+    rows = (contiguous(t.data_ptr(), t.numel(), first, g, keep_threshold) for t, first, g in zip(tensors, firsts, groups))
+    table = Table.of(tensors[0].dtype, tensors[0].device, max(groups) + 1, rows)
     c = torch.tensor(coefficients, dtype=torch.float32, device=DEVICE).reshape(len(keys), table.groups)
     backend.add_noise_(table, keys, c, None if decay is None else torch.tensor(decay, dtype=torch.float32, device=DEVICE))
 
@@ -70,7 +68,7 @@ def expected(theta, first, keys, coefficients, decay=None, keep_threshold=KEEP_A
     if decay is not None:
         acc = np.float32(decay) * acc
     for key, c in zip(keys, coefficients):
-        acc = reference.fma(np.float32(c), reference.masked_normal(key, keep_threshold, first, len(acc)), acc)
+        acc = reference.fma(np.float32(c), reference.masked_noise(key, keep_threshold, first, len(acc)), acc)
     return torch.from_numpy(acc).to(theta.dtype)
 
 
@@ -377,7 +375,7 @@ class TestOnGPU:
 
     def test_the_host_does_not_wait(self):
         theta, keys = weights(100_000, torch.bfloat16), [KEY, NoiseKey(1)]
-        table = Table(theta.dtype, theta.device, 1, torch.tensor([[theta.data_ptr(), theta.numel(), 0, 0, KEEP_ALL]]))
+        table = Table.of(theta.dtype, theta.device, 1, [contiguous(theta.data_ptr(), theta.numel(), 0)])
         c = torch.ones(2, 1, device=DEVICE)
         backend.add_noise_(table, keys, c, None)  # compiles
         torch.cuda.set_sync_debug_mode("error")

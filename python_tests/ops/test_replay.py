@@ -149,8 +149,8 @@ def test_every_rounding_is_kept():
 
 
 def test_z_is_made_once_for_uses_that_follow_each_other(monkeypatch):
-    made, plain = [], reference.masked_normal
-    monkeypatch.setattr(reference, "masked_normal", lambda key, *rest: made.append(key) or plain(key, *rest))
+    made, plain = [], reference.masked_noise
+    monkeypatch.setattr(reference, "masked_noise", lambda key, *rest: made.append(key) or plain(key, *rest))
     run = [*step(A, 0.1), *step(B, 0.1, 0.9), ([(B, 1.0), (A, 1.0)], 1.0), ([], 0.5), ([(A, 1.0)], 1.0)]
     with use_backend("reference"):
         ops.replay_(Layout([torch.ones(9)]), run)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Protocol, cast
 import torch
 from torch import Tensor
 
+from ..noise import NoiseKey
 from .passes import Keys, Rule
 from .tables import State, Table
 
@@ -32,8 +33,9 @@ class Backend(Protocol):
     def devices(self) -> tuple[str, ...]:
         """The kinds of device whose memory it can reach."""
 
-    def add_noise_(self, table: Table, keys: Keys, coefficients: Tensor, decay: Tensor | None) -> None:
-        """theta <- decay theta + sum_k c_k z(key_k), with coefficients [keys, groups] and decay [groups]."""
+    def add_noise_(self, table: Table, keys: Keys, coefficients: Tensor, decay: Tensor | None, rounding: NoiseKey | None = None) -> None:
+        """out <- decay theta + sum_k c_k z(key_k), with coefficients [keys, groups] and decay [groups]. ``rounding``: by which key what is
+        stored in 16 bits is rounded stochastically; None: to nearest. The keys of a pass are all of one kind of noise."""
 
     def replay_(self, table: Table, keys: Keys, instructions: Tensor, values: Tensor) -> None:
         """Many passes: instructions uint8 [n] on the host, bits of ``passes``; values [n, groups]; keys in the order of their use."""

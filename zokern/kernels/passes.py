@@ -11,7 +11,7 @@ from ..noise import NoiseKey
 
 Keys: TypeAlias = Sequence[NoiseKey]
 
-INTERFACE = 2  # of compiled code: raised when what it is handed changes its form
+INTERFACE = 3  # of compiled code: raised when what it is handed changes its form
 STORAGE = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 
 # A run of passes is a list of instructions, each with a value v for every group. What one does is any of these, in this order:
@@ -32,6 +32,11 @@ def check_interface(module: ModuleType) -> None:
 def words(keys: Keys) -> list[tuple[int, int, int]]:
     """Keys as compiled code takes them."""
     return [(key.seed, key.step, key.stream) for key in keys]
+
+
+def signs(keys: Keys) -> bool:
+    """Whether the noise of a pass, all of one kind, is signs."""
+    return bool(keys) and keys[0].noise == "rademacher"
 
 
 @dataclass(frozen=True)

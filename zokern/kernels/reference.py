@@ -9,9 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..noise.reference import U32, Array, bits, f32, fma, masked_normal, round_stochastic
+from ..noise import NoiseKey
+from ..noise.reference import U32, Array, bits, f32, fma, masked_noise, random_halves, stochastic_bfloat16, stochastic_float16
 from .passes import DECAY, NEXT_KEY, ROUND, Keys, Rule
-from .tables import State, Table
+from .tables import Row, State, Table
 
 Cast: TypeAlias = Callable[[Array], Array]
 
@@ -38,27 +39,31 @@ def _denormals() -> Iterator[None]:
 
 
 @_denormals()
-def add_noise_(table: Table, keys: Keys, coefficients: Tensor, decay: Tensor | None) -> None:
+def add_noise_(table: Table, keys: Keys, coefficients: Tensor, decay: Tensor | None, rounding: NoiseKey | None = None) -> None:
     c, scale = coefficients.numpy(), None if decay is None else decay.numpy()
-    load, store, bits_type = STORAGE[table.dtype]
-    for part, first, group, keep_threshold, *_ in _parts(table, bits_type):
-        x = load(part)
+    load, _, bits_type = STORAGE[table.dtype]
+    _, store, out_type = STORAGE[table.stored]
+    at_random = AT_RANDOM.get(table.stored) if rounding else None
+    for row, _, line, column, first, count in _runs(table):
+        x = load(_array(row.address, line * row.pitch + column, count, bits_type))
+        out = _array(row.out, line * row.out_pitch + column, count, out_type)
         if scale is not None:
-            x = scale[group] * x
-        for key, weight in zip(keys, c[:, group]):
-            x = fma(weight, masked_normal(key, keep_threshold, first, len(part)), x)
-        part[:] = store(x)
+            x = scale[row.group] * x
+        for key, weight in zip(keys, c[:, row.group]):
+            x = fma(weight, masked_noise(key, row.keep_threshold, first, count), x)
+        out[:] = at_random(x, random_halves(rounding, first, count)) if rounding and at_random else store(x)
 
 
 @_denormals()
 def replay_(table: Table, keys: Keys, instructions: Tensor, values: Tensor) -> None:
     codes, numbers = instructions.tolist(), values.numpy()
     load, store, bits_type = STORAGE[table.dtype]
-    for part, first, group, keep_threshold, *_ in _parts(table, bits_type):
+    for row, _, line, column, first, count in _runs(table):
+        part = _array(row.address, line * row.pitch + column, count, bits_type)
         x, next_key = load(part), iter(keys)
-        for instruction, v in zip(codes, numbers[:, group]):
+        for instruction, v in zip(codes, numbers[:, row.group]):
             if instruction & NEXT_KEY:
-                z = masked_normal(next(next_key), keep_threshold, first, len(part))
+                z = masked_noise(next(next_key), row.keep_threshold, first, count)
             x = v * x if instruction & DECAY else fma(v, z, x)
             if instruction & ROUND:
                 x = load(store(x))
@@ -72,19 +77,20 @@ def update_(
     in_theta, in_g, n, scale = a.numpy(), b.numpy(), numbers.numpy(), None if decay is None else decay.numpy()
     load, store, bits_type = STORAGE[table.dtype]
     load_state, _, state_bits = STORAGE[state.dtype]
-    for part, first, group, keep_threshold, row, start in _parts(table, bits_type):
-        slots = [_array(address, start + len(part), state_bits)[start:] for address in state.addresses[row].tolist()]
+    for row, i, line, column, first, count in _runs(table):
+        part = _array(row.address, line * row.pitch + column, count, bits_type)
+        slots = [_array(address, line * row.columns + column, count, state_bits) for address in state.addresses[i].tolist()]
         x = load(part)
         g = np.zeros_like(x)
         if scale is not None:
-            x = scale[group] * x
-        for key, c, d in zip(keys, in_theta[:, group], in_g[:, group]):
-            z = masked_normal(key, keep_threshold, first, len(part))
+            x = scale[row.group] * x
+        for key, c, d in zip(keys, in_theta[:, row.group], in_g[:, row.group]):
+            z = masked_noise(key, row.keep_threshold, first, count)
             x, g = fma(c, z, x), fma(d, z, g)
-        x, *kept = RULES[rule.name](x, g, n[:, group], *map(load_state, slots))
+        x, *kept = RULES[rule.name](x, g, n[:, row.group], *map(load_state, slots))
         part[:] = store(x)
         for s, (slot, value) in enumerate(zip(slots, kept)):
-            slot[:] = value if rounding is None else round_stochastic(value, rounding[s], first)
+            slot[:] = value if rounding is None else stochastic_bfloat16(value, random_halves(rounding[s], first, count))
 
 
 def _sign(x: Array, g: Array, n: Array) -> tuple[Array, ...]:
@@ -106,19 +112,21 @@ def _adam(x: Array, g: Array, n: Array, m: Array, v: Array, *greatest: Array) ->
 RULES: dict[str, Callable[..., tuple[Array, ...]]] = {"sign": _sign, "momentum": _momentum, "adam": _adam, "amsgrad": _adam}
 
 
-def _parts(table: Table, bits_type: type[np.generic]) -> Iterator[tuple[Array, int, int, int, int, int]]:
-    """Every tensor's memory CHUNK elements at a time, with the first element's index, the tensor's group and keep_threshold, its row in the
-    table, and where in it the part begins."""
-    for row, (address, count, first, group, keep_threshold) in enumerate(table.rows.tolist()):
-        theta = _array(address, count, bits_type)
-        for start in range(0, count, CHUNK):
-            yield theta[start : start + CHUNK], first + start, group, keep_threshold, row, start
+def _runs(table: Table) -> Iterator[tuple[Row, int, int, int, int, int]]:
+    """Every line of every row, at most CHUNK elements at a time: the row, its number, the line, the column where the run begins, the index
+    of its first element, and how many they are."""
+    for i, entries in enumerate(table.rows.tolist()):
+        row = Row(*entries)
+        for line, start in enumerate(range(0, row.numel, row.columns)):
+            columns = min(row.columns, row.numel - start)
+            for column in range(0, columns, CHUNK):
+                yield row, i, line, column, row.first + line * row.step + column, min(CHUNK, columns - column)
 
 
-def _array(address: int, count: int, bits_type: type[np.generic]) -> Array:
-    """The memory at an address."""
-    size = count * bits_type().itemsize
-    return np.frombuffer(memoryview((ctypes.c_char * size).from_address(address)) if count else b"", bits_type)
+def _array(address: int, start: int, count: int, bits_type: type[np.generic]) -> Array:
+    """The memory of ``count`` elements, from the one that is ``start`` elements after an address."""
+    size = bits_type().itemsize
+    return np.frombuffer(memoryview((ctypes.c_char * (count * size)).from_address(address + start * size)), bits_type)
 
 
 def _bfloat16(x: Array) -> Array:
@@ -133,3 +141,4 @@ STORAGE: dict[torch.dtype, tuple[Cast, Cast, type[np.generic]]] = {  # dtype -> 
     torch.bfloat16: (lambda x: f32(x.astype(U32) << U32(16)), _bfloat16, np.uint16),
     torch.float16: (lambda x: x.astype(np.float32), lambda x: x.astype(np.float16), np.float16),
 }
+AT_RANDOM = {torch.bfloat16: stochastic_bfloat16, torch.float16: lambda x, r: stochastic_float16(x, r).view(np.float16)}

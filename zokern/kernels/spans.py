@@ -4,17 +4,17 @@ import numpy as np
 import torch
 
 from .passes import Keys, words
-from .tables import State, Table
+from .tables import COLUMN, State, Table
 
-BLOCK = 4096  # elements that a program takes at a time; every span but a tensor's last is a multiple of it
+BLOCK = 4096  # elements that a program takes at a time; of a tensor that is one line, every span but the last is a multiple of it
 # A launch is cut into about so many programs: a few for each that a GPU runs at a time, so that its end is short; few enough for a
-# table of 0.25 MiB; and in a model of 1e9 parameters or more each runs through 30 blocks or more once its keys are loaded.
+# table of 0.6 MiB; and in a model of 1e9 parameters or more each runs through 30 blocks or more once its keys are loaded.
 PROGRAMS = 8192
 
 
 def spans(table: Table) -> torch.Tensor:
-    """int64 [programs, 5] on the table's device: address, numel, first, group, keep_threshold. Made once for each table."""
-    return table.cached("spans", lambda: to_device(cut(table.rows, table.dtype.itemsize), table.device))
+    """int64 [programs, 10] on the table's device, a ``tables.Row`` each. Made once for each table."""
+    return table.cached("spans", lambda: to_device(cut(table.rows, table.dtype.itemsize, table.stored.itemsize), table.device))
 
 
 def state_spans(table: Table, state: State) -> torch.Tensor:
@@ -22,14 +22,18 @@ def state_spans(table: Table, state: State) -> torch.Tensor:
     return state.cached("spans", lambda: to_device(cut_state(table.rows, state.addresses, state.dtype.itemsize), table.device))
 
 
-def cut(rows: torch.Tensor, itemsize: int) -> torch.Tensor:
-    """Cuts the rows of a table into about PROGRAMS rows of whole blocks; only a tensor's last is ragged."""
-    row, start, step = pieces(rows)
-    spans = rows[row]
-    spans[:, 0] += start * itemsize
-    spans[:, 1] = torch.minimum(spans[:, 1] - start, step)
-    spans[:, 2] += start
-    return spans
+def cut(rows: torch.Tensor, itemsize: int, out_itemsize: int) -> torch.Tensor:
+    """Cuts the rows of a table into about PROGRAMS rows: of whole blocks, but a tensor's last; or of whole lines, where they are short."""
+    row, start, count = pieces(rows)
+    cut = rows[row]
+    address, pitch, out, out_pitch, numel, columns, first, step = cut.T[:8]  # views
+    line, column = start // columns, start % columns
+    address += (line * pitch + column) * itemsize
+    out += (line * out_pitch + column) * out_itemsize
+    first += line * step + column
+    numel.copy_(count)
+    columns.copy_(torch.minimum(columns, count))
+    return cut
 
 
 def cut_state(rows: torch.Tensor, addresses: torch.Tensor, itemsize: int) -> torch.Tensor:
@@ -39,15 +43,27 @@ def cut_state(rows: torch.Tensor, addresses: torch.Tensor, itemsize: int) -> tor
 
 
 def pieces(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """-> for each piece: its row, the element of the row that it starts at, the most elements it may have."""
-    numel = rows[:, 1]
+    """-> for each piece: its row, the element of the row that it starts at, how many elements it has."""
+    numel, columns = rows[:, COLUMN["numel"]], rows[:, COLUMN["columns"]]
     blocks = (numel + BLOCK - 1) // BLOCK
     wanted = (blocks * PROGRAMS // blocks.sum().clamp(min=1)).clamp(min=1)
-    step = ((blocks + wanted - 1) // wanted * BLOCK).clamp(min=BLOCK)
-    count = (numel + step - 1) // step
-    row = torch.arange(len(rows)).repeat_interleave(count)
-    start = (torch.arange(len(row)) - (count.cumsum(0) - count)[row]) * step[row]
-    return row, start, step[row]
+    most = ((blocks + wanted - 1) // wanted * BLOCK).clamp(min=BLOCK)
+    # Lines as long as a piece are cut each for itself; of shorter ones a piece has several, in whole blocks.
+    apart = columns >= most
+    together = columns * (BLOCK // torch.gcd(columns, torch.tensor(BLOCK)))
+    most = torch.where(apart | (columns >= numel), most, (most + together - 1) // together * together)
+    line = torch.where(apart, columns, numel).clamp(min=1)
+    row, begin = parted(numel, line)
+    inside, start = parted(line[row], most[row])
+    row, start = row[inside], start + begin[inside]
+    return row, start, torch.minimum(most[row], begin[inside] + line[row] - start)
+
+
+def parted(size: torch.Tensor, step: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Each of n sizes in steps -> for each step: which of the n it is in, and where it starts there."""
+    count = (size + step - 1) // step
+    which = torch.arange(len(size)).repeat_interleave(count)
+    return which, (torch.arange(len(which)) - (count.cumsum(0) - count)[which]) * step[which]
 
 
 def pack(keys: Keys) -> torch.Tensor:

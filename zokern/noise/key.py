@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from operator import index
 
+from .spec import ANCHOR_SIGNS, SIGNS
+
 
 @dataclass(frozen=True, slots=True)
 class NoiseKey:
@@ -37,6 +39,11 @@ class NoiseKey:
         if not (0 <= probe < 1 << 24 and 0 <= purpose < 1 << 8):
             raise ValueError(f"purpose={purpose}, probe={probe}: pass a purpose in [0, 256) and a probe in [0, 2**24)")
         return cls(seed, step, purpose << 24 | probe)
+
+    @property
+    def noise(self) -> str:
+        """The kind of its noise: "rademacher" (signs) or "gaussian" (normals)."""
+        return "rademacher" if self.stream >> 24 in (SIGNS, ANCHOR_SIGNS) else "gaussian"
 
     def to(self, purpose: int) -> "NoiseKey":
         """The key of the same seed, step and probe for another purpose."""

@@ -36,9 +36,23 @@ def normal(key: NoiseKey, first: int, count: int) -> Array:
     return np.stack(box_muller(w[..., 0], w[..., 1]), axis=-1).reshape(-1)[first & 3 :][:count]
 
 
-def masked_normal(key: NoiseKey, keep_threshold: int, first: int, count: int) -> Array:
+def signs(key: NoiseKey, first: int, count: int) -> Array:
+    """z(key) of elements first .. first + count - 1: bit ``i & 31`` of word ``(i >> 5) & 3`` of block ``i >> 7``, set for -1 and clear for
+    +1: float32 [count]."""
+    start = first >> 7
+    w = blocks(key, start, (first + count + 127) >> 7).reshape(-1)
+    i = np.arange(count, dtype=U64) + U64(first - (start << 7))
+    return np.where(w[(i >> U64(5)).astype(np.intp)] >> (i & U64(31)).astype(U32) & U32(1), F32(-1), F32(1))
+
+
+def noise(key: NoiseKey, first: int, count: int) -> Array:
+    """z(key) of elements first .. first + count - 1, of the key's kind: float32 [count]."""
+    return (signs if key.noise == "rademacher" else normal)(key, first, count)
+
+
+def masked_noise(key: NoiseKey, keep_threshold: int, first: int, count: int) -> Array:
     """z(key) where the element's mask word is at most ``keep_threshold``, else +0: float32 [count]."""
-    z = normal(key, first, count)
+    z = noise(key, first, count)
     return z if keep_threshold == 0xFFFFFFFF else np.where(words(key.to(spec.MASK), first, count) <= U32(keep_threshold), z, F32(0))
 
 
@@ -47,16 +61,30 @@ def mask(key: NoiseKey, keep: float, first: int, count: int) -> Array:
     return np.asarray(words(key, first, count).astype(U64) < U64(int(keep * 2**32)))
 
 
-def round_stochastic(x: Array, key: NoiseKey, first: int) -> Array:
-    """float32 [n] -> the bits of bfloat16, uint16 [n], rounded up with the probability that keeps the mean."""
-    i = np.arange(first, first + len(x), dtype=U64)
-    start = first >> 3
-    w = blocks(key, start, (first + len(x) + 7) >> 3).reshape(-1)
-    r = w[(((i >> U64(3)) - U64(start)) * U64(4) + ((i & U64(7)) >> U64(1))).astype(np.intp)]
-    r = np.where(i & U64(1), r >> U32(16), r & U32(0xFFFF)).astype(U32)
+def random_halves(key: NoiseKey, first: int, count: int) -> Array:
+    """16 bits for each element: half ``i & 1`` (0: the low one) of word ``(i & 7) >> 1`` of block ``i >> 3``, as uint32 [count]."""
+    i = np.arange(count, dtype=U64) + U64(first & 7)
+    w = blocks(key, first >> 3, (first + count + 7) >> 3).reshape(-1)[(i >> U64(1)).astype(np.intp)]
+    return np.where(i & U64(1), w >> U32(16), w & U32(0xFFFF)).astype(U32)
+
+
+def stochastic_bfloat16(x: Array, r: Array) -> Array:
+    """float32 [n] -> the bits of bfloat16, uint16 [n], rounded up with the probability that keeps the mean. r: 16 random bits each."""
     u = bits(x)
     nearest = np.where(np.isnan(x), u >> U32(16) | U32(0x40), u >> U32(16))  # infinities are their own upper half
     return np.asarray(np.where(np.isfinite(x), (u + r) >> U32(16), nearest), np.uint16)
+
+
+def stochastic_float16(x: Array, r: Array) -> Array:
+    """The same for float16: 13 bits are dropped of a normal number; below 2^-14 float16 counts in steps of 2^-24."""
+    with np.errstate(over="ignore"):
+        nearest = x.astype(np.float16).view(np.uint16)
+    magnitude = bits(np.abs(x))
+    normal_ = np.minimum(((magnitude + (r >> U32(3))) >> U32(13)) - U32(112 << 10), U32(0x7BFF))  # exponents are off by 112
+    small = np.abs(x) < F32(2**-14)
+    below = (np.where(small, np.abs(x) * F32(2**40), F32(0)).astype(U32) + r) >> U32(16)
+    rest = np.where(small, below, normal_) | bits(x) >> U32(31) << U32(15)
+    return np.asarray(np.where((nearest & 0x7C00) == 0x7C00, nearest, rest), np.uint16)  # infinite where the nearest is
 
 
 def blocks(key: NoiseKey, start: int, stop: int) -> Array:

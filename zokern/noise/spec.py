@@ -9,6 +9,7 @@ KEY_INCREMENTS = (0x9E3779B9, 0xBB67AE85)
 
 # stream = purpose << 24 | probe
 PERTURBATION, ANCHOR, MASK, ROUNDING, SIGNS, ANCHOR_SIGNS = range(6)
+NOISES = {"gaussian": (PERTURBATION, ANCHOR), "rademacher": (SIGNS, ANCHOR_SIGNS)}  # what makes each kind: at theta, at an anchor
 CHECK = 254  # counted down from 255, away from those of steps
 WEIGHTS = 0xFFFFFF  # the probe under which weights are rounded: no state of an optimizer has it
 

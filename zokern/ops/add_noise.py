@@ -1,39 +1,69 @@
-"""theta <- decay * theta + sum_k c_k z(key_k): the first primitive."""
+"""theta <- decay * theta + sum_k c_k z(key_k), or another tensor: the first primitive."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 
 from ..kernels import backend_for
-from ..kernels.tables import KEEP_ALL, Table
+from ..kernels.tables import Table, contiguous
 from ..layout import Layout
 from ..noise import NoiseKey
+from ..noise.spec import ROUNDING, WEIGHTS
 from .arguments import Number, Term, check_decay, check_terms
 from .staging import each_table, stage
 
 
 @torch.no_grad()
-def add_noise_(layout: Layout, terms: Iterable[Term], decay: Number = 1.0) -> None:
+def add_noise_(
+    layout: Layout,
+    terms: Iterable[Term],
+    decay: Number = 1.0,
+    out: Sequence[torch.Tensor] | None = None,
+    rounding: str | NoiseKey = "nearest",
+) -> None:
     """theta <- decay * theta + sum_k c_k z(key_k), in place on every parameter of the layout: one read, one write.
 
-    Computed in float32 in the order of the terms, rounded once to the parameter's dtype. Never waits for the device.
+    Computed in float32 in the order of the terms, rounded once to the dtype of what is written. The same bits in place and out of place.
+    Never waits for the device.
 
     Args:
         layout: the parameters, their element indices, and which share of their elements the noise reaches.
         terms: sequence of (NoiseKey, coefficient), any number of them. A coefficient, in units of theta, is a number, a 0-dim
             tensor, or a tensor [len(layout.coefficient_groups)] with one value per parameter group.
         decay: what theta is multiplied by; the same kinds as a coefficient. Default 1.0.
+        out: tensors that are written instead of theta, which is then only read: one for each of ``layout.params``, of its shape and device,
+            of its dtype or, for float32, of a 16-bit one. Default None: theta itself.
+        rounding: how what is written in 16 bits is rounded. "nearest" (the default): to nearest even. "stochastic": up or down, with the
+            probability that keeps the mean, by random bits of the first term's seed and step and of the element, so that a run is replayed
+            bit for bit. A key of purpose ``noise.spec.ROUNDING``: the same, by its own bits. float32 is stored as it is.
     Raises:
-        TypeError, ValueError: a key that is no NoiseKey, or a coefficient of another shape.
+        TypeError, ValueError: a key that is no NoiseKey, keys of both kinds of noise, a coefficient of another shape, tensors of ``out``
+            that are not as above or share memory with theta or each other, a rounding of another name; nothing is written then.
     """
     groups = len(layout.coefficient_groups)
     checked, scale = check_terms("terms", terms, groups), check_decay(decay, groups)
     keys, values = [key for key, _ in checked], [c for _, c in checked]
+    rounding_key = _rounding_key(rounding, keys)
     staged: dict[torch.device, tuple[torch.Tensor, torch.Tensor | None]] = {}
-    for table in each_table(layout):
+    for table in each_table(layout, None if out is None else list(out)):
         if table.device not in staged:
             staged[table.device] = stage(values, groups, table.device), None if scale is None else stage([scale], groups, table.device)[0]
-        backend_for(table.device).add_noise_(table, keys, *staged[table.device])
+        backend_for(table.device).add_noise_(table, keys, *staged[table.device], rounding_key)
+
+
+def _rounding_key(rounding: str | NoiseKey, keys: Sequence[NoiseKey]) -> NoiseKey | None:
+    """-> None where everything is rounded to nearest."""
+    if rounding == "nearest":
+        return None
+    if isinstance(rounding, NoiseKey) and rounding.stream >> 24 == ROUNDING:
+        return rounding
+    if rounding != "stochastic":
+        raise ValueError(
+            f"rounding={rounding!r}: pass 'nearest', 'stochastic' or a key, zokern.NoiseKey.of(seed, step, {ROUNDING}, {WEIGHTS})"
+        )
+    if not keys:
+        raise ValueError(f"rounding='stochastic' without a term, whose seed and step say by which bits: pass a key of purpose {ROUNDING}")
+    return NoiseKey.of(keys[0].seed, keys[0].step, ROUNDING, WEIGHTS)
 
 
 def make_noise(key: NoiseKey, first: int, count: int, device: torch.device | str = "cpu") -> torch.Tensor:
@@ -47,8 +77,8 @@ def make_noise(key: NoiseKey, first: int, count: int, device: torch.device | str
     if not isinstance(key, NoiseKey):
         raise TypeError(f"key={key!r}: pass a zokern.NoiseKey")
     z = torch.full((count,), -0.0, device=device)  # fma(1, z, -0.0) is z itself, the sign of a zero included
-    table = Table(z.dtype, z.device, 1, torch.tensor([(z.data_ptr(), count, first, 0, KEEP_ALL)]))
-    backend_for(z.device).add_noise_(table, [key], torch.ones(1, 1, device=z.device), None)
+    table = Table.of(z.dtype, z.device, 1, [contiguous(z.data_ptr(), count, first)])
+    backend_for(z.device).add_noise_(table, [key], torch.ones(1, 1, device=z.device), None, None)
     return z
 
 
@@ -64,5 +94,5 @@ def noise_like(layout: Layout, i: int, key: NoiseKey) -> torch.Tensor:
     theta = layout.params[i]
     z = torch.full(theta.shape, -0.0, dtype=theta.dtype, device=theta.device)
     one = torch.ones(1, len(layout.coefficient_groups), device=theta.device)
-    backend_for(theta.device).add_noise_(layout.table_of(i, z, layout.first[i]), [key], one, None)
+    backend_for(theta.device).add_noise_(layout.table_of(i, z), [key], one, None, None)
     return z if theta.is_contiguous() else torch.empty_strided(theta.shape, theta.stride(), dtype=z.dtype, device=z.device).copy_(z)

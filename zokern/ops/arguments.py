@@ -1,6 +1,6 @@
 """What the operations accept, and how they refuse the rest."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from numbers import Real
 from typing import TypeAlias
 
@@ -19,7 +19,18 @@ def check_terms(name: str, terms: Iterable[Term], groups: int) -> list[Term]:
         if not isinstance(key, NoiseKey):
             raise TypeError(f"{name}[{k}] has the key {key!r}: pass a zokern.NoiseKey")
         check_number(f"coefficient of {name}[{k}]", c, groups)
+    check_kind(name, [key for key, _ in terms])
     return terms
+
+
+def check_kind(name: str, keys: Sequence[NoiseKey]) -> None:
+    """Refuse keys of both kinds of noise: one pass makes one kind."""
+    for k, key in enumerate(keys):
+        if key.noise != keys[0].noise:
+            raise ValueError(
+                f"{name}[{k}] has a key of {key.noise} noise, {name}[0] one of {keys[0].noise} noise: pass those of one kind, and the "
+                "others in another pass"
+            )
 
 
 def check_number(name: str, value: Number, groups: int) -> Number:

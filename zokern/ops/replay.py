@@ -1,6 +1,7 @@
 """Many passes of ``add_noise_`` in one read and one write of theta, with every rounding kept."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator
+from typing import TypeAlias
 
 import torch
 
@@ -10,6 +11,8 @@ from ..layout import Layout
 from ..noise import NoiseKey
 from .arguments import Number, Term, check_passes
 from .staging import each_table, stage
+
+Pass: TypeAlias = tuple[list[Term], Number | None]
 
 
 @torch.no_grad()
@@ -27,7 +30,12 @@ def replay_(layout: Layout, passes: Iterable[tuple[Iterable[Term], Number]]) -> 
         TypeError, ValueError: a pass that is no (terms, decay), a key that is no NoiseKey, or a number of another shape; nothing has
             changed then.
     """
-    keys, instructions, values = _flat(check_passes(passes, len(layout.coefficient_groups)))
+    checked = check_passes(passes, len(layout.coefficient_groups))
+    for run in _of_one_kind(checked):
+        _replay(layout, *_flat(run))
+
+
+def _replay(layout: Layout, keys: list[NoiseKey], instructions: torch.Tensor, values: list[Number]) -> None:
     if not len(instructions):
         return
     staged: dict[torch.device, torch.Tensor] = {}
@@ -37,7 +45,21 @@ def replay_(layout: Layout, passes: Iterable[tuple[Iterable[Term], Number]]) -> 
         backend_for(table.device).replay_(table, keys, instructions, staged[table.device])
 
 
-def _flat(passes: Iterable[tuple[Sequence[Term], Number | None]]) -> tuple[list[NoiseKey], torch.Tensor, list[Number]]:
+def _of_one_kind(passes: Iterable[Pass]) -> Iterator[list[Pass]]:
+    """The passes in order, parted where the kind of noise changes: kernels make one kind at a time."""
+    run: list[Pass] = []
+    kind = ""
+    for terms, decay in passes:
+        own = terms[0][0].noise if terms else kind
+        if kind and own != kind:
+            yield run
+            run = []
+        run.append((terms, decay))
+        kind = own
+    yield run
+
+
+def _flat(passes: Iterable[Pass]) -> tuple[list[NoiseKey], torch.Tensor, list[Number]]:
     """-> the keys in the order of their runs, the instructions (``kernels.passes``), and the value of each."""
     keys: list[NoiseKey] = []
     instructions: list[int] = []

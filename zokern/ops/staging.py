@@ -40,31 +40,33 @@ def stage(values: Sequence[Number], groups: int, device: torch.device) -> torch.
     return staged
 
 
-def each_table(layout: Layout) -> Iterator[Table]:
-    """The tables of all parameters, those that are not contiguous piece by piece. Autograd is told at the end."""
-    tables, strided = layout.tables()
+def each_table(layout: Layout, out: list[torch.Tensor] | None = None) -> Iterator[Table]:
+    """The tables of all parameters, those that are no lines piece by piece. Autograd is told at the end."""
+    tables, strided = layout.tables(out)
     yield from tables
     for i in strided:
-        for (part,), start in gathered([layout.params[i]], layout.first[i]):
-            yield layout.table_of(i, part, start)
-    tell_autograd(layout.params)
+        theta = [layout.params[i]]
+        for (part, *to), start in gathered([] if out is None else theta, theta if out is None else [out[i]]):
+            yield layout.table_of(i, part, start, *to)
+    tell_autograd(layout.params if out is None else out)
 
 
-def gathered(tensors: list[torch.Tensor], first: int) -> Pieces:
+def gathered(read: list[torch.Tensor], written: list[torch.Tensor]) -> Pieces:
     """Covers tensors of one shape piece by piece, in row-major order of the logical shape.
 
-    Yields (contiguous copies of a piece of each, the piece's first index); what the copies then hold is put back.
+    Yields (contiguous copies of a piece of each, the number of the piece's first element); what the copies of ``written`` then hold is put
+    back.
     """
-    for parts, start in pieces(tensors, first):
+    for parts, start in pieces([*read, *written]):
         copies = [part.contiguous() for part in parts]
         yield copies, start
-        for part, copy in zip(parts, copies):
+        for part, copy in [*zip(parts, copies)][len(read) :]:
             if copy is not part:
                 part.copy_(copy)
 
 
-def pieces(tensors: list[torch.Tensor], first: int) -> Pieces:
-    """Views of at most PIECE elements of each tensor, with their first index."""
+def pieces(tensors: list[torch.Tensor], first: int = 0) -> Pieces:
+    """Views of at most PIECE elements of each tensor, with the number of their first element."""
     shape = tensors[0].shape
     if tensors[0].numel() <= PIECE:
         yield tensors, first

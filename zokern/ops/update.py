@@ -14,10 +14,11 @@ from ..kernels import backend_for
 from ..kernels.location import location
 from ..kernels.passes import RULES, Rule
 from ..kernels.tables import Cache, State, Table
-from ..layout import Layout, check_memory
+from ..layout import Layout
+from ..memory import check_memory
 from ..noise import NoiseKey
 from ..noise.spec import ROUNDING
-from .arguments import Number, Term, check_decay, check_number, check_terms
+from .arguments import Number, Term, check_decay, check_kind, check_number, check_terms
 from .staging import gathered, stage, tell_autograd
 
 STATE_DTYPES = (torch.float32, torch.bfloat16)
@@ -63,6 +64,7 @@ def update_(
         raise ValueError(f"rule={rule!r} is unknown: pass one of {', '.join(map(repr, RULES))}")
     named, groups = RULES[rule], len(layout.coefficient_groups)
     in_g, in_theta = _merged(check_terms("terms", terms, groups)), _merged(check_terms("pending", pending, groups))
+    check_kind("terms and pending", [*in_g, *in_theta])
     numbers, scale = list(numbers), check_decay(decay, groups)
     if len(numbers) != len(named.numbers):
         raise ValueError(f"numbers has {len(numbers)} values: pass the {len(named.numbers)} of {rule!r}: {', '.join(named.numbers)}")
@@ -91,7 +93,7 @@ def update_(
         rows = ([slot[i] for slot in slots] for i in table.members)
         run(table, checked.cached(n, partial(_addresses, rows, checked.dtype)))
     for i in strided:
-        for (part, *parts), start in gathered([layout.params[i], *(slot[i] for slot in slots)], layout.first[i]):
+        for (part, *parts), start in gathered([], [layout.params[i], *(slot[i] for slot in slots)]):
             run(layout.table_of(i, part, start), _addresses([parts], checked.dtype))
     tell_autograd(layout.params)
 

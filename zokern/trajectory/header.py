@@ -7,7 +7,7 @@ from typing import Any, cast
 import torch
 
 from ..errors import BadInput
-from ..layout import DTYPES
+from ..memory import DTYPES
 from ..noise import SPEC_VERSION
 from ..optim import ZerothOrder, logged_as, optimizers
 from ..optim.settings import OF_PARAMETERS, PER_PARAMETER
