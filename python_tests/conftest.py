@@ -99,11 +99,14 @@ def explicit():
 
     def make(key, layout):
         mask = NoiseKey(key.seed, key.step, 2 << 24 | key.stream & 0xFFFFFF)
-        return [
-            torch.from_numpy(reference.normal(key, first, p.numel()) * reference.mask(mask, keep, first, p.numel()))
-            .double()
-            .reshape(p.shape)
-            for p, first, keep in zip(layout.params, layout.first, layout.keep)
-        ]
+
+        def of(p, span, keep):
+            lines = [
+                reference.noise(key, first, span.columns) * reference.mask(mask, keep, first, span.columns)
+                for first in range(span.first, span.first + p.numel() // span.columns * span.step, span.step)
+            ]
+            return torch.from_numpy(np.concatenate([np.zeros(0), *lines])).reshape(p.shape)
+
+        return [of(*each) for each in zip(layout.params, layout.spans, layout.keep)]
 
     return make
