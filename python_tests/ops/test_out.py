@@ -81,7 +81,11 @@ def test_the_bits_are_those_in_place_wherever_tensors_lie(here, there, dtype, to
 def test_theta_may_be_memory_that_cannot_be_written(tmp_path):
     path = tmp_path / "weights"
     path.write_bytes(torch.randn(100_000).numpy().tobytes())
-    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as memory, pytest.warns(UserWarning, match="writable"):
+    with (
+        path.open("rb") as file,
+        mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as memory,
+        pytest.warns(UserWarning, match="writable"),
+    ):
         theta = torch.frombuffer(memory, dtype=F32)
         out = [torch.empty(250, 400), torch.empty(400, 250).T]
         for made, view in zip(out, (theta.view(250, 400), theta.view(250, 400))):
@@ -151,7 +155,11 @@ def test_float32_is_stored_as_it_is_whatever_the_rounding():
         (TERMS["normals"], "up", "rounding='up': pass 'nearest', 'stochastic' or a key"),
         (TERMS["normals"], NoiseKey(1), r"rounding=NoiseKey\(seed=1, step=0, stream=0\): pass 'nearest'"),
         ([], "stochastic", "rounding='stochastic' without a term"),
-        ([(NoiseKey(1), 1.0), (NoiseKey.of(1, 0, 4), 1.0)], "nearest", r"terms\[1\] has a key of rademacher noise, terms\[0\] one of gaussian"),
+        (
+            [(NoiseKey(1), 1.0), (NoiseKey.of(1, 0, 4), 1.0)],
+            "nearest",
+            r"terms\[1\] has a key of rademacher noise, terms\[0\] one of gaussian",
+        ),
     ],
 )
 def test_bad_roundings_and_keys_are_refused_before_anything_changes(terms, rounding, message):
@@ -170,7 +178,12 @@ BAD = {
     "wider": ([STORAGE[:5].bfloat16()], lambda: [torch.ones(5)], TypeError, r"out\[0\] is torch.float32, .* is torch.bfloat16: pass"),
     "other": ([STORAGE[:5].bfloat16()], lambda: [torch.ones(5).half()], TypeError, r"out\[0\] is torch.float16"),
     "integers": ([STORAGE[:5]], lambda: [torch.ones(5).int()], TypeError, r"out\[0\] is torch.int32"),
-    "overlaps itself": ([STORAGE[:6].view(2, 3)], lambda: [torch.ones(9).as_strided((2, 3), (2, 1))], ValueError, r"out\[0\] overlaps itself"),
+    "overlaps itself": (
+        [STORAGE[:6].view(2, 3)],
+        lambda: [torch.ones(9).as_strided((2, 3), (2, 1))],
+        ValueError,
+        r"out\[0\] overlaps itself",
+    ),
     "theta": ([STORAGE[:5]], lambda: [STORAGE[:5]], ValueError, r"out\[0\] and theta\[0\] share memory"),
     "part of theta": ([STORAGE[:5]], lambda: [STORAGE[4:9]], ValueError, r"out\[0\] and theta\[0\] share memory"),
     "another's theta": (
