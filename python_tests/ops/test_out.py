@@ -1,4 +1,4 @@
-"""add_noise_ with two addresses: what is written elsewhere has the bits of the pass in place, theta is only read, and rounding is as asked."""
+"""add_noise_ with two addresses: what is written elsewhere has the bits of the pass in place, theta is only read; rounding is as asked."""
 
 import mmap
 
