@@ -11,6 +11,7 @@
 //   first_products<T>(low), arrange<T>(even, odd) -> Pair: kMultiplier0 times the low counter words of a tile's blocks, in such an
 //     order that arrange() puts the normals made of them where load() has put the elements; apart<T>(Pair) -> Pair{even, odd}
 //     undoes it
+//   add(c, z, x, i): x <- fma(c, z, x) in register i of Pairs
 //   drawn_signs<T>(bits, at) -> Pair: -1 and +1 of bits at, at + 1, ... where load() puts the elements
 //   put(uint16_t*, Bits, Bits): the words of blocks in the order of first_products<float>()
 //   rounded(Float, T()): to the storage type and back; a NaN has nothing in its lower half, and stays one
