@@ -111,12 +111,12 @@ __attribute__((noinline)) void store_at_random(Out* out, Pair x, const uint16_t*
     for (int i = 0; i < kRegisters; ++i) store<T>(out + 2 * kLanes * i, x, i, random + 2 * kLanes * i);
 }
 
-/// whole(begin, its tile) for each whole tile of elements first..first+count-1 of the lanes' order for T; part(begin, skip, n, its tile) for
-/// elements skip..skip+n-1 of a tile at the start or the end. `begin` is how far the elements are from `first`.
+/// whole(begin, its tile) for each whole tile of a run, its blocks in the order for T; part(begin, skip, n, its tile) for elements
+/// skip..skip+n-1 of a tile at the start or the end. `begin` is how far the elements are from the run's first.
 template <class T, class Whole, class Part>
-ZK_HD void in_tiles(uint64_t first, size_t count, const Whole& whole, const Part& part) {
-    constexpr size_t kAligned = kTile < 8 ? kTile : 8;  // a byte of signs, and what a block rounds
-    const size_t skip = first % kAligned;
+ZK_HD void in_tiles(const Run& run, const Whole& whole, const Part& part) {
+    const uint64_t first = run.first;
+    const size_t count = run.count, skip = first % (run.signs && kTile > 4 ? 8 : 4);  // tiles begin with a byte of signs, or a block
     Tile tile{first_products<T>(static_cast<uint32_t>((first - skip) >> 2)), first % 128 - skip};
     size_t begin = 0;
     if (skip) {
@@ -132,8 +132,7 @@ ZK_HD void in_tiles(uint64_t first, size_t count, const Whole& whole, const Part
 template <class T, class Out, class OnTile>
 ZK_HD void over_tiles(const T* theta, Out* out, const Run& run, const OnTile& on_tile) {
     in_tiles<T>(
-        run.first, run.count,
-        [&](size_t begin, const Tile& tile) __attribute__((always_inline)) { on_tile(theta + begin, out + begin, tile); },
+        run, [&](size_t begin, const Tile& tile) __attribute__((always_inline)) { on_tile(theta + begin, out + begin, tile); },
         [&](size_t begin, size_t skip, size_t n, const Tile& tile) __attribute__((noinline)) {
             T from[kTile] = {};
             Out to[kTile];
