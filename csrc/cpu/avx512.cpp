@@ -15,7 +15,9 @@
 namespace zokern {
 namespace {
 
-constexpr int kRegisters = 4;  // Sapphire Rapids, passes of replay_ in fp32: 1.90, 1.86, 2.01 cycles an element with 4, 6, 8
+// Zen 5, data in L2, with 4, 6: 1.09, 1.01 cycles an element in fp32, 1.24, 1.10 in bf16; but lines of 512 elements, of which tiles of 6
+// registers leave a part, have 0.88, 0.67 of the speed of a tensor in one piece.
+constexpr int kRegisters = 4;
 constexpr int kLanes = 16;
 
 using Integers = __m512i;
