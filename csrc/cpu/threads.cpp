@@ -118,7 +118,7 @@ void in_parallel(const Isa& isa, const Pass& pass, int max_threads, const OnRun&
     const Row* const rows = pass.rows;
     const size_t n_rows = pass.n_rows;
     std::vector<int64_t> starts(n_rows + 1, 0);  // in grains
-    for (size_t i = 0; i < n_rows; ++i) starts[i + 1] = starts[i] + (rows[i].count + kGrain - 1) / kGrain;
+    for (size_t i = 0; i < n_rows; ++i) starts[i + 1] = starts[i] + (rows[i].numel + kGrain - 1) / kGrain;
     const int64_t grains = starts.back(), keys = static_cast<int64_t>(std::max<size_t>(pass.keys.size(), 1));
     const int most = alone ? 1 : std::max(max_threads, 1);
     const int threads = static_cast<int>(std::clamp<int64_t>(grains * kGrain * keys / kWorthAThread, 1, most));
@@ -136,8 +136,9 @@ void in_parallel(const Isa& isa, const Pass& pass, int max_threads, const OnRun&
             const Row& row = rows[i];
             const float* const decay = pass.decay ? pass.decay + row.group : nullptr;
             while (at < end) {
-                const uint64_t first = static_cast<uint64_t>(row.first + at);
-                const uint64_t count = std::min<uint64_t>(end - at, kRange - first % kRange);
+                const int64_t line = at / row.columns, column = at % row.columns;
+                const uint64_t first = static_cast<uint64_t>(row.first + line * row.step + column);
+                const uint64_t count = std::min<uint64_t>(std::min(end - at, row.columns - column), kRange - first % kRange);
                 const uint32_t high = static_cast<uint32_t>(first / kRange), keep_threshold = static_cast<uint32_t>(row.keep_threshold);
                 const bool masked = keep_threshold != kKeepAll;
                 const Mask mask{masked ? own.masks.at(high) : nullptr, keep_threshold};
@@ -145,7 +146,7 @@ void in_parallel(const Isa& isa, const Pass& pass, int max_threads, const OnRun&
                 // Blocks that round serve eight elements, not four.
                 const Place place{i, at, static_cast<size_t>(row.group), own.rounding.at(high >> 1)};
                 with_storage(isa, pass.storage, row.address,
-                             [&](const auto& kernels, auto* theta) { on_run(kernels, theta + at, run, place); });
+                             [&](const auto& kernels, auto* theta) { on_run(kernels, theta + line * row.pitch + column, run, place); });
                 at += count;
             }
         };
@@ -154,7 +155,7 @@ void in_parallel(const Isa& isa, const Pass& pass, int max_threads, const OnRun&
             const int64_t begin = grains * part / parts, end = grains * (part + 1) / parts;
             size_t i = std::upper_bound(starts.begin(), starts.end(), begin) - starts.begin() - 1;
             for (; i < n_rows && starts[i] < end; ++i)
-                in_row(i, std::max<int64_t>(begin - starts[i], 0) * kGrain, std::min((end - starts[i]) * kGrain, rows[i].count));
+                in_row(i, std::max<int64_t>(begin - starts[i], 0) * kGrain, std::min((end - starts[i]) * kGrain, rows[i].numel));
         }
     };
 #ifdef _OPENMP

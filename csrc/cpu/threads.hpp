@@ -7,10 +7,11 @@
 
 namespace zokern {
 
-/// One tensor: `count` contiguous elements, of which the first has index `first` in the layout. Its noise is kept where the mask's
-/// word is at most `keep_threshold`.
+/// One tensor: `numel` elements in lines of `columns`. Element c of line r is r * pitch + c elements after `address`, is written
+/// r * out_pitch + c after `out`, and has index first + r * step + c in the layout. Its noise is kept where the mask's word is at most
+/// `keep_threshold`.
 struct Row {
-    int64_t address, count, first, group, keep_threshold;
+    int64_t address, pitch, out, out_pitch, numel, columns, first, step, group, keep_threshold;
 };
 
 /// What every pass is given.

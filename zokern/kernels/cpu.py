@@ -5,6 +5,7 @@ import os
 import torch
 from torch import Tensor
 
+from ..noise import NoiseKey
 from .passes import STORAGE, Keys, Rule, check_interface, words
 from .tables import State, Table
 
@@ -26,7 +27,7 @@ def devices() -> tuple[str, ...]:
     return ("cpu",)
 
 
-def add_noise_(table: Table, keys: Keys, coefficients: Tensor, decay: Tensor | None) -> None:
+def add_noise_(table: Table, keys: Keys, coefficients: Tensor, decay: Tensor | None, rounding: NoiseKey | None = None) -> None:
     _cpu.add_noise_(
         *_memory_and_keys(table, keys),
         coefficients.data_ptr(),
