@@ -56,7 +56,7 @@ def add_terms(
     do_not_specialize_on_alignment=["spans", "keys", "coefficients", "decay"],
 )
 def add_noise_kernel(
-    spans,  # int64 [programs, 5]: address, numel, first, group, keep_threshold
+    spans,  # int64 [programs, 10], a tables.Row each
     keys,  # int32 [terms, 4]: seed mod 2^32, seed >> 32, step, stream
     coefficients,  # float32 [terms, groups]
     decay,  # float32 [groups]
@@ -118,7 +118,7 @@ def add_noise_kernel(
         tl.store(theta + offset, narrow(acc, DTYPE), inside)
 
 
-def add_noise_(table, keys, coefficients, decay) -> None:
+def add_noise_(table, keys, coefficients, decay, rounding=None) -> None:
     """Adds the terms to every tensor of ``table``: coefficients float32 [len(keys), groups], decay float32 [groups] or None."""
     rows = spans(table)
     if not len(rows) or (not len(keys) and decay is None):

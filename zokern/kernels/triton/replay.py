@@ -44,7 +44,7 @@ def make_passes(
     do_not_specialize_on_alignment=["spans", "keys", "instructions", "values"],
 )
 def replay_kernel(
-    spans,  # int64 [programs, 5]: address, numel, first, group, keep_threshold
+    spans,  # int64 [programs, 10], a tables.Row each
     keys,  # int32 [n_keys, 4]: seed mod 2^32, seed >> 32, step, stream
     instructions,  # uint8 [n_instructions], bits of kernels.passes
     values,  # float32 [n_instructions, groups]

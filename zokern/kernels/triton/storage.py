@@ -21,8 +21,8 @@ def launching(device):
 @triton.jit
 def load_span(spans):
     """(address, numel, first, group, keep_threshold) of this program."""
-    spans += 5 * tl.program_id(0)
-    return tl.load(spans), tl.load(spans + 1), tl.load(spans + 2), tl.load(spans + 3), tl.load(spans + 4).to(tl.uint32)
+    spans += 10 * tl.program_id(0)
+    return tl.load(spans), tl.load(spans + 4), tl.load(spans + 6), tl.load(spans + 8), tl.load(spans + 9).to(tl.uint32)
 
 
 @triton.jit

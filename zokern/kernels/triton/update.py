@@ -100,7 +100,7 @@ def store_state_at(address, offset, inside, s, i, seed, step, stream, DTYPE: tl.
     do_not_specialize_on_alignment=["spans", "states", "keys", "rounding", "a", "b", "decay", "numbers"],
 )
 def update_kernel(
-    spans,  # int64 [programs, 5]: address, numel, first, group, keep_threshold
+    spans,  # int64 [programs, 10], a tables.Row each
     states,  # int64 [programs, slots]: addresses
     keys,  # int32 [n_keys, 4]: seed mod 2^32, seed >> 32, step, stream
     rounding,  # int32 [slots, 4]
