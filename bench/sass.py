@@ -176,7 +176,9 @@ def count(instructions: list[str]) -> dict[str, int]:
     return {pipe: pipes[pipe] for pipe in (*PIPES, "other") if pipe != "other" or pipes[pipe]}
 
 
-def measure(cuda, backend: str, arch: int, name: str, dtype: str, terms: str, decay: bool, rule=None, state: str = "fp32", *, variant) -> dict:
+def measure(
+    cuda, backend: str, arch: int, name: str, dtype: str, terms: str, decay: bool, rule=None, state: str = "fp32", *, variant
+) -> dict:
     """One line of the table. ``cuda``: where its code comes from, compile_cuda or built_cuda."""
     if backend == "triton":
         kernel = compile_triton(arch, name, dtype, terms, decay, rule, state, variant)
