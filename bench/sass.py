@@ -65,12 +65,14 @@ PIPES = {
 }
 
 
-def compile_triton(arch: int, name: str, dtype: str, terms: str, decay: bool, rule: str | None, state: str):
+def compile_triton(arch: int, name: str, dtype: str, terms: str, decay: bool, rule: str | None, state: str, variant: argparse.Namespace):
     """The kernel as ``add_noise_``, ``replay_`` or ``update_`` launches it, for tensors without masks."""
     module = MODULES[name]
     kernel, constants = getattr(module, f"{name}_kernel"), {"DTYPE": DTYPES[dtype], "MASKED": False, "SLOW": module.SLOW}
+    constants |= {"SIGNS": variant.signs, "PITCHED": variant.pitched}
+    out = {"OUT": DTYPES[variant.out or dtype], "IN_PLACE": variant.out is None, "ROUND": variant.stochastic}
     constants |= {
-        "add_noise": {"TERMS": 0 if terms == "n" else int(terms), "DECAY": decay, "BLOCK": BLOCK},
+        "add_noise": {"TERMS": 0 if terms == "n" else int(terms), "DECAY": decay, "BLOCK": BLOCK, **out},
         "replay": {"BLOCK": BLOCK},
         "update": {"RULE": rule and RULES[rule].code, "STATE": DTYPES[state], "ONE_KEY": terms == "1", "DECAY": decay, "ROW": update.ROW},
     }[name]
@@ -174,10 +176,12 @@ def count(instructions: list[str]) -> dict[str, int]:
     return {pipe: pipes[pipe] for pipe in (*PIPES, "other") if pipe != "other" or pipes[pipe]}
 
 
-def measure(cuda, backend: str, arch: int, name: str, dtype: str, terms: str, decay: bool, rule=None, state: str = "fp32") -> dict:
+def measure(
+    cuda, backend: str, arch: int, name: str, dtype: str, terms: str, decay: bool, rule=None, state: str = "fp32", *, variant
+) -> dict:
     """One line of the table. ``cuda``: where its code comes from, compile_cuda or built_cuda."""
     if backend == "triton":
-        kernel = compile_triton(arch, name, dtype, terms, decay, rule, state)
+        kernel = compile_triton(arch, name, dtype, terms, decay, rule, state, variant)
         instructions, labels, usage = disassemble(kernel.asm["cubin"], f"{name}_kernel")
         elements = (BLOCK if rule is None else update.ROW) // (32 * MODULES[name].WARPS)
         about = {
@@ -255,6 +259,10 @@ def main():
     parser.add_argument("--rule", nargs="+", choices=RULES, default=[], help="count the kernels of update_: with decay, terms 1 and n")
     parser.add_argument("--passes", action="store_true", help="count the kernels of replay_")
     parser.add_argument("--state", nargs="+", choices=["fp32", "bf16"], default=["fp32", "bf16"], help="storage of the rule's states")
+    parser.add_argument("--signs", action="store_true", help="of noise that is signs (Triton)")
+    parser.add_argument("--pitched", action="store_true", help="of tensors that are several lines (Triton)")
+    parser.add_argument("--out", choices=DTYPES, help="of add_noise_ out of place, to this storage type (Triton)")
+    parser.add_argument("--stochastic", action="store_true", help="of add_noise_ with stochastic rounding (Triton)")
     arguments = parser.parse_args()
 
     cases = list(product(["add_noise"], arguments.dtype, arguments.terms, [decay == "yes" for decay in arguments.decay]))
@@ -267,7 +275,7 @@ def main():
     lines, failures = [], []
     for arch, case in product(arguments.arch, cases):
         try:
-            lines.append(measure(built_cuda if arguments.built else compile_cuda, arguments.backend, arch, *case))
+            lines.append(measure(built_cuda if arguments.built else compile_cuda, arguments.backend, arch, *case, variant=arguments))
         except Exception as error:
             said = str(error).strip().splitlines() or [type(error).__name__]
             reason = next((line for line in said if "fatal" in line), said[0])

@@ -6,13 +6,15 @@ import sys
 from pathlib import Path
 
 import counted_kernels
+import lines_cases
 import numpy as np
 import pytest
 import torch
+from lines_cases import CONTIGUOUS, LINES, ONE_BY_ONE, ROUNDING_KEY
 from replay_cases import RUNS, check_replay
 from update_cases import DENSE, KINDS, MIXED, POSITIONS, Piece, check_update, keys_of
 
-from zokern.kernels import spans
+from zokern.kernels import passes, spans
 from zokern.kernels import triton as backend
 from zokern.kernels.tables import KEEP_ALL, Table, contiguous
 from zokern.noise import NoiseKey, reference
@@ -44,6 +46,15 @@ def few_steps(monkeypatch):
         monkeypatch.setattr(add_noise, "SLOW", 16384)
         monkeypatch.setattr(update, "SLOW", 1024)
         monkeypatch.setattr(replay, "SLOW", 2048)
+
+
+@pytest.fixture
+def one_span_a_tensor(monkeypatch):
+    """So that a small tensor is several blocks of one program; the interpreter is spared long steps for short lines."""
+    monkeypatch.setattr(spans, "PROGRAMS", 1)
+    if DEVICE == "cpu":
+        monkeypatch.setattr(add_noise, "SLOW", 2048)
+        monkeypatch.setattr(update, "ROW", 4096)
 
 
 def add_noise_(tensors, firsts, keys, coefficients, decay=None, groups=None, keep_threshold=KEEP_ALL):
@@ -176,6 +187,64 @@ def test_update_anywhere(dtype, state, position):
     check_update(backend.update_, "amsgrad", dtype, state, POSITIONS[position], keys_of(1), device=DEVICE)
 
 
+F32, BF16, F16 = DTYPES
+# (dtype of theta, dtype of out or None in place, rounding, signs)
+PASSES = [(dtype, out, None, False) for dtype, out in ((F32, None), (F32, F32), (F32, BF16), (F32, F16), (BF16, BF16), (F16, F16))]
+PASSES += [(dtype, None, ROUNDING_KEY, False) for dtype in (BF16, F16)]
+PASSES += [(F32, BF16, ROUNDING_KEY, True), (F32, F16, ROUNDING_KEY, True), (F32, None, ROUNDING_KEY, True), (BF16, None, None, True)]
+
+
+def kind(value):
+    return {None: "nearest", ROUNDING_KEY: "random", True: "signs", False: "normals"}.get(value) or str(value).removeprefix("torch.")
+
+
+@pytest.mark.parametrize("dtype, out, rounding, signs", PASSES, ids=kind)
+@pytest.mark.parametrize("pieces", [CONTIGUOUS, LINES], ids=["contiguous", "lines"])
+def test_lines_out_of_place_rounding_and_signs(one_span_a_tensor, pieces, dtype, out, rounding, signs):
+    keys = lines_cases.keys_of(2, signs)
+    lines_cases.check_add_noise(backend, pieces, dtype, out, keys, rounding is None, rounding, DEVICE)
+
+
+@pytest.mark.parametrize("signs", [False, True], ids=["normals", "signs"])
+@pytest.mark.parametrize("piece", ONE_BY_ONE.values(), ids=ONE_BY_ONE)
+def test_lines_anywhere(one_span_a_tensor, piece, signs):
+    lines_cases.check_add_noise(backend, [piece], F32, BF16, lines_cases.keys_of(1, signs), rounding=ROUNDING_KEY, device=DEVICE)
+    lines_cases.check_replay(backend, [piece], BF16, lines_cases.keys_of(1, signs), [passes.NEXT_KEY], DEVICE)
+
+
+@pytest.mark.parametrize("piece", ONE_BY_ONE.values(), ids=ONE_BY_ONE)
+def test_update_of_lines_anywhere(one_span_a_tensor, piece):
+    lines_cases.check_update(backend, [piece], "momentum", BF16, BF16, lines_cases.keys_of(1, signs=True), device=DEVICE)
+
+
+@pytest.mark.parametrize("signs", [False, True], ids=["normals", "signs"])
+def test_masks_of_lines(one_span_a_tensor, signs):
+    keys = lines_cases.keys_of(3, signs)
+    lines_cases.check_add_noise(backend, lines_cases.MASKED, F32, BF16, keys, True, device=DEVICE)
+    lines_cases.check_replay(backend, lines_cases.MASKED, BF16, keys[:2], [1, 5, 2], DEVICE)
+    lines_cases.check_update(backend, lines_cases.MASKED, "sign", BF16, F32, keys[:1], device=DEVICE)
+
+
+@pytest.mark.parametrize("dtype, signs", [(F32, False), (F32, True), (BF16, True), (F16, False)], ids=kind)
+@pytest.mark.parametrize("pieces", [CONTIGUOUS, LINES], ids=["contiguous", "lines"])
+def test_a_run_of_passes_of_lines_and_signs(one_span_a_tensor, pieces, dtype, signs):
+    instructions = [passes.NEXT_KEY, passes.NEXT_KEY | passes.ROUND, passes.DECAY, 0, passes.DECAY | passes.ROUND]
+    lines_cases.check_replay(backend, pieces, dtype, lines_cases.keys_of(2, signs), instructions, DEVICE)
+
+
+UPDATED = [("sign", F16, F32, 1), ("momentum", F32, F32, 1), ("adam", BF16, BF16, 2), ("amsgrad", F32, BF16, 1)]
+
+
+@pytest.mark.parametrize("rule, dtype, state, n", UPDATED, ids=str)
+@pytest.mark.parametrize("pieces, signs", [(CONTIGUOUS, True), (LINES, False), (LINES, True)], ids=["signs", "lines", "lines of signs"])
+def test_update_of_lines_and_signs(one_span_a_tensor, pieces, signs, rule, dtype, state, n):
+    lines_cases.check_update(backend, pieces, rule, dtype, state, lines_cases.keys_of(n, signs), n == 2, DEVICE)
+
+
+def test_without_terms_out_is_a_copy():
+    lines_cases.check_add_noise(backend, LINES, F32, BF16, device=DEVICE)
+
+
 def test_no_terms_and_no_decay_write_nothing():
     theta = weights(9, torch.float32)
     before = theta.clone()
@@ -272,7 +341,7 @@ COUNTS = [  # arch, dtype, terms, instructions
 
 # A value of a run of passes whose z is made, with all that any value may ask for. Measured with triton 3.9: 29.0, 31.1, 31.2, 30.1.
 # (On sm_100 in float16 the ptxas of triton 3.6 spills four registers, outside the loop over values.)
-PASSES = [(90, "fp32", 31), (90, "bf16", 33), (80, "fp16", 34), (100, "bf16", 34)]
+RUN = [(90, "fp32", 31), (90, "bf16", 33), (80, "fp16", 34), (100, "bf16", 34)]
 
 # Measured with triton 3.9: 71.5, 89.8, 34.1, 45.9 and 35.5.
 UPDATES = [  # arch, rule, dtype, state, terms, instructions
@@ -305,7 +374,7 @@ def every_count(tmp_path_factory):
         if not (tools / tool).exists():
             pytest.skip(f"no {tool} in triton {triton.__version__}")
     commands = [of_terms(*case) for *case, _ in COUNTS]
-    commands += [of_passes(*case) for *case, _ in PASSES]
+    commands += [of_passes(*case) for *case, _ in RUN]
     commands += [of_update(*case) for *case, _ in UPDATES]
     return counted_kernels.count(tmp_path_factory.mktemp("sass"), *commands)
 
@@ -333,7 +402,7 @@ def test_compiled_loop(count, arch, dtype, terms, most):
     assert {access.rsplit(".")[-1] for access in line["accesses"]} == {"128"}
 
 
-@pytest.mark.parametrize("arch, dtype, most", PASSES)
+@pytest.mark.parametrize("arch, dtype, most", RUN)
 def test_compiled_loop_of_a_run_of_passes(count, arch, dtype, most):
     line = count(of_passes(arch, dtype))
     assert line["per_element_and_term"] <= most
@@ -361,8 +430,8 @@ class TestOnGPU:
 
     @pytest.mark.parametrize("dtype", DTYPES, ids=str)
     def test_a_run_of_passes(self, dtype):
-        for passes in RUNS.values():
-            check_replay(backend.replay_, dtype, [Piece(1_000_003, 4096, 1), *MIXED], passes, device=DEVICE)
+        for run in RUNS.values():
+            check_replay(backend.replay_, dtype, [Piece(1_000_003, 4096, 1), *MIXED], run, device=DEVICE)
 
     @pytest.mark.parametrize("rule, dtype, state", KINDS, ids=str)
     @pytest.mark.parametrize("masked", [False, True])

@@ -38,10 +38,10 @@ def devices():
     return ("cpu",) if INTERPRETED else ("cuda",)
 
 
-def add_noise_(table, keys, coefficients, decay):
+def add_noise_(table, keys, coefficients, decay, rounding=None):
     from .add_noise import add_noise_
 
-    add_noise_(table, keys, coefficients, decay)
+    add_noise_(table, keys, coefficients, decay, rounding)
 
 
 def replay_(table, keys, instructions, values):
