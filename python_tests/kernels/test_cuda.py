@@ -44,32 +44,35 @@ def library(tmp_path_factory):
 class OnHost:
     """zokern._cuda, but for host memory."""
 
-    unrolled, carried, tile = 2, 8, BLOCK
+    carried, tile = 8, BLOCK
 
     def __init__(self, library):
         self.library = library
 
-    def add_noise_(self, *arguments):
-        call(self.library.add_noise, arguments[:-2])
+    def add_noise_(self, common, stored, coefficients, decay, rounding):
+        few = [*coefficients, decay is not None, *(decay or (0, [0.0])), rounding is not None, [rounding or (0, 0, 0)]]
+        call(self.library.add_noise, *common[:-2], stored, *few)
 
-    def replay_(self, *arguments):
-        call(self.library.replay, arguments[:-2])
+    def replay_(self, common, *more):
+        call(self.library.replay, *common[:-2], *more)
 
-    def update_(self, *arguments):
-        call(self.library.update, arguments[:-2])
+    def update_(self, common, *more):
+        call(self.library.update, *common[:-2], *more)
 
 
-def call(function, arguments):
-    """Keys become arrays, addresses pointers; device and stream are left out."""
-    converted = []
+def call(function, *arguments):
+    """Keys and numbers become arrays of eight, addresses pointers."""
+    arrays = []
     for value in arguments:
         if isinstance(value, list):
-            words = [(seed & 0xFFFFFFFF, seed >> 32, step, stream) for seed, step, stream in value]
-            value = np.array(words + [(0,) * 4] * (8 - len(words)), dtype=np.uint32)
-            converted.append(value.ctypes.data_as(ctypes.c_void_p))
-        else:
-            converted.append(ctypes.c_void_p(value) if value > 2**32 else value if value else ctypes.c_void_p(0))
-    function(*converted)
+            keys = bool(value) and isinstance(value[0], tuple)
+            rows = [(seed & 0xFFFFFFFF, seed >> 32, step, stream) for seed, step, stream in value] if keys else value
+            array = np.zeros((8, 4), np.uint32) if keys else np.zeros(32, np.float32)
+            array[: len(rows)] = rows
+            arrays.append(array)
+            value = array.ctypes.data
+        arrays.append(ctypes.c_void_p(value) if value > 2**32 else value if value else ctypes.c_void_p(0))
+    function(*(argument for argument in arrays if not isinstance(argument, np.ndarray)))
 
 
 @pytest.fixture
