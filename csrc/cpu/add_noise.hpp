@@ -8,22 +8,28 @@ namespace {
 
 template <bool signs, bool masked, class T, class Out>
 ZK_HD void add_noise_to_tile(const T* theta, Out* out, const Tile& tile, const Run& run, const float* coefficients) {
-    // Before theta is loaded: with one term, as nearly always, no register need hold theta while the noise is made.
-    Pair z;
-    if (run.n_keys) z = noise<T, signs, masked>(tile, run, 0);
-    Pair x = load_tile(theta);
-    if (run.decay) {
-        x.lo = splat<Float>(*run.decay) * x.lo;
-        x.hi = splat<Float>(*run.decay) * x.hi;
+    const bool at_random = sizeof(Out) == 2 && run.random;
+    if (run.n_keys == 1 && !run.decay && !at_random) {  // nearly always: no register need hold theta while the noise is made
+        const Pair z = noise<T, signs, masked>(tile, run, 0);
+        const Float c = splat<Float>(coefficients[0]);
+        Pair x;
+#pragma GCC unroll 8
+        for (int i = 0; i < kRegisters; ++i) {
+            load(theta + 2 * kLanes * i, x, i);
+            add(c, z, x, i);
+            store<T>(out + 2 * kLanes * i, x, i);
+        }
+        return;
     }
+    Pair x = load_tile(theta);
+    if (run.decay) x = {splat<Float>(*run.decay) * x.lo, splat<Float>(*run.decay) * x.hi};
     for (size_t k = 0; k < run.n_keys; ++k) {
-        if (k) z = noise<T, signs, masked>(tile, run, k);
+        const Pair z = noise<T, signs, masked>(tile, run, k);
         const Float c = splat<Float>(coefficients[k]);
-        x.lo = fma(c, z.lo, x.lo);
-        x.hi = fma(c, z.hi, x.hi);
+        x = {fma(c, z.lo, x.lo), fma(c, z.hi, x.hi)};
     }
     if constexpr (sizeof(Out) == 2)
-        if (run.random) return store_at_random<T>(out, x, run.random + tile.at);
+        if (at_random) return store_at_random<T>(out, x, run.random + tile.at);
     store_tile<T>(out, x);
 }
 

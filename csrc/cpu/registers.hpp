@@ -73,6 +73,9 @@ ZK_HD Float operator*(const Float& a, const Float& b) { return each<Float>([&](i
 ZK_HD Float operator/(const Float& a, const Float& b) { return each<Float>([&](int i) { return a.r[i] / b.r[i]; }); }
 ZK_HD Float sqrt(const Float& a) { return each<Float>([&](int i) { return sqrt(a.r[i]); }); }
 ZK_HD Float fma(const Float& a, const Float& b, const Float& c) { return each<Float>([&](int i) { return fma(a.r[i], b.r[i], c.r[i]); }); }
+ZK_HD void add(const Float& c, const Pair& z, Pair& x, int i) {
+    x.lo.r[i] = fma(c.r[i], z.lo.r[i], x.lo.r[i]), x.hi.r[i] = fma(c.r[i], z.hi.r[i], x.hi.r[i]);
+}
 ZK_HD Float where_greater(const Float& a, const Float& b, const Float& yes, const Float& no) {
     return each<Float>([&](int i) { return where_greater(a.r[i], b.r[i], yes.r[i], no.r[i]); });
 }

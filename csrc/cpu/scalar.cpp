@@ -70,6 +70,7 @@ ZK_HD Float kept(Float z, Bits word, uint32_t keep_threshold) {
     return {word.r[0] <= keep_threshold ? z.r[0] : 0, word.r[1] <= keep_threshold ? z.r[1] : 0};
 }
 ZK_HD Float fma(Float a, Float b, Float c) { return {std::fma(a.r[0], b.r[0], c.r[0]), std::fma(a.r[1], b.r[1], c.r[1])}; }
+ZK_HD void add(Float c, const Pair& z, Pair& x, int) { x = {fma(c, z.lo, x.lo), fma(c, z.hi, x.hi)}; }
 template <class>
 ZK_HD Float splat(uint32_t bits) {
     return {cast<float>(bits), cast<float>(bits)};

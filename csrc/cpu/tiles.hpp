@@ -11,6 +11,7 @@
 //   first_products<T>(low), arrange<T>(even, odd) -> Pair: kMultiplier0 times the low counter words of a tile's blocks, in such an
 //     order that arrange() puts the normals made of them where load() has put the elements; apart<T>(Pair) -> Pair{even, odd}
 //     undoes it
+//   add(c, z, x, i): x <- fma(c, z, x) in register i of Pairs
 //   drawn_signs<T>(bits, at) -> Pair: -1 and +1 of bits at, at + 1, ... where load() puts the elements
 //   put(uint16_t*, Bits, Bits): the words of blocks in the order of first_products<float>()
 //   rounded(Float, T()): to the storage type and back; a NaN has nothing in its lower half, and stays one
@@ -110,12 +111,12 @@ __attribute__((noinline)) void store_at_random(Out* out, Pair x, const uint16_t*
     for (int i = 0; i < kRegisters; ++i) store<T>(out + 2 * kLanes * i, x, i, random + 2 * kLanes * i);
 }
 
-/// whole(begin, its tile) for each whole tile of elements first..first+count-1 of the lanes' order for T; part(begin, skip, n, its tile) for
-/// elements skip..skip+n-1 of a tile at the start or the end. `begin` is how far the elements are from `first`.
+/// whole(begin, its tile) for each whole tile of a run, its blocks in the order for T; part(begin, skip, n, its tile) for elements
+/// skip..skip+n-1 of a tile at the start or the end. `begin` is how far the elements are from the run's first.
 template <class T, class Whole, class Part>
-ZK_HD void in_tiles(uint64_t first, size_t count, const Whole& whole, const Part& part) {
-    constexpr size_t kAligned = kTile < 8 ? kTile : 8;  // a byte of signs, and what a block rounds
-    const size_t skip = first % kAligned;
+ZK_HD void in_tiles(const Run& run, const Whole& whole, const Part& part) {
+    const uint64_t first = run.first;
+    const size_t count = run.count, skip = first % (run.signs && kTile > 4 ? 8 : 4);  // tiles begin with a byte of signs, or a block
     Tile tile{first_products<T>(static_cast<uint32_t>((first - skip) >> 2)), first % 128 - skip};
     size_t begin = 0;
     if (skip) {
@@ -131,8 +132,7 @@ ZK_HD void in_tiles(uint64_t first, size_t count, const Whole& whole, const Part
 template <class T, class Out, class OnTile>
 ZK_HD void over_tiles(const T* theta, Out* out, const Run& run, const OnTile& on_tile) {
     in_tiles<T>(
-        run.first, run.count,
-        [&](size_t begin, const Tile& tile) __attribute__((always_inline)) { on_tile(theta + begin, out + begin, tile); },
+        run, [&](size_t begin, const Tile& tile) __attribute__((always_inline)) { on_tile(theta + begin, out + begin, tile); },
         [&](size_t begin, size_t skip, size_t n, const Tile& tile) __attribute__((noinline)) {
             T from[kTile] = {};
             Out to[kTile];

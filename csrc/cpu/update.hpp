@@ -55,7 +55,7 @@ template <class T, class S, class Rule>
 void update(T* theta, void* const* slots, const Run& run, const Step& step) {
     const auto state = [&](int slot) { return static_cast<S*>(slots[slot]); };
     in_tiles<float>(
-        run.first, run.count,
+        run,
         [&](size_t begin, const Tile& tile) {
             S* here[Rule::slots + 1];
             for (int slot = 0; slot < Rule::slots; ++slot) here[slot] = state(slot) + begin;
