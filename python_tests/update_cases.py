@@ -72,7 +72,7 @@ LINES = [  # whole vectors; odd lines; lines that begin anywhere; one long enoug
     Piece(33 * 50, 5 * 4096, 0, columns=33, gap=2, step=70),
     Piece(24 * 20, 2**20 + 4, 1, columns=24, gap=8, step=41, shift=1),
     Piece(90, 7 * 4096, 1, columns=1, gap=2, step=3),
-    Piece(5000 * 3, 2**21, 2, columns=5000, gap=8, step=5008),
+    Piece(4200 * 2, 2**21, 2, columns=4200, gap=8, step=4208),
     Piece(1024 + 5, 2**22, 0),
     Piece(64 * 20, 2**34 - 640, 1, columns=64, gap=64, step=64),
 ]
