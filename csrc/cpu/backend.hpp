@@ -22,10 +22,12 @@ struct Mask {
     uint32_t keep_threshold;
 };
 
-// Signs, and what rounds at random, are drawn ahead, for at most so many elements: those of a piece share first / kPiece. A block gives 128
-// signs or rounds 8 elements. A draw writes up to kSpare blocks more than it was asked for.
+// Signs, and what rounds at random, are drawn ahead, for at most so many elements: those of a piece share first / kPiece. A draw writes up
+// to kSpare blocks more than it was asked for.
 constexpr size_t kPiece = 4096, kSpare = 64;
-constexpr size_t kSigns = 8 * (kPiece / 128 + kSpare), kRandom = 8 * (kPiece / 8 + kSpare);  // in halves of words
+/// Halves of words of a key's blocks for a piece, where a block serves so many elements.
+constexpr size_t halves(size_t elements) { return 8 * (kPiece / elements + kSpare); }
+constexpr size_t kSigns = halves(128), kRandom = halves(8);
 
 /// Blocks block, block + 1, ... in memory. `block` is the low word of the counter.
 using Draw = void (*)(uint16_t* to, uint32_t block, size_t n_blocks, const Schedule& schedule);

@@ -79,6 +79,14 @@ private:
     int64_t high_ = -1;  // no schedules yet
 };
 
+/// The blocks of some keys for elements first & ~127..first+count-1 of a piece, each of which serves so many of them. -> nullptr: of no key.
+template <size_t elements>
+const uint16_t* drawn(const Isa& isa, const Schedule* schedules, uint64_t first, uint64_t count, std::vector<uint16_t>& to) {
+    const uint64_t begin = (first & ~uint64_t{127}) / elements, end = (first + count + elements - 1) / elements;
+    for (size_t i = 0; i < to.size(); i += halves(elements)) isa.draw(&to[i], static_cast<uint32_t>(begin), end - begin, *schedules++);
+    return to.empty() ? nullptr : to.data();
+}
+
 /// values[n][groups] as [groups][n].
 std::vector<float> by_group(const float* values, size_t n, size_t groups) {
     std::vector<float> turned(n * groups);
@@ -136,9 +144,10 @@ void in_parallel(const Isa& isa, const Pass& pass, int max_threads, const OnRun&
         std::vector<uint16_t> signs, random;
     };
     const std::vector<Key> masks = mask_keys(pass.keys);
-    const size_t n_signs = are_signs(pass.keys) ? pass.keys.size() : 0, n_random = pass.rounding.size();
+    const bool signs = are_signs(pass.keys);
     std::vector<Worker> workers(threads, {Schedules(pass.keys), Schedules(masks), Schedules(pass.rounding),
-                                          std::vector<uint16_t>(n_signs * kSigns), std::vector<uint16_t>(n_random * kRandom)});
+                                          std::vector<uint16_t>(signs ? pass.keys.size() * kSigns : 0),
+                                          std::vector<uint16_t>(pass.rounding.size() * kRandom)});
 
     std::atomic<int64_t> taken{0};
     const auto take_part = [&](int thread, int team) noexcept {
@@ -150,21 +159,16 @@ void in_parallel(const Isa& isa, const Pass& pass, int max_threads, const OnRun&
             while (at < end) {
                 const int64_t line = at / row.columns, column = at % row.columns;
                 const uint64_t first = static_cast<uint64_t>(row.first + line * row.step + column);
-                const uint64_t range = n_signs || n_random ? kPiece : kRange;
+                const uint64_t range = signs || !pass.rounding.empty() ? kPiece : kRange;
                 const uint64_t count = std::min<uint64_t>(std::min(end - at, row.columns - column), range - first % range);
                 const uint32_t high = static_cast<uint32_t>(first / kRange), keep_threshold = static_cast<uint32_t>(row.keep_threshold);
                 const bool masked = keep_threshold != kKeepAll;
                 const Mask mask{masked ? own.masks.at(high) : nullptr, keep_threshold};
-                // Blocks that round serve eight elements, blocks of signs 128, not four.
-                const Schedule* const schedules = own.keys.at(n_signs ? high >> 5 : high);
-                const Schedule* const rounding = own.rounding.at(high >> 1);
-                const uint64_t from = first & ~uint64_t{127}, n = first + count - from;
-                for (size_t k = 0; k < n_signs; ++k)
-                    isa.draw(&own.signs[k * kSigns], static_cast<uint32_t>(from >> 7), (n + 127) / 128, schedules[k]);
-                for (size_t s = 0; s < n_random; ++s)
-                    isa.draw(&own.random[s * kRandom], static_cast<uint32_t>(from >> 3), (n + 7) / 8, rounding[s]);
+                // Blocks of signs serve 128 elements, those that round eight, not four.
+                const Schedule* const schedules = own.keys.at(signs ? high >> 5 : high);
                 const Run run{first, count, schedules, pass.keys.size(), masked ? &mask : nullptr, decay,
-                              n_signs ? own.signs.data() : nullptr, n_random ? own.random.data() : nullptr};
+                              drawn<128>(isa, schedules, first, count, own.signs),
+                              drawn<8>(isa, own.rounding.at(high >> 1), first, count, own.random)};
                 const int64_t out = row.out + (line * row.out_pitch + column) * size_of(pass.out_storage);
                 const Place place{i, at, static_cast<size_t>(row.group), reinterpret_cast<void*>(out)};
                 with_storage(isa, pass.storage, row.address,
