@@ -67,6 +67,7 @@ OPTIMIZERS = {
     "MeZO q=2": partial(MeZO, q=2),
     "MeZO one-sided": partial(MeZO, q=2, estimator="one-sided"),
     "MeZO sparse": partial(MeZO, sparsity=0.3),
+    "MeZO signs": partial(MeZO, q=2, sparsity=0.3, noise="rademacher"),
     "MeZO blocks": block_by_block,
     "ZOConservative": ZOConservative,
     "ZOSign": ZOSign,
@@ -74,9 +75,11 @@ OPTIMIZERS = {
     "ZOMomentum": ZOMomentum,
     "ZOMomentum bfloat16": partial(ZOMomentum, state_dtype=torch.bfloat16),
     "ZOAdam": ZOAdam,
+    "ZOAdam signs": partial(ZOAdam, noise="rademacher"),
     "ZOAdam amsgrad bfloat16": partial(ZOAdam, amsgrad=True, state_dtype=torch.bfloat16),
     "MeZOSVRG copy": partial(SVRG, anchor="copy"),
     "MeZOSVRG replay": Replayed,
+    "MeZOSVRG signs": partial(Replayed, noise="rademacher"),
 }
 # And all others that are registered and take a closure and parameters.
 PLAIN = [cls for cls in optimizers().values() if not (cls.takes_model or cls.full_batch or cls.derivative)]

@@ -30,14 +30,16 @@ std::vector<zokern::Key> plain(const Keys& keys) {
     return out;
 }
 
-zokern::Pass pass(int storage, uintptr_t rows, size_t n_rows, const Keys& keys, size_t groups, uintptr_t decay, const Keys& rounding = {}) {
-    return {static_cast<zokern::Storage>(storage), at<zokern::Row>(rows), n_rows, plain(keys), plain(rounding), groups, at<float>(decay)};
+zokern::Pass pass(int storage, int out_storage, uintptr_t rows, size_t n_rows, const Keys& keys, const Keys& rounding, size_t groups,
+                  uintptr_t decay) {
+    return {static_cast<zokern::Storage>(storage), static_cast<zokern::Storage>(out_storage), at<zokern::Row>(rows), n_rows, plain(keys),
+            plain(rounding), groups, at<float>(decay)};
 }
 
-void add_noise_(int storage, uintptr_t rows, size_t n_rows, const Keys& keys, uintptr_t coefficients, size_t groups, uintptr_t decay,
-                int threads, const std::string& isa) {
+void add_noise_(int storage, uintptr_t rows, size_t n_rows, const Keys& keys, int out_storage, uintptr_t coefficients, size_t groups,
+                uintptr_t decay, const Keys& rounding, int threads, const std::string& isa) {
     const zokern::Isa& best = chosen(isa);
-    const zokern::Pass all = pass(storage, rows, n_rows, keys, groups, decay);
+    const zokern::Pass all = pass(storage, out_storage, rows, n_rows, keys, rounding, groups, decay);
     pybind11::gil_scoped_release release;
     zokern::add_noise(best, all, at<float>(coefficients), threads);
 }
@@ -45,18 +47,17 @@ void add_noise_(int storage, uintptr_t rows, size_t n_rows, const Keys& keys, ui
 void replay_(int storage, uintptr_t rows, size_t n_rows, const Keys& keys, uintptr_t instructions, size_t n_instructions,
              uintptr_t values, size_t groups, int threads, const std::string& isa) {
     const zokern::Isa& best = chosen(isa);
-    const zokern::Pass all = pass(storage, rows, n_rows, keys, groups, 0);
+    const zokern::Pass all = pass(storage, storage, rows, n_rows, keys, {}, groups, 0);
     pybind11::gil_scoped_release release;
     zokern::replay(best, all, at<uint8_t>(instructions), n_instructions, at<float>(values), threads);
 }
 
 void update_(int storage, uintptr_t rows, size_t n_rows, const Keys& keys, uintptr_t in_theta, uintptr_t in_g, size_t groups,
-             uintptr_t decay, int code, uintptr_t numbers, size_t n_numbers, uintptr_t state, size_t n_slots, bool at_random,
-             const Keys& rounding, int threads, const std::string& isa) {
+             uintptr_t decay, int code, uintptr_t numbers, size_t n_numbers, uintptr_t state, size_t n_slots, const Keys& rounding,
+             int threads, const std::string& isa) {
     const zokern::Isa& best = chosen(isa);
-    const zokern::Pass all = pass(storage, rows, n_rows, keys, groups, decay, rounding);
-    const zokern::Rule rule{code,      at<float>(in_theta), at<float>(in_g), at<float>(numbers),
-                            n_numbers, at<int64_t>(state),  n_slots,         at_random};
+    const zokern::Pass all = pass(storage, storage, rows, n_rows, keys, rounding, groups, decay);
+    const zokern::Rule rule{code, at<float>(in_theta), at<float>(in_g), at<float>(numbers), n_numbers, at<int64_t>(state), n_slots};
     pybind11::gil_scoped_release release;
     zokern::update(best, all, rule, threads);
 }

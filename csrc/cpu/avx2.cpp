@@ -27,6 +27,8 @@ ZK_HD Floats all_floats(float x) { return _mm256_set1_ps(x); }
 ZK_HD Floats as_floats(const Integers& x) { return _mm256_castsi256_ps(x); }
 ZK_HD Integers as_integers(const Floats& x) { return _mm256_castps_si256(x); }
 ZK_HD Floats to_floats(const Integers& x) { return _mm256_cvtepi32_ps(x); }
+ZK_HD Integers to_integers(const Floats& x) { return _mm256_cvttps_epi32(x); }  // towards 0
+ZK_HD Integers numbers() { return _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7); }
 
 ZK_HD Integers mul(const Integers& a, const Integers& b) { return _mm256_mul_epu32(a, b); }
 ZK_HD Integers first_product(const Integers& counters) { return mul(counters, all(kMultiplier0)); }
@@ -46,13 +48,15 @@ ZK_HD Floats even_lanes(const Floats& a, const Floats& b) { return _mm256_shuffl
 ZK_HD Floats odd_lanes(const Floats& a, const Floats& b) { return _mm256_shuffle_ps(a, b, 0xDD); }
 
 ZK_HD Integers add(const Integers& a, const Integers& b) { return _mm256_add_epi32(a, b); }
+ZK_HD Integers min(const Integers& a, const Integers& b) { return _mm256_min_epu32(a, b); }
 ZK_HD Integers add64(const Integers& a, const Integers& b) { return _mm256_add_epi64(a, b); }
 ZK_HD Integers shift_left(const Integers& a, int n) { return _mm256_slli_epi32(a, n); }
+ZK_HD Integers shift_left(const Integers& a, const Integers& n) { return _mm256_sllv_epi32(a, n); }
 ZK_HD Integers shift_right(const Integers& a, int n) { return _mm256_srli_epi32(a, n); }
 ZK_HD Integers rsqrt_guess(const Integers& y, const Integers& sign) {
     return _mm256_sub_epi32(all(0x5F200000), shift_right(y, 1)) ^ shift_left(sign, 31);
 }
-ZK_HD Integers with_exponent_of_one(const Integers& a) { return (a & all(0x007FFFFF)) | all(0x3F800000); }
+ZK_HD Integers and_or(const Integers& a, const Integers& b, const Integers& c) { return (a & b) | c; }
 
 ZK_HD Floats sqrt(const Floats& a) { return _mm256_sqrt_ps(a); }
 ZK_HD Floats fma(const Floats& a, const Floats& b, const Floats& c) { return _mm256_fmadd_ps(a, b, c); }
@@ -74,15 +78,21 @@ ZK_HD Integers upper_halves(const Integers& even, const Integers& odd) { return 
 ZK_HD Integers load_integers(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }
 ZK_HD void store(void* p, const Integers& x) { _mm256_storeu_si256(static_cast<__m256i*>(p), x); }
 ZK_HD Integers load(const uint16_t* p) { return _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))); }
-ZK_HD void store_upper(uint16_t* p, const Integers& x) {
-    const Integers upper = shift_right(x, 16);
-    const __m128i both = _mm_packus_epi32(_mm256_castsi256_si128(upper), _mm256_extracti128_si256(upper, 1));
+ZK_HD Integers broadcast(const void* p) {
+    uint32_t word;
+    std::memcpy(&word, p, sizeof word);
+    return all(word);
+}
+/// The lower halves, where the upper ones are 0.
+ZK_HD void store_halves(uint16_t* p, const Integers& x) {
+    const __m128i both = _mm_packus_epi32(_mm256_castsi256_si128(x), _mm256_extracti128_si256(x, 1));
     _mm_storeu_si128(reinterpret_cast<__m128i*>(p), both);
 }
 ZK_HD Floats load(const float* p) { return _mm256_loadu_ps(p); }
 ZK_HD void store(float* p, const Floats& x) { _mm256_storeu_ps(p, x); }
 ZK_HD Floats widen(const __m128i& x) { return _mm256_cvtph_ps(x); }
 ZK_HD __m128i narrow(const Floats& x) { return _mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+ZK_HD Integers float16_bits(const Floats& x) { return _mm256_cvtepu16_epi32(narrow(x)); }
 ZK_HD Floats load(const float16* p) { return widen(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))); }
 ZK_HD void store(float16* p, const Floats& x) { _mm_storeu_si128(reinterpret_cast<__m128i*>(p), narrow(x)); }
 
@@ -93,7 +103,7 @@ ZK_HD void store(float16* p, const Floats& x) { _mm_storeu_si128(reinterpret_cas
 #include "kernels.hpp"
 
 namespace zokern {
-constexpr Isa avx2{"avx2", kernels<float>(), kernels<bfloat16>(), kernels<float16>()};
+constexpr Isa avx2 = isa("avx2");
 }  // namespace zokern
 
 #ifdef __clang__

@@ -22,6 +22,14 @@ struct Mask {
     uint32_t keep_threshold;
 };
 
+// Signs, and what rounds at random, are drawn ahead, for at most so many elements: those of a piece share first / kPiece. A block gives 128
+// signs or rounds 8 elements. A draw writes up to kSpare blocks more than it was asked for.
+constexpr size_t kPiece = 4096, kSpare = 64;
+constexpr size_t kSigns = 8 * (kPiece / 128 + kSpare), kRandom = 8 * (kPiece / 8 + kSpare);  // in halves of words
+
+/// Blocks block, block + 1, ... in memory. `block` is the low word of the counter.
+using Draw = void (*)(uint16_t* to, uint32_t block, size_t n_blocks, const Schedule& schedule);
+
 /// Elements first..first+count-1 of a tensor, whose blocks share the high word of their counter, and what their noise is made of.
 struct Run {
     uint64_t first;
@@ -30,11 +38,14 @@ struct Run {
     size_t n_keys;
     const Mask* mask;    // nullptr: all is kept
     const float* decay;  // nullptr: none
+    // What was drawn for a piece, from element first & ~127 on.
+    const uint16_t* signs;   // kSigns a key, one bit an element; nullptr: the noise is normals
+    const uint16_t* random;  // kRandom a tensor that is rounded at random, one half an element; nullptr: all is rounded to nearest
 };
 
-/// theta[0..run.count) <- decay * theta + sum_k coefficients[k] z(key_k)
+/// out[0..run.count) <- decay * theta + sum_k coefficients[k] z(key_k)
 template <class T>
-using AddNoise = void (*)(T* theta, const Run& run, const float* coefficients);
+using AddNoise = void (*)(const T* theta, void* out, const Run& run, const float* coefficients);
 
 /// Passes for one run; the keys are in the order in which they are used.
 struct Passes {
@@ -50,24 +61,24 @@ using Replay = void (*)(T* theta, const Run& run, const Passes& passes);
 struct Step {
     const float *in_theta, *in_g;  // one a key
     const float* numbers;          // the rule's
-    const Schedule* rounding;      // one a slot, where the state is in bfloat16
 };
 
 /// state[s] + i goes with theta + i.
 template <class T>
 using Update = void (*)(T* theta, void* const* state, const Run& run, const Step& step);
 
-constexpr int kRules = 4, kSlots = 3;  // so many rules; the most slots that one has
+constexpr int kStorages = 3, kRules = 4, kSlots = 3;  // so many of Storage, of rules; the most slots that one has
 
 template <class T>
 struct Kernels {
-    AddNoise<T> add_noise[2];     // all kept, masked
-    Replay<T> replay[2];          // likewise
-    Update<T> update[kRules][2];  // state in float32, in bfloat16
+    AddNoise<T> add_noise[kStorages][2][2];  // by what is written; normals, signs; all kept, masked
+    Replay<T> replay[2][2];                  // likewise
+    Update<T> update[kRules][2];             // state in float32, in bfloat16
 };
 
 struct Isa {
     const char* name;
+    Draw draw;
     Kernels<float> float32;
     Kernels<zokern::bfloat16> bfloat16;
     Kernels<zokern::float16> float16;

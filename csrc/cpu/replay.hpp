@@ -7,36 +7,42 @@
 namespace zokern {
 namespace {
 
-/// Theta is taken apart into the order in which noise comes, and put together again at the end, so that no noise need be arranged.
-template <bool masked, class T>
-__attribute__((noinline)) void replay_tile(T* theta, const Product& products, const Run& run, const Passes& passes) {
-    const Pair x = apart<T>(load_tile(theta));
-    Float even = x.lo, odd = x.hi;
-    Normals<Float> z{even, odd};  // anything: the first instruction that needs noise makes it
-    Opening<Word> opened = opening<Word>(products, 0);
+/// For normals theta is taken apart into the order in which they come, and put together again at the end, so that none need be arranged.
+template <bool signs, bool masked, class T>
+__attribute__((noinline)) void replay_tile(const T* theta, T* out, const Tile& tile, const Run& run, const Passes& passes) {
+    Pair x = load_tile(theta);
+    if (!signs) x = apart<T>(x);
+    Pair z = x;  // anything: the first instruction that needs noise makes it
+    Opening<Word> opened = opening<Word>(tile.products, 0);
     const float* value = passes.values;
     size_t key = 0;
     const uint8_t* const end = passes.instructions + passes.n_instructions;
     for (const uint8_t* instruction = passes.instructions; instruction != end; ++instruction, ++value) {
         if (*instruction & kNextKey) {
-            const Schedule& s = run.schedules[key];
-            if (s.round0_word2 != opened.round0_word2) opened = opening<Word>(products, s.round0_word2);
-            z = normals<masked>(opened, s, products, run.mask, key);
+            if (signs) {
+                z = noise<T, true, masked>(tile, run, key);
+            } else {
+                const Schedule& s = run.schedules[key];
+                if (s.round0_word2 != opened.round0_word2) opened = opening<Word>(tile.products, s.round0_word2);
+                const Normals<Float> made = normals<masked>(opened, s, tile.products, run.mask, key);
+                z = {made.even, made.odd};
+            }
             ++key;
         }
         const Float v = splat<Float>(*value);
         if (*instruction & kDecay)
-            even = v * even, odd = v * odd;
+            x = {v * x.lo, v * x.hi};
         else
-            even = fma(v, z.even, even), odd = fma(v, z.odd, odd);
-        if (*instruction & kRound) even = rounded(even, T()), odd = rounded(odd, T());
+            x = {fma(v, z.lo, x.lo), fma(v, z.hi, x.hi)};
+        if (*instruction & kRound) x = {rounded(x.lo, T()), rounded(x.hi, T())};
     }
-    store_tile(theta, arrange<T>(even, odd));
+    store_tile<T>(out, signs ? x : arrange<T>(x.lo, x.hi));
 }
 
-template <class T, bool masked>
+template <class T, bool signs, bool masked>
 void replay(T* theta, const Run& run, const Passes& passes) {
-    in_tiles(theta, run.first, run.count, [&](T* tile, const Product& products) { replay_tile<masked>(tile, products, run, passes); });
+    over_tiles(static_cast<const T*>(theta), theta, run,
+               [&](const T* from, T* to, const Tile& tile) { replay_tile<signs, masked>(from, to, tile, run, passes); });
 }
 
 }  // namespace

@@ -70,6 +70,7 @@ ZK_HD Float kept(Float z, Bits word, uint32_t keep_threshold) {
     return {word.r[0] <= keep_threshold ? z.r[0] : 0, word.r[1] <= keep_threshold ? z.r[1] : 0};
 }
 ZK_HD Float fma(Float a, Float b, Float c) { return {std::fma(a.r[0], b.r[0], c.r[0]), std::fma(a.r[1], b.r[1], c.r[1])}; }
+ZK_HD void add(Float c, const Pair& z, Pair& x, int) { x = {fma(c, z.lo, x.lo), fma(c, z.hi, x.hi)}; }
 template <class>
 ZK_HD Float splat(uint32_t bits) {
     return {cast<float>(bits), cast<float>(bits)};
@@ -118,24 +119,40 @@ template <class T>
 ZK_HD void load(const T* p, Pair& x, int) {
     x = {{widen(p[0]), widen(p[1])}, {widen(p[2]), widen(p[3])}};
 }
-template <class T>
-ZK_HD void store(T* p, const Pair& x, int) {
-    narrow(x.lo.r[0], p[0]), narrow(x.lo.r[1], p[1]), narrow(x.hi.r[0], p[2]), narrow(x.hi.r[1], p[3]);
+// With r, 16 random bits: rounded up with the probability that keeps the mean.
+ZK_HD void narrow(float x, bfloat16& y, uint16_t r) {
+    const uint32_t u = cast<uint32_t>(x);
+    y.bits = static_cast<uint16_t>((x != x ? u | 0x00400000 : u + r) >> 16);
+}
+ZK_HD void narrow(float x, float16& y, uint16_t r) {
+    narrow(x, y);
+    if ((y.bits & 0x7C00) == 0x7C00) return;  // infinite where the nearest is
+    const uint32_t u = cast<uint32_t>(x), magnitude = u & 0x7FFFFFFF;
+    uint32_t rest = static_cast<uint32_t>(-(112 << 10)) + ((magnitude + (r >> 3)) >> 13);  // exponents are off by 112
+    if (rest > 0x7BFF) rest = 0x7BFF;
+    if (magnitude < 0x38800000) rest = (static_cast<uint32_t>(cast<float>(magnitude) * 0x1p40f) + r) >> 16;  // in steps of 2^-24
+    y.bits = static_cast<uint16_t>(u >> 31 << 15 | rest);
+}
+
+template <class T, class Out, class... Random>
+ZK_HD void store(Out* p, const Pair& x, int, const Random*... random) {
+    narrow(x.lo.r[0], p[0], random[0]...), narrow(x.lo.r[1], p[1], random[1]...);
+    narrow(x.hi.r[0], p[2], random[2]...), narrow(x.hi.r[1], p[3], random[3]...);
+}
+
+template <class>
+ZK_HD Pair drawn_signs(const uint16_t* bits, size_t at) {
+    const auto sign = [&](size_t i) { return bits[(at + i) / 16] >> (at + i) % 16 & 1 ? -1.0f : 1.0f; };
+    return {{sign(0), sign(1)}, {sign(2), sign(3)}};
 }
 
 template <class T>
 ZK_HD Float take(const T* p) {
     return {widen(p[0]), widen(p[1])};
 }
-template <class T>
-ZK_HD void put(T* p, Float x) {
-    narrow(x.r[0], p[0]), narrow(x.r[1], p[1]);
-}
-ZK_HD void put(bfloat16* p, Float x, const uint16_t* random) {
-    for (int i = 0; i < kLanes; ++i) {
-        const uint32_t u = cast<uint32_t>(x.r[i]);
-        p[i].bits = static_cast<uint16_t>((x.r[i] != x.r[i] ? u | 0x00400000 : u + random[i]) >> 16);
-    }
+template <class T, class... Random>
+ZK_HD void put(T* p, Float x, const Random*... random) {
+    narrow(x.r[0], p[0], random[0]...), narrow(x.r[1], p[1], random[1]...);
 }
 ZK_HD void put(uint16_t* p, Bits w02, Bits w13) {
     const uint32_t words[] = {w02.r[0], w13.r[0], w02.r[1], w13.r[1]};
@@ -148,5 +165,5 @@ ZK_HD void put(uint16_t* p, Bits w02, Bits w13) {
 #include "kernels.hpp"
 
 namespace zokern {
-constexpr Isa scalar{"scalar", kernels<float>(), kernels<bfloat16>(), kernels<float16>()};
+constexpr Isa scalar = isa("scalar");
 }  // namespace zokern

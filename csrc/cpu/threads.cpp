@@ -24,7 +24,7 @@ constexpr int64_t kWorthAThread = 1 << 15;
 constexpr int64_t kGrain = 1 << 10;
 // Threads take part after part of a run of passes, so many for each thread.
 constexpr int64_t kKeysAPart = 4, kMostParts = 16;
-constexpr uint32_t kMaskPurpose = 2;
+constexpr uint32_t kMaskPurpose = 2, kSignsPurpose = 4, kAnchorSignsPurpose = 5;
 // Elements that share the high word of their counter: 2^32 blocks of four.
 constexpr uint64_t kRange = uint64_t{1} << 34;
 
@@ -92,6 +92,12 @@ std::vector<Key> mask_keys(std::vector<Key> keys) {
     return keys;
 }
 
+/// The noise of a pass is all of one kind.
+bool are_signs(const std::vector<Key>& keys) {
+    const uint32_t purpose = keys.empty() ? 0 : keys[0].stream >> 24;
+    return purpose == kSignsPurpose || purpose == kAnchorSignsPurpose;
+}
+
 /// body(kernels of the storage type, the elements at an address)
 template <class Body>
 void with_storage(const Isa& isa, Storage storage, int64_t address, const Body& body) {
@@ -101,32 +107,38 @@ void with_storage(const Isa& isa, Storage storage, int64_t address, const Body& 
         case Storage::float16: return body(isa.float16, reinterpret_cast<float16*>(address));
     }
 }
+int64_t size_of(Storage storage) { return storage == Storage::float32 ? 4 : 2; }
 
-/// Where a run is: its row, its first element there, the row's coefficient group; and what rounds its state, one schedule a slot.
+/// Where a run is: its row, its first element there, the row's coefficient group, and where it is written.
 struct Place {
     size_t row;
     int64_t begin;
     size_t group;
-    const Schedule* rounding;
+    void* out;
 };
 
 /// Parts the elements of all rows among threads: on_run(kernels of the storage type, theta, the run that begins there, its place) for runs
-/// that share the high word of their counter, first >> 34. All memory is taken here, before anything moves: an exception may not leave a
-/// thread.
+/// of one line that share the high word of their counter, first >> 34; and of one piece, where something is drawn ahead. All memory is taken
+/// here, before anything moves: an exception may not leave a thread.
 template <class OnRun>
 void in_parallel(const Isa& isa, const Pass& pass, int max_threads, const OnRun& on_run) {
     const Row* const rows = pass.rows;
     const size_t n_rows = pass.n_rows;
     std::vector<int64_t> starts(n_rows + 1, 0);  // in grains
-    for (size_t i = 0; i < n_rows; ++i) starts[i + 1] = starts[i] + (rows[i].count + kGrain - 1) / kGrain;
+    for (size_t i = 0; i < n_rows; ++i) starts[i + 1] = starts[i] + (rows[i].numel + kGrain - 1) / kGrain;
     const int64_t grains = starts.back(), keys = static_cast<int64_t>(std::max<size_t>(pass.keys.size(), 1));
     const int most = alone ? 1 : std::max(max_threads, 1);
     const int threads = static_cast<int>(std::clamp<int64_t>(grains * kGrain * keys / kWorthAThread, 1, most));
     // Cores are not equally fast. With few keys, though, memory is what counts, and a thread keeps to its own.
     const int64_t parts = threads == 1 ? 1 : threads * std::clamp<int64_t>(keys / kKeysAPart, 1, kMostParts);
-    struct Worker { Schedules keys, masks, rounding; };
+    struct Worker {
+        Schedules keys, masks, rounding;
+        std::vector<uint16_t> signs, random;
+    };
     const std::vector<Key> masks = mask_keys(pass.keys);
-    std::vector<Worker> workers(threads, {Schedules(pass.keys), Schedules(masks), Schedules(pass.rounding)});
+    const size_t n_signs = are_signs(pass.keys) ? pass.keys.size() : 0, n_random = pass.rounding.size();
+    std::vector<Worker> workers(threads, {Schedules(pass.keys), Schedules(masks), Schedules(pass.rounding),
+                                          std::vector<uint16_t>(n_signs * kSigns), std::vector<uint16_t>(n_random * kRandom)});
 
     std::atomic<int64_t> taken{0};
     const auto take_part = [&](int thread, int team) noexcept {
@@ -136,16 +148,27 @@ void in_parallel(const Isa& isa, const Pass& pass, int max_threads, const OnRun&
             const Row& row = rows[i];
             const float* const decay = pass.decay ? pass.decay + row.group : nullptr;
             while (at < end) {
-                const uint64_t first = static_cast<uint64_t>(row.first + at);
-                const uint64_t count = std::min<uint64_t>(end - at, kRange - first % kRange);
+                const int64_t line = at / row.columns, column = at % row.columns;
+                const uint64_t first = static_cast<uint64_t>(row.first + line * row.step + column);
+                const uint64_t range = n_signs || n_random ? kPiece : kRange;
+                const uint64_t count = std::min<uint64_t>(std::min(end - at, row.columns - column), range - first % range);
                 const uint32_t high = static_cast<uint32_t>(first / kRange), keep_threshold = static_cast<uint32_t>(row.keep_threshold);
                 const bool masked = keep_threshold != kKeepAll;
                 const Mask mask{masked ? own.masks.at(high) : nullptr, keep_threshold};
-                const Run run{first, count, own.keys.at(high), pass.keys.size(), masked ? &mask : nullptr, decay};
-                // Blocks that round serve eight elements, not four.
-                const Place place{i, at, static_cast<size_t>(row.group), own.rounding.at(high >> 1)};
+                // Blocks that round serve eight elements, blocks of signs 128, not four.
+                const Schedule* const schedules = own.keys.at(n_signs ? high >> 5 : high);
+                const Schedule* const rounding = own.rounding.at(high >> 1);
+                const uint64_t from = first & ~uint64_t{127}, n = first + count - from;
+                for (size_t k = 0; k < n_signs; ++k)
+                    isa.draw(&own.signs[k * kSigns], static_cast<uint32_t>(from >> 7), (n + 127) / 128, schedules[k]);
+                for (size_t s = 0; s < n_random; ++s)
+                    isa.draw(&own.random[s * kRandom], static_cast<uint32_t>(from >> 3), (n + 7) / 8, rounding[s]);
+                const Run run{first, count, schedules, pass.keys.size(), masked ? &mask : nullptr, decay,
+                              n_signs ? own.signs.data() : nullptr, n_random ? own.random.data() : nullptr};
+                const int64_t out = row.out + (line * row.out_pitch + column) * size_of(pass.out_storage);
+                const Place place{i, at, static_cast<size_t>(row.group), reinterpret_cast<void*>(out)};
                 with_storage(isa, pass.storage, row.address,
-                             [&](const auto& kernels, auto* theta) { on_run(kernels, theta + at, run, place); });
+                             [&](const auto& kernels, auto* theta) { on_run(kernels, theta + line * row.pitch + column, run, place); });
                 at += count;
             }
         };
@@ -154,7 +177,7 @@ void in_parallel(const Isa& isa, const Pass& pass, int max_threads, const OnRun&
             const int64_t begin = grains * part / parts, end = grains * (part + 1) / parts;
             size_t i = std::upper_bound(starts.begin(), starts.end(), begin) - starts.begin() - 1;
             for (; i < n_rows && starts[i] < end; ++i)
-                in_row(i, std::max<int64_t>(begin - starts[i], 0) * kGrain, std::min((end - starts[i]) * kGrain, rows[i].count));
+                in_row(i, std::max<int64_t>(begin - starts[i], 0) * kGrain, std::min((end - starts[i]) * kGrain, rows[i].numel));
         }
     };
 #ifdef _OPENMP
@@ -187,7 +210,8 @@ void add_noise(const Isa& isa, const Pass& pass, const float* coefficients, int 
     const size_t n_keys = pass.keys.size();
     const std::vector<float> turned = by_group(coefficients, n_keys, pass.groups);
     in_parallel(isa, pass, max_threads, [&](const auto& kernels, auto* theta, const Run& run, const Place& place) {
-        kernels.add_noise[run.mask != nullptr](theta, run, turned.data() + place.group * n_keys);
+        const auto& kinds = kernels.add_noise[static_cast<int>(pass.out_storage)];
+        kinds[run.signs != nullptr][run.mask != nullptr](theta, place.out, run, turned.data() + place.group * n_keys);
     });
 }
 
@@ -196,12 +220,14 @@ void replay(const Isa& isa, const Pass& pass, const uint8_t* instructions, size_
     for (float& value : turned)
         if (value != value) value = std::numeric_limits<float>::quiet_NaN();
     in_parallel(isa, pass, max_threads, [&](const auto& kernels, auto* theta, const Run& run, const Place& place) {
-        kernels.replay[run.mask != nullptr](theta, run, {instructions, n_instructions, turned.data() + place.group * n_instructions});
+        const auto& kinds = kernels.replay[run.signs != nullptr];
+        kinds[run.mask != nullptr](theta, run, {instructions, n_instructions, turned.data() + place.group * n_instructions});
     });
 }
 
 void update(const Isa& isa, const Pass& pass, const Rule& rule, int max_threads) {
-    const size_t n_keys = pass.keys.size(), state_size = rule.at_random ? sizeof(bfloat16) : sizeof(float);
+    const bool at_random = !pass.rounding.empty();
+    const size_t n_keys = pass.keys.size(), state_size = at_random ? sizeof(bfloat16) : sizeof(float);
     const std::vector<float> in_theta = by_group(rule.in_theta, n_keys, pass.groups), in_g = by_group(rule.in_g, n_keys, pass.groups),
                              numbers = by_group(rule.numbers, rule.n_numbers, pass.groups);
     in_parallel(isa, pass, max_threads, [&](const auto& kernels, auto* theta, const Run& run, const Place& place) {
@@ -209,8 +235,8 @@ void update(const Isa& isa, const Pass& pass, const Rule& rule, int max_threads)
         for (size_t s = 0; s < rule.n_slots; ++s)
             state[s] = reinterpret_cast<char*>(rule.state[place.row * rule.n_slots + s]) + place.begin * state_size;
         const Step step{in_theta.data() + place.group * n_keys, in_g.data() + place.group * n_keys,
-                        numbers.data() + place.group * rule.n_numbers, place.rounding};
-        kernels.update[rule.code][rule.at_random](theta, state, run, step);
+                        numbers.data() + place.group * rule.n_numbers};
+        kernels.update[rule.code][at_random](theta, state, run, step);
     });
 }
 

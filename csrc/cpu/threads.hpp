@@ -7,18 +7,19 @@
 
 namespace zokern {
 
-/// One tensor: `count` contiguous elements, of which the first has index `first` in the layout. Its noise is kept where the mask's
-/// word is at most `keep_threshold`.
+/// One tensor: `numel` elements in lines of `columns`. Element c of line r is r * pitch + c elements after `address`, is written
+/// r * out_pitch + c after `out`, and has index first + r * step + c in the layout. Its noise is kept where the mask's word is at most
+/// `keep_threshold`.
 struct Row {
-    int64_t address, count, first, group, keep_threshold;
+    int64_t address, pitch, out, out_pitch, numel, columns, first, step, group, keep_threshold;
 };
 
 /// What every pass is given.
 struct Pass {
-    Storage storage;
+    Storage storage, out_storage;  // of what is read, of what is written
     const Row* rows;
     size_t n_rows;
-    std::vector<Key> keys, rounding;  // rounding: of an update of bfloat16 state, one a slot
+    std::vector<Key> keys, rounding;  // rounding: what is stored at random in 16 bits; one for weights, or one a slot of an update
     size_t groups;
     const float* decay;  // [groups] or nullptr
 };
@@ -32,19 +33,18 @@ struct Rule {
     size_t n_numbers;
     const int64_t* state;  // addresses [rows][n_slots]
     size_t n_slots;
-    bool at_random;  // the state is in bfloat16
 };
 
 /// The instruction set of this name; for "" the best one here. nullptr where the processor has no such.
 const Isa* find_isa(const char* name);
 
-/// theta <- decay * theta + sum_k c_k z(key_k). coefficients is [keys][groups].
+/// out <- decay * theta + sum_k c_k z(key_k). coefficients is [keys][groups].
 void add_noise(const Isa& isa, const Pass& pass, const float* coefficients, int max_threads);
 
 /// Passes in one read and one write: instruction i, bits of Instruction, has the values[i][groups]; keys are in the order of their use.
 void replay(const Isa& isa, const Pass& pass, const uint8_t* instructions, size_t n_instructions, const float* values, int max_threads);
 
-/// x = decay * theta + sum_k a_k z(key_k);  g = sum_k b_k z(key_k);  and the rule.
+/// x = decay * theta + sum_k a_k z(key_k);  g = sum_k b_k z(key_k);  and the rule. The state is in bfloat16 where it is rounded at random.
 void update(const Isa& isa, const Pass& pass, const Rule& rule, int max_threads);
 
 }  // namespace zokern

@@ -5,7 +5,7 @@
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
 
-#include "normals.hpp"
+#include "noise.hpp"
 
 namespace zokern {
 

@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from add_noise_cases import DTYPES, KEY, add_noise_, assert_same_bits, expected, weights
+from add_noise_cases import DTYPES, KEY, STORED, add_noise_, assert_same_bits, check_add_noise, expected, weights
 from counted_kernels import count
-from replay_cases import RUNS, check_replay
-from update_cases import DENSE, KINDS, MIXED, POSITIONS, Piece, check_update, keys_of
+from replay_cases import RUNS, check_replay, of_signs
+from update_cases import DENSE, KINDS, LINES, MASKED_LINES, MIXED, POSITIONS, Piece, check_update, keys_of
 
 import zokern
 from zokern import NoiseKey
@@ -44,32 +44,35 @@ def library(tmp_path_factory):
 class OnHost:
     """zokern._cuda, but for host memory."""
 
-    unrolled, carried, tile = 2, 8, BLOCK
+    carried, tile = 8, BLOCK
 
     def __init__(self, library):
         self.library = library
 
-    def add_noise_(self, *arguments):
-        call(self.library.add_noise, arguments[:-2])
+    def add_noise_(self, common, stored, coefficients, decay, rounding):
+        few = [*coefficients, decay is not None, *(decay or (0, [0.0])), rounding is not None, [rounding or (0, 0, 0)]]
+        call(self.library.add_noise, *common[:-2], stored, *few)
 
-    def replay_(self, *arguments):
-        call(self.library.replay, arguments[:-2])
+    def replay_(self, common, *more):
+        call(self.library.replay, *common[:-2], *more)
 
-    def update_(self, *arguments):
-        call(self.library.update, arguments[:-2])
+    def update_(self, common, *more):
+        call(self.library.update, *common[:-2], *more)
 
 
-def call(function, arguments):
-    """Keys become arrays, addresses pointers; device and stream are left out."""
-    converted = []
+def call(function, *arguments):
+    """Keys and numbers become arrays of eight, addresses pointers."""
+    arrays = []
     for value in arguments:
         if isinstance(value, list):
-            words = [(seed & 0xFFFFFFFF, seed >> 32, step, stream) for seed, step, stream in value]
-            value = np.array(words + [(0,) * 4] * (8 - len(words)), dtype=np.uint32)
-            converted.append(value.ctypes.data_as(ctypes.c_void_p))
-        else:
-            converted.append(ctypes.c_void_p(value) if value > 2**32 else value if value else ctypes.c_void_p(0))
-    function(*converted)
+            keys = bool(value) and isinstance(value[0], tuple)
+            rows = [(seed & 0xFFFFFFFF, seed >> 32, step, stream) for seed, step, stream in value] if keys else value
+            array = np.zeros((8, 4), np.uint32) if keys else np.zeros(32, np.float32)
+            array[: len(rows)] = rows
+            arrays.append(array)
+            value = array.ctypes.data
+        arrays.append(ctypes.c_void_p(value) if value > 2**32 else value if value else ctypes.c_void_p(0))
+    function(*(argument for argument in arrays if not isinstance(argument, np.ndarray)))
 
 
 @pytest.fixture
@@ -198,6 +201,55 @@ def test_a_clock_advances_masks_and_rounding_of_an_update(backend, pieces, n):
         check_update(backend.update_, "adam", torch.bfloat16, torch.bfloat16, pieces, keys_of(n), later=90)
 
 
+TILES = [Piece(4096 + 1029, 4096, 1), Piece(1100, 2**35 - 1024, 2), Piece(4096 + 8, 2**20 + 64)]
+ELSEWHERE = [LINES, MASKED_LINES, [piece for pieces in POSITIONS.values() for piece in pieces]]
+
+
+@pytest.mark.parametrize("at_random", [False, True], ids=["nearest", "stochastic"])
+@pytest.mark.parametrize("signs", [False, True], ids=["normals", "signs"])
+@pytest.mark.parametrize("dtype, stored", STORED, ids=str)
+def test_two_addresses(backend, dtype, stored, signs, at_random):
+    """In place and elsewhere, of all kinds of noise and of rounding, wherever the elements lie."""
+    for n, decay in ((0, False), (1, False), (1, True), (2, False), (3, True)):
+        check_add_noise(backend.add_noise_, dtype, stored, TILES, keys_of(n, signs), decay, at_random)
+    for pieces in ELSEWHERE:
+        check_add_noise(backend.add_noise_, dtype, stored, pieces, keys_of(1, signs), False, at_random)
+    check_add_noise(backend.add_noise_, dtype, stored, MASKED_LINES, keys_of(3, signs), True, at_random)
+
+
+@pytest.mark.parametrize("signs", [False, True], ids=["normals", "signs"])
+@pytest.mark.parametrize("n", [1, 2, 9])
+def test_numbers_in_the_memory_of_a_device(backend, monkeypatch, n, signs):
+    """A backend cannot tell host memory from the emulated device's: it is told that it knows no number."""
+    monkeypatch.setattr(backend, "_few", lambda values: False)
+    for pieces in (TILES, LINES):
+        check_add_noise(backend.add_noise_, torch.bfloat16, None, pieces, keys_of(n, signs), decay=n != 2)
+
+
+@pytest.mark.parametrize("pieces", [TILES, LINES, MASKED_LINES], ids=["tiles", "lines", "masked lines"])
+@pytest.mark.parametrize("signs", [False, True], ids=["normals", "signs"])
+def test_a_clock_advances_every_kind_of_noise(backend, pieces, signs):
+    with backend.clock(torch.tensor(90, dtype=torch.int32)):
+        for n in (1, 2, 3):
+            check_add_noise(backend.add_noise_, torch.float32, torch.bfloat16, pieces, keys_of(n, signs), True, True, later=90)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_a_run_of_passes_of_signs_and_over_lines(backend, dtype):
+    for pieces in (TILES, *ELSEWHERE):
+        check_replay(backend.replay_, dtype, pieces, of_signs(RUNS["a step"]))
+    check_replay(backend.replay_, dtype, LINES, RUNS["a step"])
+    check_replay(backend.replay_, dtype, MASKED_LINES, RUNS["queries"])
+
+
+@pytest.mark.parametrize("rule, dtype, state", KINDS, ids=str)
+def test_update_of_signs_and_over_lines(backend, rule, dtype, state):
+    for pieces in (LINES, MASKED_LINES):
+        check_update(backend.update_, rule, dtype, state, pieces, keys_of(1))
+    for n in (1, 2):
+        check_update(backend.update_, rule, dtype, state, MIXED, keys_of(n, signs=True))
+
+
 def test_special_values_round_as_torch_rounds(backend):
     for dtype in DTYPES[1:]:
         theta = torch.tensor([float("inf"), float("-inf"), 0.0, -0.0, 3e-8, 65504.0, 1e-40, 2.0**-14]).to(dtype)
@@ -218,7 +270,7 @@ def test_the_module_imports_without_a_driver_and_says_what_is_missing():
     if not torch.cuda.is_available():
         assert "no NVIDIA GPU" in zokern.backends()["cuda"]
         with pytest.raises(RuntimeError, match="zokern's CUDA kernel could not be launched: .*(driver|device)"):
-            cuda._cuda.add_noise_(0, 0, 1, False, [(0, 0, 0)], 1, 0, 0, 1, 0, 0, 0, 0)
+            cuda._cuda.add_noise_((0, 0, 1, False, False, False, [(0, 0, 0)], 1, 0, 1, 0, 0, 0), 0, (0, [1.0]), None, None)
 
 
 # The most instructions an element in the loop over whole tiles. Measured with nvcc 13.0: 29.4, 28.2, 56.5, 55.3; sm_80 56.1, 54.9.

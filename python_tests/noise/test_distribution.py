@@ -1,11 +1,18 @@
 """Whether it is N(0, 1) and independent. Every test has a false-alarm rate below 1e-6 per key; the keys are fixed, so a red test
 means that the noise changed, not that luck ran out."""
 
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 from scipy import stats
 
 from zokern import NoiseKey, ops
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # bench is no part of the installed package
+
+from bench import randomness  # noqa: E402
 
 N = 1 << 22
 SIGMAS = 5  # two-sided 5.7e-7
@@ -54,3 +61,38 @@ def test_no_correlation_between_keys(other):
     a, b = (ops.make_noise(key, 0, N // 4).double().numpy() for key in (NoiseKey(0, 3), other))
     for f in (lambda x: x, lambda x: x**2 - 1):
         assert abs((f(a) * f(b)).mean()) < SIGMAS * f(a).std() * f(b).std() / np.sqrt(N // 4)
+
+
+FAMILIES = list(randomness.FAMILIES)
+KINDS = {"normals": 0, "signs": 4}
+
+
+def right(results):
+    for name, p, _ in results:
+        assert p > randomness.FAILURE, name
+
+
+def test_signs():
+    right(randomness.signs("signs", randomness.many_keys(4), 1 << 26))
+
+
+@pytest.mark.parametrize("what", FAMILIES)
+@pytest.mark.parametrize("kind", KINDS)
+def test_neighbouring_keys(what, kind):
+    """Sums of 1,000 of them, pairs that differ in one bit, and the first elements of many."""
+    right([randomness.sums(what, kind, KINDS[kind], 1 << 14), randomness.flips(what, kind, KINDS[kind], 1 << 14)])
+    if kind == "normals":
+        right(randomness.short_streams(what, 1 << 18))
+
+
+def test_words_change_when_one_bit_of_counter_or_key_does():
+    right(randomness.avalanche(1 << 11))
+
+
+@pytest.mark.parametrize("rounds, what", [(2, "seeds"), (4, "steps")])
+def test_too_few_rounds_are_seen(rounds, what, monkeypatch):
+    """With 2 rounds everything is wrong; with 4 words still do not change as they should."""
+    monkeypatch.setattr(randomness.reference.spec, "ROUNDS", rounds)
+    assert min(p for _, p, _ in randomness.avalanche(1 << 11)) < 1e-12
+    if rounds == 2:
+        assert min(p for _, p, _ in randomness.short_streams(what, 1 << 18)) < 1e-12

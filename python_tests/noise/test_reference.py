@@ -4,6 +4,7 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
+import torch
 
 from zokern import NoiseKey
 from zokern.noise import reference
@@ -24,9 +25,9 @@ def test_philox_gives_random123s_known_answers(counter, key, answer):
     assert tuple(int(w) for w in reference.philox(hexes(counter), hexes(key))) == hexes(answer)
 
 
-def test_normal_gives_the_golden_vectors(golden):
+def test_noise_gives_the_golden_vectors(golden):
     for (seed, step, stream, first), bits in golden:
-        z = reference.normal(NoiseKey(seed, step, stream), first, len(bits))
+        z = reference.noise(NoiseKey(seed, step, stream), first, len(bits))
         np.testing.assert_array_equal(z.view(np.uint32), bits)
 
 
@@ -71,16 +72,48 @@ def test_mask_keeps_what_it_was_asked_to_keep():
     assert reference.mask(NoiseKey(3), 1.0, 0, n).all()
 
 
-def test_stochastic_rounding_keeps_the_mean():
-    key, n = NoiseKey(5, 0, 3 << 24), 1 << 16
-    x = np.full(n, 1 + 0.3 * 2**-7, np.float32)  # three tenths of the way between two bfloat16
-    bits = reference.round_stochastic(x, key, 3)
-    assert set(bits) == {0x3F80, 0x3F81}
-    assert abs((bits == 0x3F81).mean() - 0.3) < 5 * np.sqrt(0.21 / n)
-    np.testing.assert_array_equal(bits[40:90], reference.round_stochastic(x[40:90], key, 43))
-    special = np.array([np.inf, -np.inf, np.nan, 0, -0.0], np.float32)
-    inf, minus, nan, zero, minus_zero = reference.round_stochastic(special, key, 0)
+ROUNDING = NoiseKey(5, 0, 3 << 24)
+
+
+def test_random_halves_do_not_depend_on_the_range_they_are_asked_in():
+    whole = reference.random_halves(ROUNDING, 0, 4200)
+    assert whole.max() < 1 << 16
+    for first, count in ((0, 0), (3, 1), (7, 2), (40, 50), (4093, 100)):
+        np.testing.assert_array_equal(whole[first : first + count], reference.random_halves(ROUNDING, first, count))
+
+
+@pytest.mark.parametrize("scale", [1.0, 2.0**-20, -(2.0**-14), 3e4], ids="near 1, small, at the smallest normal, large".split(", "))
+@pytest.mark.parametrize("kind", ["bfloat16", "float16"])
+def test_stochastic_rounding_is_to_a_neighbour_and_keeps_the_mean(kind, scale):
+    """Of 65,536 equal numbers with every r once the share that is rounded up is the distance to the neighbour below, to r's resolution."""
+    to = {"bfloat16": torch.bfloat16, "float16": torch.float16}[kind]
+    every = torch.arange(-(1 << 15), 1 << 15).short().view(to).double()
+    every, r = every[every.isfinite()].unique(), np.arange(1 << 16, dtype=np.uint32)
+    for x in np.random.default_rng(0).uniform(0.6, 2.1, 40).astype(np.float32) * np.float32(scale):
+        bits = getattr(reference, f"stochastic_{kind}")(np.full(1 << 16, x, np.float32), r)
+        values = torch.from_numpy(bits).view(to).double()
+        above = int(torch.searchsorted(every, float(x)))
+        between = every[above - 1 : above + 1]
+        assert set(values.tolist()) <= set(between.tolist())
+        assert abs(values.mean().item() - float(x)) <= between.diff().item() * 2**-16
+
+
+def test_stochastic_rounding_of_what_is_no_number_between_two():
+    special, r = np.array([np.inf, -np.inf, np.nan, 0, -0.0], np.float32), np.full(5, 0xFFFF, np.uint32)
+    inf, minus, nan, zero, minus_zero = reference.stochastic_bfloat16(special, r)
     assert (inf, minus, zero, minus_zero) == (0x7F80, 0xFF80, 0, 0x8000) and nan & 0x7FFF > 0x7F80
+    inf, minus, nan, zero, minus_zero = reference.stochastic_float16(special, r)
+    assert (inf, minus, zero, minus_zero) == (0x7C00, 0xFC00, 0, 0x8000) and nan & 0x7FFF > 0x7C00
+    last, over = np.nextafter(np.float32(65520), np.float32(0)), np.float32(65520)  # nearest: 65504, and infinity
+    for bits in (0, 0xFFFF):
+        got = reference.stochastic_float16(np.array([last, -last, over, -over], np.float32), np.full(4, bits, np.uint32))
+        assert got.tolist() == [0x7BFF, 0xFBFF, 0x7C00, 0xFC00]
+
+
+@pytest.mark.parametrize("first, count", [(0, 0), (0, 1), (31, 2), (127, 130), (4095, 9), (2**40 - 3, 7)])
+def test_signs_do_not_depend_on_the_range_they_are_asked_in(first, count):
+    key, start = NoiseKey.of(7, 8, 4, 9), first // 128 * 128
+    np.testing.assert_array_equal(reference.signs(key, first, count), reference.signs(key, start, 512)[first - start :][:count])
 
 
 @pytest.mark.parametrize(

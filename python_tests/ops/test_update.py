@@ -115,7 +115,8 @@ def test_each_state_is_rounded_with_bits_of_its_own(backend):
     g = torch.from_numpy(reference.fma(torch.tensor(1 / 3).numpy(), reference.normal(NoiseKey(1), 0, 5000), torch.zeros(5000).numpy()))
     for probe in (1, 2):
         for slot, exact in enumerate((g, g * g)):
-            bits = reference.round_stochastic(exact.numpy(), NoiseKey.of(key.seed, key.step, PURPOSE, probe + min(slot, 1)), 0)
+            r = reference.random_halves(NoiseKey.of(key.seed, key.step, PURPOSE, probe + min(slot, 1)), 0, 5000)
+            bits = reference.stochastic_bfloat16(exact.numpy(), r)
             assert torch.equal(rounded[probe][slot][0].view(torch.int16), torch.from_numpy(bits).view(torch.int16))
 
 

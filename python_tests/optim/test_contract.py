@@ -157,7 +157,7 @@ def test_torchs_schedulers_drive_lr(linear, name):
             before = theta.detach().clone()
             opt.step(lambda: theta.sum())
             seen.append(opt.param_groups[0]["lr"])
-            along = sum(float(g) * torch.from_numpy(reference.normal(key, 0, 4)) for key, g in opt.last.terms)
+            along = sum(float(g) * torch.from_numpy(reference.noise(key, 0, 4)) for key, g in opt.last.terms)
             torch.testing.assert_close(theta.detach() - before, -seen[-1] * along, rtol=1e-3, atol=1e-6)
             scheduler.step(1.0) if name == "ReduceLROnPlateau" else scheduler.step()
     assert len(set(seen)) > 1 or name == "ConstantLR"

@@ -1,10 +1,12 @@
 """MeZO against a plain torch implementation with explicit z, and on problems whose answer is known."""
 
+from functools import partial
+
 import pytest
 import torch
 
 import zokern
-from zokern import MeZO, NoiseKey
+from zokern import MeZO, MeZOSVRG, NoiseKey
 
 
 def plain_mezo(params, loss, z_of, lr, eps, weight_decay, q, steps):
@@ -134,3 +136,16 @@ def test_every_backend_takes_the_same_step():
                 opt.step(lambda: (theta**2).sum())  # noqa: B023
         thetas.append(theta.detach())
     assert torch.equal(*thetas)
+
+
+def test_signs_are_the_noise_that_is_asked_for(explicit):
+    """Of both purposes: a step of MeZO moves along +1 and -1, and at an anchor MeZO-SVRG along others."""
+    for make, purpose in ((partial(MeZO, noise="rademacher"), 4), (partial(MeZOSVRG, noise="rademacher", lr_full=0.5), 5)):
+        theta = torch.nn.Parameter(torch.zeros(4099))
+        opt = make([theta], lr=0.5, eps=0.25, seed=3)
+        loss = lambda: theta[0] + 0.0 * theta.sum()  # noqa: B023, E731
+        opt.step(*[loss] * (2 if purpose == 5 else 1))
+        (z,) = explicit(NoiseKey.of(3, 0, purpose), opt.layout)
+        assert torch.equal(theta.double(), -0.5 * z[0] * z) and set(z.tolist()) == {-1.0, 1.0}
+    with pytest.raises(ValueError, match=r"noise='laplace' in param_groups\[0\]: pass \"gaussian\" or \"rademacher\""):
+        MeZO([theta], noise="laplace")

@@ -14,7 +14,8 @@ from zokern import ForwardGradient, Hybrid, MeZO, MeZOSVRG, ZOAdam, splits
 MAKE = {**OPTIMIZERS, "ForwardGradient": ForwardGradient}
 # Optimizers that differ in the values of their settings alone, which a state brings along.
 SAME = [{"MeZO", "MeZO q=2", "MeZO one-sided"}, {"ZOSign", "ZOSign scalar"}, {"ZOMomentum", "ZOMomentum bfloat16"}]
-SAME += [{"ZOAdam", "ZOAdam amsgrad bfloat16"}, {"MeZOSVRG copy", "MeZOSVRG replay"}]
+SAME += [{"ZOAdam", "ZOAdam signs", "ZOAdam amsgrad bfloat16"}, {"MeZOSVRG copy", "MeZOSVRG replay", "MeZOSVRG signs"}]
+SAME += [{"MeZO sparse", "MeZO signs"}]
 
 
 def parameters(names=("a", "b"), shapes=((5, 3), (7,))):

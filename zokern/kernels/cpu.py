@@ -5,6 +5,7 @@ import os
 import torch
 from torch import Tensor
 
+from ..noise import NoiseKey
 from .passes import STORAGE, Keys, Rule, check_interface, words
 from .tables import State, Table
 
@@ -26,12 +27,14 @@ def devices() -> tuple[str, ...]:
     return ("cpu",)
 
 
-def add_noise_(table: Table, keys: Keys, coefficients: Tensor, decay: Tensor | None) -> None:
+def add_noise_(table: Table, keys: Keys, coefficients: Tensor, decay: Tensor | None, rounding: NoiseKey | None = None) -> None:
     _cpu.add_noise_(
         *_memory_and_keys(table, keys),
+        STORAGE[table.stored],
         coefficients.data_ptr(),
         table.groups,
         0 if decay is None else decay.data_ptr(),
+        words([] if rounding is None or table.stored == torch.float32 else [rounding]),
         torch.get_num_threads(),
         _forced_isa(),
     )
@@ -63,7 +66,6 @@ def update_(
         len(rule.numbers),
         state.addresses.data_ptr(),
         len(rule.state),
-        rounding is not None,
         words(rounding or []),
         torch.get_num_threads(),
         _forced_isa(),

@@ -2,11 +2,13 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from .passes import STORAGE, Keys, Rule, check_interface, words
+from ..noise import NoiseKey
+from .passes import STORAGE, Keys, Rule, check_interface, signs, words
 from .spans import BLOCK, pack, spans, state_spans, to_device
 from .tables import State, Table
 
@@ -50,68 +52,66 @@ def clock(tensor: Tensor | None) -> Iterator[None]:
         _clock = before
 
 
-def add_noise_(table: Table, keys: Keys, coefficients: Tensor, decay: Tensor | None) -> None:
-    if not len(keys) and decay is None:
+def add_noise_(table: Table, keys: Keys, coefficients: Tensor, decay: Tensor | None, rounding: NoiseKey | None = None) -> None:
+    if not len(keys) and decay is None and table.out_dtype is None:
         return
-    all_keys = to_device(pack(keys), table.device) if len(keys) > _cuda.unrolled else None
+    all_keys, coefficients, decay = _there(table, keys), _numbers(table, coefficients), None if decay is None else _numbers(table, decay)
     _cuda.add_noise_(
-        *_memory(table),
-        words(keys[: _cuda.unrolled]),
-        len(keys),
-        _address(all_keys),
-        coefficients.data_ptr(),
-        table.groups,
-        _address(decay),
-        *_launch(table),
+        _common(table, keys, all_keys),
+        STORAGE[table.stored],
+        _told(coefficients),
+        None if decay is None else _told(decay),
+        words([rounding])[0] if rounding and table.stored.itemsize == 2 else None,
     )
 
 
 def replay_(table: Table, keys: Keys, instructions: Tensor, values: Tensor) -> None:
-    all_keys, instructions = to_device(pack(keys), table.device), to_device(instructions, table.device)
-    _cuda.replay_(
-        *_memory(table),
-        all_keys.data_ptr(),
-        instructions.data_ptr(),
-        len(instructions),
-        values.data_ptr(),
-        table.groups,
-        *_launch(table),
-    )
+    all_keys, instructions, values = _there(table, keys), to_device(instructions, table.device), to_device(values, table.device)
+    _cuda.replay_(_common(table, keys, all_keys), instructions.data_ptr(), len(instructions), values.data_ptr())
 
 
 def update_(
     table: Table, rule: Rule, keys: Keys, a: Tensor, b: Tensor, decay: Tensor | None, numbers: Tensor, state: State, rounding: Keys | None
 ) -> None:
-    all_keys = to_device(pack(keys), table.device) if len(keys) > _cuda.carried else None
-    storage, *memory = _memory(table)
+    all_keys = _there(table, keys)
+    values = [None if value is None else to_device(value, table.device) for value in (a, b, decay, numbers)]
     _cuda.update_(
+        _common(table, keys, all_keys),
         rule.code,
-        storage,
         STORAGE[state.dtype],
-        *memory,
         state_spans(table, state).data_ptr(),
-        words(keys[: _cuda.carried]),
-        len(keys),
-        _address(all_keys),
-        a.data_ptr(),
-        b.data_ptr(),
-        table.groups,
-        _address(decay),
-        numbers.data_ptr(),
+        *map(_address, values),
         words(rounding or ()),
-        *_launch(table),
     )
 
 
-def _memory(table: Table) -> tuple[int, int, int, bool]:
-    """The storage type, the address of the spans and how many there are, and whether some are masked."""
-    rows = spans(table)
-    return STORAGE[table.dtype], rows.data_ptr(), len(rows), table.masked
+def _common(table: Table, keys: Keys, all_keys: Tensor | None) -> tuple[Any, ...]:
+    """What every pass is told: of memory, of keys, and where to launch."""
+    pieces = spans(table)
+    return (
+        *(STORAGE[table.dtype], pieces.data_ptr(), len(pieces), table.masked, table.pitched),
+        *(signs(keys), words(keys[: _cuda.carried]), len(keys), _address(all_keys), table.groups),
+        *(_address(_clock), *_device_and_stream(table.device)),
+    )
 
 
-def _launch(table: Table) -> tuple[int, int | None, int]:
-    """The address of the clock, the device and the stream."""
-    return _address(_clock), *_device_and_stream(table.device)
+def _there(table: Table, keys: Keys) -> Tensor | None:
+    """All keys in the device's memory, where they are too many to go along with a launch."""
+    return to_device(pack(keys), table.device) if len(keys) > _cuda.carried else None
+
+
+def _numbers(table: Table, values: Tensor) -> Tensor:
+    """Numbers that the host knows stay with it where they are few, and go along with the launch."""
+    return values if _few(values) else to_device(values, table.device)
+
+
+def _few(values: Tensor) -> bool:
+    return values.device.type == "cpu" and values.numel() <= _cuda.carried
+
+
+def _told(values: Tensor) -> tuple[int, list[float]]:
+    """An address in the device's memory, or the numbers themselves."""
+    return (0, values.flatten().tolist()) if _few(values) else (values.data_ptr(), [])
 
 
 def _address(tensor: Tensor | None) -> int:

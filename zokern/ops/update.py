@@ -15,7 +15,7 @@ from ..kernels.location import location
 from ..kernels.passes import RULES, Rule
 from ..kernels.tables import Cache, State, Table
 from ..layout import Layout
-from ..memory import check_memory
+from ..memory import check_memory, lines
 from ..noise import NoiseKey
 from ..noise.spec import ROUNDING
 from .arguments import Number, Term, check_decay, check_kind, check_number, check_terms
@@ -130,7 +130,7 @@ def _check_state(rule: Rule, state: list[list[torch.Tensor]], layout: Layout) ->
         if len(tensors) != len(layout.params):
             raise ValueError(f"state {slot!r} has {len(tensors)} tensors: pass one for each of the {len(layout.params)} parameters")
         for i, (tensor, param) in enumerate(zip(tensors, layout.params)):
-            if tensor.shape != param.shape or tensor.device != param.device or (param.is_contiguous() and not tensor.is_contiguous()):
+            if tensor.shape != param.shape or tensor.device != param.device or (lines(param) and not tensor.is_contiguous()):
                 raise ValueError(
                     f"state {slot!r}[{i}] has shape {tuple(tensor.shape)}, strides {tensor.stride()}, on {tensor.device}; theta[{i}] has "
                     f"{tuple(param.shape)}, {param.stride()}, on {param.device}: make it with torch.zeros_like(theta, dtype=...)"

@@ -31,7 +31,7 @@ class ForwardGradient(ZerothOrder):
     Args:
         params: a model (its trainable parameters), parameters, named parameters, or groups of them with their own lr, weight_decay.
         q: directions a step, averaged; a step costs q forward passes with derivatives. Default 1.
-        lr, weight_decay, seed: as of ``MeZO``.
+        lr, weight_decay, seed, noise: as of ``MeZO``.
     Raises:
         ValueError: lr < 0, weight_decay < 0, q < 1, or a parameter that cannot be perturbed. In ``step``: ValueError, TypeError, a loss
             without a derivative; NotImplementedError, an operation that forward mode cannot differentiate.
@@ -42,7 +42,10 @@ class ForwardGradient(ZerothOrder):
     name = "forward-gradient"
     derivative = "forward"
 
-    def __init__(self, params: ParamsT | torch.nn.Module, lr: Number = 1e-6, weight_decay: Number = 0.0, q: int = 1, seed: int = 0) -> None:
+    def __init__(
+        self, params: ParamsT | torch.nn.Module, lr: Number = 1e-6, weight_decay: Number = 0.0, q: int = 1, seed: int = 0,
+        noise: str = "gaussian",
+    ) -> None:  # fmt: skip
         if isinstance(params, torch.nn.Module):
             params = params.named_parameters()
         super().__init__(params, self.given(locals()))

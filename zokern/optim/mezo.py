@@ -18,6 +18,8 @@ class MeZO(ZerothOrder):
         weight_decay: decoupled decay: theta shrinks by lr * weight_decay a step. Default 0.
         q: directions a step, averaged; a step costs 2 q forward passes. Default 1.
         seed: in [0, 2**64); (seed, step) fixes every z of the run. Default 0.
+        noise: what the elements of z are: "gaussian", standard normals, or "rademacher", +1 or -1, each with probability 1/2, which are
+            cheaper to make. Default "gaussian".
         defer: leave the update of a step to the first pass of the next one: two passes a step instead of three, one of them with two
             terms. Between steps the weights are then not at theta: call ``flush()`` before anything else sees them. With 16-bit weights
             each flush, and so each ``state_dict``, rounds them once more: what it resumes is the run that was saved. With
@@ -34,6 +36,7 @@ class MeZO(ZerothOrder):
 
     def __init__(
         self, params: ParamsT, lr: Number = 1e-6, eps: Number = 1e-3, weight_decay: Number = 0.0, q: int = 1, seed: int = 0,
-        defer: bool = False, estimator: str = "two-point", blocks: Blocks | None = None, sparsity: float | None = None,
+        noise: str = "gaussian", defer: bool = False, estimator: str = "two-point", blocks: Blocks | None = None,
+        sparsity: float | None = None,
     ) -> None:  # fmt: skip
         super().__init__(params, self.given(locals()), blocks, sparsity)

@@ -75,6 +75,7 @@ COMMON = {
     "estimator": choice("two-point or one-sided differences of the loss.", "two-point", "one-sided"),
     "defer": flag("Leave each update to the next step's first pass."),
     "seed": Setting(int, "an integer in [0, 2**64)", lambda x: 0 <= index(x) < 1 << 64, "Fixes the noise.", shared=True),
+    "noise": choice("Normals, or signs, which are cheaper to make.", "gaussian", "rademacher", kept=True),
     "blocks": Setting(bool, "layers", lambda x: True, "Estimate each layer by itself."),
     "sparsity": Setting(float, *SHARE, "Share of all elements that the noise leaves alone."),
     # What an optimizer counts.

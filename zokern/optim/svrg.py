@@ -12,7 +12,6 @@ import torch
 
 from ..estimators import Driver, Estimate, Estimator, Log, LossClosure, PerturbedWeights, finite_difference
 from ..noise import NoiseKey
-from ..noise.spec import ANCHOR
 from ..ops.arguments import Term
 from ..signals import whole
 from .base import ZerothOrder
@@ -38,7 +37,7 @@ class MeZOSVRG(ZerothOrder):
         anchor: "copy" keeps the anchor's weights: one number an element. "replay" makes them again from the logged terms of the at most q
             steps since: no memory, exact up to rounding, and rounding is what 16-bit weights cannot afford. Default None: "replay" where
             all parameters are float32, else "copy".
-        eps, weight_decay, seed, sparsity: as of ``MeZO``. Both sides of a control variate have the same mask.
+        eps, weight_decay, seed, noise, sparsity: as of ``MeZO``. Both sides of a control variate have the same mask.
     State: with anchor="copy", "anchor" of each parameter, which between steps is eps z beside it: ``state_dict`` and ``flush``
         bring it back. ``param_groups`` hold "trail": the anchor's step, g_full, whether its loss was finite, and with
         anchor="replay" the coefficients of every step since.
@@ -60,7 +59,7 @@ class MeZOSVRG(ZerothOrder):
 
     def __init__(
         self, params: ParamsT, lr: Number = 1e-6, lr_full: Number = 1e-5, q: int = 2, eps: Number = 1e-3, weight_decay: Number = 0.0,
-        anchor: str | None = None, seed: int = 0, sparsity: float | None = None,
+        anchor: str | None = None, seed: int = 0, noise: str = "gaussian", sparsity: float | None = None,
     ) -> None:  # fmt: skip
         super().__init__(params, {**self.given(locals()), "trail": None}, sparsity=sparsity)
 
@@ -138,7 +137,7 @@ class MeZOSVRG(ZerothOrder):
     def _estimate(self) -> Estimator:
         eps = self._setting("eps")
         if self.full_batch_due:
-            return (yield from finite_difference(self.weights, [self._key(purpose=ANCHOR)], eps))
+            return (yield from finite_difference(self.weights, [self._key(anchor=True)], eps))
         here = yield from finite_difference(self.weights, [self._key()], eps)
         with self._at_anchor() as anchor:
             there = yield from finite_difference(anchor, [self._key()], eps)
@@ -171,7 +170,7 @@ class MeZOSVRG(ZerothOrder):
         self.weights.add_pending(moves, self._decay(estimate, rate))
 
     def _full_key(self) -> NoiseKey:
-        return replace(self._key(purpose=ANCHOR), step=self.param_groups[0]["trail"]["anchor"])
+        return replace(self._key(anchor=True), step=self.param_groups[0]["trail"]["anchor"])
 
     @contextmanager
     def _at_anchor(self) -> Iterator[PerturbedWeights]:

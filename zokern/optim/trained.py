@@ -9,6 +9,7 @@ import torch
 from ..estimators import PerturbedWeights
 from ..estimators.partition import kept_by_magnitude, layout_of, numbers_of_blocks
 from ..noise import SPEC_VERSION, NoiseKey
+from ..noise.spec import NOISES
 from ..signals import whole
 from .contract import ClosureOptimizer
 from .saved import check_saved, logged
@@ -78,9 +79,10 @@ class Trained(ClosureOptimizer):
     def _check_frozen(self) -> None:
         check_frozen(self._trained, self._frozen, self.param_groups[0]["step"])
 
-    def _key(self, probe: int = 0, purpose: int = 0) -> NoiseKey:
+    def _key(self, probe: int = 0, anchor: bool = False) -> NoiseKey:
+        """Of a direction of this step, of the kind of noise that is asked for; ``anchor``: of the full batch's."""
         group = self.param_groups[0]
-        return NoiseKey.of(group["seed"], group["step"], purpose, probe)
+        return NoiseKey.of(group["seed"], group["step"], NOISES[group.get("noise", "gaussian")][anchor], probe)
 
     def _setting(self, name: str, of: Callable[[Any], Any] = lambda value: value) -> Number:
         """A setting as add_noise_ takes coefficients: one value where the groups agree, else a tensor [coefficient groups]."""
