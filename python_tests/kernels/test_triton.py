@@ -340,10 +340,10 @@ COUNTS = [  # arch, dtype, terms, instructions
 
 # The same of other kinds of passes. Of n terms, a term. Measured with triton 3.2 to 3.7: 6.4, 5.2, 29, 8, 25.4, 32.7.
 KINDS_OF_PASS = [  # arch, dtype, terms, kind, instructions
-    (90, "bf16", 1, ["--signs"], 8),
-    (90, "fp32", "n", ["--signs"], 6),
+    (90, "bf16", 1, ["--noise", "signs"], 8),
+    (90, "fp32", "n", ["--noise", "signs"], 6),
     (90, "bf16", 1, ["--pitched"], 31),
-    (80, "bf16", 1, ["--pitched", "--signs"], 11),
+    (80, "bf16", 1, ["--pitched", "--noise", "signs"], 11),
     (90, "fp32", 1, ["--out", "bf16"], 27),
     (90, "bf16", 1, ["--stochastic"], 34),
 ]
