@@ -5,6 +5,7 @@ disassembles them, and counts every instruction of the steady-state loop (whole 
     python bench/sass.py --backend cuda
     python bench/sass.py --rule adam --state bf16
     python bench/sass.py --passes
+    python bench/sass.py --noise signs --out bf16 --pitched --stochastic
     python bench/sass.py --json sass.jsonl
 
 A count is the whole body of the loop over blocks divided by the elements that a thread handles in one turn, addressing,
@@ -65,14 +66,17 @@ PIPES = {
 }
 
 
-def compile_triton(arch: int, name: str, dtype: str, terms: str, decay: bool, rule: str | None, state: str, variant: argparse.Namespace):
-    """The kernel as ``add_noise_``, ``replay_`` or ``update_`` launches it, for tensors without masks."""
+def compile_triton(
+    arch: int, name: str, dtype: str, terms: str, decay: bool, rule: str | None, state: str, signs: bool, pitched: bool, stochastic: bool
+):  # fmt: skip
+    """The kernel as ``add_noise_``, ``replay_`` or ``update_`` launches it, for tensors without masks. ``state``: the storage type of the
+    states, or of what add_noise_ writes."""
     module = MODULES[name]
     kernel, constants = getattr(module, f"{name}_kernel"), {"DTYPE": DTYPES[dtype], "MASKED": False, "SLOW": module.SLOW}
-    constants |= {"SIGNS": variant.signs, "PITCHED": variant.pitched}
-    out = {"OUT": DTYPES[variant.out or dtype], "IN_PLACE": variant.out is None, "ROUND": variant.stochastic}
+    constants |= {"SIGNS": signs, "PITCHED": pitched}
+    stored = {"OUT": DTYPES[state], "IN_PLACE": state == dtype, "ROUND": stochastic}
     constants |= {
-        "add_noise": {"TERMS": 0 if terms == "n" else int(terms), "DECAY": decay, "BLOCK": BLOCK, **out},
+        "add_noise": {"TERMS": 0 if terms == "n" else int(terms), "DECAY": decay, "BLOCK": BLOCK, **stored},
         "replay": {"BLOCK": BLOCK},
         "update": {"RULE": rule and RULES[rule].code, "STATE": DTYPES[state], "ONE_KEY": terms == "1", "DECAY": decay, "ROW": update.ROW},
     }[name]
@@ -177,11 +181,12 @@ def count(instructions: list[str]) -> dict[str, int]:
 
 
 def measure(
-    cuda, backend: str, arch: int, name: str, dtype: str, terms: str, decay: bool, rule=None, state: str = "fp32", *, variant
-) -> dict:
+    cuda, backend: str, arch: int, name: str, dtype: str, terms: str, decay: bool, rule=None, state: str = "fp32", signs: bool = False,
+    pitched: bool = False, stochastic: bool = False,
+) -> dict:  # fmt: skip
     """One line of the table. ``cuda``: where its code comes from, compile_cuda or built_cuda."""
     if backend == "triton":
-        kernel = compile_triton(arch, name, dtype, terms, decay, rule, state, variant)
+        kernel = compile_triton(arch, name, dtype, terms, decay, rule, state, signs, pitched, stochastic)
         instructions, labels, usage = disassemble(kernel.asm["cubin"], f"{name}_kernel")
         elements = (BLOCK if rule is None else update.ROW) // (32 * MODULES[name].WARPS)
         about = {
@@ -206,6 +211,10 @@ def measure(
     outer = [instructions[n] for n in steady if not any(n in loop for loop in nested)]
     return {
         "op": f"{name}_",
+        "noise": "signs" if signs else "normals",
+        **({"out": state} if name == "add_noise" else {}),
+        **({"pitched": True} if pitched else {}),
+        **({"rounding": "stochastic"} if stochastic else {}),
         **({} if rule is None else {"rule": rule, "state": state}),
         "backend": backend,
         "arch": arch,
@@ -232,7 +241,7 @@ def table(lines: list[dict]) -> str:
     head = "arch dtype terms decay count loop /element".split() + [*pipes, "other"] + "regs spills cvt smem accesses".split()
     rows = [head]
     for line in lines:
-        dtype = " ".join(filter(None, (line.get("rule"), line["dtype"], line.get("state"))))
+        dtype = " ".join(filter(None, (line.get("rule"), line.get("noise"), line["dtype"], line.get("state"), line.get("out"))))
         name = [f"sm_{line['arch']}", dtype, line["terms"], "yes" if line["decay"] else "no"]
         tail = [str(line[key]) for key in ("registers", "spills", "convert_layouts", "shared_bytes")]
         tail += [", ".join(f"{n} {access}" for access, n in line["accesses"].items())]
@@ -258,24 +267,29 @@ def main():
     parser.add_argument("--json", type=Path, help="append one JSON line a kernel to this file")
     parser.add_argument("--rule", nargs="+", choices=RULES, default=[], help="count the kernels of update_: with decay, terms 1 and n")
     parser.add_argument("--passes", action="store_true", help="count the kernels of replay_")
+    parser.add_argument("--noise", choices=["normals", "signs"], default="normals", help="of Triton's kernels")
+    parser.add_argument("--out", choices=["bf16", "fp16"], help="count Triton's kernels of add_noise_ that write so what they read in fp32")
+    parser.add_argument("--pitched", action="store_true", help="count Triton's kernels for tensors of several lines")
+    parser.add_argument("--stochastic", action="store_true", help="count Triton's kernels of add_noise_ that round stochastically")
     parser.add_argument("--state", nargs="+", choices=["fp32", "bf16"], default=["fp32", "bf16"], help="storage of the rule's states")
-    parser.add_argument("--signs", action="store_true", help="of noise that is signs (Triton)")
-    parser.add_argument("--pitched", action="store_true", help="of tensors that are several lines (Triton)")
-    parser.add_argument("--out", choices=DTYPES, help="of add_noise_ out of place, to this storage type (Triton)")
-    parser.add_argument("--stochastic", action="store_true", help="of add_noise_ with stochastic rounding (Triton)")
     arguments = parser.parse_args()
 
-    cases = list(product(["add_noise"], arguments.dtype, arguments.terms, [decay == "yes" for decay in arguments.decay]))
+    signs, dtypes = arguments.noise == "signs", ["fp32"] if arguments.out else arguments.dtype
+    if arguments.backend == "cuda" and (signs or arguments.out or arguments.pitched or arguments.stochastic):
+        parser.error("--noise signs, --out, --pitched and --stochastic count kernels of Triton: leave --backend cuda away")
+    given = product(dtypes, arguments.terms, [decay == "yes" for decay in arguments.decay])
+    cases = [("add_noise", dtype, terms, decay, None, arguments.out or dtype, signs) for dtype, terms, decay in given]
     if arguments.rule:
         terms = [terms for terms in arguments.terms if terms != "2"]
-        cases = list(product(["update"], arguments.dtype, terms, [True], arguments.rule, arguments.state))
+        cases = list(product(["update"], arguments.dtype, terms, [True], arguments.rule, arguments.state, [signs]))
         cases = [case for case in cases if RULES[case[4]].state or case[5] == "fp32"]
     if arguments.passes:
-        cases = list(product(["replay"], arguments.dtype, ["n"], [True]))
+        cases = list(product(["replay"], arguments.dtype, ["n"], [True], [None], ["fp32"], [signs]))
     lines, failures = [], []
     for arch, case in product(arguments.arch, cases):
         try:
-            lines.append(measure(built_cuda if arguments.built else compile_cuda, arguments.backend, arch, *case, variant=arguments))
+            code, kind = built_cuda if arguments.built else compile_cuda, (arguments.pitched, arguments.stochastic)
+            lines.append(measure(code, arguments.backend, arch, *case, *kind))
         except Exception as error:
             said = str(error).strip().splitlines() or [type(error).__name__]
             reason = next((line for line in said if "fatal" in line), said[0])

@@ -11,12 +11,12 @@ from .noise import fma, halves8, halves_at, noise
 from .storage import DTYPES, elements, launching, load_key, load_lanes, narrow, narrow_at_random, store_lanes, widen
 
 # Counts are instructions an element in bfloat16 on sm_90, from bench/sass.py; nothing here has been timed on a GPU yet.
-# BLOCK is 4096, 32 elements a thread: 28.7 and 61 registers, where 16 a thread take 29.9 and 35.
+# BLOCK is 4096, 32 elements a thread: 26.2 and 66 registers, where 16 a thread take 27.4 and 36; of signs 6.4, where 16 take 7.9.
 WARPS = 4
 # Elements of a step of the slow path: 4 a thread, so that it needs no more registers than the fast one.
 SLOW = 512
-# Up to so many terms have kernels of their own, which read their keys once: 28.7 where the loop over terms takes
-# 27.6 a term + 2.9 and twice the registers.
+# Up to so many terms have kernels of their own, which read their keys once: 26.2 where the loop over terms takes
+# 24.3 a term + 2.9 and twice the registers.
 UNROLLED = 2
 
 
@@ -141,11 +141,11 @@ def add_noise_kernel(
 def add_noise_(table, keys, coefficients, decay, rounding=None) -> None:
     """Adds the terms to every tensor of ``table``: coefficients float32 [len(keys), groups], decay float32 [groups] or None."""
     rows = spans(table)
-    if not len(rows) or (not len(keys) and decay is None and table.out_dtype is None):
+    if not rows.shape[0] or (not len(keys) and decay is None and table.out_dtype is None):
         return
     stochastic = rounding is not None and table.stored.itemsize == 2
-    with launching(table.device):
-        add_noise_kernel[(len(rows),)](
+    with launching(add_noise_kernel, table.device):
+        add_noise_kernel[(rows.shape[0],)](
             rows,
             to_device(pack([*keys, rounding] if stochastic else keys), table.device),
             coefficients,

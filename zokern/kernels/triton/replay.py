@@ -103,10 +103,10 @@ def replay_kernel(
 def replay_(table, keys, instructions, values) -> None:
     """Makes the passes on every tensor of ``table``: instructions uint8 [n] on the host, values float32 [n, groups]."""
     rows = spans(table)
-    if not len(rows):
+    if not rows.shape[0]:
         return
-    with launching(table.device):
-        replay_kernel[(len(rows),)](
+    with launching(replay_kernel, table.device):
+        replay_kernel[(rows.shape[0],)](
             rows,
             to_device(pack(keys), table.device),
             to_device(instructions, table.device),

@@ -11,10 +11,12 @@ from .noise import INTERPRETED, in_order4, in_order8
 DTYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
 
 
-def launching(device):
-    """The context in which kernels are launched on a device that need not be the current one."""
+def launching(kernel, device):
+    """The context in which a kernel is launched on a device that need not be the current one."""
     if INTERPRETED and device.type != "cpu":
         raise RuntimeError("TRITON_INTERPRET=1 runs kernels on CPU tensors only: unset it, or move the parameters to the CPU")
+    # What Triton compares at every launch after the first, lest a constant was changed: half of the host's time in a pass.
+    getattr(kernel, "used_global_vals", {}).clear()
     return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 

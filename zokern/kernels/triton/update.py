@@ -210,12 +210,12 @@ def update_(table, rule, keys, a, b, decay, numbers, state, rounding) -> None:
     """One step of ``rule`` (of passes.RULES) on every tensor of ``table``: a, b float32 [len(keys), groups], decay float32
     [groups] or None, numbers float32 [the rule's, groups], rounding one key a state where ``state`` is in bfloat16."""
     rows = spans(table)
-    if not len(rows):
+    if not rows.shape[0]:
         return
     states = state_spans(table, state)
     words = to_device(pack([*keys, *(rounding or ())]), table.device)
-    with launching(table.device):
-        update_kernel[(len(rows),)](
+    with launching(update_kernel, table.device):
+        update_kernel[(rows.shape[0],)](
             rows,
             states,
             words,
