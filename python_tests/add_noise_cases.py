@@ -59,7 +59,11 @@ def check_add_noise(add_noise_, dtype, stored, pieces, keys, decay=False, at_ran
         tensor[AROUND:-AROUND:23] = special.repeat(len(tensor) // 250 + 1)[: len(tensor[AROUND:-AROUND:23])]
     theta = [tensor.to(dtype) for tensor in theta]
     # Out has lines of its own: another gap.
-    out = [torch.full((p.extent + 3 * p.shift + 8 * (p.count // p.line) + 2 * AROUND,), 3.0, dtype=stored) for p in pieces] if stored else theta
+    out = (
+        [torch.full((p.extent + 3 * p.shift + 8 * (p.count // p.line) + 2 * AROUND,), 3.0, dtype=stored) for p in pieces]
+        if stored
+        else theta
+    )
 
     def run(add_noise_, theta, out, keys, rounding, device):
         rows = [
