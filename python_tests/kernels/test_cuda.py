@@ -50,14 +50,18 @@ class OnHost:
         self.library = library
 
     def add_noise_(self, common, stored, coefficients, decay, rounding):
-        few = [*coefficients, decay is not None, *(decay or (0, [0.0])), rounding is not None, [rounding or (0, 0, 0)]]
-        call(self.library.add_noise, *common[:-2], stored, *few)
+        random = rounding is not None, [rounding or (0, 0, 0)]
+        call(self.library.add_noise, *common[:-2], stored, *coefficients, decay is not None, *(decay or NONE), *random)
 
     def replay_(self, common, *more):
         call(self.library.replay, *common[:-2], *more)
 
-    def update_(self, common, *more):
-        call(self.library.update, *common[:-2], *more)
+    def update_(self, common, rule, state, states, a, b, decay, numbers, rounding):
+        values = *a, *b, decay is not None, *(decay or NONE), *numbers
+        call(self.library.update, *common[:-2], rule, state, states, *values, rounding)
+
+
+NONE = (0, [])  # an address, or numbers
 
 
 def call(function, *arguments):
@@ -220,10 +224,11 @@ def test_two_addresses(backend, dtype, stored, signs, at_random):
 @pytest.mark.parametrize("signs", [False, True], ids=["normals", "signs"])
 @pytest.mark.parametrize("n", [1, 2, 9])
 def test_numbers_in_the_memory_of_a_device(backend, monkeypatch, n, signs):
-    """A backend cannot tell host memory from the emulated device's: it is told that it knows no number."""
+    """The backend takes host memory for the emulated device's only where it is told to."""
     monkeypatch.setattr(backend, "_numbers", lambda table, values: values)
     for pieces in (TILES, LINES):
         check_add_noise(backend.add_noise_, torch.bfloat16, None, pieces, keys_of(n, signs), decay=n != 2)
+    check_update(backend.update_, "adam", torch.bfloat16, torch.bfloat16, DENSE, keys_of(n, signs), decay=n != 2)
 
 
 @pytest.mark.parametrize("pieces", [TILES, LINES, MASKED_LINES], ids=["tiles", "lines", "masked lines"])

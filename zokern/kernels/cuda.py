@@ -55,12 +55,12 @@ def clock(tensor: Tensor | None) -> Iterator[None]:
 def add_noise_(table: Table, keys: Keys, coefficients: Tensor, decay: Tensor | None, rounding: NoiseKey | None = None) -> None:
     if not len(keys) and decay is None and table.out_dtype is None:
         return
-    all_keys, c, d = _there(table, keys), _numbers(table, coefficients), None if decay is None else _numbers(table, decay)
+    all_keys, c, d = _there(table, keys), _numbers(table, coefficients), _numbers(table, decay)
     _cuda.add_noise_(
         _common(table, keys, all_keys),
         STORAGE[table.stored],
         _told(c),
-        None if d is None else _told(d),
+        _told(d),
         words([rounding])[0] if rounding and table.stored.itemsize == 2 else None,
     )
 
@@ -73,14 +73,13 @@ def replay_(table: Table, keys: Keys, instructions: Tensor, values: Tensor) -> N
 def update_(
     table: Table, rule: Rule, keys: Keys, a: Tensor, b: Tensor, decay: Tensor | None, numbers: Tensor, state: State, rounding: Keys | None
 ) -> None:
-    all_keys = _there(table, keys)
-    values = [None if value is None else to_device(value, table.device) for value in (a, b, decay, numbers)]
+    all_keys, values = _there(table, keys), [_numbers(table, value) for value in (a, b, decay, numbers)]
     _cuda.update_(
         _common(table, keys, all_keys),
         rule.code,
         STORAGE[state.dtype],
         state_spans(table, state).data_ptr(),
-        *map(_address, values),
+        *map(_told, values),
         words(rounding or ()),
     )
 
@@ -102,14 +101,17 @@ def _there(table: Table, keys: Keys) -> Tensor | None:
     return to_device(pack(keys), table.device) if len(keys) > _cuda.carried else None
 
 
-def _numbers(table: Table, values: Tensor) -> Tensor | list[float]:
+def _numbers(table: Table, values: Tensor | None) -> Tensor | list[float] | None:
     """Numbers in the device's memory; or themselves, to go along with the launch, where they are few and the host knows them."""
+    if values is None:
+        return None
     few = values.is_cpu and values.numel() <= _cuda.carried
     return values.view(-1).tolist() if few else to_device(values, table.device)
 
 
-def _told(numbers: Tensor | list[float]) -> tuple[int, list[float]]:
-    return (0, numbers) if isinstance(numbers, list) else (numbers.data_ptr(), [])
+def _told(numbers: Tensor | list[float] | None) -> tuple[int, list[float]] | None:
+    """As compiled code takes them: an address, or numbers."""
+    return None if numbers is None else (0, numbers) if isinstance(numbers, list) else (numbers.data_ptr(), [])
 
 
 def _address(tensor: Tensor | None) -> int:
