@@ -53,13 +53,18 @@ def check_add_noise(add_noise_, dtype, stored, pieces, keys, decay=False, at_ran
     c = torch.randn(len(keys), groups, generator=random) / 8
     scale = 1 - torch.arange(1, groups + 1) / 64 if decay else None
     rounding = NoiseKey.of(2**64 - 5, 2**32 - 9, ROUNDING, WEIGHTS) if at_random else None
-    special = torch.tensor([-0.0, 0.0, 6e-5, -6.2e-5, 3e-8, 1e-40, 65519.0, -65521.0, 3e38, float("inf"), float("-inf"), float("nan")])
+    special = torch.tensor([-0.0, 0.0, 6e-5, -6.2e-5, 3e-8, 1e-40, 65519.0, -65521.0, 3e38, float("inf"), float("-inf"), 0.0])
+    special[-1:].view(torch.int32).fill_(0x7FFFFFFF)  # the NaN of a GPU, which has no bits to carry into
     theta = [torch.randn(p.extent + p.shift + 2 * AROUND, generator=random) for p in pieces]
     for tensor in theta:
         tensor[AROUND:-AROUND:23] = special.repeat(len(tensor) // 250 + 1)[: len(tensor[AROUND:-AROUND:23])]
     theta = [tensor.to(dtype) for tensor in theta]
     # Out has lines of its own: another gap.
-    out = [torch.full((p.extent + 3 * p.shift + 8 * (p.count // p.line) + 2 * AROUND,), 3.0, dtype=stored) for p in pieces] if stored else theta
+    out = (
+        [torch.full((p.extent + 3 * p.shift + 8 * (p.count // p.line) + 2 * AROUND,), 3.0, dtype=stored) for p in pieces]
+        if stored
+        else theta
+    )
 
     def run(add_noise_, theta, out, keys, rounding, device):
         rows = [

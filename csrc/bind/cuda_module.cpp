@@ -74,11 +74,12 @@ void replay_(const Common& common, uintptr_t instructions, uint32_t n_instructio
     check(zokern::replay(pass, launch.storage, launch.device, launch.stream));
 }
 
-void update_(const Common& common, int rule, int state, uintptr_t states, uintptr_t a, uintptr_t b, uintptr_t decay, uintptr_t numbers,
-             const Keys& rounding) {
+void update_(const Common& common, int rule, int state, uintptr_t states, const Numbers& a, const Numbers& b,
+             const std::optional<Numbers>& decay, const Numbers& numbers, const Keys& rounding) {
     const Launch launch(common);
-    zokern::Update pass{launch.pass, {}, reinterpret_cast<const int64_t*>(states), floats(a), floats(b), floats(decay), floats(numbers), {}};
+    zokern::Update pass{launch.pass, {}, reinterpret_cast<const int64_t*>(states), plain(a), plain(b), decay.has_value(), {}, plain(numbers), {}};
     pass.only_key.set(0, pass.carried[0]);
+    if (decay) pass.decay = plain(*decay);
     for (size_t slot = 0; slot < rounding.size(); ++slot) pass.rounding.set(slot, plain(rounding[slot]));
     check(zokern::update(pass, static_cast<zokern::Rule>(rule), launch.storage, static_cast<zokern::Storage>(state), launch.device,
                          launch.stream));

@@ -80,10 +80,11 @@ enum class Rule { sign, momentum, adam, amsgrad };
 struct Update : Pass {
     ConstantKeys<1> only_key;  // the first of them
     const int64_t* states;     // [n_spans][the rule's slots]: addresses of what belongs to the first element of the span
-    const float* a;            // [n_keys][groups], what each z' is multiplied by on its way to theta
-    const float* b;            // [n_keys][groups], and to g
-    const float* decay;        // [groups] or nullptr
-    const float* numbers;      // [the rule's][groups]
+    Numbers a;                 // [n_keys][groups], what each z' is multiplied by on its way to theta
+    Numbers b;                 // [n_keys][groups], and to g
+    bool decays;
+    Numbers decay;             // [groups], where decays
+    Numbers numbers;           // [the rule's][groups]
     ConstantKeys<kSlots> rounding;  // one a slot, where states are bfloat16
 };
 

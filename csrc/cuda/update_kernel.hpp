@@ -42,7 +42,7 @@ __global__ void __launch_bounds__(kThreads, kOne ? 0 : 4) update_kernel(const __
     const Span span = p.spans[blockIdx.x];
     const uint32_t group = span.group, keep_threshold = span.keep_threshold, one = p.one;
     const uint32_t now = p.clock ? *p.clock : 0, n_keys = kOne ? 1 : p.n_keys;
-    const float decay = p.decay ? p.decay[group] : 1.0f;
+    const float decay = p.decays ? p.decay[group] : 1.0f;
     S* states[R::slots + 1];
     bool aligned = true;
 #pragma unroll

@@ -55,12 +55,12 @@ def clock(tensor: Tensor | None) -> Iterator[None]:
 def add_noise_(table: Table, keys: Keys, coefficients: Tensor, decay: Tensor | None, rounding: NoiseKey | None = None) -> None:
     if not len(keys) and decay is None and table.out_dtype is None:
         return
-    all_keys, coefficients, decay = _there(table, keys), _numbers(table, coefficients), None if decay is None else _numbers(table, decay)
+    all_keys, c, d = _there(table, keys), _numbers(table, coefficients), _numbers(table, decay)
     _cuda.add_noise_(
         _common(table, keys, all_keys),
         STORAGE[table.stored],
-        _told(coefficients),
-        None if decay is None else _told(decay),
+        _told(c),
+        _told(d),
         words([rounding])[0] if rounding and table.stored.itemsize == 2 else None,
     )
 
@@ -73,26 +73,27 @@ def replay_(table: Table, keys: Keys, instructions: Tensor, values: Tensor) -> N
 def update_(
     table: Table, rule: Rule, keys: Keys, a: Tensor, b: Tensor, decay: Tensor | None, numbers: Tensor, state: State, rounding: Keys | None
 ) -> None:
-    all_keys = _there(table, keys)
-    values = [None if value is None else to_device(value, table.device) for value in (a, b, decay, numbers)]
+    all_keys, values = _there(table, keys), [_numbers(table, value) for value in (a, b, decay, numbers)]
     _cuda.update_(
         _common(table, keys, all_keys),
         rule.code,
         STORAGE[state.dtype],
         state_spans(table, state).data_ptr(),
-        *map(_address, values),
+        *map(_told, values),
         words(rounding or ()),
     )
 
 
 def _common(table: Table, keys: Keys, all_keys: Tensor | None) -> tuple[Any, ...]:
     """What every pass is told: of memory, of keys, and where to launch."""
+    memory = table.cached(_memory, lambda: _memory(table))
+    keys_and_groups = signs(keys), words(keys[: _cuda.carried]), len(keys), _address(all_keys), table.groups
+    return *memory, *keys_and_groups, _address(_clock), *_device_and_stream(table.device)
+
+
+def _memory(table: Table) -> tuple[int, int, int, bool, bool]:
     pieces = spans(table)
-    return (
-        *(STORAGE[table.dtype], pieces.data_ptr(), len(pieces), table.masked, table.pitched),
-        *(signs(keys), words(keys[: _cuda.carried]), len(keys), _address(all_keys), table.groups),
-        *(_address(_clock), *_device_and_stream(table.device)),
-    )
+    return STORAGE[table.dtype], pieces.data_ptr(), len(pieces), table.masked, table.pitched
 
 
 def _there(table: Table, keys: Keys) -> Tensor | None:
@@ -100,18 +101,17 @@ def _there(table: Table, keys: Keys) -> Tensor | None:
     return to_device(pack(keys), table.device) if len(keys) > _cuda.carried else None
 
 
-def _numbers(table: Table, values: Tensor) -> Tensor:
-    """Numbers that the host knows stay with it where they are few, and go along with the launch."""
-    return values if _few(values) else to_device(values, table.device)
+def _numbers(table: Table, values: Tensor | None) -> Tensor | list[float] | None:
+    """Numbers in the device's memory; or themselves, to go along with the launch, where they are few and the host knows them."""
+    if values is None:
+        return None
+    few = values.is_cpu and values.numel() <= _cuda.carried
+    return values.view(-1).tolist() if few else to_device(values, table.device)
 
 
-def _few(values: Tensor) -> bool:
-    return values.device.type == "cpu" and values.numel() <= _cuda.carried
-
-
-def _told(values: Tensor) -> tuple[int, list[float]]:
-    """An address in the device's memory, or the numbers themselves."""
-    return (0, values.flatten().tolist()) if _few(values) else (values.data_ptr(), [])
+def _told(numbers: Tensor | list[float] | None) -> tuple[int, list[float]] | None:
+    """As compiled code takes them: an address, or numbers."""
+    return None if numbers is None else (0, numbers) if isinstance(numbers, list) else (numbers.data_ptr(), [])
 
 
 def _address(tensor: Tensor | None) -> int:

@@ -53,10 +53,11 @@ extern "C" void replay(COMMON, const uint8_t* instructions, uint32_t n_instructi
     launch(p, storage, [&](auto element) { return kernel_of<decltype(element)>(p); });
 }
 
-extern "C" void update(COMMON, int rule, int state, const int64_t* states, const float* a, const float* b, const float* decay,
-                       const float* numbers, const Key* rounding) {
+extern "C" void update(COMMON, int rule, int state, const int64_t* states, const float* a, const float* few_a, const float* b,
+                       const float* few_b, bool decays, const float* decay, const float* few_decays, const float* n, const float* few_n,
+                       const Key* rounding) {
     PASS;
-    Update p{common, {}, states, a, b, decay, numbers, {}};
+    Update p{common, {}, states, numbers(a, few_a), numbers(b, few_b), decays, numbers(decay, few_decays), numbers(n, few_n), {}};
     p.only_key.set(0, *carried);
     for (int slot = 0; slot < kSlots; ++slot) p.rounding.set(slot, rounding[slot]);
     launch(p, storage, [&](auto element) { return kernel_of<decltype(element)>(p, static_cast<Rule>(rule), static_cast<Storage>(state)); });
