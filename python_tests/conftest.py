@@ -21,7 +21,15 @@ HERE = Path(__file__).parent
 
 # Files that take long: begun first, so that no worker of pytest-xdist is left with one of them at the end.
 LONG = ["test_triton.py", "test_commands.py", "test_finetune_cli.py", "test_cpu.py", "test_bench.py", "test_finetune_job.py"]
-LONG += ["test_memory.py", "test_examples.py", "test_cuda.py", "test_distributed.py", "test_runs.py", "test_signals.py"]
+LONG += [
+    "test_memory.py",
+    "test_examples.py",
+    "test_cuda.py",
+    "test_triton_ptx.py",
+    "test_distributed.py",
+    "test_runs.py",
+    "test_signals.py",
+]
 
 
 def pytest_collection_modifyitems(items):

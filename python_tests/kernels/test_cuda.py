@@ -1,11 +1,7 @@
-"""The CUDA kernels: their bits, by running their source thread by thread on the CPU; their instructions, by nvcc. What only
-a GPU shows is in test_cuda_on_gpu.py."""
+"""The CUDA kernels: their bits, by executing the PTX that nvcc makes of them (ptx/), launched by the real binding; their instructions, by
+ptxas. What only a GPU shows is in test_cuda_on_gpu.py."""
 
-import ctypes
-import shutil
-import subprocess
-import sysconfig
-from pathlib import Path
+from itertools import product
 
 import numpy as np
 import pytest
@@ -19,65 +15,26 @@ import zokern
 from zokern import NoiseKey
 from zokern.kernels import cuda
 from zokern.kernels.passes import RULES
-from zokern.kernels.spans import BLOCK
+from zokern.kernels.tables import KEEP_ALL
 from zokern.noise import reference
 
-ROOT = Path(__file__).parents[2]
+KEEPS = [KEEP_ALL, 2**30]
 
 
-@pytest.fixture(scope="module")
-def library(tmp_path_factory):
-    """The kernels of csrc/cuda as C functions on host memory."""
-    library = tmp_path_factory.mktemp("cuda") / "kernels.so"
-    source = Path(__file__).parent / "cuda_on_host"
-    compiler = shutil.which((sysconfig.get_config_var("CXX") or "c++").split()[0]) or shutil.which("c++")
-    if compiler is None:
-        pytest.skip("no C++ compiler")
-    flags = "-std=c++17 -O0 -fPIC -shared -ffp-contract=off -fno-strict-aliasing".split()
-    done = subprocess.run([compiler, *flags, f"-I{source}", source / "run.cpp", "-o", library], capture_output=True, text=True)
-    if done.returncode and "_Float16" in done.stderr:
-        pytest.skip(f"{compiler} has no _Float16")
-    assert done.returncode == 0, done.stderr
-    return ctypes.CDLL(str(library))
-
-
-class OnHost:
-    """zokern._cuda, but for host memory."""
-
-    unrolled, carried, tile = 2, 8, BLOCK
-
-    def __init__(self, library):
-        self.library = library
-
-    def add_noise_(self, *arguments):
-        call(self.library.add_noise, arguments[:-2])
-
-    def replay_(self, *arguments):
-        call(self.library.replay, arguments[:-2])
-
-    def update_(self, *arguments):
-        call(self.library.update, arguments[:-2])
-
-
-def call(function, arguments):
-    """Keys become arrays, addresses pointers; device and stream are left out."""
-    converted = []
-    for value in arguments:
-        if isinstance(value, list):
-            words = [(seed & 0xFFFFFFFF, seed >> 32, step, stream) for seed, step, stream in value]
-            value = np.array(words + [(0,) * 4] * (8 - len(words)), dtype=np.uint32)
-            converted.append(value.ctypes.data_as(ctypes.c_void_p))
-        else:
-            converted.append(ctypes.c_void_p(value) if value > 2**32 else value if value else ctypes.c_void_p(0))
-    function(*converted)
-
-
-@pytest.fixture
-def backend(library, monkeypatch):
-    """zokern.kernels.cuda with the kernels on the host."""
-    monkeypatch.setattr(cuda, "_cuda", OnHost(library))
-    monkeypatch.setattr(cuda, "_device_and_stream", lambda device: (0, 0))
-    return cuda
+def test_every_kernel(backend, runtime):
+    """What was compiled is executed, all of it, in whole tiles and at a ragged end."""
+    for dtype, (terms, decay), keep_threshold in product(DTYPES, [(1, None), (1, 0.9), (2, None), (2, 0.9), (3, None), (3, 0.9)], KEEPS):
+        theta, keys = weights(4096 + 3, dtype), [NoiseKey(7, k) for k in range(terms)]
+        wanted = expected(theta, 0, keys, [0.5] * terms, decay, keep_threshold)
+        add_noise_(backend, [theta], [0], keys, [[0.5]] * terms, decay and [decay], keep_threshold=keep_threshold)
+        assert_same_bits(theta, wanted)
+    for keep_threshold in KEEPS:
+        piece = Piece(4096 + 3, keep_threshold=keep_threshold)
+        for dtype in DTYPES:
+            check_replay(backend.replay_, dtype, [piece], RUNS["a step"])
+        for rule, dtype, state in KINDS:
+            check_update(backend.update_, rule, dtype, state, [piece], keys_of(1))
+    assert {name for name, _, _ in runtime.launches} == runtime.kernels.keys()
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
