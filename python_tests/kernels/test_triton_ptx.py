@@ -59,9 +59,12 @@ def test_replay(dtype):
         check_replay(backend.replay_, dtype, [Piece(4096 + 5, 4096, 1), *DENSE], passes)
 
 
-@pytest.mark.parametrize("rule, dtype, state", KINDS, ids=str)
-def test_update(rule, dtype, state):
-    """Two kernels of each kind: one key and all noise; several, masks and decay."""
-    check_update(backend.update_, rule, dtype, state, DENSE, keys_of(1))
-    for n, pieces in ((3, MIXED), (1, POSITIONS["misaligned"]), (1, POSITIONS["state misaligned"]), (1, POSITIONS["across 2^34"])):
-        check_update(backend.update_, rule, dtype, state, pieces, keys_of(n), decay=n > 1)
+@pytest.mark.parametrize("rule, dtype, state", KINDS[1::3], ids=str)
+def test_update_by_one_key(rule, dtype, state):
+    for pieces in (DENSE, *(POSITIONS[name] for name in ("misaligned", "state misaligned", "across 2^34"))):
+        check_update(backend.update_, rule, dtype, state, pieces, keys_of(1))
+
+
+@pytest.mark.parametrize("rule, dtype, state", KINDS[::3], ids=str)
+def test_update_by_several_keys_with_masks_and_decay(rule, dtype, state):
+    check_update(backend.update_, rule, dtype, state, MIXED, keys_of(3), decay=True)
