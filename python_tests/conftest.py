@@ -72,6 +72,19 @@ def golden():
     return [(key, np.array(values, np.uint32)) for key, values in records if key[2] >> 24 == 0]
 
 
+@pytest.fixture(scope="session")
+def runtime(tmp_path_factory):
+    """zokern._cuda on a runtime that executes PTX, compiled once for all processes of pytest-xdist."""
+    from ptx.runtime import Runtime, build, find_nvcc
+
+    if (nvcc := find_nvcc()) is None:
+        pytest.skip("no nvcc in $CUDA_HOME, $CUDA_PATH, PATH or /usr/local/cuda: install the CUDA toolkit")
+    folder = tmp_path_factory.getbasetemp()
+    folder = (folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder) / "ptx"
+    build(nvcc, folder)
+    return Runtime(folder)
+
+
 class Transformer(torch.nn.Module):
     """Two blocks with attention, tied embedding and head, and a scalar loss: what MeZO is for, small."""
 
