@@ -68,6 +68,8 @@ class FakeGPUs:
         if not torch.backends.cuda.is_built():
             for name, function in WITHOUT_A_GUARD.items():
                 patch.setattr(torch.Tensor, name, for_fakes(function, getattr(torch.Tensor, name)))
+        for name in ("item", "tolist", "__float__", "__int__", "__bool__", "__index__"):
+            patch.setattr(torch.Tensor, name, for_fakes(waits, getattr(torch.Tensor, name)))
         patch.setattr(torch.Tensor, "pin_memory", lambda tensor: self._pin(tensor.clone()))
         for name in ("empty", "empty_like", "zeros", "tensor"):
             patch.setattr(torch, name, self._pinning(getattr(torch, name)))
@@ -106,11 +108,11 @@ class FakeGPUs:
 
         class Graph:
             def capture_begin(self, *arguments, **named):
-                self.place = gpus.current[gpus.device]
+                self.place, self.launches = gpus.current[gpus.device], len(gpus.launches)
                 gpus.capture = self
 
             def capture_end(self):
-                gpus.capture = None
+                gpus.capture, self.launches = None, gpus.launches[self.launches :]
                 if gpus.fail:
                     raise RuntimeError("the capture failed")
 
@@ -152,6 +154,10 @@ WITHOUT_A_GUARD = {
 }
 
 
+def waits(tensor):
+    raise AssertionError(f"a number is read from {tensor.device}, which waits")
+
+
 def for_fakes(function, real):
     return lambda tensor, *arguments, **named: (function if isinstance(tensor, FakeTensor) else real)(tensor, *arguments, **named)
 
@@ -159,7 +165,6 @@ def for_fakes(function, real):
 def index_of(device, current):
     device = getattr(device, "index", device)
     return current if device is None else device
-
 
 
 class Fake(fake_tensor.FakeTensorMode):
@@ -184,7 +189,7 @@ class Operations(TorchDispatchMode):
         fake = lambda leaf: self.gpus.mode.from_tensor(leaf) if isinstance(leaf, torch.Tensor) else leaf  # noqa: E731
         made = function(*tree_map(fake, arguments), **tree_map(fake, named))
         kinds = {tensor.device.type for tensor in [*given, *tree_leaves(made)] if isinstance(tensor, torch.Tensor)}
-        if kinds == {"cpu", "cuda"} and self.gpus.watching:
+        if kinds == {"cpu", "cuda"} and (self.gpus.watching or self.gpus.capture):
             what = f"{function} of {[(tuple(t.shape), t.device.type) for t in given]}"
             assert not self.gpus.capture, f"{what} in a capture: a graph repeats the host's number, or reads memory that is gone"
             if function in (aten._to_copy.default, aten.copy_.default):

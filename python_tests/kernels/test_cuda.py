@@ -166,6 +166,24 @@ def test_special_values_round_as_torch_rounds(backend):
         assert nan.isnan().all()
 
 
+def test_a_launch_leaves_the_current_device_and_no_error_behind(backend, runtime, monkeypatch):
+    def launch(device, stream=0):
+        monkeypatch.setattr(cuda, "_device_and_stream", lambda _: (device, stream))
+        add_noise_(backend, [torch.zeros(5)], [0], [KEY], [[1.0]])
+
+    launch(1, 77)
+    assert runtime.launches[-1][1:] == (1, 77) and runtime.library.fake_device() == 0
+    with pytest.raises(RuntimeError, match="could not be launched: error 101"):  # there are two devices
+        launch(5)
+    launch(0)
+    runtime.refuse = 700
+    with pytest.raises(RuntimeError, match="could not be launched: error 700"):
+        launch(1)
+    assert runtime.library.fake_device() == 0
+    runtime.refuse = 0
+    launch(0)
+
+
 built = pytest.mark.skipif(cuda._cuda is None, reason=f"zokern._cuda is {cuda.status()}")
 
 

@@ -99,4 +99,6 @@ class Runtime:
             function(*arguments)
         except RuntimeError:
             failure, self.failure = self.failure, None
-            raise failure or RuntimeError from None
+            if failure is None:
+                raise
+            raise failure from None
