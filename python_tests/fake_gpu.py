@@ -188,6 +188,8 @@ class Operations(TorchDispatchMode):
                 return function(*arguments, **named)
         fake = lambda leaf: self.gpus.mode.from_tensor(leaf) if isinstance(leaf, torch.Tensor) else leaf  # noqa: E731
         made = function(*tree_map(fake, arguments), **tree_map(fake, named))
+        if self.gpus.watching and function.overloadpacket is aten.div and given[0].is_cuda:
+            assert len(given) == 2 and given[1].is_cuda, f"{function} by {arguments[1]}: a GPU multiplies by the reciprocal, a CPU divides"
         kinds = {tensor.device.type for tensor in [*given, *tree_leaves(made)] if isinstance(tensor, torch.Tensor)}
         if kinds == {"cpu", "cuda"} and (self.gpus.watching or self.gpus.capture):
             what = f"{function} of {[(tuple(t.shape), t.device.type) for t in given]}"

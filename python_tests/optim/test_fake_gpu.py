@@ -10,6 +10,12 @@ from zokern import MeZO
 from zokern.optim import trained
 
 
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:Accessing the data pointer of FakeTensor:UserWarning"),
+    pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step:UserWarning"),
+]
+
+
 @pytest.fixture
 def gpus(runtime, monkeypatch):
     monkeypatch.setattr(trained, "kept_by_magnitude", lambda groups, sparsity: [[1 - sparsity] * len(group["params"]) for group in groups])
