@@ -71,7 +71,7 @@ class FakeGPUs:
         for name in ("item", "tolist", "__float__", "__int__", "__bool__", "__index__"):
             patch.setattr(torch.Tensor, name, for_fakes(waits, getattr(torch.Tensor, name)))
         patch.setattr(torch.Tensor, "pin_memory", lambda tensor: self._pin(tensor.clone()))
-        for name in ("empty", "empty_like", "zeros", "tensor"):
+        for name in ("empty_like", "tensor"):
             patch.setattr(torch, name, self._pinning(getattr(torch, name)))
 
     def _pinning(self, factory):

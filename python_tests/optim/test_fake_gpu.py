@@ -9,7 +9,6 @@ import zokern
 from zokern import MeZO
 from zokern.optim import trained
 
-
 pytestmark = [
     pytest.mark.filterwarnings("ignore:Accessing the data pointer of FakeTensor:UserWarning"),
     pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step:UserWarning"),
@@ -38,6 +37,7 @@ MORE = {
     "MeZO groups": lambda params: MeZO(groups_of(params), lr=1e-3, weight_decay=0.1, q=2),
     "MeZO q=4": lambda params: MeZO(params, q=4),
     "MeZO defer": lambda params: MeZO(groups_of(params), defer=True, lr=1e-3),
+    "ForwardGradient": lambda params: zokern.ForwardGradient(params, q=2),
     "MeZO one-sided groups": lambda params: MeZO(groups_of(params), estimator="one-sided", lr=1e-3),
 }
 
