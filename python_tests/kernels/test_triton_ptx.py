@@ -4,7 +4,7 @@ them, in Triton's interpreter, are in test_triton.py."""
 import pytest
 import torch
 from add_noise_cases import DTYPES, add_noise_, assert_same_bits, expected, weights
-from ptx.memory import ADDRESS_OF, Memory
+from ptx.memory import Memory
 from ptx.triton_kernel import Compiler, TritonKernel
 from replay_cases import RUNS, check_replay
 from update_cases import DENSE, KINDS, MIXED, POSITIONS, Piece, check_update, keys_of
@@ -27,12 +27,7 @@ def compiler(tmp_path_factory):
 def executed(compiler, monkeypatch):
     """The kernels, for tensors in the host's memory. What they may reach: tensors that were asked for their address."""
     memory = Memory()
-
-    def data_ptr(tensor):
-        memory.hand(tensor)
-        return ADDRESS_OF(tensor)
-
-    monkeypatch.setattr(torch.Tensor, "data_ptr", data_ptr)
+    memory.follow(monkeypatch)
     for module in (add_noise, replay, update):
         name = f"{module.__name__.rpartition('.')[2]}_kernel"
         monkeypatch.setattr(module, name, TritonKernel(getattr(module, name).fn, compiler, memory))

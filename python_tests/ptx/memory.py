@@ -21,6 +21,15 @@ class Memory:
     def __init__(self):
         self.intervals, self.kept = set(), []
 
+    def follow(self, patch):
+        """Hand over every tensor that is asked for its address."""
+
+        def data_ptr(tensor):
+            self.hand(tensor)
+            return ADDRESS_OF(tensor)
+
+        patch.setattr(torch.Tensor, "data_ptr", data_ptr)
+
     def hand(self, tensor):
         """Kernels may reach what this tensor covers, and nothing beside it or between its rows."""
         size = run = tensor.element_size()

@@ -15,20 +15,18 @@ from .machine import kernels_in
 from .memory import Memory
 
 ROOT = Path(__file__).parents[2]
-NVCC = (
-    "-std=c++17 -O3 --fmad=false -Xcompiler -fPIC,-fvisibility=hidden -gencode arch=compute_90,code=compute_90"  # but for PTX as setup.py
-)
+# As in setup.py, but to PTX alone.
+FLAGS = "-std=c++17 -O3 --fmad=false -Xcompiler -fPIC,-fvisibility=hidden -gencode arch=compute_90,code=compute_90"
 ON_LAUNCH = ctypes.CFUNCTYPE(
     ctypes.c_int, ctypes.c_char_p, ctypes.c_uint, ctypes.c_uint, ctypes.POINTER(ctypes.c_void_p), ctypes.c_int, ctypes.c_void_p
 )
 
 
 def find_nvcc():
-    """As setup.py looks for it, or None."""
+    """Where setup.py looks for it, or None."""
     homes = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH")]
-    return next(
-        filter(None, map(shutil.which, [*(f"{home}/bin/nvcc" for home in homes if home), "nvcc", "/usr/local/cuda/bin/nvcc"])), None
-    )
+    places = [*(f"{home}/bin/nvcc" for home in homes if home), "nvcc", "/usr/local/cuda/bin/nvcc"]
+    return next(filter(None, map(shutil.which, places)), None)
 
 
 def build(nvcc, folder):
@@ -37,22 +35,23 @@ def build(nvcc, folder):
     with open(folder / "lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not (folder / "_cuda.so").exists():
-            headers = f"-isystem {sysconfig.get_path('include')} -isystem {Path(torch.__file__).parent}/include"  # pybind11's are torch's
-            names = "-DZOKERN_CUDA_VERSION='\"\"' -DZOKERN_CUDA_ARCHITECTURES='\"PTX\"'"
-            commands = [f"{nvcc} {NVCC} --keep --keep-dir {folder} -c {source}" for source in sorted((ROOT / "csrc/cuda").glob("*.cu"))]
-            commands.append(f"{nvcc} {NVCC.replace('-O3', '-O1')} {headers} {names} -c {ROOT}/csrc/bind/cuda_module.cpp")
-            commands.append(f"{nvcc} -std=c++17 -Xcompiler -fPIC -c {Path(__file__).parent}/fake_runtime.cpp")
-            run(folder, *commands)
-            run(folder, f"{nvcc} -shared -cudart none {' '.join(map(str, folder.glob('*.o')))} -o {folder}/unfinished.so")
+            headers = ["-isystem", sysconfig.get_path("include"), "-isystem", Path(torch.__file__).parent / "include"]  # with pybind11's
+            names = ['-DZOKERN_CUDA_VERSION=""', '-DZOKERN_CUDA_ARCHITECTURES="PTX"']
+            compile_with = [nvcc, *FLAGS.split(), "-c"]
+            commands = [[*compile_with, "--keep", source] for source in sorted((ROOT / "csrc/cuda").glob("*.cu"))]
+            commands.append([*compile_with, *headers, *names, ROOT / "csrc/bind/cuda_module.cpp"])
+            commands.append([nvcc, "-std=c++17", "-Xcompiler", "-fPIC", "-c", Path(__file__).with_name("fake_runtime.cpp")])
+            run(folder, commands)
+            run(folder, [[nvcc, "-shared", "-cudart", "none", *folder.glob("*.o"), "-o", "unfinished.so"]])
             (folder / "unfinished.so").rename(folder / "_cuda.so")
 
 
-def run(folder, *commands):
+def run(folder, commands):
     """All at once."""
-    running = [subprocess.Popen(c, shell=True, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) for c in commands]
-    for process, command in zip(running, commands):
+    running = [subprocess.Popen(c, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) for c in commands]
+    for process in running:
         said, _ = process.communicate()
-        assert not process.returncode, f"{command}\n{said}"
+        assert not process.returncode, f"{process.args}\n{said}"
 
 
 class Runtime:
