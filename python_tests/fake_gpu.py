@@ -65,9 +65,8 @@ class FakeGPUs:
         patch.setattr(torch.Tensor, "data_ptr", data_ptr)
         patch.setattr(location, "FACTS", (data_ptr, *location.FACTS[1:]))
         patch.setattr(location, "_reader", lambda: location._by_attributes)
-        if not torch.backends.cuda.is_built():
-            for name, function in WITHOUT_A_GUARD.items():
-                patch.setattr(torch.Tensor, name, for_fakes(function, getattr(torch.Tensor, name)))
+        for name, function in WITHOUT_A_GUARD.items():
+            patch.setattr(torch.Tensor, name, for_fakes(function, getattr(torch.Tensor, name)))
         for name in ("item", "tolist", "__float__", "__int__", "__bool__", "__index__"):
             patch.setattr(torch.Tensor, name, for_fakes(waits, getattr(torch.Tensor, name)))
         patch.setattr(torch.Tensor, "pin_memory", lambda tensor: self._pin(tensor.clone()))
@@ -145,7 +144,7 @@ class FakeGPUs:
         return before
 
 
-# Methods around which torch's own C++ puts a guard of devices, which it does not have for GPUs where it was built without CUDA.
+# Methods around which torch's own C++ puts a guard of devices, which it does not have for GPUs where there is no CUDA.
 WITHOUT_A_GUARD = {
     "__invert__": torch.bitwise_not,
     "__getitem__": lambda tensor, at: aten.slice(tensor, 0, at.start, at.stop) if isinstance(at, slice) else tensor.select(0, at),

@@ -81,6 +81,10 @@ INSTRUCTIONS = {  # of words a and b: what it writes into %r4
     "setp.ne.f32 %p1, %r2, 0f3F800000; selp.b32 %r4, 5, 6, %p1": lambda a, b: 6 if a in (ONE, NAN, 0xFFFFFFFF) else 5,
     "setp.eq.s32 %p1, %r2, 1; setp.lt.or.u32 %p2, %r3, 9, %p1; selp.b32 %r4, 5, 6, %p2": lambda a, b: 5 if b < 9 or a == 1 else 6,
     "mul.rn.f32 %r4, %r2, 0fBF800000": lambda a, b: 0x7FFFFFFF if a in (NAN, 0xFFFFFFFF) else a ^ 1 << 31,
+    "add.rn.ftz.f32 %r4, %r2, %r2": lambda a, b: 0x7FFFFFFF if a in (NAN, 0xFFFFFFFF) else a + (1 << 23) if a << 1 & 0xFF000000 else a & 1 << 31,
+    "{ .reg .b16 low, high; mov.b32 {low, high}, %r2; cvt.u32.u16 %r4, high; } { .reg .b32 low; mov.b32 low, %r4; mov.b32 %r4, low; }": (
+        lambda a, b: a >> 16
+    ),
     "mov.b64 %rd5, {%r2, %r3}; mov.b64 {_, %r4}, %rd5": lambda a, b: b,
     "cvt.rn.bf16x2.f32 %r4, 0f3F818000, 0f3F808000": lambda a, b: 0x3F823F80,
     "cvt.rn.f16.f32 %rs1, %r2; cvt.f32.f16 %r4, %rs1": lambda a, b: 0x7FFFFFFF if a in (NAN, 0xFFFFFFFF) else a & 1 << 31,
@@ -122,7 +126,7 @@ def test_a_fault_is_named(body):
 
 @pytest.mark.parametrize(
     "instruction",
-    ["mul.f32 %f1, %f2, %f3", "fma.rn.ftz.f32 %f1, %f2, %f3, %f1", "div.approx.f32 %f1, %f2, %f3", "ex2.approx.f32 %f1, %f2"]
+    ["mul.f32 %f1, %f2, %f3", "fma.rz.f32 %f1, %f2, %f3, %f1", "div.approx.f32 %f1, %f2, %f3", "ex2.approx.f32 %f1, %f2"]
     + ["ld.shared.u32 %r1, [%rd1]", "bar.sync 0", "cvt.rz.f32.s32 %f1, %r1", "mov.u32 %r2, %laneid", "add.cc.u32 %r1, %r2, %r3"],
 )
 def test_what_is_not_known_is_refused(instruction):

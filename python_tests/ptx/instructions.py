@@ -31,8 +31,19 @@ def integers(function):
 
 
 def floats(function):
-    """Rounded to nearest even. Where the name does not say so, ptxas would be free to make a product and a sum one fma."""
-    return lambda modifiers, *operands: canonical(function(*operands)) if modifiers == ["rn"] else unknown(f"{modifiers} is not .rn")
+    """Rounded to nearest even. Where the name does not say so, ptxas would be free to make a product and a sum one fma. With ".ftz" what is
+    below the normal numbers is 0."""
+
+    def rounded(modifiers, *operands):
+        if modifiers == ["rn", "ftz"]:
+            return flush(canonical(function(*map(flush, operands))))
+        return canonical(function(*operands)) if modifiers == ["rn"] else unknown(f"{modifiers} is not .rn")
+
+    return rounded
+
+
+def flush(x):
+    return np.where(np.abs(x) < np.finfo("f4").tiny, np.copysign(np.float32(0), x), x)
 
 
 def either(of_integers, of_floats):

@@ -60,7 +60,7 @@ class Code:
     """The steps of a kernel, where its labels are, and the types of its registers."""
 
     def __init__(self, body):
-        statements, self.labels, self.registers = [], {}, {}
+        statements, self.labels, self.registers, own = [], {}, {}, {}  # own: names of the innermost braces -> one that is unique
         lines = (re.sub(r"//.*", "", line).strip() for line in body.splitlines())
         kept = " ".join(line for line in lines if not re.match(r"\.(loc|file|pragma)\b", line))
         for statement in kept.replace("\t", " ").split(";"):
@@ -69,15 +69,17 @@ class Code:
                 self.labels[label[1]] = len(statements)
                 statement = statement[label.end() :]
             if declared := re.fullmatch(r"\.reg \.(\w+) +(.*)", statement):
-                self.declare(*declared.groups())
+                self.declare(*declared.groups(), own)
             elif statement:
-                statements.append(statement)
+                statements.append(re.sub(r"(?<![%\w])\w+", lambda word: own.get(word[0], word[0]), statement) if own else statement)
         self.steps = [Step(statement, self) for statement in statements]
 
-    def declare(self, kind, names):
+    def declare(self, kind, names, own):
         kind = TYPES[kind if kind == "pred" else f"b{kind.lstrip('bfus')}"]
-        for name in names.split(","):
-            stem, _, count = name.strip().rstrip(">").partition("<")
+        for name in map(str.strip, names.split(",")):
+            stem, _, count = name.rstrip(">").partition("<")
+            if not name.startswith("%"):
+                own[stem] = stem = f"{stem}.{len(self.registers)}"
             self.registers |= {f"{stem}{k}": kind for k in range(int(count))} if count else {stem: kind}
 
 

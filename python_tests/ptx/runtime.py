@@ -42,7 +42,8 @@ def build(nvcc, folder):
             commands.append([*compile_with, *headers, *names, ROOT / "csrc/bind/cuda_module.cpp"])
             commands.append([nvcc, "-std=c++17", "-Xcompiler", "-fPIC", "-c", Path(__file__).with_name("fake_runtime.cpp")])
             run(folder, commands)
-            run(folder, [[nvcc, "-shared", "-cudart", "none", *folder.glob("*.o"), "-o", "unfinished.so"]])
+            # -Bsymbolic: or what a torch for CUDA has loaded would be called, not the stand-in.
+            run(folder, [[nvcc, "-shared", "-cudart", "none", "-Xlinker", "-Bsymbolic", *folder.glob("*.o"), "-o", "unfinished.so"]])
             (folder / "unfinished.so").rename(folder / "_cuda.so")
 
 

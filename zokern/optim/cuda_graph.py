@@ -23,9 +23,9 @@ class Graph:
     ``param_groups`` and state_dict advance; the tensors in ``last`` are overwritten by the next replay. lr and eps may be changed in
     between, as schedulers do.
 
-    A model of transformers runs other kernels where its attention mask is all ones, given or made by the model itself, as OPT does: it
-    looks at the mask, which waits for the device, and leaves it out; while it is captured it cannot look, and keeps it. The losses then
-    differ in their last bits. A mask of four dimensions (batch, 1, query, key) is taken as it is, both times.
+    A model of transformers that has an attention mask (of two dimensions, handed to it or made by itself) looks whether it is all ones,
+    which waits for the device, and if so leaves it to another kernel, without a mask. While it is captured it cannot look: the mask stays,
+    and losses differ in their last bits from those of such a step. A mask of four dimensions is taken as it is, both times.
 
     Args:
         optimizer: with parameters on one NVIDIA GPU, q <= 2 and defer=False.
