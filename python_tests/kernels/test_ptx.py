@@ -81,7 +81,9 @@ INSTRUCTIONS = {  # of words a and b: what it writes into %r4
     "setp.ne.f32 %p1, %r2, 0f3F800000; selp.b32 %r4, 5, 6, %p1": lambda a, b: 6 if a in (ONE, NAN, 0xFFFFFFFF) else 5,
     "setp.eq.s32 %p1, %r2, 1; setp.lt.or.u32 %p2, %r3, 9, %p1; selp.b32 %r4, 5, 6, %p2": lambda a, b: 5 if b < 9 or a == 1 else 6,
     "mul.rn.f32 %r4, %r2, 0fBF800000": lambda a, b: 0x7FFFFFFF if a in (NAN, 0xFFFFFFFF) else a ^ 1 << 31,
-    "add.rn.ftz.f32 %r4, %r2, %r2": lambda a, b: 0x7FFFFFFF if a in (NAN, 0xFFFFFFFF) else a + (1 << 23) if a << 1 & 0xFF000000 else a & 1 << 31,
+    "add.rn.ftz.f32 %r4, %r2, %r2": lambda a, b: (
+        0x7FFFFFFF if a in (NAN, 0xFFFFFFFF) else a + (1 << 23) if a << 1 & 0xFF000000 else a & 1 << 31
+    ),
     "{ .reg .b16 low, high; mov.b32 {low, high}, %r2; cvt.u32.u16 %r4, high; } { .reg .b32 low; mov.b32 low, %r4; mov.b32 %r4, low; }": (
         lambda a, b: a >> 16
     ),
