@@ -1,5 +1,7 @@
 """Passes of ``add_noise_`` over tensors in one launch, and what the oracle makes of them: what the CUDA kernels are put through."""
 
+from contextlib import nullcontext
+
 import numpy as np
 import torch
 from update_cases import AROUND, DTYPES, INTEGERS, later_by
@@ -16,7 +18,7 @@ KEY = NoiseKey(0x123456789ABCDEF0, 7, 3)
 def add_noise_(backend, tensors, firsts, keys, coefficients, decay=None, clock=None, keep_threshold=KEEP_ALL):
     """One launch for contiguous tensors of one dtype and device, tensor i in group i mod groups."""
     device = tensors[0].device
-    c = torch.tensor(coefficients, dtype=torch.float32, device=device)
+    c = torch.as_tensor(coefficients, dtype=torch.float32, device=device)
     d = None if decay is None else torch.tensor(decay, dtype=torch.float32, device=device)
     table = Table.of(
         *(tensors[0].dtype, device, c.shape[1]),
@@ -25,7 +27,7 @@ def add_noise_(backend, tensors, firsts, keys, coefficients, decay=None, clock=N
             for i, (t, first) in enumerate(zip(tensors, firsts, strict=True))
         ),
     )
-    with backend.clock(None if clock is None else torch.tensor(clock, dtype=torch.int32, device=device)):
+    with nullcontext() if clock is None else backend.clock(torch.tensor(clock, dtype=torch.int32, device=device)):
         backend.add_noise_(table, keys, c, d)
 
 

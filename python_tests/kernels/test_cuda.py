@@ -1,11 +1,8 @@
-"""The CUDA kernels: their bits, by running their source thread by thread on the CPU; their instructions, by nvcc. What only
-a GPU shows is in test_cuda_on_gpu.py."""
+"""The CUDA kernels: their bits, by executing the PTX that nvcc makes of them (ptx/), launched by the real binding; their instructions, by
+ptxas. What only a GPU shows is in test_cuda_on_gpu.py."""
 
-import ctypes
-import shutil
-import subprocess
-import sysconfig
-from pathlib import Path
+from dataclasses import replace
+from itertools import product
 
 import numpy as np
 import pytest
@@ -19,72 +16,20 @@ import zokern
 from zokern import NoiseKey
 from zokern.kernels import cuda
 from zokern.kernels.passes import RULES
-from zokern.kernels.spans import BLOCK
 from zokern.noise import reference
 
-ROOT = Path(__file__).parents[2]
 
-
-@pytest.fixture(scope="module")
-def library(tmp_path_factory):
-    """The kernels of csrc/cuda as C functions on host memory."""
-    library = tmp_path_factory.mktemp("cuda") / "kernels.so"
-    source = Path(__file__).parent / "cuda_on_host"
-    compiler = shutil.which((sysconfig.get_config_var("CXX") or "c++").split()[0]) or shutil.which("c++")
-    if compiler is None:
-        pytest.skip("no C++ compiler")
-    flags = "-std=c++17 -O0 -fPIC -shared -ffp-contract=off -fno-strict-aliasing".split()
-    done = subprocess.run([compiler, *flags, f"-I{source}", source / "run.cpp", "-o", library], capture_output=True, text=True)
-    if done.returncode and "_Float16" in done.stderr:
-        pytest.skip(f"{compiler} has no _Float16")
-    assert done.returncode == 0, done.stderr
-    return ctypes.CDLL(str(library))
-
-
-class OnHost:
-    """zokern._cuda, but for host memory."""
-
-    carried, tile = 8, BLOCK
-
-    def __init__(self, library):
-        self.library = library
-
-    def add_noise_(self, common, stored, coefficients, decay, rounding):
-        random = rounding is not None, [rounding or (0, 0, 0)]
-        call(self.library.add_noise, *common[:-2], stored, *coefficients, decay is not None, *(decay or NONE), *random)
-
-    def replay_(self, common, *more):
-        call(self.library.replay, *common[:-2], *more)
-
-    def update_(self, common, rule, state, states, a, b, decay, numbers, rounding):
-        values = *a, *b, decay is not None, *(decay or NONE), *numbers
-        call(self.library.update, *common[:-2], rule, state, states, *values, rounding)
-
-
-NONE = (0, [])  # an address, or numbers
-
-
-def call(function, *arguments):
-    """Keys and numbers become arrays of eight, addresses pointers."""
-    arrays = []
-    for value in arguments:
-        if isinstance(value, list):
-            keys = bool(value) and isinstance(value[0], tuple)
-            rows = [(seed & 0xFFFFFFFF, seed >> 32, step, stream) for seed, step, stream in value] if keys else value
-            array = np.zeros((8, 4), np.uint32) if keys else np.zeros(32, np.float32)
-            array[: len(rows)] = rows
-            arrays.append(array)
-            value = array.ctypes.data
-        arrays.append(ctypes.c_void_p(value) if value > 2**32 else value if value else ctypes.c_void_p(0))
-    function(*(argument for argument in arrays if not isinstance(argument, np.ndarray)))
-
-
-@pytest.fixture
-def backend(library, monkeypatch):
-    """zokern.kernels.cuda with the kernels on the host."""
-    monkeypatch.setattr(cuda, "_cuda", OnHost(library))
-    monkeypatch.setattr(cuda, "_device_and_stream", lambda device: (0, 0))
-    return cuda
+def test_every_kernel(backend, runtime):
+    """What was compiled is executed, all of it, in whole tiles and at a ragged end."""
+    piece = Piece(4096 + 3)
+    for signs, kept in product((False, True), ([piece], [replace(piece, keep_threshold=2**30)])):
+        for (dtype, stored), n, decay in product(STORED, (1, 2, 3), (False, True)):
+            check_add_noise(backend.add_noise_, dtype, stored, kept, keys_of(n, signs), decay)
+        for dtype in DTYPES:
+            check_replay(backend.replay_, dtype, kept, of_signs(RUNS["a step"]) if signs else RUNS["a step"])
+        for rule, dtype, state in KINDS:
+            check_update(backend.update_, rule, dtype, state, kept, keys_of(1, signs))
+    assert {name for name, _, _ in runtime.launches} == runtime.kernels.keys()
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -264,6 +209,24 @@ def test_special_values_round_as_torch_rounds(backend):
         nan = torch.full((4096,), float("nan"), dtype=dtype)
         add_noise_(backend, [nan], [0], [KEY], [[1.0]])
         assert nan.isnan().all()
+
+
+def test_a_launch_leaves_the_current_device_and_no_error_behind(backend, runtime, monkeypatch):
+    def launch(device, stream=0):
+        monkeypatch.setattr(cuda, "_device_and_stream", lambda _: (device, stream))
+        add_noise_(backend, [torch.zeros(5)], [0], [KEY], [[1.0]])
+
+    launch(1, 77)
+    assert runtime.launches[-1][1:] == (1, 77) and runtime.library.fake_device() == 0
+    with pytest.raises(RuntimeError, match="could not be launched: error 101"):  # there are two devices
+        launch(5)
+    launch(0)
+    runtime.refuse = 700
+    with pytest.raises(RuntimeError, match="could not be launched: error 700"):
+        launch(1)
+    assert runtime.library.fake_device() == 0
+    runtime.refuse = 0
+    launch(0)
 
 
 built = pytest.mark.skipif(cuda._cuda is None, reason=f"zokern._cuda is {cuda.status()}")
