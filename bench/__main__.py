@@ -13,7 +13,23 @@ import torch
 
 import zokern
 
-from . import cases, convergence, drift, effective_rank, kernels, memory, models, optimizers, problems, record, replay, step, table, trainer
+from . import (
+    cases,
+    convergence,
+    drift,
+    effective_rank,
+    forms,
+    kernels,
+    memory,
+    models,
+    optimizers,
+    problems,
+    record,
+    replay,
+    step,
+    table,
+    trainer,
+)
 from .oracle import Refused
 
 LOST = 3  # exit status: the cases that are left need another process
@@ -42,6 +58,8 @@ def run(arguments, device) -> int:
     work = []
     if arguments.suite in ("kernels", "all"):
         work += [(kernels, case) for case in cases.kernels(device, **chosen)]
+    if arguments.suite in ("forms", "all"):
+        work += [(forms, case) for case in cases.forms(device, **chosen)]
     with_models = {
         "step": (step, cases.steps),
         "memory": (memory, cases.memory),
@@ -121,7 +139,7 @@ def usable(device) -> bool:
 
 def parser(prog: str = "python -m bench") -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog=prog, description=__doc__.partition(": ")[2])
-    suites = ("kernels", "step", "memory", "replay", "optimizers", "trainer", "drift", "convergence", "all")
+    suites = ("kernels", "forms", "step", "memory", "replay", "optimizers", "trainer", "drift", "convergence", "all")
     parser.add_argument("--suite", choices=suites, default="all", help="all: those that tell what this machine does, not convergence")
     parser.add_argument("--quick", action="store_true", help="tiny sizes, to see that everything works: the times mean nothing")
     parser.add_argument("--out", type=Path, default=Path("out/bench.jsonl"), help="JSON lines, appended (out/bench.jsonl)")

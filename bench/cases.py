@@ -24,6 +24,21 @@ class Kernel:
 
 
 @dataclass(frozen=True)
+class Form:
+    """One pass of the primitive in another form than suite ``kernels``: ``what`` is "signs"; "out", float32 weights written elsewhere in
+    bfloat16; or "columns", so many leading ones of a square weight of ``side``."""
+
+    what: str
+    dtype: str
+    terms: int
+    n: int
+    threads: int
+    budget: float
+    columns: int = 0
+    side: int = 0
+
+
+@dataclass(frozen=True)
 class Step:
     """One full-parameter MeZO step of a model with random weights. ``trained``: by backpropagation as well."""
 
@@ -147,6 +162,20 @@ def kernels(device, quick=False, dtypes=None, threads=None) -> list[Kernel]:
     if "fp32" in dtypes and backend_for(device).__name__ == "zokern.kernels.cpu":
         # 512 KiB: more than a first-level cache holds, and less than most second-level ones, which have 1 MiB or more by now.
         cases.append(Kernel("fp32", 1, 1 << (12 if quick else 17), 1, budget, in_l2=True))
+    return cases
+
+
+def forms(device, quick=False, dtypes=None, threads=None) -> list[Form]:
+    """The cases of suite ``forms``, the most telling first."""
+    threads = threads or torch.get_num_threads()
+    n, side, budget = (1 << 12, 64, 0.02) if quick else (1 << (30 if device.type == "cuda" else 26), 4096, 3.0)
+    cases = []
+    for dtype in (d for d in dtypes or DTYPES if d != "fp16"):
+        cases += [Form("signs", dtype, 1, n, threads, budget)]
+        cases += [Form("out", dtype, 1, n, threads, budget)] if dtype == "fp32" else []
+        cases += [Form("signs", dtype, 16, n // 16, threads, budget)]
+        for columns in (side // 8, side // 4, side // 2):
+            cases.append(Form("columns", dtype, 1, columns * side, threads, budget, columns, side))
     return cases
 
 

@@ -68,6 +68,7 @@ PARTS = (
     Part("build", 40, 120, "build.txt", f"env ZOKERN_CUDA=1 {BUILD}", BUILD),
     Part("tests", 60, 100, "tests.txt", f"{TEST} {{workers}} -k 'not compiled_loop' {TESTS}", f"{TEST} --collect-only -qq {TESTS}"),
     suite("kernels", 50, 80, "--most 6", "--quick --backend triton --dtype bf16"),
+    suite("forms", 25, 40, "--most 4", "--quick --dtype bf16"),
     suite("step", 95, 130, "--most 4"),
     Part("ncu", 20, 40, "ncu.txt", f"{PROFILE} {LAUNCHES} --profile 30", f"{LAUNCHES} --profile 12"),
     suite("replay", 25, 40, "--most 2"),

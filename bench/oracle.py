@@ -16,26 +16,32 @@ class Refused(Exception):
     """A case whose result is wrong; its times are worth nothing."""
 
 
-def expected(theta, first, terms):
-    """theta + sum_k c_k z(key_k) by the oracle, rounded once. ``theta``: elements first, first + 1, ... on the CPU."""
+def part(tensor, start):
+    return tensor.detach().reshape(-1)[start : start + SLICE].cpu()
+
+
+def expected(theta, first, terms, dtype=None):
+    """theta + sum_k c_k z(key_k) by the oracle, rounded once to ``dtype``, by default theta's. ``theta``: elements first, first + 1, ... on
+    the CPU."""
     acc = theta.float().numpy()
     for key, c in terms:
-        acc = reference.fma(reference.F32(c), reference.normal(key, first, len(acc)), acc)
-    return torch.from_numpy(acc).to(theta.dtype)
+        acc = reference.fma(reference.F32(c), reference.noise(key, first, len(acc)), acc)
+    return torch.from_numpy(acc).to(dtype or theta.dtype)
 
 
-def check(theta, first, terms, call):
-    """Run ``call`` once; it must have added the terms to ``theta``, whose first element has the index ``first``.
+def check(theta, first, terms, call, out=None):
+    """Run ``call`` once; it must have added the terms to ``theta``, whose first element has the index ``first``, and written the sum there,
+    or to ``out``.
 
     Raises:
         Refused: it has done something else.
     """
-    theta = theta.detach().view(-1)
-    starts = sorted({max(0, start) for start in (0, len(theta) // 2 - 7, len(theta) - SLICE)})
-    before = [theta[start : start + SLICE].cpu().clone() for start in starts]
+    starts = sorted({max(0, start) for start in (0, theta.numel() // 2 - 7, theta.numel() - SLICE)})
+    before = [part(theta, start).clone() for start in starts]
     call()
     for start, old in zip(starts, before):
-        new, right = theta[start : start + SLICE].cpu(), expected(old, first + start, terms)
+        new = part(theta if out is None else out, start)
+        right = expected(old, first + start, terms, new.dtype)
         if not torch.equal(new, right):
             wrong = int((new != right).sum())
             raise Refused(f"{wrong} of elements {start} to {start + len(old) - 1} differ from the oracle's")

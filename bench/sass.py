@@ -5,6 +5,8 @@ disassembles them, and counts every instruction of the steady-state loop (whole 
     python bench/sass.py --backend cuda
     python bench/sass.py --rule adam --state bf16
     python bench/sass.py --passes
+    python bench/sass.py --noise signs --out bf16 --pitched --stochastic
+    python bench/sass.py --backend cuda --noise signs --out bf16
     python bench/sass.py --json sass.jsonl
 
 A count is the whole body of the loop over blocks divided by the elements that a thread handles in one turn, addressing,
@@ -42,7 +44,7 @@ from zokern.kernels.spans import BLOCK
 from zokern.kernels.triton import add_noise, replay, update
 
 SOURCES = Path(__file__).resolve().parent.parent / "csrc/cuda"
-CUDA_THREADS = 128  # of a block, kThreads in csrc/cuda/normals.hpp
+CUDA_THREADS = 128  # of a block, kThreads in csrc/cuda/noise.hpp
 
 DTYPES = {"fp32": tl.float32, "bf16": tl.bfloat16, "fp16": tl.float16}
 # As C++ compilers write them in the names of functions.
@@ -65,12 +67,17 @@ PIPES = {
 }
 
 
-def compile_triton(arch: int, name: str, dtype: str, terms: str, decay: bool, rule: str | None, state: str):
-    """The kernel as ``add_noise_``, ``replay_`` or ``update_`` launches it, for tensors without masks."""
+def compile_triton(
+    arch: int, name: str, dtype: str, terms: str, decay: bool, rule: str | None, state: str, signs: bool, pitched: bool, stochastic: bool
+):  # fmt: skip
+    """The kernel as ``add_noise_``, ``replay_`` or ``update_`` launches it, for tensors without masks. ``state``: the storage type of the
+    states, or of what add_noise_ writes."""
     module = MODULES[name]
     kernel, constants = getattr(module, f"{name}_kernel"), {"DTYPE": DTYPES[dtype], "MASKED": False, "SLOW": module.SLOW}
+    constants |= {"SIGNS": signs, "PITCHED": pitched}
+    stored = {"OUT": DTYPES[state], "IN_PLACE": state == dtype, "ROUND": stochastic}
     constants |= {
-        "add_noise": {"TERMS": 0 if terms == "n" else int(terms), "DECAY": decay, "BLOCK": BLOCK},
+        "add_noise": {"TERMS": 0 if terms == "n" else int(terms), "DECAY": decay, "BLOCK": BLOCK, **stored},
         "replay": {"BLOCK": BLOCK},
         "update": {"RULE": rule and RULES[rule].code, "STATE": DTYPES[state], "ONE_KEY": terms == "1", "DECAY": decay, "ROW": update.ROW},
     }[name]
@@ -81,13 +88,13 @@ def compile_triton(arch: int, name: str, dtype: str, terms: str, decay: bool, ru
         return triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
 
 
-def mangled(name: str, dtype: str, terms: str, decay: bool, rule: str | None, state: str) -> str:
-    """What only the name of one CUDA kernel matches."""
+def mangled(name: str, dtype: str, terms: str, decay: bool, rule: str | None, state: str, signs: bool) -> str:
+    """What only the name of one CUDA kernel matches. ``state``: the storage type of the states, or of what add_noise_ writes."""
     if name == "replay":
-        return f"replay_kernelI{MANGLED[dtype]}Lb0E"
+        return f"replay_kernelI{MANGLED[dtype]}Lb{int(signs)}ELb0E"
+    second = r"S\w?_" if state == dtype != "fp32" else MANGLED[state]  # a name is written out once
     if name == "add_noise":
-        return f"add_noise_kernelI{MANGLED[dtype]}Li{0 if terms == 'n' else terms}ELb{int(decay)}ELb0E"
-    second = r"S\w?_" if state == dtype == "bf16" else MANGLED[state]  # a name is written out once
+        return f"add_noise_kernelI{MANGLED[dtype]}{second}Lb{int(signs)}ELi{0 if terms == 'n' else terms}ELb{int(decay)}ELb0E"
     return rf"update_kernelI{MANGLED[dtype]}{second}NS_{MANGLED_RULES[rule]}Lb{int(terms == '1')}E"
 
 
@@ -174,10 +181,13 @@ def count(instructions: list[str]) -> dict[str, int]:
     return {pipe: pipes[pipe] for pipe in (*PIPES, "other") if pipe != "other" or pipes[pipe]}
 
 
-def measure(cuda, backend: str, arch: int, name: str, dtype: str, terms: str, decay: bool, rule=None, state: str = "fp32") -> dict:
+def measure(
+    cuda, backend: str, arch: int, name: str, dtype: str, terms: str, decay: bool, rule=None, state: str = "fp32", signs: bool = False,
+    pitched: bool = False, stochastic: bool = False,
+) -> dict:  # fmt: skip
     """One line of the table. ``cuda``: where its code comes from, compile_cuda or built_cuda."""
     if backend == "triton":
-        kernel = compile_triton(arch, name, dtype, terms, decay, rule, state)
+        kernel = compile_triton(arch, name, dtype, terms, decay, rule, state, signs, pitched, stochastic)
         instructions, labels, usage = disassemble(kernel.asm["cubin"], f"{name}_kernel")
         elements = (BLOCK if rule is None else update.ROW) // (32 * MODULES[name].WARPS)
         about = {
@@ -187,14 +197,15 @@ def measure(cuda, backend: str, arch: int, name: str, dtype: str, terms: str, de
         }
     else:
         cubin, version = cuda(arch, name)
-        instructions, labels, usage = disassemble(cubin, mangled(name, dtype, terms, decay, rule, state))
+        instructions, labels, usage = disassemble(cubin, mangled(name, dtype, terms, decay, rule, state, signs))
         elements = BLOCK // CUDA_THREADS if rule is None else 4 if dtype == state == "fp32" else 8
         about = {"shared_bytes": usage["SHARED"], "convert_layouts": 0, "nvcc": version}
     every = loops(instructions, labels)
     wide = [loop for loop in every if any("STG.E.128" in instructions[n] for n in loop)]
     if not wide:
         raise RuntimeError("no loop stores 16 bytes at a time: the vectorised path is lost")
-    steady = wide[0]
+    stores = lambda loop: sum("STG.E.128" in instructions[n] for n in loop)  # noqa: E731
+    steady = max(wide, key=stores)  # a tile, and not what is left of one; the innermost of several
     nested = [loop for loop in every if steady.start <= loop.start and loop.stop < steady.stop]
     if len(nested) != (terms == "n"):
         raise RuntimeError(f"{len(nested)} loops inside the loop over blocks: count by hand")
@@ -202,6 +213,10 @@ def measure(cuda, backend: str, arch: int, name: str, dtype: str, terms: str, de
     outer = [instructions[n] for n in steady if not any(n in loop for loop in nested)]
     return {
         "op": f"{name}_",
+        "noise": "signs" if signs else "normals",
+        **({"out": state} if name == "add_noise" else {}),
+        **({"pitched": True} if pitched else {}),
+        **({"rounding": "stochastic"} if stochastic else {}),
         **({} if rule is None else {"rule": rule, "state": state}),
         "backend": backend,
         "arch": arch,
@@ -228,7 +243,7 @@ def table(lines: list[dict]) -> str:
     head = "arch dtype terms decay count loop /element".split() + [*pipes, "other"] + "regs spills cvt smem accesses".split()
     rows = [head]
     for line in lines:
-        dtype = " ".join(filter(None, (line.get("rule"), line["dtype"], line.get("state"))))
+        dtype = " ".join(filter(None, (line.get("rule"), line.get("noise"), line["dtype"], line.get("state"), line.get("out"))))
         name = [f"sm_{line['arch']}", dtype, line["terms"], "yes" if line["decay"] else "no"]
         tail = [str(line[key]) for key in ("registers", "spills", "convert_layouts", "shared_bytes")]
         tail += [", ".join(f"{n} {access}" for access, n in line["accesses"].items())]
@@ -254,20 +269,31 @@ def main():
     parser.add_argument("--json", type=Path, help="append one JSON line a kernel to this file")
     parser.add_argument("--rule", nargs="+", choices=RULES, default=[], help="count the kernels of update_: with decay, terms 1 and n")
     parser.add_argument("--passes", action="store_true", help="count the kernels of replay_")
+    parser.add_argument("--noise", choices=["normals", "signs"], default="normals", help="what the kernels make")
+    parser.add_argument("--out", choices=["bf16", "fp16"], help="count the kernels of add_noise_ that write so what they read in fp32")
+    parser.add_argument("--pitched", action="store_true", help="count Triton's kernels for tensors of several lines")
+    parser.add_argument("--stochastic", action="store_true", help="count Triton's kernels of add_noise_ that round stochastically")
     parser.add_argument("--state", nargs="+", choices=["fp32", "bf16"], default=["fp32", "bf16"], help="storage of the rule's states")
     arguments = parser.parse_args()
 
-    cases = list(product(["add_noise"], arguments.dtype, arguments.terms, [decay == "yes" for decay in arguments.decay]))
+    signs, dtypes = arguments.noise == "signs", ["fp32"] if arguments.out else arguments.dtype
+    if arguments.backend == "cuda" and (arguments.pitched or arguments.stochastic or arguments.rule and signs):
+        parser.error("--pitched, --stochastic and --noise signs of a --rule count kernels of Triton: leave --backend cuda away")
+    given = product(dtypes, arguments.terms, [decay == "yes" for decay in arguments.decay])
+    cases = [("add_noise", dtype, terms, decay, None, arguments.out or dtype, signs) for dtype, terms, decay in given]
+    if arguments.backend == "cuda":  # more terms share a kernel with decay, and so do two of them with decay, or of signs
+        cases = [case for case in cases if case[2:4] != ("2", True) and case[2:4] != ("n", False) and (case[2] != "2" or not signs)]
     if arguments.rule:
         terms = [terms for terms in arguments.terms if terms != "2"]
-        cases = list(product(["update"], arguments.dtype, terms, [True], arguments.rule, arguments.state))
+        cases = list(product(["update"], arguments.dtype, terms, [True], arguments.rule, arguments.state, [signs]))
         cases = [case for case in cases if RULES[case[4]].state or case[5] == "fp32"]
     if arguments.passes:
-        cases = list(product(["replay"], arguments.dtype, ["n"], [True]))
+        cases = list(product(["replay"], arguments.dtype, ["n"], [True], [None], ["fp32"], [signs]))
     lines, failures = [], []
     for arch, case in product(arguments.arch, cases):
         try:
-            lines.append(measure(built_cuda if arguments.built else compile_cuda, arguments.backend, arch, *case))
+            code, kind = built_cuda if arguments.built else compile_cuda, (arguments.pitched, arguments.stochastic)
+            lines.append(measure(code, arguments.backend, arch, *case, *kind))
         except Exception as error:
             said = str(error).strip().splitlines() or [type(error).__name__]
             reason = next((line for line in said if "fatal" in line), said[0])

@@ -3,7 +3,7 @@
 import math
 import textwrap
 
-from . import drift, kernels, replay, runs, step, trainer
+from . import drift, forms, kernels, replay, runs, step, trainer
 from .cases import FULL, LEAN
 
 NOTES = {
@@ -11,6 +11,9 @@ NOTES = {
 In nanoseconds an element, zokern's with its quartiles. of floor: the time of {floor} over zokern's.
 torch: z = torch.normal(0, 1, size); theta.add_(z, alpha=c). MeZO: p.data = p.data + s * z * eps.
 x: how many times faster zokern is.""",
+    "forms": """\
+In nanoseconds an element. of floor: the time of mul_, or of copy_ to out, over zokern's.
+plain: in place, normals, one piece of memory, as many elements. x: how many times faster than torch's way.""",
     "step": """\
 z: zokern, p: as published. 2f: two forwards. own: the step less two forwards; x: p over z; defer: z's, defer=True.
 fwds: the step in units of one forward; graph: both in CUDA graphs; SGD, Adam: by backpropagation.
@@ -46,7 +49,15 @@ def text(records) -> str:
     if without := [record for record in records if record.get("error")]:
         parts.append("without a result\n" + "\n".join(map(unmeasured, without)))
         records = [record for record in records if not record.get("error")]
-    rows = {"kernels": of_kernels, "step": of_steps, "memory": of_memory, "replay": of_replay, "trainer": of_trainer, "drift": of_drift}
+    rows = {
+        "kernels": of_kernels,
+        "forms": of_forms,
+        "step": of_steps,
+        "memory": of_memory,
+        "replay": of_replay,
+        "trainer": of_trainer,
+        "drift": of_drift,
+    }
     for suite, row in rows.items():
         cases = by_case([record for record in records if record["suite"] == suite])
         if cases:
@@ -118,6 +129,23 @@ def of_kernels(case) -> dict[str, str]:
         "x ": f"{literal['median_s'] / ours['median_s']:.1f}" if literal else "",
         "foreach": each(case[kernels.FOREACH]) if kernels.FOREACH in case else "",
         "host us": f"{ours['host_s'] * 1e6:.0f}" if ours.get("host_s") else "",
+    }
+
+
+def of_forms(case) -> dict[str, str]:
+    ours, plain = case[forms.OURS], case[forms.PLAIN]
+    return {
+        "form": ours["op"],
+        "dtype": ours["dtype"],
+        "terms": str(ours["terms"]),
+        "n": size(ours),
+        "threads": threads(ours),
+        "zokern": f"{each(ours)} [{each(ours, 'q1_s')} {each(ours, 'q3_s')}]",
+        "of floor": f"{ours['share_of_floor']:.2f}",
+        "plain": each(plain),
+        "plain of floor": f"{ours['plain_share_of_floor']:.2f}",
+        "over plain": f"{ours['over_plain']:.2f}",
+        "x": f"{ours['speedup']:.1f}",
     }
 
 

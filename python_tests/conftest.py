@@ -20,8 +20,17 @@ HERE = Path(__file__).parent
 
 
 # Files that take long: begun first, so that no worker of pytest-xdist is left with one of them at the end.
-LONG = ["test_triton.py", "test_commands.py", "test_finetune_cli.py", "test_cpu.py", "test_bench.py", "test_finetune_job.py"]
-LONG += ["test_memory.py", "test_examples.py", "test_cuda.py", "test_distributed.py", "test_runs.py", "test_signals.py"]
+LONG = ["test_triton.py", "test_triton_lines.py", "test_commands.py", "test_finetune_cli.py", "test_cpu.py", "test_bench.py"]
+LONG += [
+    "test_finetune_job.py",
+    "test_memory.py",
+    "test_examples.py",
+    "test_cuda.py",
+    "test_triton_ptx.py",
+    "test_distributed.py",
+    "test_runs.py",
+]
+LONG += ["test_triton_compiled.py", "test_signals.py"]
 
 
 def pytest_collection_modifyitems(items):
@@ -62,6 +71,19 @@ def golden():
         elif not line.startswith("#"):
             records[-1][1].extend(int(word, 16) for word in line.split())
     return [(key, np.array(values, np.uint32)) for key, values in records]
+
+
+@pytest.fixture(scope="session")
+def runtime(tmp_path_factory):
+    """zokern._cuda on a runtime that executes PTX, compiled once for all processes of pytest-xdist."""
+    from ptx.runtime import Runtime, build, find_nvcc
+
+    if (nvcc := find_nvcc()) is None:
+        pytest.skip("no nvcc in $CUDA_HOME, $CUDA_PATH, PATH or /usr/local/cuda: install the CUDA toolkit")
+    folder = tmp_path_factory.getbasetemp()
+    folder = (folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder) / "ptx"
+    build(nvcc, folder)
+    return Runtime(folder)
 
 
 class Transformer(torch.nn.Module):

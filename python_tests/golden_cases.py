@@ -66,6 +66,7 @@ CASES = {
     "mezo-defer": lambda net, groups: MeZO(groups, weight_decay=0.125, defer=True, **LINEAR),
     "mezo-defer-one-sided": lambda net, groups: MeZO(groups, q=2, estimator="one-sided", defer=True, **LINEAR),
     "mezo-two-queries": lambda net, groups: MeZO(groups, q=2, weight_decay=0.125, **LINEAR),
+    "mezo-signs": lambda net, groups: MeZO(groups, q=2, weight_decay=0.125, sparsity=0.375, noise="rademacher", **LINEAR),
     "mezo-blocks": lambda net, groups: MeZO(groups, blocks=blocks(net), **LINEAR),
     "mezo-sparse-blocks-defer": lambda net, groups: MeZO(groups, blocks=blocks(net), sparsity=0.375, defer=True, **LINEAR),
     "zo-conservative": lambda net, groups: ZOConservative(groups, weight_decay=0.125, **LINEAR),
@@ -77,8 +78,10 @@ CASES = {
     "zo-adam": lambda net, groups: ZOAdam(groups, weight_decay=0.125, **ADAM),
     "zo-adam-amsgrad-bfloat16": lambda net, groups: ZOAdam(groups, amsgrad=True, state_dtype=torch.bfloat16, **ADAM),
     "zo-adam-sparse-uncorrected": lambda net, groups: ZOAdam(groups, q=2, bias_correction=False, sparsity=0.375, **ADAM),
+    "zo-adam-signs": lambda net, groups: ZOAdam(groups, noise="rademacher", **ADAM),
     "mezo-svrg-copy": lambda net, groups: MeZOSVRG(groups, q=3, anchor="copy", weight_decay=0.125, lr_full=2**-8, **LINEAR),
     "mezo-svrg-replay": lambda net, groups: MeZOSVRG(groups, q=2, anchor="replay", sparsity=0.375, lr_full=2**-8, **LINEAR),
+    "mezo-svrg-signs": lambda net, groups: MeZOSVRG(groups, q=3, anchor="replay", noise="rademacher", lr_full=2**-8, **LINEAR),
     "forward-gradient": lambda net, groups: ForwardGradient(groups, q=2, lr=2**-9, weight_decay=0.125),
 }
 

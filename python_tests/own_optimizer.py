@@ -43,5 +43,5 @@ class SignMomentum(Stateful):
         lr, beta, power, live = *map(self._setting, ("lr", "momentum", "power")), (~estimate.skipped).double()
         q = self.param_groups[0]["q"]
         grads = [(key, torch.as_tensor(g) * q) for key, g in estimate.terms]
-        terms = [(key, torch.sign(g) * g.abs() ** power / q * live) for key, g in grads]
+        terms = [(key, torch.sign(g) * g.abs() ** power * (1 / q) * live) for key, g in grads]
         self._fused("momentum", replace(estimate, terms=terms), [-lr * live, 1 - (1 - beta) * live])

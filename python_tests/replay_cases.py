@@ -4,12 +4,13 @@ put through."""
 import numpy as np
 import pytest
 import torch
-from update_cases import AROUND, INTEGERS
+from update_cases import AROUND, INTEGERS, later_by
 
 from zokern import Layout, ops, use_backend
 from zokern.kernels import reference
-from zokern.kernels.tables import Table, contiguous
+from zokern.kernels.tables import Table
 from zokern.noise import NoiseKey
+from zokern.noise.spec import SIGNS
 
 GROUPS = 3
 A, B, C = (NoiseKey(2**64 - 1 - k, 2**32 - 200 - k, k << 24 | 2**24 - 1 - k) for k in range(3))
@@ -32,6 +33,10 @@ RUNS = {
 }
 
 
+def of_signs(passes):
+    return [([(key.to(SIGNS), c) for key, c in terms], decay) for terms, decay in passes]
+
+
 def each_group(value):
     """A number as one value a group, none of them the same."""
     return value * (1 + torch.arange(GROUPS) / 8)
@@ -52,14 +57,13 @@ def check_replay(replay_, dtype, pieces, passes, device="cpu", later=0):
     special = torch.tensor([-0.0, 0.0, torch.finfo(dtype).smallest_normal / 4, -torch.finfo(dtype).max, torch.finfo(dtype).max / 2])
     memory = []
     for p in pieces:
-        tensor = torch.randn(p.count + p.shift + 2 * AROUND, generator=random).to(dtype)
-        some = tensor[AROUND + p.shift + 2 :][: max(p.count - 2, 0)][:: max(p.count // 50, 1)]
+        tensor = torch.randn(p.extent + p.shift + 2 * AROUND, generator=random).to(dtype)
+        some = tensor[AROUND + p.shift + 2 :][: max(p.extent - 2, 0)][:: max(p.count // 50, 1)]
         some.copy_(special.to(dtype).repeat(len(some) // 5 + 1)[: len(some)])
         memory.append(tensor)
 
     def table_of(memory, device):
-        held = [tensor[AROUND + p.shift :][: p.count] for p, tensor in zip(pieces, memory)]
-        rows = (contiguous(tensor.data_ptr(), p.count, p.first, p.group, p.keep_threshold) for p, tensor in zip(pieces, held))
+        rows = (p.row(tensor[AROUND + p.shift :].data_ptr()) for p, tensor in zip(pieces, memory))
         return Table.of(dtype, torch.device(device), GROUPS, rows)
 
     keys, instructions, values = handed(passes)
@@ -67,7 +71,7 @@ def check_replay(replay_, dtype, pieces, passes, device="cpu", later=0):
     replay_(table_of(on_device, device), keys, instructions, each_group(values).to(device))
     with np.errstate(all="ignore"):
         for terms, decay in passes:
-            moved = [NoiseKey(key.seed, (key.step + later) % 2**32, key.stream) for key, _ in terms]
+            moved = later_by(later, [key for key, _ in terms])
             c = torch.stack([each_group(c) for _, c in terms]) if terms else torch.zeros(0, GROUPS)
             reference.add_noise_(table_of(memory, "cpu"), moved, c, None if decay == 1 else each_group(decay))
     for p, actual, wanted in zip(pieces, on_device, memory):

@@ -8,9 +8,9 @@ import torch
 
 from zokern.kernels import reference
 from zokern.kernels.passes import RULES
-from zokern.kernels.tables import KEEP_ALL, State, Table, contiguous
+from zokern.kernels.tables import KEEP_ALL, Row, State, Table
 from zokern.noise import NoiseKey
-from zokern.noise.spec import ROUNDING
+from zokern.noise.spec import ROUNDING, SIGNS
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 INTEGERS = {torch.float32: torch.int32, torch.bfloat16: torch.int16, torch.float16: torch.int16}
@@ -20,7 +20,8 @@ AROUND = 16  # elements on both sides of a tensor, which must not change: whole 
 
 @dataclass
 class Piece:
-    """A tensor of a launch. Shifts: how many elements theta and the state begin behind a multiple of 16 bytes."""
+    """A tensor of a launch. Shifts: how many elements theta and the state begin behind a multiple of 16 bytes. ``columns``: of its lines,
+    0 for one line; ``gap``, ``step``: elements between two lines in memory, and from the index of one to that of the next."""
 
     count: int
     first: int = 0
@@ -28,6 +29,23 @@ class Piece:
     keep_threshold: int = KEEP_ALL
     shift: int = 0
     state_shift: int = 0
+    columns: int = 0
+    gap: int = 0
+    step: int = 0
+
+    @property
+    def line(self):
+        return self.columns or max(self.count, 1)
+
+    @property
+    def extent(self):
+        """Elements of memory from the first to behind the last line."""
+        return self.count // self.line * (self.line + self.gap)
+
+    def row(self, address, out=None, out_pitch=None):
+        pitch = self.line + self.gap
+        to = (address, pitch) if out is None else (out, out_pitch)
+        return Row(address, pitch, *to, self.count, self.line, self.first, self.step or self.line, self.group, self.keep_threshold)
 
 
 MIXED = [
@@ -48,13 +66,30 @@ POSITIONS = {
     "across 2^34": [Piece(1100, 2**34 - 1024)],
     "across 2^35, masked": [Piece(1100, 2**35 - 1000, keep_threshold=2**31)],
 }
+LINES = [  # whole vectors; odd lines; lines that begin anywhere; one long enough for spans of its own, and one that is one line
+    Piece(64 * 40, 4096, 1, columns=64, gap=64, step=256),
+    Piece(8 * 130, 3 * 4096, 2, columns=8, gap=24, step=8),
+    Piece(33 * 50, 5 * 4096, 0, columns=33, gap=2, step=70),
+    Piece(24 * 20, 2**20 + 4, 1, columns=24, gap=8, step=41, shift=1),
+    Piece(90, 7 * 4096, 1, columns=1, gap=2, step=3),
+    Piece(4200 * 2, 2**21, 2, columns=4200, gap=8, step=4208),
+    Piece(1024 + 5, 2**22, 0),
+    Piece(64 * 20, 2**34 - 640, 1, columns=64, gap=64, step=64),
+]
+MASKED_LINES = [*LINES[1:4], Piece(64 * 20, 8 * 4096, 2, 2**31, columns=64, gap=64, step=128), Piece(1100, 9 * 4096, 0, 2**30)]
 # (rule, dtype of theta, dtype of the state)
 KINDS = [("sign", dtype, torch.float32) for dtype in DTYPES]
 KINDS += list(product(("momentum", "adam", "amsgrad"), DTYPES, (torch.float32, torch.bfloat16)))
 
 
-def keys_of(n):
-    return [NoiseKey(2**63 + k, 2**32 - 1 - k, k << 24 | 2**24 - 1 - k) for k in range(n)]
+def keys_of(n, signs=False):
+    """Of one kind of noise."""
+    purpose = (lambda k: SIGNS + k % 2) if signs else (lambda k: k % SIGNS)
+    return [NoiseKey(2**63 + k, 2**32 - 1 - k, purpose(k) << 24 | 2**24 - 1 - k) for k in range(n)]
+
+
+def later_by(steps, keys):
+    return [NoiseKey(key.seed, (key.step + steps) % 2**32, key.stream) for key in keys]
 
 
 def check_update(update_, rule, dtype, state_dtype, pieces, keys, decay=False, device="cpu", later=0):
@@ -67,13 +102,13 @@ def check_update(update_, rule, dtype, state_dtype, pieces, keys, decay=False, d
     numbers = torch.tensor(NUMBERS[:n])[:, None] * (1 + torch.arange(groups) / 8)
     decay = 1 - torch.arange(1, groups + 1) / 64 if decay else None
     rounding = [NoiseKey.of(2**64 - 5, 2**32 - 9, ROUNDING, 6 + s) for s in range(slots)] if state_dtype == torch.bfloat16 else None
-    memory = [[random(p.count + p.shift + 2 * AROUND).to(dtype)] for p in pieces]
+    memory = [[random(p.extent + p.shift + 2 * AROUND).to(dtype)] for p in pieces]
     for p, tensors in zip(pieces, memory):
         tensors += [random(p.count + p.state_shift + 2 * AROUND).abs().to(state_dtype) for _ in range(slots)]
 
     def run(update_, memory, keys, rounding, device):
-        held = [[t[AROUND + s :][: p.count] for t, s in zip(ts, (p.shift, *[p.state_shift] * slots))] for p, ts in zip(pieces, memory)]
-        rows = (contiguous(ts[0].data_ptr(), p.count, p.first, p.group, p.keep_threshold) for p, ts in zip(pieces, held))
+        held = [[t[AROUND + s :] for t, s in zip(ts, (p.shift, *[p.state_shift] * slots))] for p, ts in zip(pieces, memory)]
+        rows = (p.row(ts[0].data_ptr()) for p, ts in zip(pieces, held))
         table = Table.of(dtype, torch.device(device), groups, rows)
         addresses = torch.tensor([[t.data_ptr() for t in ts[1:]] for ts in held], dtype=torch.int64).reshape(len(pieces), slots)
         values = [v if v is None else v.to(device) for v in (a, b, decay, numbers)]
@@ -81,9 +116,8 @@ def check_update(update_, rule, dtype, state_dtype, pieces, keys, decay=False, d
 
     on_device = [[t.to(device).clone() for t in ts] for ts in memory]
     run(update_, on_device, keys, rounding, device)
-    move = lambda keys: [NoiseKey(key.seed, (key.step + later) % 2**32, key.stream) for key in keys]  # noqa: E731
     with np.errstate(all="ignore"):
-        run(reference.update_, memory, move(keys), rounding and move(rounding), "cpu")
+        run(reference.update_, memory, later_by(later, keys), rounding and later_by(later, rounding), "cpu")
     for p, actual, wanted in zip(pieces, on_device, memory):
         for name, x, y in zip(("theta", *rule.state), actual, wanted):
             differ = (x.cpu().view(INTEGERS[x.dtype]) != y.view(INTEGERS[y.dtype])).nonzero().flatten()

@@ -3,6 +3,8 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
+#include <optional>
 #include <stdexcept>
 #include <string>
 #include <tuple>
@@ -23,35 +25,64 @@ void check(const char* message) {
 
 const float* floats(uintptr_t address) { return reinterpret_cast<const float*>(address); }
 
-zokern::Pass common(uintptr_t spans, uint32_t n_spans, uint32_t groups, bool masked, uintptr_t clock, uintptr_t keys, uintptr_t decay) {
-    return {reinterpret_cast<const zokern::Span*>(spans), n_spans, groups, masked, reinterpret_cast<const uint32_t*>(clock),
-            reinterpret_cast<const zokern::Key*>(keys), floats(decay)};
+/// A device address, or a few numbers.
+using Numbers = std::pair<uintptr_t, std::vector<float>>;
+
+zokern::Numbers plain(const Numbers& numbers) {
+    zokern::Numbers all{floats(numbers.first), {}};
+    std::copy(numbers.second.begin(), numbers.second.end(), all.here);
+    return all;
 }
 
-void add_noise_(int storage, uintptr_t spans, uint32_t n_spans, bool masked, const Keys& keys, uint32_t n_terms, uintptr_t all_keys,
-                uintptr_t coefficients, uint32_t groups, uintptr_t decay, uintptr_t clock, int device, uintptr_t stream) {
-    zokern::AddNoise pass{common(spans, n_spans, groups, masked, clock, all_keys, decay), n_terms, floats(coefficients), {}};
-    for (size_t k = 0; k < keys.size(); ++k) pass.first_keys.set(k, plain(keys[k]));
-    check(zokern::add_noise(pass, static_cast<zokern::Storage>(storage), device, reinterpret_cast<void*>(stream)));
+/// What every function is given first: storage type; spans, how many, whether some are masked, pitched; whether the noise is signs; the
+/// first keys, how many there are, where all of them are; groups; clock; device, stream.
+using Common =
+    std::tuple<int, uintptr_t, uint32_t, bool, bool, bool, Keys, uint32_t, uintptr_t, uint32_t, uintptr_t, int, uintptr_t>;
+
+struct Launch {
+    zokern::Pass pass{};
+    zokern::Storage storage;
+    int device;
+    void* stream;
+
+    explicit Launch(const Common& common) {
+        int type;
+        uintptr_t spans, all_keys, clock, on;
+        Keys keys;
+        std::tie(type, spans, pass.n_spans, pass.masked, pass.pitched, pass.signs, keys, pass.n_keys, all_keys, pass.groups, clock, device, on) =
+            common;
+        storage = static_cast<zokern::Storage>(type), stream = reinterpret_cast<void*>(on);
+        pass.spans = reinterpret_cast<const zokern::Span*>(spans), pass.clock = reinterpret_cast<const uint32_t*>(clock);
+        pass.keys = reinterpret_cast<const zokern::Key*>(all_keys);
+        for (size_t k = 0; k < keys.size(); ++k) pass.carried[k] = plain(keys[k]);
+    }
+};
+
+void add_noise_(const Common& common, int stored, const Numbers& coefficients, const std::optional<Numbers>& decay,
+                const std::optional<Key>& rounding) {
+    const Launch launch(common);
+    zokern::AddNoise pass{launch.pass, {}, plain(coefficients), decay.has_value(), rounding.has_value(), {}, {}};
+    for (int k = 0; k < zokern::kUnrolled; ++k) pass.first_keys.set(k, pass.carried[k]);
+    if (decay) pass.decay = plain(*decay);
+    if (rounding) pass.rounding.set(0, plain(*rounding));
+    check(zokern::add_noise(pass, launch.storage, static_cast<zokern::Storage>(stored), launch.device, launch.stream));
 }
 
-void replay_(int storage, uintptr_t spans, uint32_t n_spans, bool masked, uintptr_t all_keys, uintptr_t instructions,
-             uint32_t n_instructions, uintptr_t values, uint32_t groups, uintptr_t clock, int device, uintptr_t stream) {
-    const zokern::Replay pass{common(spans, n_spans, groups, masked, clock, all_keys, 0), reinterpret_cast<const uint8_t*>(instructions),
-                              floats(values), n_instructions};
-    check(zokern::replay(pass, static_cast<zokern::Storage>(storage), device, reinterpret_cast<void*>(stream)));
+void replay_(const Common& common, uintptr_t instructions, uint32_t n_instructions, uintptr_t values) {
+    const Launch launch(common);
+    const zokern::Replay pass{launch.pass, reinterpret_cast<const uint8_t*>(instructions), floats(values), n_instructions};
+    check(zokern::replay(pass, launch.storage, launch.device, launch.stream));
 }
 
-void update_(int rule, int storage, int state, uintptr_t spans, uint32_t n_spans, bool masked, uintptr_t states, const Keys& keys,
-             uint32_t n_keys, uintptr_t all_keys, uintptr_t a, uintptr_t b, uint32_t groups, uintptr_t decay, uintptr_t numbers,
-             const Keys& rounding, uintptr_t clock, int device, uintptr_t stream) {
-    const zokern::Pass all = common(spans, n_spans, groups, masked, clock, all_keys, decay);
-    zokern::Update pass{all, reinterpret_cast<const int64_t*>(states), n_keys, floats(a), floats(b), floats(numbers), {}, {}, {}};
-    for (size_t k = 0; k < keys.size(); ++k) pass.carried[k] = plain(keys[k]);
+void update_(const Common& common, int rule, int state, uintptr_t states, const Numbers& a, const Numbers& b,
+             const std::optional<Numbers>& decay, const Numbers& numbers, const Keys& rounding) {
+    const Launch launch(common);
+    zokern::Update pass{launch.pass, {}, reinterpret_cast<const int64_t*>(states), plain(a), plain(b), decay.has_value(), {}, plain(numbers), {}};
     pass.only_key.set(0, pass.carried[0]);
+    if (decay) pass.decay = plain(*decay);
     for (size_t slot = 0; slot < rounding.size(); ++slot) pass.rounding.set(slot, plain(rounding[slot]));
-    check(zokern::update(pass, static_cast<zokern::Rule>(rule), static_cast<zokern::Storage>(storage), static_cast<zokern::Storage>(state),
-                         device, reinterpret_cast<void*>(stream)));
+    check(zokern::update(pass, static_cast<zokern::Rule>(rule), launch.storage, static_cast<zokern::Storage>(state), launch.device,
+                         launch.stream));
 }
 
 }  // namespace
@@ -63,7 +94,6 @@ PYBIND11_MODULE(_cuda, m) {
     m.def("update_", &update_);
     m.attr("interface") = zokern::kInterface;
     m.attr("tile") = zokern::kTile;
-    m.attr("unrolled") = zokern::kUnrolled;
     m.attr("carried") = zokern::kCarried;
     m.attr("architectures") = ZOKERN_CUDA_ARCHITECTURES;
     m.attr("version") = ZOKERN_CUDA_VERSION;

@@ -5,7 +5,7 @@
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
 
-#include "normals.hpp"
+#include "noise.hpp"
 
 namespace zokern {
 
@@ -16,7 +16,7 @@ const char* launch(const Pass& pass, Storage storage, int device, void* stream, 
     int before = 0;
     cudaError_t error = cudaGetDevice(&before);
     if (error == cudaSuccess && before != device) error = cudaSetDevice(device);
-    if (error != cudaSuccess) return cudaGetErrorString(error);
+    if (error != cudaSuccess) return cudaGetLastError(), cudaGetErrorString(error);  // read, or the next launch would report it
     const auto kernel = storage == Storage::float32    ? kernel_of(float())
                         : storage == Storage::bfloat16 ? kernel_of(__nv_bfloat16())
                                                        : kernel_of(__half());

@@ -19,7 +19,8 @@ __device__ __forceinline__ Word xor3(Word a, Word b, uint32_t c) { return {a.r ^
 __device__ __forceinline__ Bits operator>>(Bits a, int n) { return {a.r >> n}; }
 __device__ __forceinline__ Bits operator+(Bits a, uint32_t b) { return {a.r + b}; }
 __device__ __forceinline__ Bits rsqrt_guess(Bits y, Bits sign) { return {0x5F200000u - __funnelshift_r(y.r, sign.r, 1)}; }
-__device__ __forceinline__ Bits with_exponent_of_one(Bits a) { return {(a.r & 0x007FFFFFu) | 0x3F800000u}; }
+/// one: the bits of 1.0f, as a value that the compiler does not know, because an instruction takes only one literal.
+__device__ __forceinline__ Bits with_exponent_of_one(Bits a, uint32_t one) { return {(a.r & 0x007FFFFFu) | one}; }
 
 __device__ __forceinline__ Float as_float(Bits a) { return {__uint_as_float(a.r)}; }
 __device__ __forceinline__ Bits as_bits(Float a) { return {__float_as_uint(a.r)}; }

@@ -11,13 +11,14 @@ namespace zokern {
 
 constexpr int kTile = 4096;   // every span but a tensor's last is a multiple of so many elements
 constexpr int kUnrolled = 2;  // up to so many terms have kernels of their own, with their round keys in the constant bank
-constexpr int kCarried = 8;   // up to so many keys of an update go along with the launch: no memory of theirs need outlive it
+constexpr int kCarried = 8;   // up to so many keys, or numbers, go along with the launch: no memory of theirs need outlive it
 constexpr int kSlots = 3;     // the most states that a rule has
 
-/// Contiguous elements that one thread block works on, of which the first has index `first` in the layout. In device memory.
+/// What one thread block works on: a row of a table (zokern/kernels/tables.py), or a piece of one. In device memory.
 struct Span {
-    int64_t address, numel, first;
-    int64_t group, keep_threshold;  // both below 2^32; keep_threshold is the greatest mask word of an element that keeps its noise
+    int64_t address, pitch, out, out_pitch;
+    int64_t numel, columns, first, step;
+    int64_t group, keep_threshold;  // both below 2^32
 };
 
 /// Keys in what a kernel is launched with: that lies in the constant bank, from which instructions read round keys at no cost.
@@ -34,20 +35,38 @@ struct ConstantKeys {
     }
 };
 
+/// A few numbers that the host knows, or the address of numbers in device memory.
+struct Numbers {
+    const float* there;
+    float here[kCarried];
+
+    ZK_HD float operator[](uint32_t i) const { return there ? there[i] : here[i]; }
+};
+
 /// What every pass is given.
 struct Pass {
     const Span* spans;
     uint32_t n_spans, groups;
-    bool masked;            // whether some span has a keep_threshold below kKeepAll
-    const uint32_t* clock;  // nullptr, or what is added to the step of every key
-    const Key* keys;        // of all terms, in device memory, or nullptr where few enough go along with the launch
-    const float* decay;     // [groups] or nullptr
+    bool masked, pitched, signs;  // whether some span has a keep_threshold below kKeepAll; is several lines; what the noise is
+    const uint32_t* clock;        // nullptr, or what is added to the step of every key
+    uint32_t n_keys;
+    const Key* keys;        // in device memory, where n_keys > kCarried
+    Key carried[kCarried];  // those of fewer
+    uint32_t one = 0x3F800000;  // the bits of 1.0f, which kernels must not know (lane.hpp)
+
+    ZK_HD Schedule schedule(uint32_t k, uint32_t now, uint32_t high) const {
+        Key key = n_keys <= kCarried ? carried[k] : keys[k];
+        key.step += now;
+        return zokern::schedule(key, high);
+    }
 };
 
 struct AddNoise : Pass {
-    uint32_t n_terms;
-    const float* coefficients;           // [n_terms][groups]
-    ConstantKeys<kUnrolled> first_keys;  // keys is read where n_terms > kUnrolled
+    ConstantKeys<kUnrolled> first_keys;
+    Numbers coefficients;  // [n_keys][groups]
+    bool decays, at_random;
+    Numbers decay;             // [groups], where decays
+    ConstantKeys<1> rounding;  // where at_random
 };
 
 struct Replay : Pass {            // keys are in the order in which they are used
@@ -59,20 +78,20 @@ struct Replay : Pass {            // keys are in the order in which they are use
 enum class Rule { sign, momentum, adam, amsgrad };
 
 struct Update : Pass {
-    const int64_t* states;  // [n_spans][the rule's slots]: addresses of what belongs to the first element of the span
-    uint32_t n_keys;
-    const float* a;                 // [n_keys][groups], what each z' is multiplied by on its way to theta
-    const float* b;                 // [n_keys][groups], and to g
-    const float* numbers;           // [the rule's][groups]
-    Key carried[kCarried];          // keys is read where n_keys > kCarried
-    ConstantKeys<1> only_key;       // the first of them
+    ConstantKeys<1> only_key;  // the first of them
+    const int64_t* states;     // [n_spans][the rule's slots]: addresses of what belongs to the first element of the span
+    Numbers a;                 // [n_keys][groups], what each z' is multiplied by on its way to theta
+    Numbers b;                 // [n_keys][groups], and to g
+    bool decays;
+    Numbers decay;             // [groups], where decays
+    Numbers numbers;           // [the rule's][groups]
     ConstantKeys<kSlots> rounding;  // one a slot, where states are bfloat16
 };
 
 // One launch on `stream` of `device` each. -> nullptr or CUDA's message.
 
-/// theta <- decay * theta + sum_k c_k z'(key_k)
-const char* add_noise(const AddNoise& pass, Storage storage, int device, void* stream);
+/// out <- decay * theta + sum_k c_k z'(key_k). `stored`: the storage type of out.
+const char* add_noise(const AddNoise& pass, Storage storage, Storage stored, int device, void* stream);
 
 /// All passes, theta rounded after each.
 const char* replay(const Replay& pass, Storage storage, int device, void* stream);

@@ -5,10 +5,7 @@
 namespace zokern {
 
 const char* replay(const Replay& pass, Storage storage, int device, void* stream) {
-    return launch(pass, storage, device, stream, [&](auto element) {
-        using T = decltype(element);
-        return pass.masked ? replay_kernel<T, true> : replay_kernel<T, false>;
-    });
+    return launch(pass, storage, device, stream, [&](auto element) { return kernel_of<decltype(element)>(pass); });
 }
 
 }  // namespace zokern

@@ -7,13 +7,14 @@
 namespace zokern {
 namespace {
 
-template <class T, bool kMask>
+/// kGeneral: masks and lines, where the span asks for them.
+template <class T, bool kSigns, bool kGeneral>
 __global__ void __launch_bounds__(kThreads) replay_kernel(const __grid_constant__ Replay p) {
     const Span span = p.spans[blockIdx.x];
-    const uint32_t group = span.group, keep_threshold = span.keep_threshold, now = p.clock ? *p.clock : 0;
+    const uint32_t group = span.group, keep_threshold = span.keep_threshold, now = p.clock ? *p.clock : 0, one = p.one;
     const float* const values = p.values + group;
 
-    over_span<T, false>(span, 1.0f, [&](auto& x, uint32_t q, uint32_t high) {
+    const auto on = [&](auto& x, const auto& place) {
         constexpr int rows = sizeof x / sizeof x[0], n = sizeof x[0] / sizeof(float);
         float z[rows][n] = {};
         const auto each = [&](const auto& operation) {
@@ -22,23 +23,16 @@ __global__ void __launch_bounds__(kThreads) replay_kernel(const __grid_constant_
 #pragma unroll
                 for (int i = 0; i < n; ++i) x[v][i] = operation(x[v][i], z[v][i]);
         };
-        const Key* next = p.keys;
+        uint32_t next = 0;
 #pragma unroll 1
         for (uint32_t i = 0; i < p.n_instructions; ++i) {
             const uint8_t instruction = p.instructions[i];
             const float value = values[i * p.groups];
             if (instruction & kNextKey) {
-                Key key = *next++;
-                key.step += now;
-                const Schedule s = schedule(key, high);
-#pragma unroll
-                for (int v = 0; v < rows; ++v)
-#pragma unroll
-                    for (int b = 0; b < n / 4; ++b) {
-                        float(&block)[4] = reinterpret_cast<float(&)[4]>(z[v][4 * b]);
-                        normals(block, block_of<n>(q, v, b), s);
-                        if (kMask) drop(block, block_of<n>(q, v, b), mask_of(s), keep_threshold);
-                    }
+                const uint32_t k = next++;
+                const Schedule s = p.schedule(k, now, high_of<kSigns>(place.high));
+                const auto mask = [&] { return mask_of(kSigns ? p.schedule(k, now, place.high) : s); };
+                each_z<kSigns, kGeneral, rows, n>(place.q, place.high, s, mask, keep_threshold, one, [&](int v, int i, float value) { z[v][i] = value; });
             }
             if (instruction & kDecay)
                 each([&](float x, float) { return value * x; });
@@ -46,7 +40,18 @@ __global__ void __launch_bounds__(kThreads) replay_kernel(const __grid_constant_
                 each([&](float x, float z) { return __fmaf_rn(value, z, x); });
             if (instruction & kRound) each([](float x, float) { return rounded(x, T()); });
         }
-    });
+    };
+    over_span<T, T, kSigns, kGeneral, kVector<T>, kTile / (kThreads * kVector<T>)>(span, true, [&](uint32_t) { return on; }, Nearest());
+}
+
+template <class T, bool kSigns>
+auto kernel_of(const Replay& pass) {
+    return pass.masked || pass.pitched ? replay_kernel<T, kSigns, true> : replay_kernel<T, kSigns, false>;
+}
+
+template <class T>
+auto kernel_of(const Replay& pass) {
+    return pass.signs ? kernel_of<T, true>(pass) : kernel_of<T, false>(pass);
 }
 
 }  // namespace

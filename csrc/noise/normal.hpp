@@ -37,11 +37,12 @@ struct Normals {
     Float even, odd;
 };
 
-template <class Float, class Bits>
-ZK_HD Normals<Float> box_muller(const Bits& a, const Bits& b) {
+/// ``one``: what with_exponent_of_one of the lane asks for beside the bits, if anything.
+template <class Float, class Bits, class... One>
+ZK_HD Normals<Float> box_muller(const Bits& a, const Bits& b, One... one) {
     const Float u = as_float((a >> 9) + 0x0C800000u) + splat<Float>(0x8C7FFFFFu);
     const Float e = to_float(as_bits(u));
-    const Float m = as_float(with_exponent_of_one(as_bits(u)));
+    const Float m = as_float(with_exponent_of_one(as_bits(u), one...));
     const Float y = fma(e, splat<Float>(0xB4317218u), horner<Q>(m));  // -2 ln(uniform)
     const Float s = as_float(rsqrt_guess(as_bits(y), b));  // 0x5F200000 - (y >> 1), and the lowest bit of b as its sign
     const Float t = y * s;

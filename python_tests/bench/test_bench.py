@@ -47,6 +47,9 @@ def test_every_case_is_recorded(quick):
     for case in by_case(records, "kernels"):
         many = {"torch.normal + _foreach_add_"} if "tiny" in case["zokern"]["op"] else set()
         assert set(case) == {"zokern", "torch.normal + add_", "MeZO line", "mul_"} | many
+    forms = {(case["zokern"]["op"].split()[0], case["zokern"]["dtype"], case["zokern"]["terms"]) for case in by_case(records, "forms")}
+    wanted = {(op, d, t) for op, t in (("signs", 1), ("signs", 16), ("columns", 1)) for d in ("fp32", "bf16")}
+    assert forms == wanted | {("out", "fp32", 1)}
     trained = {"SGD, backpropagation", "Adam, backpropagation"}
     for case in by_case(records, "step"):
         assert set(case) == {"zokern.MeZO", "zokern.MeZO, defer", "MeZO as published", "two forwards"} | trained

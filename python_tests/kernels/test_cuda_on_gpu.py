@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 import torch
-from add_noise_cases import DTYPES, KEY, add_noise_, assert_same_bits, expected, weights
-from replay_cases import RUNS, check_replay
-from update_cases import DENSE, KINDS, MIXED, POSITIONS, Piece, check_update, keys_of
+from add_noise_cases import DTYPES, KEY, STORED, add_noise_, assert_same_bits, check_add_noise, expected, weights
+from replay_cases import RUNS, check_replay, of_signs
+from update_cases import DENSE, KINDS, LINES, MASKED_LINES, MIXED, POSITIONS, Piece, check_update, keys_of
 
 from zokern import Layout, NoiseKey, ops, use_backend
 from zokern.kernels import cuda
@@ -84,18 +84,29 @@ def test_golden_vectors(golden):
         assert_same_bits(z.cpu(), torch.from_numpy(bits.view(np.float32)))
 
 
+@pytest.mark.parametrize("at_random", [False, True], ids=["nearest", "stochastic"])
+@pytest.mark.parametrize("signs", [False, True], ids=["normals", "signs"])
+@pytest.mark.parametrize("dtype, stored", STORED, ids=str)
+def test_two_addresses(dtype, stored, signs, at_random):
+    for pieces in (DENSE, MIXED, LINES, MASKED_LINES, [Piece(1_000_003, 4096, 1)], *POSITIONS.values()):
+        for n, decay in ((0, False), (1, False), (1, True), (2, False), (3, True), (9, False)):
+            check_add_noise(cuda.add_noise_, dtype, stored, pieces, keys_of(n, signs), decay, at_random, device="cuda:0")
+
+
 @pytest.mark.parametrize("rule, dtype, state", KINDS, ids=str)
 @pytest.mark.parametrize("n", [1, 2, 9])
 def test_update(rule, dtype, state, n):
-    for pieces in (DENSE, MIXED, *POSITIONS.values()):
-        check_update(cuda.update_, rule, dtype, state, pieces, keys_of(n), decay=True, device="cuda:0")
+    for pieces in (DENSE, MIXED, LINES, MASKED_LINES, *POSITIONS.values()):
+        for signs in (False, True):
+            check_update(cuda.update_, rule, dtype, state, pieces, keys_of(n, signs), decay=True, device="cuda:0")
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("passes", RUNS.values(), ids=RUNS)
 def test_a_run_of_passes(dtype, passes):
-    for pieces in (DENSE, MIXED, [Piece(1_000_003, 4096, 1)], *POSITIONS.values()):
+    for pieces in (DENSE, MIXED, LINES, MASKED_LINES, [Piece(1_000_003, 4096, 1)], *POSITIONS.values()):
         check_replay(cuda.replay_, dtype, pieces, passes, device="cuda:0")
+        check_replay(cuda.replay_, dtype, pieces, of_signs(passes), device="cuda:0")
 
 
 def test_runs_on_the_current_stream():

@@ -55,6 +55,15 @@ def test_a_missing_backend_says_why_and_what_to_do():
     assert "TRITON_INTERPRET=1" in last or "pip install" in last
 
 
+def test_a_triton_that_compiles_wrong_code_only_interprets(monkeypatch):
+    triton = pytest.importorskip("triton", reason="pip install triton")
+    from zokern.kernels.triton import noise, status
+
+    monkeypatch.setattr(triton, "__version__", "3.3.1")
+    monkeypatch.setattr(noise, "INTERPRETED", False)
+    assert status().startswith("not able to run on triton 3.3.1, which compiles wrong code: install torch>=2.8")
+
+
 def test_import_loads_no_backend():
     code = (
         "import sys, torch; before = set(sys.modules); import zokern\n"

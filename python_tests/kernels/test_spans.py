@@ -23,7 +23,7 @@ def test_spans_cover_each_element_once_and_stay_small():
     first = ((sizes + 4095) // 4096 * 4096).cumsum(0)
     rows = table(contiguous(int(f) * 2 + 16, int(n), int(f), i % 3, i % 7) for i, (n, f) in enumerate(zip(sizes, first)))
     made = cut(rows, 2, 2)
-    assert made.nbytes < 2**20
+    assert made.nbytes < 3 * 2**20
     assert (column(made, "numel") > 0).all() and torch.equal(column(made, "columns"), column(made, "numel"))
     assert (column(made, "address") == column(made, "first") * 2 + 16).all() and torch.equal(column(made, "out"), column(made, "address"))
     at = 0
@@ -75,4 +75,4 @@ def test_spans_are_the_same_elements_in_the_same_order_whatever_their_lines(prog
 def test_a_model_of_short_lines_needs_no_span_a_line():
     rows = table(Row(0, 8192, 0, 8192, 28672 * 1024, 1024, i << 40, 8192, 0, 0) for i in range(320))
     made = cut(rows, 2, 2)
-    assert len(made) < 2**14 and (column(made, "columns") == 1024).all() and (column(made, "numel") % BLOCK == 0).all()
+    assert len(made) < 2**16 and (column(made, "columns") == 1024).all() and (column(made, "numel") % BLOCK == 0).all()

@@ -1,15 +1,14 @@
-"""The Triton kernels equal the oracle bit for bit: in Triton's interpreter where there is no GPU, on the GPU where there is.
-What the GPU would execute is counted from compiled kernels, which needs no GPU either (bench/sass.py)."""
+"""The Triton kernels equal the oracle bit for bit: in Triton's interpreter where there is no GPU, on the GPU where there is."""
 
 import subprocess
 import sys
 from pathlib import Path
 
-import counted_kernels
 import numpy as np
 import pytest
 import torch
 from replay_cases import RUNS, check_replay
+from triton_cases import DEVICE, MARKS, few_steps  # noqa: F401
 from update_cases import DENSE, KINDS, MIXED, POSITIONS, Piece, check_update, keys_of
 
 from zokern.kernels import spans
@@ -19,31 +18,15 @@ from zokern.noise import NoiseKey, reference
 
 triton = pytest.importorskip("triton", reason="pip install triton")
 tl = triton.language
-from zokern.kernels.triton import add_noise, noise, replay, update  # noqa: E402  (needs triton)
+from zokern.kernels.triton import add_noise, noise  # noqa: E402  (needs triton)
 
-pytestmark = [
-    pytest.mark.skipif(not backend.status().startswith("available"), reason=f"triton: {backend.status()}"),
-    # The interpreter of Triton 3.6 and older turns arrays of one element into integers.
-    pytest.mark.filterwarnings("ignore:Conversion of an array with ndim > 0:DeprecationWarning"),
-]
+pytestmark = MARKS
 ROOT = Path(__file__).resolve().parents[2]
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-if DEVICE == "cuda":
-    pytestmark.append(pytest.mark.gpu)  # all of them: what the interpreter has shown, the compiler may undo
 KEY = NoiseKey(0xFEDCBA9876543210, 7, 5)
 INTEGERS = {torch.float32: torch.int32, torch.bfloat16: torch.int16, torch.float16: torch.int16}
 DTYPES = list(INTEGERS)
 # Where the low counter word wraps inside a tensor, where it has just wrapped, and where every index needs 64 bits.
 FIRSTS = [0, 1, 4095, 4096, 2**34 - 8, 2**34 + 5, 2**33 + 3]
-
-
-@pytest.fixture(autouse=True)
-def few_steps(monkeypatch):
-    """The interpreter pays for each step, whatever its size."""
-    if DEVICE == "cpu":
-        monkeypatch.setattr(add_noise, "SLOW", 16384)
-        monkeypatch.setattr(update, "SLOW", 1024)
-        monkeypatch.setattr(replay, "SLOW", 2048)
 
 
 def add_noise_(tensors, firsts, keys, coefficients, decay=None, groups=None, keep_threshold=KEEP_ALL):
@@ -259,95 +242,6 @@ def test_the_package_does_not_load_triton():
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
 
 
-# The most instructions an element in the loop over whole blocks: on an H200 about 28 to 31 fit under a copy of bfloat16,
-# twice that in float32. Measured with triton 3.2 to 3.9: 28.7 to 29.9, 27.4 to 28, 54.7 to 57.7 (sm_100: 26.7 to 29.2).
-COUNTS = [  # arch, dtype, terms, instructions
-    (90, "bf16", 1, 30),
-    (90, "fp32", 1, 29),
-    (90, "bf16", 2, 58),
-    (80, "bf16", 1, 31),
-    (100, "fp16", 1, 30),
-]
-
-
-# A value of a run of passes whose z is made, with all that any value may ask for. Measured with triton 3.9: 29.0, 31.1, 31.2, 30.1.
-# (On sm_100 in float16 the ptxas of triton 3.6 spills four registers, outside the loop over values.)
-PASSES = [(90, "fp32", 31), (90, "bf16", 33), (80, "fp16", 34), (100, "bf16", 34)]
-
-# Measured with triton 3.9: 71.5, 89.8, 34.1, 45.9 and 35.5.
-UPDATES = [  # arch, rule, dtype, state, terms, instructions
-    (90, "adam", "bf16", "fp32", "1", 76),
-    (90, "adam", "fp32", "bf16", "1", 94),
-    (90, "amsgrad", "bf16", "bf16", "n", None),
-    (90, "momentum", "fp32", "fp32", "1", 45),
-    (80, "momentum", "bf16", "bf16", "1", 55),
-    (100, "momentum", "fp16", "fp32", "1", 45),
-]
-
-
-def of_terms(arch, dtype, terms):
-    return ("--arch", str(arch), "--dtype", dtype, "--terms", str(terms), "--decay", "no")
-
-
-def of_passes(arch, dtype):
-    return ("--arch", str(arch), "--passes", "--dtype", dtype)
-
-
-def of_update(arch, rule, dtype, state, terms):
-    return ("--arch", str(arch), "--rule", rule, "--dtype", dtype, "--state", state, "--terms", terms)
-
-
-@pytest.fixture(scope="module")
-def every_count(tmp_path_factory):
-    """The lines of bench/sass.py for all of these, by Triton's own compiler, and what it printed."""
-    tools = Path(triton.__file__).parent / "backends/nvidia/bin"
-    for tool in ("ptxas", "cuobjdump", "nvdisasm"):
-        if not (tools / tool).exists():
-            pytest.skip(f"no {tool} in triton {triton.__version__}")
-    commands = [of_terms(*case) for *case, _ in COUNTS]
-    commands += [of_passes(*case) for *case, _ in PASSES]
-    commands += [of_update(*case) for *case, _ in UPDATES]
-    return counted_kernels.count(tmp_path_factory.mktemp("sass"), *commands)
-
-
-@pytest.fixture
-def count(every_count):
-    """The one line of one of these command lines."""
-    lines, said = every_count
-
-    def line_of(command):
-        if int(command[1]) >= 100 and triton.__version__.startswith("3.2."):
-            pytest.skip("triton 3.2 does not know sm_100")
-        assert len(lines[command]) == 1, said
-        (line,) = lines[command]
-        assert line["spills"] == line["stack_bytes"] == line["convert_layouts"] == line["shared_bytes"] == 0
-        return line
-
-    return line_of
-
-
-@pytest.mark.parametrize("arch, dtype, terms, most", COUNTS)
-def test_compiled_loop(count, arch, dtype, terms, most):
-    line = count(of_terms(arch, dtype, terms))
-    assert line["per_element"] <= most
-    assert {access.rsplit(".")[-1] for access in line["accesses"]} == {"128"}
-
-
-@pytest.mark.parametrize("arch, dtype, most", PASSES)
-def test_compiled_loop_of_a_run_of_passes(count, arch, dtype, most):
-    line = count(of_passes(arch, dtype))
-    assert line["per_element_and_term"] <= most
-    assert {access.rsplit(".")[-1] for access in line["accesses"] if access.startswith("STG")} == {"128"}
-
-
-@pytest.mark.parametrize("arch, rule, dtype, state, terms, most", UPDATES)
-def test_compiled_loop_of_an_update(count, arch, rule, dtype, state, terms, most):
-    line = count(of_update(arch, rule, dtype, state, terms))
-    assert most is None or line["per_element"] <= most
-    stores = {access.rsplit(".")[-1] for access in line["accesses"] if terms == "1" or access.startswith("STG")}
-    assert stores == {"128"}
-
-
 @pytest.mark.gpu
 class TestOnGPU:
     @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -361,8 +255,8 @@ class TestOnGPU:
 
     @pytest.mark.parametrize("dtype", DTYPES, ids=str)
     def test_a_run_of_passes(self, dtype):
-        for passes in RUNS.values():
-            check_replay(backend.replay_, dtype, [Piece(1_000_003, 4096, 1), *MIXED], passes, device=DEVICE)
+        for run in RUNS.values():
+            check_replay(backend.replay_, dtype, [Piece(1_000_003, 4096, 1), *MIXED], run, device=DEVICE)
 
     @pytest.mark.parametrize("rule, dtype, state", KINDS, ids=str)
     @pytest.mark.parametrize("masked", [False, True])

@@ -38,7 +38,7 @@ def test_the_gpu_and_the_cpu_make_the_same_run(dtype):
 @pytest.mark.parametrize("name", OPTIMIZERS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_every_optimizer_makes_the_same_run(name, dtype):
-    """Given the same losses. A quotient in float64 may differ in its last bit, and a coefficient in float32 with it; a state in bfloat16
+    """Given the same losses. A power in float64 may differ in its last bit, and a coefficient in float32 with it; a state in bfloat16
     that is then rounded to the other side is off by 2^-8 of updates near 1e-3. Weights in bfloat16, below 4, by one rounding, or two."""
     runs = []
     for device in ("cpu", "cuda"):

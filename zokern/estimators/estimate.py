@@ -48,7 +48,7 @@ def average(estimates: list[Estimate]) -> Estimate:
         return estimates[0]
     skipped = torch.stack([e.skipped for e in estimates]).any()
     return Estimate(
-        [(key, torch.where(skipped, 0.0, c / len(estimates))) for e in estimates for key, c in e.terms],
+        [(key, torch.where(skipped, 0.0, c * (1 / len(estimates)))) for e in estimates for key, c in e.terms],
         tuple(loss for e in estimates for loss in e.losses),
         torch.stack([e.projected_grad for e in estimates if e.projected_grad is not None]),
         skipped,

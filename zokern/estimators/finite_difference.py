@@ -21,7 +21,8 @@ def two_point(key: NoiseKey, plus: torch.Tensor, minus: torch.Tensor, eps: Numbe
         eps: perturbation radius in units of theta: a number, or a tensor [coefficient groups]. Each group's estimate divides by its own.
     Reference: Malladi et al. 2023, "Fine-Tuning Language Models with Just Forward Passes", Definition 1.
     """
-    return Estimate.along(key, (plus - minus) / (2 * eps), (plus, minus))
+    # Times a reciprocal, here and wherever a tensor would be divided by a number of the host: that is how a GPU divides by one.
+    return Estimate.along(key, (plus - minus) * (1 / (2 * eps)), (plus, minus))
 
 
 def one_sided(key: NoiseKey, plus: torch.Tensor, base: torch.Tensor, eps: Number) -> Estimate:
@@ -29,7 +30,7 @@ def one_sided(key: NoiseKey, plus: torch.Tensor, base: torch.Tensor, eps: Number
 
     Args: as of ``two_point``; base is L(theta), shared by all directions of a step, and not among the estimate's losses.
     """
-    return Estimate.along(key, (plus - base) / eps, (plus,))
+    return Estimate.along(key, (plus - base) * (1 / eps), (plus,))
 
 
 def finite_difference(weights: PerturbedWeights, keys: Sequence[NoiseKey], eps: Number, estimator: str = "two-point") -> Estimator:

@@ -24,8 +24,8 @@ _log = logging.getLogger("zokern")
 
 
 class Backend(Protocol):
-    """What a module of this folder has. Its arguments have been checked. Tensors of numbers are float32, contiguous, on the table's
-    device, with one column a coefficient group."""
+    """What a module of this folder has. Its arguments have been checked. Tensors of numbers are float32, contiguous, with one column a
+    coefficient group. They lie on the table's device, or in the host's memory where it knows the numbers."""
 
     def status(self) -> str:
         """Begins with "available", or with the reason why it is not, and says the cure."""

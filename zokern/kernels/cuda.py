@@ -2,11 +2,13 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from .passes import STORAGE, Keys, Rule, check_interface, words
+from ..noise import NoiseKey
+from .passes import STORAGE, Keys, Rule, check_interface, signs, words
 from .spans import BLOCK, pack, spans, state_spans, to_device
 from .tables import State, Table
 
@@ -50,68 +52,66 @@ def clock(tensor: Tensor | None) -> Iterator[None]:
         _clock = before
 
 
-def add_noise_(table: Table, keys: Keys, coefficients: Tensor, decay: Tensor | None) -> None:
-    if not len(keys) and decay is None:
+def add_noise_(table: Table, keys: Keys, coefficients: Tensor, decay: Tensor | None, rounding: NoiseKey | None = None) -> None:
+    if not len(keys) and decay is None and table.out_dtype is None:
         return
-    all_keys = to_device(pack(keys), table.device) if len(keys) > _cuda.unrolled else None
+    all_keys, c, d = _there(table, keys), _numbers(table, coefficients), _numbers(table, decay)
     _cuda.add_noise_(
-        *_memory(table),
-        words(keys[: _cuda.unrolled]),
-        len(keys),
-        _address(all_keys),
-        coefficients.data_ptr(),
-        table.groups,
-        _address(decay),
-        *_launch(table),
+        _common(table, keys, all_keys),
+        STORAGE[table.stored],
+        _told(c),
+        _told(d),
+        words([rounding])[0] if rounding and table.stored.itemsize == 2 else None,
     )
 
 
 def replay_(table: Table, keys: Keys, instructions: Tensor, values: Tensor) -> None:
-    all_keys, instructions = to_device(pack(keys), table.device), to_device(instructions, table.device)
-    _cuda.replay_(
-        *_memory(table),
-        all_keys.data_ptr(),
-        instructions.data_ptr(),
-        len(instructions),
-        values.data_ptr(),
-        table.groups,
-        *_launch(table),
-    )
+    all_keys, instructions, values = _there(table, keys), to_device(instructions, table.device), to_device(values, table.device)
+    _cuda.replay_(_common(table, keys, all_keys), instructions.data_ptr(), len(instructions), values.data_ptr())
 
 
 def update_(
     table: Table, rule: Rule, keys: Keys, a: Tensor, b: Tensor, decay: Tensor | None, numbers: Tensor, state: State, rounding: Keys | None
 ) -> None:
-    all_keys = to_device(pack(keys), table.device) if len(keys) > _cuda.carried else None
-    storage, *memory = _memory(table)
+    all_keys, values = _there(table, keys), [_numbers(table, value) for value in (a, b, decay, numbers)]
     _cuda.update_(
+        _common(table, keys, all_keys),
         rule.code,
-        storage,
         STORAGE[state.dtype],
-        *memory,
         state_spans(table, state).data_ptr(),
-        words(keys[: _cuda.carried]),
-        len(keys),
-        _address(all_keys),
-        a.data_ptr(),
-        b.data_ptr(),
-        table.groups,
-        _address(decay),
-        numbers.data_ptr(),
+        *map(_told, values),
         words(rounding or ()),
-        *_launch(table),
     )
 
 
-def _memory(table: Table) -> tuple[int, int, int, bool]:
-    """The storage type, the address of the spans and how many there are, and whether some are masked."""
-    rows = spans(table)
-    return STORAGE[table.dtype], rows.data_ptr(), len(rows), table.masked
+def _common(table: Table, keys: Keys, all_keys: Tensor | None) -> tuple[Any, ...]:
+    """What every pass is told: of memory, of keys, and where to launch."""
+    memory = table.cached(_memory, lambda: _memory(table))
+    keys_and_groups = signs(keys), words(keys[: _cuda.carried]), len(keys), _address(all_keys), table.groups
+    return *memory, *keys_and_groups, _address(_clock), *_device_and_stream(table.device)
 
 
-def _launch(table: Table) -> tuple[int, int | None, int]:
-    """The address of the clock, the device and the stream."""
-    return _address(_clock), *_device_and_stream(table.device)
+def _memory(table: Table) -> tuple[int, int, int, bool, bool]:
+    pieces = spans(table)
+    return STORAGE[table.dtype], pieces.data_ptr(), len(pieces), table.masked, table.pitched
+
+
+def _there(table: Table, keys: Keys) -> Tensor | None:
+    """All keys in the device's memory, where they are too many to go along with a launch."""
+    return to_device(pack(keys), table.device) if len(keys) > _cuda.carried else None
+
+
+def _numbers(table: Table, values: Tensor | None) -> Tensor | list[float] | None:
+    """Numbers in the device's memory; or themselves, to go along with the launch, where they are few and the host knows them."""
+    if values is None:
+        return None
+    few = values.is_cpu and values.numel() <= _cuda.carried
+    return values.view(-1).tolist() if few else to_device(values, table.device)
+
+
+def _told(numbers: Tensor | list[float] | None) -> tuple[int, list[float]] | None:
+    """As compiled code takes them: an address, or numbers."""
+    return None if numbers is None else (0, numbers) if isinstance(numbers, list) else (numbers.data_ptr(), [])
 
 
 def _address(tensor: Tensor | None) -> int:

@@ -7,9 +7,9 @@ from .passes import Keys, words
 from .tables import COLUMN, State, Table
 
 BLOCK = 4096  # elements that a program takes at a time; of a tensor that is one line, every span but the last is a multiple of it
-# A launch is cut into about so many programs: a few for each that a GPU runs at a time, so that its end is short; few enough for a
-# table of 0.6 MiB; and in a model of 1e9 parameters or more each runs through 30 blocks or more once its keys are loaded.
-PROGRAMS = 8192
+# A launch is cut into about so many programs: 15 for each that a large GPU runs at a time, so that few wait for the last ones; few enough
+# for a table of 2.5 MiB; and in a model of 1e9 parameters or more each runs through 7 blocks or more once its keys are loaded.
+PROGRAMS = 32768
 
 
 def spans(table: Table) -> torch.Tensor:
@@ -49,8 +49,8 @@ def pieces(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor
     wanted = (blocks * PROGRAMS // blocks.sum().clamp(min=1)).clamp(min=1)
     most = ((blocks + wanted - 1) // wanted * BLOCK).clamp(min=BLOCK)
     # Lines as long as a piece are cut each for itself; of shorter ones a piece has several, in whole blocks.
-    apart = columns >= most
     together = columns * (BLOCK // torch.gcd(columns, torch.tensor(BLOCK)))
+    apart = (columns >= most) | (together >= 1 << 31)  # kernels number the elements of several lines by 32 bits
     most = torch.where(apart | (columns >= numel), most, (most + together - 1) // together * together)
     line = torch.where(apart, columns, numel).clamp(min=1)
     row, begin = parted(numel, line)
@@ -73,5 +73,7 @@ def pack(keys: Keys) -> torch.Tensor:
 
 
 def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """A copy that the host does not wait for: the pinned source is kept by torch until the copy is done."""
-    return tensor if device.type == "cpu" else tensor.pin_memory().to(device, non_blocking=True)
+    """A tensor of the host's memory as a copy that the host does not wait for: torch keeps the pinned source until the copy is done."""
+    if device.type == "cpu" or tensor.device.type != "cpu":
+        return tensor
+    return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)

@@ -5,6 +5,7 @@ from typing import TypeAlias
 
 import torch
 
+from ..kernels.spans import to_device
 from ..kernels.tables import Table
 from ..layout import Layout
 from .arguments import Number
@@ -16,16 +17,17 @@ PIECE = 1 << 17  # elements of a strided parameter gathered at a time: 512 KiB, 
 
 
 def stage(values: Sequence[Number], groups: int, device: torch.device) -> torch.Tensor:
-    """Numbers -> float32 [len(values), groups] on the device, without waiting for it."""
-    if device.type != "cpu" and len(values) <= FEW:
-        staged = torch.empty(len(values), groups, device=device)
-        for row, value in zip(staged, values):
-            if isinstance(value, torch.Tensor) and (value.device.type != "cpu" or value.dim()):
-                row.copy_(value, non_blocking=True)
-            else:
-                row.fill_(float(value))
-        return staged
+    """Numbers -> float32 [len(values), groups] on the device, without waiting for it; in the host's memory where it knows them all."""
     tensors = {k: v for k, v in enumerate(values) if isinstance(v, torch.Tensor) and (v.dim() or v.device.type != "cpu")}
+    known = all(v.device.type == "cpu" for v in tensors.values())
+    if not known and len(values) <= FEW:
+        staged = torch.empty(len(values), groups, device=device)
+        for k, row in enumerate(staged):
+            if k in tensors:
+                row.copy_(tensors[k], non_blocking=True)
+            else:
+                row.fill_(float(values[k]))
+        return staged
     plain = [0.0 if k in tensors else float(v.item() if isinstance(v, torch.Tensor) else v) for k, v in enumerate(values)]
     host = torch.tensor(plain, dtype=torch.float32).view(-1, 1)  # at once: one by one they cost several microseconds each
     if groups > 1:
@@ -33,7 +35,9 @@ def stage(values: Sequence[Number], groups: int, device: torch.device) -> torch.
     for k, value in tensors.items():
         if value.device.type == "cpu":
             host[k] = value
-    staged = host.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else host.to(device)
+    if known:
+        return host
+    staged = to_device(host, device)
     for k, value in tensors.items():
         if value.device.type != "cpu":
             staged[k] = value.to(device, non_blocking=device.type == "cuda")

@@ -19,8 +19,13 @@ class Graph:
     """``zokern.graph``: ``optimizer.step(closure)``, captured. Calling it replays the step on what the closure's tensors then hold.
 
     Every replay is the optimizer's next step, with noise of its own: what ``optimizer.step(closure)`` would have done, bit for bit
-    where the model's kernels are deterministic. ``optimizer.last``, ``param_groups`` and state_dict advance; the tensors in ``last``
-    are overwritten by the next replay. lr and eps may be changed in between, as schedulers do.
+    where the closure runs the same kernels while it is captured as otherwise, and these are deterministic. ``optimizer.last``,
+    ``param_groups`` and state_dict advance; the tensors in ``last`` are overwritten by the next replay. lr and eps may be changed in
+    between, as schedulers do.
+
+    A model of transformers that has an attention mask (of two dimensions, handed to it or made by itself) looks whether it is all ones,
+    which waits for the device, and if so leaves it to another kernel, without a mask. While it is captured it cannot look: the mask stays,
+    and losses differ in their last bits from those of such a step. A mask of four dimensions is taken as it is, both times.
 
     Args:
         optimizer: with parameters on one NVIDIA GPU, q <= 2 and defer=False.
@@ -78,10 +83,9 @@ class Graph:
         return self._loss
 
     def _settings(self) -> list[dict[str, Any]]:
-        return [
-            {name: value for name, value in group.items() if name not in ("params", "step", "skipped", *LIVE)}
-            for group in self.optimizer.param_groups
-        ]
+        """Those of the optimizer: schedulers keep numbers of their own beside them."""
+        names = {*self.optimizer.known(), "keep", "block"}.difference(LIVE, ("step", "skipped"))
+        return [{name: group.get(name) for name in names} for group in self.optimizer.param_groups]
 
     def _warm_up(self, closure: LossClosure) -> None:
         """On a stream of its own: what is made once (tables, workspaces, compiled kernels) must not be made while capturing."""
@@ -104,7 +108,9 @@ class Graph:
         try:
             for group, live in zip(optimizer.param_groups, self._live):
                 group.update({name: live[name] for name in LIVE})
-            with torch.no_grad(), torch.cuda.graph(self._graph), cuda.clock(self._clock):
+            # The current stream once more: after a failed capture torch leaves its own in place.
+            current, own = torch.cuda.current_stream(self.device), torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
+            with torch.no_grad(), torch.cuda.stream(current), torch.cuda.graph(self._graph, stream=own), cuda.clock(self._clock):
                 self._estimate = optimizer._ask(Closure(closure))
                 optimizer._update(self._estimate)
                 optimizer.weights.apply_pending()

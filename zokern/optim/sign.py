@@ -40,7 +40,7 @@ class ZOSign(ZerothOrder):
     def _update(self, estimate: Estimate) -> None:
         lr, q = self._setting("lr"), self.param_groups[0]["q"]
         if self.param_groups[0]["form"] == "scalar":
-            terms = [(key, -lr / q * torch.sign(torch.as_tensor(g))) for key, g in estimate.terms]
+            terms = [(key, -lr * (1 / q) * torch.sign(torch.as_tensor(g))) for key, g in estimate.terms]
             self.weights.add_pending(terms, self._decay(estimate))
         else:  # a skipped estimate is all 0, and so is its sign
             self.weights.update("sign", estimate.terms, [-lr], decay=self._decay(estimate))

@@ -4,6 +4,9 @@ import warnings
 
 # The kernels pass keys and coefficients one by one, because tuples are not values there yet.
 OLDEST = (3, 2)
+# Triton 3.2 and 3.3 take the upper half of a product of Philox for its sign in a few kernels: fp16 by many masked terms, for one. Their
+# interpreter does not.
+COMPILES = (3, 4)
 
 
 def status() -> str:
@@ -11,7 +14,8 @@ def status() -> str:
         import triton
     except ImportError as error:
         return f"not installed ({error}): pip install triton"
-    if tuple(map(int, triton.__version__.split(".")[:2])) < OLDEST:
+    version = tuple(map(int, triton.__version__.split(".")[:2]))
+    if version < OLDEST:
         return f"not able to run on triton {triton.__version__}: pip install 'triton>={'.'.join(map(str, OLDEST))}'"
     import torch
 
@@ -27,6 +31,8 @@ def status() -> str:
                 f"not able to run in the interpreter of triton {triton.__version__} ({error}): pip install 'numpy<2.4', or a newer triton"
             )
         return "available: interpreter"
+    if version < COMPILES:
+        return f"not able to run on triton {triton.__version__}, which compiles wrong code: install torch>=2.8 with its triton, or use cuda"
     if torch.cuda.is_available():
         return "available"
     return "no GPU: torch.cuda.is_available() is False; set TRITON_INTERPRET=1 to run the kernels in Triton's interpreter"
@@ -38,10 +44,10 @@ def devices():
     return ("cpu",) if INTERPRETED else ("cuda",)
 
 
-def add_noise_(table, keys, coefficients, decay):
+def add_noise_(table, keys, coefficients, decay, rounding=None):
     from .add_noise import add_noise_
 
-    add_noise_(table, keys, coefficients, decay)
+    add_noise_(table, keys, coefficients, decay, rounding)
 
 
 def replay_(table, keys, instructions, values):

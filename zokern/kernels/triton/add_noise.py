@@ -1,20 +1,22 @@
-"""theta <- decay * theta + sum_k c_k z(key_k), in place, one launch for many tensors. Numbers: docs/noise_spec.md."""
+"""out <- decay * theta + sum_k c_k z(key_k), in place or elsewhere, one launch for many tensors. Numbers: docs/noise_spec.md."""
 
 import triton
 import triton.language as tl
 
 from ...noise import spec
+from .. import passes
 from ..spans import BLOCK, pack, spans, to_device
-from .noise import fma, normals
-from .storage import DTYPES, launching, load_block, load_key, load_span, narrow, widen
+from .lines import blocks_of, element_of, lanes_of, line_of, load_span, place, reciprocal_of, whole_tiles
+from .noise import fma, halves8, halves_at, noise
+from .storage import DTYPES, elements, launching, load_key, load_lanes, narrow, narrow_at_random, store_lanes, widen
 
 # Counts are instructions an element in bfloat16 on sm_90, from bench/sass.py; nothing here has been timed on a GPU yet.
-# BLOCK is 4096, 32 elements a thread: 28.7 and 61 registers, where 16 a thread take 29.9 and 35.
+# BLOCK is 4096, 32 elements a thread: 26.2 and 66 registers, where 16 a thread take 27.4 and 36; of signs 6.4, where 16 take 7.9.
 WARPS = 4
 # Elements of a step of the slow path: 4 a thread, so that it needs no more registers than the fast one.
 SLOW = 512
-# Up to so many terms have kernels of their own, which read their keys once: 28.7 where the loop over terms takes
-# 27.6 a term + 2.9 and twice the registers.
+# Up to so many terms have kernels of their own, which read their keys once: 26.2 where the loop over terms takes
+# 24.3 a term + 2.9 and twice the registers.
 UNROLLED = 2
 
 
@@ -26,28 +28,22 @@ def load_term(keys, coefficients, k, terms, groups):
 
 
 @triton.jit
-def add_term(acc, at, high, seed, step, stream, c, keep_threshold, one, BLOCKS: tl.constexpr, MASKED: tl.constexpr):
-    """``at``: as ``normals`` takes it."""
-    return fma(normals(at, high, seed, step, stream, keep_threshold, one, BLOCKS, MASKED), c, acc)
-
-
-@triton.jit
 def add_terms(
-    acc, at, high,
+    acc, q, inside, high,
     seed0, step0, stream0, c0,
     seed1, step1, stream1, c1,
     keys, coefficients, terms, groups,
-    keep_threshold, one, TERMS: tl.constexpr, BLOCKS: tl.constexpr, MASKED: tl.constexpr,
+    keep_threshold, one, TERMS: tl.constexpr, EACH: tl.constexpr, SIGNS: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
-    """Terms 0 and 1 are given; TERMS = 0 reads all of them instead."""
+    """``q``, ``inside``, ``high``: as ``noise`` takes them. Terms 0 and 1 are given; TERMS = 0 reads all of them instead."""
     if TERMS == 0:
         for k in range(terms):
             seed, step, stream, c = load_term(keys, coefficients, k, terms, groups)
-            acc = add_term(acc, at, high, seed, step, stream, c, keep_threshold, one, BLOCKS, MASKED)
+            acc = fma(noise(q, inside, high, seed, step, stream, keep_threshold, one, EACH, SIGNS, MASKED), c, acc)
     else:
-        acc = add_term(acc, at, high, seed0, step0, stream0, c0, keep_threshold, one, BLOCKS, MASKED)
+        acc = fma(noise(q, inside, high, seed0, step0, stream0, keep_threshold, one, EACH, SIGNS, MASKED), c0, acc)
         if TERMS == 2:
-            acc = add_term(acc, at, high, seed1, step1, stream1, c1, keep_threshold, one, BLOCKS, MASKED)
+            acc = fma(noise(q, inside, high, seed1, step1, stream1, keep_threshold, one, EACH, SIGNS, MASKED), c1, acc)
     return acc
 
 
@@ -56,86 +52,116 @@ def add_terms(
     do_not_specialize_on_alignment=["spans", "keys", "coefficients", "decay"],
 )
 def add_noise_kernel(
-    spans,  # int64 [programs, 5]: address, numel, first, group, keep_threshold
-    keys,  # int32 [terms, 4]: seed mod 2^32, seed >> 32, step, stream
+    spans,  # int64 [programs, 10], a tables.Row each
+    keys,  # int32 [terms + ROUND, 4]: seed mod 2^32, seed >> 32, step, stream
     coefficients,  # float32 [terms, groups]
     decay,  # float32 [groups]
     terms,
     groups,
     one,
     DTYPE: tl.constexpr,
+    OUT: tl.constexpr,  # storage type of what is written
     TERMS: tl.constexpr,  # 1 or 2: keys are read once; 0: ``terms`` keys are read for each block
     DECAY: tl.constexpr,
+    ROUND: tl.constexpr,  # whether the last key says how what is written is rounded
+    SIGNS: tl.constexpr,
     MASKED: tl.constexpr,  # whether some span keeps only a part of its noise
+    PITCHED: tl.constexpr,  # whether some tensor is more than one line
+    IN_PLACE: tl.constexpr,
     BLOCK: tl.constexpr,
     SLOW: tl.constexpr,
 ):
-    BLOCKS: tl.constexpr = 1 if DTYPE == tl.float32 else 2  # Philox blocks in 16 bytes of theta
-    LANES: tl.constexpr = BLOCK // (4 * BLOCKS)
-    address, numel, first, group, keep_threshold = load_span(spans)
+    EACH: tl.constexpr = 4 if DTYPE == tl.float32 and OUT == tl.float32 else 8  # elements in a row that a lane takes
+    ALIGN: tl.constexpr = 128 if SIGNS else 8 if ROUND else 4
+    SHIFT: tl.constexpr = 7 if SIGNS else 2
+    address, pitch, out, out_pitch, numel, columns, first, step, group, keep_threshold = load_span(spans, PITCHED)
     coefficients += group
     seed0, step0, stream0, c0 = load_term(keys, coefficients, 0, TERMS, groups)
     seed1, step1, stream1, c1 = load_term(keys, coefficients, 1, TERMS, groups)
+    r_seed, r_step, r_stream = load_key(keys, terms, terms + ROUND)
     scale = tl.load(decay + group, DECAY)
 
     # Whole blocks, when 16-byte accesses and Philox blocks fall together and one high counter word serves all.
-    whole = ((address & 15) == 0) & ((first & 3) == 0) & ((first >> 34) == ((first + numel - 1) >> 34))
+    whole = whole_tiles(address | out, pitch, out_pitch, numel, columns, first, step, EACH, ALIGN, PITCHED)
     stop = tl.where(whole, numel // BLOCK, 0)
-    q = first >> 2
-    high = (q >> 32).to(tl.uint32)
-    lanes = tl.arange(0, LANES).to(tl.uint32) * BLOCKS
-    theta = tl.multiple_of(address.to(tl.pointer_type(DTYPE)), 16)
+    if SIGNS and MASKED:
+        stop *= 0
+    high = (first >> 34).to(tl.uint32)
+    begin, inside = lanes_of(BLOCK // EACH, EACH, SIGNS)
+    source = tl.multiple_of(address.to(tl.pointer_type(DTYPE)), 16)
+    target = source if IN_PLACE else tl.multiple_of(out.to(tl.pointer_type(OUT)), 16)
+    reciprocal = reciprocal_of(columns)
     for block in range(stop):
-        here = theta + block * BLOCK
-        acc = load_block(here, DTYPE, BLOCK)
+        at = block * BLOCK
+        line, column = line_of(at, begin, columns, reciprocal, PITCHED)
+        here = place(line, column + inside, pitch, PITCHED)
+        acc = load_lanes(source if PITCHED else source + at, here, DTYPE, EACH)
         if DECAY:
             acc *= scale
-        at = (q + block * (BLOCK // 4)).to(tl.uint32) + lanes
         acc = add_terms(
-            acc, at, high,
+            acc, blocks_of(first, at, line, column, step, SHIFT, PITCHED), inside, high,
             seed0, step0, stream0, c0,
             seed1, step1, stream1, c1,
             keys, coefficients, terms, groups,
-            keep_threshold, one, TERMS, BLOCKS, MASKED,
+            keep_threshold, one, TERMS, EACH, SIGNS, MASKED,
         )  # fmt: skip
-        tl.store(here + tl.arange(0, BLOCK), narrow(acc, DTYPE))
+        start = target if PITCHED else target + at
+        there = here if IN_PLACE else place(line, column + inside, out_pitch, PITCHED)
+        if ROUND:
+            r = halves8(blocks_of(first, at, line, column + inside, step, 3, PITCHED), high, r_seed, r_step, r_stream)
+            tl.store(start + elements(there, EACH), narrow_at_random(acc, r, OUT))
+        else:
+            store_lanes(start, there, acc, OUT, EACH)
 
     # The ragged end, or all of a span that is misaligned or crosses a multiple of 2^34: element by element.
-    theta = address.to(tl.pointer_type(DTYPE))
+    source = address.to(tl.pointer_type(DTYPE))
+    target = source if IN_PLACE else out.to(tl.pointer_type(OUT))
     for start in range(stop * BLOCK, numel, SLOW):
-        offset = start + tl.arange(0, SLOW)
-        inside = offset < numel
-        acc = widen(tl.load(theta + offset, inside))
+        j = start + tl.arange(0, SLOW)
+        below = j < numel
+        line, column = element_of(j, columns, PITCHED)
+        i = first + line * step + column
+        acc = widen(tl.load(source + (line * pitch + column), below))
         if DECAY:
             acc *= scale
         acc = add_terms(
-            acc, first + offset, 0,
+            acc, i, 0, 0,
             seed0, step0, stream0, c0,
             seed1, step1, stream1, c1,
             keys, coefficients, terms, groups,
-            keep_threshold, one, TERMS, 0, MASKED,
+            keep_threshold, one, TERMS, 0, SIGNS, MASKED,
         )  # fmt: skip
-        tl.store(theta + offset, narrow(acc, DTYPE), inside)
+        there = target + (line * (pitch if IN_PLACE else out_pitch) + column)
+        if ROUND:
+            tl.store(there, narrow_at_random(acc, halves_at(i, r_seed, r_step, r_stream), OUT), below)
+        else:
+            tl.store(there, narrow(acc, OUT), below)
 
 
-def add_noise_(table, keys, coefficients, decay) -> None:
+def add_noise_(table, keys, coefficients, decay, rounding=None) -> None:
     """Adds the terms to every tensor of ``table``: coefficients float32 [len(keys), groups], decay float32 [groups] or None."""
     rows = spans(table)
-    if not len(rows) or (not len(keys) and decay is None):
+    if not rows.shape[0] or (not len(keys) and decay is None and table.out_dtype is None):
         return
-    with launching(table.device):
-        add_noise_kernel[(len(rows),)](
+    stochastic = rounding is not None and table.stored.itemsize == 2
+    with launching(add_noise_kernel, table.device):
+        add_noise_kernel[(rows.shape[0],)](
             rows,
-            to_device(pack(keys), table.device),
+            to_device(pack([*keys, rounding] if stochastic else keys), table.device),
             coefficients,
             coefficients if decay is None else decay,
             len(keys),
             table.groups,
             spec.ONE,
             DTYPE=DTYPES[table.dtype],
+            OUT=DTYPES[table.stored],
             TERMS=len(keys) if len(keys) <= UNROLLED else 0,
             DECAY=decay is not None,
+            ROUND=stochastic,
+            SIGNS=passes.signs(keys),
             MASKED=table.masked,
+            PITCHED=table.pitched,
+            IN_PLACE=table.out_dtype is None,
             BLOCK=BLOCK,
             SLOW=SLOW,
             num_warps=WARPS,

@@ -143,30 +143,75 @@ def in_order8(a0, a1, a2, a3, a4, a5, a6, a7):
 
 
 @triton.jit
-def normal_at(i, seed, step, stream, keep_threshold, one, MASKED: tl.constexpr):
-    """The normal of each element i, int64: any i, at four times the Philox of blocks."""
-    q0, q1 = (i >> 2).to(tl.uint32), (i >> 34).to(tl.uint32)
-    w0, w1, w2, w3 = words4(q0, q1, seed, step, stream)
-    upper, odd = (i & 2) != 0, (i & 1) != 0
-    z0, z1 = box_muller(tl.where(upper, w2, w0), tl.where(upper, w3, w1), one)
-    z = tl.where(odd, z1, z0)
+def word_of(w0, w1, w2, w3, n):
+    """Word n & 3 of a block."""
+    return tl.where((n & 2) != 0, tl.where((n & 1) != 0, w3, w2), tl.where((n & 1) != 0, w1, w0))
+
+
+@triton.jit
+def words_at(i, seed, step, stream, SHIFT: tl.constexpr):
+    """The words of the block of 2^SHIFT elements that holds each element i, int64."""
+    return words4((i >> SHIFT).to(tl.uint32), (i >> (SHIFT + 32)).to(tl.uint32), seed, step, stream)
+
+
+@triton.jit
+def noise_at(i, seed, step, stream, keep_threshold, one, SIGNS: tl.constexpr, MASKED: tl.constexpr):
+    """The noise of each element i, int64: any i, with a Philox block for each."""
+    if SIGNS:
+        w0, w1, w2, w3 = words_at(i, seed, step, stream, 7)
+        z = sign(word_of(w0, w1, w2, w3, i >> 5) >> (i & 31).to(tl.uint32), 0, one)
+    else:
+        w0, w1, w2, w3 = words_at(i, seed, step, stream, 2)
+        upper = (i & 2) != 0
+        z0, z1 = box_muller(tl.where(upper, w2, w0), tl.where(upper, w3, w1), one)
+        z = tl.where((i & 1) != 0, z1, z0)
     if MASKED:
-        w0, w1, w2, w3 = words4(q0, q1, seed, step, mask_stream(stream))
-        word = tl.where(odd, tl.where(upper, w3, w1), tl.where(upper, w2, w0))
-        z = tl.where(word <= keep_threshold, z, 0.0)
+        w0, w1, w2, w3 = words_at(i, seed, step, mask_stream(stream), 2)
+        z = tl.where(word_of(w0, w1, w2, w3, i) <= keep_threshold, z, 0.0)
     return z
 
 
 @triton.jit
-def normals(at, high, seed, step, stream, keep_threshold, one, BLOCKS: tl.constexpr, MASKED: tl.constexpr):
-    """float32, in element order. BLOCKS 1 or 2: of the Philox blocks at .. at + BLOCKS - 1 of every lane, low counter words under the
-    high one: [lanes * 4 * BLOCKS]. BLOCKS 0: of the elements with indices ``at``."""
-    if BLOCKS == 0:
-        return normal_at(at, seed, step, stream, keep_threshold, one, MASKED)
-    else:
-        a0, a1, a2, a3 = normal4(at, high, seed, step, stream, keep_threshold, one, MASKED)
-        if BLOCKS == 1:
+def sign(bits, n: tl.constexpr, one):
+    """-1 where bit n is set, +1 where it is clear."""
+    return (((bits << (31 - n)) & 0x80000000) | one).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def noise(
+    q, inside, high, seed, step, stream, keep_threshold, one, EACH: tl.constexpr, SIGNS: tl.constexpr, MASKED: tl.constexpr
+):  # fmt: skip
+    """float32 [EACH * lanes], in element order: of EACH (4 or 8) elements in a row of every lane, which begin ``inside`` the Philox block
+    whose low counter word is q; ``high`` is the elements' index >> 34. EACH 0: of the elements with indices q."""
+    if EACH == 0:
+        return noise_at(q, seed, step, stream, keep_threshold, one, SIGNS, MASKED)
+    elif SIGNS:
+        w0, w1, w2, w3 = words4(q, high >> 5, seed, step, stream)
+        bits = word_of(w0, w1, w2, w3, inside >> 5) >> (inside & 31).to(tl.uint32)
+        a0, a1, a2, a3 = sign(bits, 0, one), sign(bits, 1, one), sign(bits, 2, one), sign(bits, 3, one)
+        if EACH == 4:
             return in_order4(a0, a1, a2, a3)
         else:
-            b0, b1, b2, b3 = normal4(at + 1, high, seed, step, stream, keep_threshold, one, MASKED)
+            return in_order8(a0, a1, a2, a3, sign(bits, 4, one), sign(bits, 5, one), sign(bits, 6, one), sign(bits, 7, one))
+    else:
+        a0, a1, a2, a3 = normal4(q, high, seed, step, stream, keep_threshold, one, MASKED)
+        if EACH == 4:
+            return in_order4(a0, a1, a2, a3)
+        else:
+            b0, b1, b2, b3 = normal4(q + 1, high, seed, step, stream, keep_threshold, one, MASKED)
             return in_order8(a0, a1, a2, a3, b0, b1, b2, b3)
+
+
+@triton.jit
+def halves8(q, high, seed, step, stream):
+    """16 random bits for each of 8 elements in a row of every lane: all of Philox block q, under ``high``, the elements' index >> 34."""
+    w0, w1, w2, w3 = words4(q, high >> 1, seed, step, stream)
+    return in_order8(w0 & 0xFFFF, w0 >> 16, w1 & 0xFFFF, w1 >> 16, w2 & 0xFFFF, w2 >> 16, w3 & 0xFFFF, w3 >> 16)
+
+
+@triton.jit
+def halves_at(i, seed, step, stream):
+    """The same for each element i, int64."""
+    w0, w1, w2, w3 = words_at(i, seed, step, stream, 3)
+    word = word_of(w0, w1, w2, w3, i >> 1)
+    return tl.where((i & 1) != 0, word >> 16, word & 0xFFFF)

@@ -6,8 +6,9 @@ import triton.language as tl
 from ...noise import spec
 from .. import passes
 from ..spans import BLOCK, pack, spans, to_device
-from .noise import fma, normals
-from .storage import DTYPES, launching, load_block, load_key, load_span, narrow, widen
+from .lines import blocks_of, element_of, lanes_of, line_of, load_span, place, reciprocal_of, whole_tiles
+from .noise import fma, noise
+from .storage import DTYPES, launching, load_key, load_lanes, narrow, store_lanes, widen
 
 WARPS = 4
 # Elements of a step of the slow path: 4 a thread, so that it needs no more registers than the fast one.
@@ -18,17 +19,17 @@ NEXT_KEY, DECAY, ROUND = (tl.constexpr(bit) for bit in (passes.NEXT_KEY, passes.
 
 @triton.jit
 def make_passes(
-    x, at, high, keys, instructions, values, n_keys, n_instructions, groups,
-    keep_threshold, one, DTYPE: tl.constexpr, BLOCKS: tl.constexpr, MASKED: tl.constexpr,
+    x, q, inside, high, keys, instructions, values, n_keys, n_instructions, groups,
+    keep_threshold, one, DTYPE: tl.constexpr, EACH: tl.constexpr, SIGNS: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
-    """x after all instructions. ``at``: as ``normals`` takes it."""
+    """x after all instructions. ``q``, ``inside``, ``high``: as ``noise`` takes them."""
     z = x  # anything: the first instruction that needs noise makes it
     k = 0
     for i in range(n_instructions):
         instruction, value = tl.load(instructions + i), tl.load(values + i * groups)
         if instruction & NEXT_KEY:
             seed, step, stream = load_key(keys, k, n_keys)
-            z = normals(at, high, seed, step, stream, keep_threshold, one, BLOCKS, MASKED)
+            z = noise(q, inside, high, seed, step, stream, keep_threshold, one, EACH, SIGNS, MASKED)
             k += 1
         if instruction & DECAY:
             x *= value
@@ -44,7 +45,7 @@ def make_passes(
     do_not_specialize_on_alignment=["spans", "keys", "instructions", "values"],
 )
 def replay_kernel(
-    spans,  # int64 [programs, 5]: address, numel, first, group, keep_threshold
+    spans,  # int64 [programs, 10], a tables.Row each
     keys,  # int32 [n_keys, 4]: seed mod 2^32, seed >> 32, step, stream
     instructions,  # uint8 [n_instructions], bits of kernels.passes
     values,  # float32 [n_instructions, groups]
@@ -53,47 +54,59 @@ def replay_kernel(
     groups,
     one,
     DTYPE: tl.constexpr,
+    SIGNS: tl.constexpr,
     MASKED: tl.constexpr,  # whether some span keeps only a part of its noise
+    PITCHED: tl.constexpr,  # whether some tensor is more than one line
     BLOCK: tl.constexpr,
     SLOW: tl.constexpr,
 ):
-    BLOCKS: tl.constexpr = 1 if DTYPE == tl.float32 else 2  # Philox blocks in 16 bytes of theta
-    LANES: tl.constexpr = BLOCK // (4 * BLOCKS)
-    address, numel, first, group, keep_threshold = load_span(spans)
+    EACH: tl.constexpr = 4 if DTYPE == tl.float32 else 8  # elements in a row that a lane takes
+    SHIFT: tl.constexpr = 7 if SIGNS else 2  # of the elements of a Philox block
+    address, pitch, _, _, numel, columns, first, step, group, keep_threshold = load_span(spans, PITCHED)
     values += group
 
     # Whole blocks, when 16-byte accesses and Philox blocks fall together and one high counter word serves all.
-    whole = ((address & 15) == 0) & ((first & 3) == 0) & ((first >> 34) == ((first + numel - 1) >> 34))
+    whole = whole_tiles(address, pitch, pitch, numel, columns, first, step, EACH, 1 << SHIFT, PITCHED)
     stop = tl.where(whole, numel // BLOCK, 0)
+    if SIGNS and MASKED:
+        stop *= 0
     high = (first >> 34).to(tl.uint32)
-    lanes = tl.arange(0, LANES).to(tl.uint32) * BLOCKS
+    begin, inside = lanes_of(BLOCK // EACH, EACH, SIGNS)
     theta = tl.multiple_of(address.to(tl.pointer_type(DTYPE)), 16)
+    reciprocal = reciprocal_of(columns)
     for block in range(stop):
-        here = theta + block * BLOCK
-        at = ((first >> 2) + block * (BLOCK // 4)).to(tl.uint32) + lanes
-        x = load_block(here, DTYPE, BLOCK)
-        x = make_passes(x, at, high, keys, instructions, values, n_keys, n_instructions, groups, keep_threshold, one, DTYPE, BLOCKS, MASKED)
-        tl.store(here + tl.arange(0, BLOCK), narrow(x, DTYPE))
+        at = block * BLOCK
+        line, column = line_of(at, begin, columns, reciprocal, PITCHED)
+        start, here = theta if PITCHED else theta + at, place(line, column + inside, pitch, PITCHED)
+        x = load_lanes(start, here, DTYPE, EACH)
+        x = make_passes(
+            x, blocks_of(first, at, line, column, step, SHIFT, PITCHED), inside, high,
+            keys, instructions, values, n_keys, n_instructions, groups, keep_threshold, one, DTYPE, EACH, SIGNS, MASKED,
+        )  # fmt: skip
+        store_lanes(start, here, x, DTYPE, EACH)
 
     # The ragged end, or all of a span that is misaligned or crosses a multiple of 2^34: element by element.
     theta = address.to(tl.pointer_type(DTYPE))
     for start in range(stop * BLOCK, numel, SLOW):
-        offset = start + tl.arange(0, SLOW)
-        inside = offset < numel
-        x = widen(tl.load(theta + offset, inside))
+        j = start + tl.arange(0, SLOW)
+        below = j < numel
+        line, column = element_of(j, columns, PITCHED)
+        here = line * pitch + column
+        x = widen(tl.load(theta + here, below))
         x = make_passes(
-            x, first + offset, 0, keys, instructions, values, n_keys, n_instructions, groups, keep_threshold, one, DTYPE, 0, MASKED
-        )
-        tl.store(theta + offset, narrow(x, DTYPE), inside)
+            x, first + line * step + column, 0, 0,
+            keys, instructions, values, n_keys, n_instructions, groups, keep_threshold, one, DTYPE, 0, SIGNS, MASKED,
+        )  # fmt: skip
+        tl.store(theta + here, narrow(x, DTYPE), below)
 
 
 def replay_(table, keys, instructions, values) -> None:
     """Makes the passes on every tensor of ``table``: instructions uint8 [n] on the host, values float32 [n, groups]."""
     rows = spans(table)
-    if not len(rows):
+    if not rows.shape[0]:
         return
-    with launching(table.device):
-        replay_kernel[(len(rows),)](
+    with launching(replay_kernel, table.device):
+        replay_kernel[(rows.shape[0],)](
             rows,
             to_device(pack(keys), table.device),
             to_device(instructions, table.device),
@@ -103,7 +116,9 @@ def replay_(table, keys, instructions, values) -> None:
             table.groups,
             spec.ONE,
             DTYPE=DTYPES[table.dtype],
+            SIGNS=passes.signs(keys),
             MASKED=table.masked,
+            PITCHED=table.pitched,
             BLOCK=BLOCK,
             SLOW=SLOW,
             num_warps=WARPS,

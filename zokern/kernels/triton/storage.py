@@ -1,4 +1,4 @@
-"""What lies in memory and what kernels hold of it: keys and spans, and floats of every storage type."""
+"""What lies in memory and what kernels hold of it: keys, and floats of every storage type."""
 
 from contextlib import nullcontext
 
@@ -11,18 +11,13 @@ from .noise import INTERPRETED, in_order4, in_order8
 DTYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
 
 
-def launching(device):
-    """The context in which kernels are launched on a device that need not be the current one."""
+def launching(kernel, device):
+    """The context in which a kernel is launched on a device that need not be the current one."""
     if INTERPRETED and device.type != "cpu":
         raise RuntimeError("TRITON_INTERPRET=1 runs kernels on CPU tensors only: unset it, or move the parameters to the CPU")
+    # What Triton compares at every launch after the first, lest a constant was changed: half of the host's time in a pass.
+    getattr(kernel, "used_global_vals", {}).clear()
     return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
-
-
-@triton.jit
-def load_span(spans):
-    """(address, numel, first, group, keep_threshold) of this program."""
-    spans += 5 * tl.program_id(0)
-    return tl.load(spans), tl.load(spans + 1), tl.load(spans + 2), tl.load(spans + 3), tl.load(spans + 4).to(tl.uint32)
 
 
 @triton.jit
@@ -34,16 +29,6 @@ def load_key(keys, k, count):
         tl.load(keys + 2, k < count).to(tl.uint32),
         tl.load(keys + 3, k < count).to(tl.uint32),
     )
-
-
-@triton.jit
-def load_block(theta, DTYPE: tl.constexpr, BLOCK: tl.constexpr):
-    """BLOCK elements as float32. Pairs of bfloat16 are taken apart here: Triton takes three instructions a pair, not two."""
-    if DTYPE == tl.bfloat16:
-        pairs = tl.load(theta.to(tl.pointer_type(tl.uint32)) + tl.arange(0, BLOCK // 2))
-        return tl.join(pairs << 16, pairs & 0xFFFF0000).reshape([BLOCK]).to(tl.float32, bitcast=True)
-    else:
-        return tl.load(theta + tl.arange(0, BLOCK)).to(tl.float32)
 
 
 @triton.jit
@@ -66,39 +51,43 @@ def narrow(x, DTYPE: tl.constexpr):
         return x.to(DTYPE)
 
 
+@triton.jit
+def elements(lanes, EACH: tl.constexpr):
+    """Offsets of EACH elements in a row from every lane's, [EACH * lanes]: the compiler is told that they are vectors."""
+    every = (lanes[:, None] + tl.arange(0, EACH)[None, :]).reshape([EACH * lanes.numel])
+    return tl.max_contiguous(tl.multiple_of(every, EACH), EACH)
+
+
 # Where a vector of one tensor holds 8 elements and of another 4, a lane takes 8 in a row of both, and of the wider type as two
-# quads, because a store is at most 16 bytes a lane. What is done here moves nothing between lanes.
+# quads, because an access is at most 16 bytes a lane. What is done here moves nothing between lanes.
 @triton.jit
-def quads(LANES: tl.constexpr):
-    """The first four of every lane's eight elements."""
-    i = tl.arange(0, 4 * LANES)
-    return i // 4 * 8 + i % 4
-
-
-@triton.jit
-def load_lanes(at, DTYPE: tl.constexpr, LANES: tl.constexpr, EACH: tl.constexpr):
-    """EACH (4 or 8) elements in a row of every lane as float32 [EACH * LANES]."""
+def load_lanes(theta, lanes, DTYPE: tl.constexpr, EACH: tl.constexpr):
+    """EACH (4 or 8) elements in a row of every lane, from its offset on, as float32 [EACH * lanes]."""
     if DTYPE == tl.float32 and EACH == 8:
-        i = quads(LANES)
-        a0, a1, a2, a3 = split4(tl.load(at + i), LANES)
-        b0, b1, b2, b3 = split4(tl.load(at + 4 + i), LANES)
+        i = elements(lanes, 4)
+        a0, a1, a2, a3 = split4(tl.load(theta + i), lanes.numel)
+        b0, b1, b2, b3 = split4(tl.load(theta + 4 + i), lanes.numel)
         return in_order8(a0, a1, a2, a3, b0, b1, b2, b3)
+    elif DTYPE == tl.bfloat16:
+        # Pairs are taken apart here: Triton takes three instructions a pair, not two.
+        pairs = tl.load(theta.to(tl.pointer_type(tl.uint32)) + elements(lanes // 2, EACH // 2))
+        return tl.join(pairs << 16, pairs & 0xFFFF0000).reshape([EACH * lanes.numel]).to(tl.float32, bitcast=True)
     else:
-        return load_block(at, DTYPE, EACH * LANES)
+        return tl.load(theta + elements(lanes, EACH)).to(tl.float32)
 
 
 @triton.jit
-def store_lanes(at, x, DTYPE: tl.constexpr, LANES: tl.constexpr, EACH: tl.constexpr):
+def store_lanes(theta, lanes, x, DTYPE: tl.constexpr, EACH: tl.constexpr):
     """The reverse, rounded to nearest even."""
     if DTYPE == tl.float32 and EACH == 8:
-        i = quads(LANES)
-        even, odd = x.reshape([4 * LANES, 2]).split()
-        a0, a2, b0, b2 = split4(even, LANES)
-        a1, a3, b1, b3 = split4(odd, LANES)
-        tl.store(at + i, in_order4(a0, a1, a2, a3))
-        tl.store(at + 4 + i, in_order4(b0, b1, b2, b3))
+        i = elements(lanes, 4)
+        even, odd = x.reshape([4 * lanes.numel, 2]).split()
+        a0, a2, b0, b2 = split4(even, lanes.numel)
+        a1, a3, b1, b3 = split4(odd, lanes.numel)
+        tl.store(theta + i, in_order4(a0, a1, a2, a3))
+        tl.store(theta + 4 + i, in_order4(b0, b1, b2, b3))
     else:
-        tl.store(at + tl.arange(0, EACH * LANES), narrow(x, DTYPE))
+        tl.store(theta + elements(lanes, EACH), narrow(x, DTYPE))
 
 
 @triton.jit
@@ -111,8 +100,19 @@ def split4(x, LANES: tl.constexpr):
 
 
 @triton.jit
-def narrow_at_random(x, r):
-    """float32 to bfloat16, up or down by 16 random bits r (uint32). A NaN stays one; infinities have no bits to carry."""
+def narrow_at_random(x, r, DTYPE: tl.constexpr):
+    """float32 to bfloat16 or float16, up or down by 16 random bits r (uint32). What is not finite is rounded to nearest."""
     u = x.to(tl.uint32, bitcast=True)
-    u = tl.where(x == x, u + r, u | 0x400000)
-    return (u >> 16).to(tl.uint16).to(tl.bfloat16, bitcast=True)
+    if DTYPE == tl.bfloat16:
+        u = tl.where(x == x, u + r, u | 0x400000)  # infinities have no bits to carry
+        return (u >> 16).to(tl.uint16).to(tl.bfloat16, bitcast=True)
+    else:
+        # Below 2^-14 float16 counts in steps of 2^-24. Above, 13 bits are dropped, and exponents are off by 112.
+        magnitude = u & 0x7FFFFFFF
+        small = magnitude < 0x38800000
+        steps = tl.where(small, magnitude, 0).to(tl.float32, bitcast=True) * 1099511627776.0  # 2^40
+        below = (steps.to(tl.int32).to(tl.uint32) + r) >> 16
+        above = ((magnitude + (r >> 3)) >> 13) - (112 << 10)
+        h = tl.where(small, below, tl.minimum(above, 0x7BFF)) | ((u >> 16) & 0x8000)
+        nearest = x.to(tl.float16).to(tl.uint16, bitcast=True)
+        return tl.where(magnitude < 0x477FF000, h.to(tl.uint16), nearest).to(tl.float16, bitcast=True)  # 65520, which rounds to infinity

@@ -5,9 +5,11 @@ import triton
 import triton.language as tl
 
 from ...noise import spec
+from .. import passes
 from ..spans import pack, spans, state_spans, to_device
-from .noise import fma, in_order8, normals, words4
-from .storage import DTYPES, launching, load_key, load_lanes, load_span, narrow, narrow_at_random, store_lanes, widen
+from .lines import blocks_of, element_of, lanes_of, line_of, load_span, place, reciprocal_of, whole_tiles
+from .noise import fma, halves8, halves_at, noise
+from .storage import DTYPES, elements, launching, load_key, load_lanes, narrow, narrow_at_random, store_lanes, widen
 
 # 8 elements a thread at a time: theta, g and two states in float32 are then 32 registers, and reading them hides their latency.
 WARPS = 4
@@ -20,7 +22,7 @@ SIGN, MOMENTUM, ADAM, AMSGRAD = (tl.constexpr(code) for code in range(4))  # the
 
 
 @triton.jit
-def step(x, g, s0, s1, s2, n0, n1, n2, n3, n4, n5, n6, RULE: tl.constexpr):
+def move(x, g, s0, s1, s2, n0, n1, n2, n3, n4, n5, n6, RULE: tl.constexpr):
     """-> (x, s0, s1, s2): theta and the states after the rule's step, each line rounded as it is written."""
     if RULE == SIGN:
         x = tl.where(g > 0, x + n0, tl.where(g < 0, x - n0, x))
@@ -40,59 +42,57 @@ def step(x, g, s0, s1, s2, n0, n1, n2, n3, n4, n5, n6, RULE: tl.constexpr):
 
 
 @triton.jit
-def add_key(x, g, at, high, seed, step, stream, a, b, keep_threshold, one, BLOCKS: tl.constexpr, MASKED: tl.constexpr):
-    """``at``: as ``normals`` takes it."""
-    z = normals(at, high, seed, step, stream, keep_threshold, one, BLOCKS, MASKED)
+def add_key(
+    x, g, q, inside, high, seed, step, stream, a, b,
+    keep_threshold, one, EACH: tl.constexpr, SIGNS: tl.constexpr, MASKED: tl.constexpr,
+):  # fmt: skip
+    """``q``, ``inside``, ``high``: as ``noise`` takes them."""
+    z = noise(q, inside, high, seed, step, stream, keep_threshold, one, EACH, SIGNS, MASKED)
     return fma(z, a, x), fma(z, b, g)
 
 
 @triton.jit
 def add_keys(
-    x, at, high, seed0, step0, stream0, a0, b0, keys, a, b, n_keys, groups,
-    keep_threshold, one, ONE_KEY: tl.constexpr, BLOCKS: tl.constexpr, MASKED: tl.constexpr,
+    x, q, inside, high, seed0, step0, stream0, a0, b0, keys, a, b, n_keys, groups,
+    keep_threshold, one, ONE_KEY: tl.constexpr, EACH: tl.constexpr, SIGNS: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
     """-> (x + sum_k a_k z(key_k), sum_k b_k z(key_k)). Key 0 is given; without ONE_KEY all are read."""
     if ONE_KEY:
-        x, g = add_key(x, tl.zeros_like(x), at, high, seed0, step0, stream0, a0, b0, keep_threshold, one, BLOCKS, MASKED)
+        g = tl.zeros_like(x)
+        x, g = add_key(x, g, q, inside, high, seed0, step0, stream0, a0, b0, keep_threshold, one, EACH, SIGNS, MASKED)
     else:
         # Zeros made of x, which the compiler does not know for a constant: it would lay them out otherwise than x.
         g = (x.to(tl.int32, bitcast=True) & (one - ONE)).to(tl.float32, bitcast=True)
         for k in range(n_keys):
             seed, step, stream = load_key(keys, k, n_keys)
-            here = k * groups
-            x, g = add_key(x, g, at, high, seed, step, stream, tl.load(a + here), tl.load(b + here), keep_threshold, one, BLOCKS, MASKED)
+            a_k, b_k = tl.load(a + k * groups), tl.load(b + k * groups)
+            x, g = add_key(x, g, q, inside, high, seed, step, stream, a_k, b_k, keep_threshold, one, EACH, SIGNS, MASKED)
     return x, g
 
 
 @triton.jit
-def load_state(address, at, DTYPE: tl.constexpr, LANES: tl.constexpr, EACH: tl.constexpr):
-    state = tl.multiple_of(address.to(tl.pointer_type(DTYPE)), 16)
-    return load_lanes(state + at, DTYPE, LANES, EACH)
+def load_state(address, lanes, DTYPE: tl.constexpr, EACH: tl.constexpr):
+    return load_lanes(tl.multiple_of(address.to(tl.pointer_type(DTYPE)), 16), lanes, DTYPE, EACH)
 
 
 @triton.jit
-def store_state(address, at, s, block, high, seed, step, stream, DTYPE: tl.constexpr, LANES: tl.constexpr, EACH: tl.constexpr):
+def store_state(address, lanes, s, block, high, seed, step, stream, DTYPE: tl.constexpr, EACH: tl.constexpr):
     """``block``: of each lane's eight elements, with whose words they are rounded to bfloat16."""
     state = tl.multiple_of(address.to(tl.pointer_type(DTYPE)), 16)
     if DTYPE == tl.bfloat16:
-        w0, w1, w2, w3 = words4(block, high, seed, step, stream)
-        r = in_order8(w0 & 0xFFFF, w0 >> 16, w1 & 0xFFFF, w1 >> 16, w2 & 0xFFFF, w2 >> 16, w3 & 0xFFFF, w3 >> 16)
-        tl.store(state + at + tl.arange(0, EACH * LANES), narrow_at_random(s, r))
+        tl.store(state + elements(lanes, EACH), narrow_at_random(s, halves8(block, high, seed, step, stream), DTYPE))
     else:
-        store_lanes(state + at, s, DTYPE, LANES, EACH)
+        store_lanes(state, lanes, s, DTYPE, EACH)
 
 
 @triton.jit
-def store_state_at(address, offset, inside, s, i, seed, step, stream, DTYPE: tl.constexpr):
+def store_state_at(address, j, below, s, i, seed, step, stream, DTYPE: tl.constexpr):
     """Element by element: i are their indices."""
     state = address.to(tl.pointer_type(DTYPE))
     if DTYPE == tl.bfloat16:
-        w0, w1, w2, w3 = words4((i >> 3).to(tl.uint32), (i >> 35).to(tl.uint32), seed, step, stream)
-        word = tl.where((i & 4) != 0, tl.where((i & 2) != 0, w3, w2), tl.where((i & 2) != 0, w1, w0))
-        r = tl.where((i & 1) != 0, word >> 16, word & 0xFFFF)
-        tl.store(state + offset, narrow_at_random(s, r), inside)
+        tl.store(state + j, narrow_at_random(s, halves_at(i, seed, step, stream), DTYPE), below)
     else:
-        tl.store(state + offset, s, inside)
+        tl.store(state + j, s, below)
 
 
 @triton.jit(
@@ -100,7 +100,7 @@ def store_state_at(address, offset, inside, s, i, seed, step, stream, DTYPE: tl.
     do_not_specialize_on_alignment=["spans", "states", "keys", "rounding", "a", "b", "decay", "numbers"],
 )
 def update_kernel(
-    spans,  # int64 [programs, 5]: address, numel, first, group, keep_threshold
+    spans,  # int64 [programs, 10], a tables.Row each
     states,  # int64 [programs, slots]: addresses
     keys,  # int32 [n_keys, 4]: seed mod 2^32, seed >> 32, step, stream
     rounding,  # int32 [slots, 4]
@@ -116,16 +116,18 @@ def update_kernel(
     STATE: tl.constexpr,  # storage type of the states
     ONE_KEY: tl.constexpr,  # the only key is read once; else n_keys are read for each row
     DECAY: tl.constexpr,
+    SIGNS: tl.constexpr,
     MASKED: tl.constexpr,  # whether some span keeps only a part of its noise
+    PITCHED: tl.constexpr,  # whether some tensor is more than one line
     ROW: tl.constexpr,
     SLOW: tl.constexpr,
 ):
     EACH: tl.constexpr = 4 if DTYPE == tl.float32 and STATE == tl.float32 else 8  # elements in a row that a lane takes
-    BLOCKS: tl.constexpr = EACH // 4
-    LANES: tl.constexpr = ROW // EACH
+    ALIGN: tl.constexpr = 128 if SIGNS else EACH
+    SHIFT: tl.constexpr = 7 if SIGNS else 2  # of the elements of a Philox block
     SLOTS: tl.constexpr = RULE
     NUMBERS: tl.constexpr = RULE + 1 if RULE < ADAM else 7
-    address, numel, first, group, keep_threshold = load_span(spans)
+    address, pitch, _, _, numel, columns, first, step, group, keep_threshold = load_span(spans, PITCHED)
     a += group
     b += group
     numbers += group
@@ -143,69 +145,77 @@ def update_kernel(
     p0, p1, p2 = tl.load(states, SLOTS > 0, 0), tl.load(states + 1, SLOTS > 1, 0), tl.load(states + 2, SLOTS > 2, 0)
 
     # Whole rows, when 16-byte accesses and Philox blocks fall together and one high counter word serves all.
-    whole = (((address | p0 | p1 | p2) & 15) == 0) & ((first & (EACH - 1)) == 0) & ((first >> 34) == ((first + numel - 1) >> 34))
+    whole = whole_tiles(address | p0 | p1 | p2, pitch, pitch, numel, columns, first, step, EACH, ALIGN, PITCHED)
     stop = tl.where(whole, numel // ROW, 0)
+    if SIGNS and MASKED:
+        stop *= 0
     high = (first >> 34).to(tl.uint32)
-    lanes = tl.arange(0, LANES).to(tl.uint32)
+    begin, inside = lanes_of(ROW // EACH, EACH, SIGNS)
     theta = tl.multiple_of(address.to(tl.pointer_type(DTYPE)), 16)
+    reciprocal = reciprocal_of(columns)
     for row in range(stop):
         at = row * ROW
-        x = load_lanes(theta + at, DTYPE, LANES, EACH)
-        s0 = load_state(p0, at, STATE, LANES, EACH) if SLOTS > 0 else x  # x stands in for states that the rule does not have
-        s1 = load_state(p1, at, STATE, LANES, EACH) if SLOTS > 1 else x
-        s2 = load_state(p2, at, STATE, LANES, EACH) if SLOTS > 2 else x
+        line, column = line_of(at, begin, columns, reciprocal, PITCHED)
+        start, here = theta if PITCHED else theta + at, place(line, column + inside, pitch, PITCHED)
+        x = load_lanes(start, here, DTYPE, EACH)
+        held = at + begin + inside
+        s0 = load_state(p0, held, STATE, EACH) if SLOTS > 0 else x  # x stands in for states that the rule does not have
+        s1 = load_state(p1, held, STATE, EACH) if SLOTS > 1 else x
+        s2 = load_state(p2, held, STATE, EACH) if SLOTS > 2 else x
         if DECAY:
             x *= scale
         x, g = add_keys(
-            x, ((first + at) >> 2).to(tl.uint32) + lanes * BLOCKS, high, seed0, step0, stream0, a0, b0, keys, a, b, n_keys, groups,
-            keep_threshold, one, ONE_KEY, BLOCKS, MASKED,
+            x, blocks_of(first, at, line, column, step, SHIFT, PITCHED), inside, high,
+            seed0, step0, stream0, a0, b0, keys, a, b, n_keys, groups, keep_threshold, one, ONE_KEY, EACH, SIGNS, MASKED,
         )  # fmt: skip
-        x, s0, s1, s2 = step(x, g, s0, s1, s2, n0, n1, n2, n3, n4, n5, n6, RULE)
-        store_lanes(theta + at, x, DTYPE, LANES, EACH)
-        block = ((first + at) >> 3).to(tl.uint32) + lanes
+        x, s0, s1, s2 = move(x, g, s0, s1, s2, n0, n1, n2, n3, n4, n5, n6, RULE)
+        store_lanes(start, here, x, DTYPE, EACH)
+        block = blocks_of(first, at, line, column + inside, step, 3, PITCHED)
         if SLOTS > 0:
-            store_state(p0, at, s0, block, high >> 1, r0_seed, r0_step, r0_stream, STATE, LANES, EACH)
+            store_state(p0, held, s0, block, high, r0_seed, r0_step, r0_stream, STATE, EACH)
         if SLOTS > 1:
-            store_state(p1, at, s1, block, high >> 1, r1_seed, r1_step, r1_stream, STATE, LANES, EACH)
+            store_state(p1, held, s1, block, high, r1_seed, r1_step, r1_stream, STATE, EACH)
         if SLOTS > 2:
-            store_state(p2, at, s2, block, high >> 1, r2_seed, r2_step, r2_stream, STATE, LANES, EACH)
+            store_state(p2, held, s2, block, high, r2_seed, r2_step, r2_stream, STATE, EACH)
 
     # The ragged end, or all of a span that is misaligned or crosses a multiple of 2^34: element by element.
     theta = address.to(tl.pointer_type(DTYPE))
     for start in range(stop * ROW, numel, SLOW):
-        offset = start + tl.arange(0, SLOW)
-        inside = offset < numel
-        i = first + offset
-        x = widen(tl.load(theta + offset, inside))
-        s0 = widen(tl.load(p0.to(tl.pointer_type(STATE)) + offset, inside)) if SLOTS > 0 else x
-        s1 = widen(tl.load(p1.to(tl.pointer_type(STATE)) + offset, inside)) if SLOTS > 1 else x
-        s2 = widen(tl.load(p2.to(tl.pointer_type(STATE)) + offset, inside)) if SLOTS > 2 else x
+        j = start + tl.arange(0, SLOW)
+        below = j < numel
+        line, column = element_of(j, columns, PITCHED)
+        i = first + line * step + column
+        here = line * pitch + column
+        x = widen(tl.load(theta + here, below))
+        s0 = widen(tl.load(p0.to(tl.pointer_type(STATE)) + j, below)) if SLOTS > 0 else x
+        s1 = widen(tl.load(p1.to(tl.pointer_type(STATE)) + j, below)) if SLOTS > 1 else x
+        s2 = widen(tl.load(p2.to(tl.pointer_type(STATE)) + j, below)) if SLOTS > 2 else x
         if DECAY:
             x *= scale
         x, g = add_keys(
-            x, i, 0, seed0, step0, stream0, a0, b0, keys, a, b, n_keys, groups,
-            keep_threshold, one, ONE_KEY, 0, MASKED,
+            x, i, 0, 0, seed0, step0, stream0, a0, b0, keys, a, b, n_keys, groups,
+            keep_threshold, one, ONE_KEY, 0, SIGNS, MASKED,
         )  # fmt: skip
-        x, s0, s1, s2 = step(x, g, s0, s1, s2, n0, n1, n2, n3, n4, n5, n6, RULE)
-        tl.store(theta + offset, narrow(x, DTYPE), inside)
+        x, s0, s1, s2 = move(x, g, s0, s1, s2, n0, n1, n2, n3, n4, n5, n6, RULE)
+        tl.store(theta + here, narrow(x, DTYPE), below)
         if SLOTS > 0:
-            store_state_at(p0, offset, inside, s0, i, r0_seed, r0_step, r0_stream, STATE)
+            store_state_at(p0, j, below, s0, i, r0_seed, r0_step, r0_stream, STATE)
         if SLOTS > 1:
-            store_state_at(p1, offset, inside, s1, i, r1_seed, r1_step, r1_stream, STATE)
+            store_state_at(p1, j, below, s1, i, r1_seed, r1_step, r1_stream, STATE)
         if SLOTS > 2:
-            store_state_at(p2, offset, inside, s2, i, r2_seed, r2_step, r2_stream, STATE)
+            store_state_at(p2, j, below, s2, i, r2_seed, r2_step, r2_stream, STATE)
 
 
 def update_(table, rule, keys, a, b, decay, numbers, state, rounding) -> None:
     """One step of ``rule`` (of passes.RULES) on every tensor of ``table``: a, b float32 [len(keys), groups], decay float32
     [groups] or None, numbers float32 [the rule's, groups], rounding one key a state where ``state`` is in bfloat16."""
     rows = spans(table)
-    if not len(rows):
+    if not rows.shape[0]:
         return
     states = state_spans(table, state)
     words = to_device(pack([*keys, *(rounding or ())]), table.device)
-    with launching(table.device):
-        update_kernel[(len(rows),)](
+    with launching(update_kernel, table.device):
+        update_kernel[(rows.shape[0],)](
             rows,
             states,
             words,
@@ -222,7 +232,9 @@ def update_(table, rule, keys, a, b, decay, numbers, state, rounding) -> None:
             STATE=DTYPES[state.dtype],
             ONE_KEY=len(keys) == 1,
             DECAY=decay is not None,
+            SIGNS=passes.signs(keys),
             MASKED=table.masked,
+            PITCHED=table.pitched,
             ROW=ROW,
             SLOW=SLOW,
             num_warps=WARPS,

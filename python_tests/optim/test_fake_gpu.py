@@ -1,0 +1,105 @@
+"""What a step asks of a GPU, without one (fake_gpu.py): no waiting, and in a capture nothing that a graph cannot repeat."""
+
+import pytest
+import torch
+from fake_gpu import FakeGPUs
+from optimizer_cases import OPTIMIZERS
+
+import zokern
+from zokern import MeZO
+from zokern.optim import trained
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:Accessing the data pointer of FakeTensor:UserWarning"),
+    pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step:UserWarning"),
+]
+
+
+@pytest.fixture
+def gpus(runtime, monkeypatch):
+    monkeypatch.setattr(trained, "kept_by_magnitude", lambda groups, sparsity: [[1 - sparsity] * len(group["params"]) for group in groups])
+    return FakeGPUs(runtime, monkeypatch)
+
+
+def parameters(device="cuda:0", dtype=torch.float32):
+    return [torch.nn.Parameter(torch.empty(shape, device=device, dtype=dtype)) for shape in ((300, 41), (7,), (), (5000, 3))]
+
+
+def groups_of(params):
+    return [{"params": params[:2]}, {"params": params[2:], "lr": 1e-2, "eps": 1e-2}]
+
+
+def loss_of(params):
+    return lambda: sum((p.float() ** 2).sum() for p in params)
+
+
+MORE = {
+    "MeZO groups": lambda params: MeZO(groups_of(params), lr=1e-3, weight_decay=0.1, q=2),
+    "MeZO q=4": lambda params: MeZO(params, q=4),
+    "MeZO defer": lambda params: MeZO(groups_of(params), defer=True, lr=1e-3),
+    "ForwardGradient": lambda params: zokern.ForwardGradient(params, q=2),
+    "MeZO one-sided groups": lambda params: MeZO(groups_of(params), estimator="one-sided", lr=1e-3),
+}
+
+
+@pytest.mark.parametrize("name", [*OPTIMIZERS, *MORE])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_step_does_not_wait(gpus, name, dtype):
+    with gpus.tensors():
+        params = parameters(dtype=dtype)
+        opt = {**OPTIMIZERS, **MORE}[name](params)
+        for _ in range(4):
+            before = len(gpus.launches)
+            with gpus.step():
+                opt.step(loss_of(params))
+            assert len(gpus.launches) - before >= 2
+    assert {(device, stream or 0) for _, device, stream in gpus.launches} == {(0, 0)}
+
+
+class TestGraph:
+    """zokern.graph."""
+
+    @pytest.mark.parametrize("settings", [{}, {"q": 2}, {"estimator": "one-sided"}, {"q": 2, "weight_decay": 0.1}], ids=str)
+    @pytest.mark.parametrize("groups", [list, groups_of])
+    def test_a_graph_can_repeat_what_is_captured(self, gpus, settings, groups):
+        with gpus.tensors():
+            params = parameters()
+            opt = MeZO(groups(params), lr=1e-3, **settings)
+            graph = zokern.graph(opt, loss_of(params))
+            before, launched = gpus.streams, len(gpus.launches)
+            with gpus.step():
+                graph()
+        assert graph._graph.replays == 1 and len(gpus.launches) == launched and gpus.streams == before
+
+    def test_the_capture_is_on_the_device_of_the_parameters(self, gpus):
+        """Which need not be the current one."""
+        with gpus.tensors():
+            params = parameters("cuda:1")
+            graph = zokern.graph(MeZO(params), loss_of(params))
+        captured = graph._graph.launches
+        assert len(captured) == 3 and {(device, stream) for _, device, stream in captured} == {graph._graph.place}
+        assert graph._graph.place[0] == 1 and gpus.device == 0
+
+    @pytest.mark.parametrize("device", ["cuda:0", "cuda:1"])
+    def test_after_a_failed_capture_the_current_stream_is_as_before(self, gpus, device):
+        gpus.fail, before = True, list(gpus.current)
+        with gpus.tensors():
+            params = parameters(device)
+            opt = MeZO(params)
+            with pytest.raises(RuntimeError, match="the capture failed"):
+                zokern.graph(opt, loss_of(params))
+        assert gpus.current == before and gpus.device == 0
+
+    def test_a_scheduler_made_after_the_capture(self, gpus):
+        """It puts initial_lr and others into the groups."""
+        with gpus.tensors():
+            params = parameters()
+            opt = MeZO(params, lr=1e-3)
+            graph = zokern.graph(opt, loss_of(params))
+            schedule = torch.optim.lr_scheduler.OneCycleLR(opt, max_lr=1e-2, total_steps=6, cycle_momentum=False)
+            graph()
+            schedule.step()
+            graph()
+            opt.param_groups[0]["weight_decay"] = 0.5
+            with pytest.raises(ValueError, match="changed since the capture"):
+                graph()
