@@ -27,7 +27,7 @@ ARROWS = {
     "ops": {"kernels", "layout", "memory", "noise"},
     "estimators": {"layout", "noise", "ops", "signals"},
     "optim": {"estimators", "kernels", "noise", "ops", "signals"},
-    "trajectory": {"errors", "estimators", "layout", "memory", "noise", "ops", "optim", "version"},
+    "trajectory": {"errors", "estimators", "memory", "noise", "ops", "optim", "version"},
     "__init__": {"estimators", "kernels", "layout", "noise", "ops", "optim", "trajectory", "version"},
     "hf": {"__init__", "errors", "estimators", "optim", "signals", "tasks"},
     "finetune": {"__init__", "documents", "errors", "estimators", "hf", "optim", "tasks", "trajectory"},
