@@ -70,13 +70,14 @@ LINES = [  # whole vectors; odd lines; lines that begin anywhere; one long enoug
     Piece(64 * 40, 4096, 1, columns=64, gap=64, step=256),
     Piece(8 * 130, 3 * 4096, 2, columns=8, gap=24, step=8),
     Piece(33 * 50, 5 * 4096, 0, columns=33, gap=2, step=70),
-    Piece(24 * 20, 2**20 + 4, 1, columns=24, gap=8, step=41, shift=1),
+    Piece(24 * 20, 2**20, 1, columns=24, gap=8, step=41),
+    Piece(24 * 20, 2**20 + 4096, 1, columns=24, gap=3),
     Piece(90, 7 * 4096, 1, columns=1, gap=2, step=3),
     Piece(4200 * 2, 2**21, 2, columns=4200, gap=8, step=4208),
     Piece(1024 + 5, 2**22, 0),
     Piece(64 * 20, 2**34 - 640, 1, columns=64, gap=64, step=64),
 ]
-MASKED_LINES = [*LINES[1:4], Piece(64 * 20, 8 * 4096, 2, 2**31, columns=64, gap=64, step=128), Piece(1100, 9 * 4096, 0, 2**30)]
+MASKED_LINES = [*LINES[1:5], Piece(64 * 20, 8 * 4096, 2, 2**31, columns=64, gap=64, step=128), Piece(1100, 9 * 4096, 0, 2**30)]
 # (rule, dtype of theta, dtype of the state)
 KINDS = [("sign", dtype, torch.float32) for dtype in DTYPES]
 KINDS += list(product(("momentum", "adam", "amsgrad"), DTYPES, (torch.float32, torch.bfloat16)))

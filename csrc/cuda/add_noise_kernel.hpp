@@ -7,9 +7,9 @@ namespace zokern {
 namespace {
 
 /// T, O: the storage types of theta and of out. kTerms = 0: any number of them. kGeneral: masks, lines and stochastic rounding, where the
-/// pass asks for them. Kernels of many terms get 128 registers, or ptxas spills one of them where it would do better.
+/// pass asks for them. Those of many terms of signs may have 128 registers, or ptxas spills one.
 template <class T, class O, bool kSigns, int kTerms, bool kDecay, bool kGeneral>
-__global__ void __launch_bounds__(kThreads, kTerms ? 0 : 4) add_noise_kernel(const __grid_constant__ AddNoise p) {
+__global__ void __launch_bounds__(kThreads, kSigns && !kTerms ? 4 : 0) add_noise_kernel(const __grid_constant__ AddNoise p) {
     constexpr int n = kVector<T> > kVector<O> ? kVector<T> : kVector<O>;
     constexpr int kTogether = !kSigns && kTerms ? 1 : kTile / (kThreads * n);  // rows: the fewer, the more registers are free
     const Span span = p.spans[blockIdx.x];
