@@ -59,7 +59,9 @@ def test_a_step_does_not_wait(gpus, name, dtype):
 class TestGraph:
     """zokern.graph."""
 
-    @pytest.mark.parametrize("settings", [{}, {"q": 2}, {"estimator": "one-sided"}, {"q": 2, "weight_decay": 0.1}], ids=str)
+    @pytest.mark.parametrize(
+        "settings", [{}, {"q": 2}, {"q": 8, "noise": "rademacher"}, {"estimator": "one-sided"}, {"q": 2, "weight_decay": 0.1}], ids=str
+    )
     @pytest.mark.parametrize("groups", [list, groups_of])
     def test_a_graph_can_repeat_what_is_captured(self, gpus, settings, groups):
         with gpus.tensors():

@@ -96,7 +96,7 @@ class TestOnGPU:
         assert opt.skipped == 3
         assert all(torch.allclose(a, b, rtol=0, atol=1e-6) for a, b in zip(before, net.parameters()))
 
-    @pytest.mark.parametrize("settings, message", [({"q": 3}, "q=3: pass q <= 2"), ({"defer": True}, "pass defer=False")])
+    @pytest.mark.parametrize("settings, message", [({"q": 9}, "q=9: pass q <= 8"), ({"defer": True}, "pass defer=False")])
     def test_what_cannot_be_captured_is_refused(self, settings, message):
         net = model()
         with pytest.raises(ValueError, match=message):

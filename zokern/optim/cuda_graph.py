@@ -28,7 +28,7 @@ class Graph:
     and losses differ in their last bits from those of such a step. A mask of four dimensions is taken as it is, both times.
 
     Args:
-        optimizer: with parameters on one NVIDIA GPU, q <= 2 and defer=False.
+        optimizer: with parameters on one NVIDIA GPU, q <= 8 and defer=False.
         closure: () -> loss, as for ``step``; of fixed shapes, without waiting for the device, reading its batch from tensors that stay
             where they are: copy each new batch into them.
     Raises:
@@ -140,7 +140,7 @@ def _checked(optimizer: ZerothOrder) -> torch.device:
     if backend_for(device) is not cuda:
         raise ValueError(f"zokern.graph needs the cuda backend, which is {cuda.status()}")
     group = optimizer.param_groups[0]
-    if group["q"] > (most := vars(cuda)["_cuda"].unrolled):
+    if group["q"] > (most := vars(cuda)["_cuda"].carried):
         raise ValueError(f"zokern.graph: q={group['q']}: pass q <= {most}")
     if group.get("defer"):
         raise ValueError("zokern.graph: defer=True: pass defer=False")
