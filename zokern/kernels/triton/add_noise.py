@@ -73,7 +73,7 @@ def add_noise_kernel(
 ):
     EACH: tl.constexpr = 4 if DTYPE == tl.float32 and OUT == tl.float32 else 8  # elements in a row that a lane takes
     ALIGN: tl.constexpr = 128 if SIGNS else 8 if ROUND else 4
-    SHIFT: tl.constexpr = 7 if SIGNS else 2
+    SHIFT: tl.constexpr = 7 if SIGNS else 2  # of the elements of a Philox block
     address, pitch, out, out_pitch, numel, columns, first, step, group, keep_threshold = load_span(spans, PITCHED)
     coefficients += group
     seed0, step0, stream0, c0 = load_term(keys, coefficients, 0, TERMS, groups)
@@ -84,7 +84,7 @@ def add_noise_kernel(
     # Whole blocks, when 16-byte accesses and Philox blocks fall together and one high counter word serves all.
     whole = whole_tiles(address | out, pitch, out_pitch, numel, columns, first, step, EACH, ALIGN, PITCHED)
     stop = tl.where(whole, numel // BLOCK, 0)
-    if SIGNS and MASKED:
+    if SIGNS and MASKED:  # a block of signs serves the elements of 32 blocks of the mask
         stop *= 0
     high = (first >> 34).to(tl.uint32)
     begin, inside = lanes_of(BLOCK // EACH, EACH, SIGNS)

@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-ENDLESS = tl.constexpr(1 << 31)
+ENDLESS = tl.constexpr(1 << 31)  # columns, pitch and step alike, by which every element is where it is in one line
 
 
 @triton.jit

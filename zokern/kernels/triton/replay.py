@@ -68,7 +68,7 @@ def replay_kernel(
     # Whole blocks, when 16-byte accesses and Philox blocks fall together and one high counter word serves all.
     whole = whole_tiles(address, pitch, pitch, numel, columns, first, step, EACH, 1 << SHIFT, PITCHED)
     stop = tl.where(whole, numel // BLOCK, 0)
-    if SIGNS and MASKED:
+    if SIGNS and MASKED:  # a block of signs serves the elements of 32 blocks of the mask
         stop *= 0
     high = (first >> 34).to(tl.uint32)
     begin, inside = lanes_of(BLOCK // EACH, EACH, SIGNS)

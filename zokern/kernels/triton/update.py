@@ -147,7 +147,7 @@ def update_kernel(
     # Whole rows, when 16-byte accesses and Philox blocks fall together and one high counter word serves all.
     whole = whole_tiles(address | p0 | p1 | p2, pitch, pitch, numel, columns, first, step, EACH, ALIGN, PITCHED)
     stop = tl.where(whole, numel // ROW, 0)
-    if SIGNS and MASKED:
+    if SIGNS and MASKED:  # a block of signs serves the elements of 32 blocks of the mask
         stop *= 0
     high = (first >> 34).to(tl.uint32)
     begin, inside = lanes_of(ROW // EACH, EACH, SIGNS)
