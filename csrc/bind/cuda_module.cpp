@@ -49,8 +49,8 @@ struct Launch {
         int type;
         uintptr_t spans, all_keys, clock, on;
         Keys keys;
-        std::tie(type, spans, pass.n_spans, pass.masked, pass.pitched, pass.signs, keys, pass.n_keys, all_keys, pass.groups, clock, device, on) =
-            common;
+        std::tie(type, spans, pass.n_spans, pass.masked, pass.pitched, pass.signs, keys, pass.n_keys, all_keys, pass.groups, clock, device,
+                 on) = common;
         storage = static_cast<zokern::Storage>(type), stream = reinterpret_cast<void*>(on);
         pass.spans = reinterpret_cast<const zokern::Span*>(spans), pass.clock = reinterpret_cast<const uint32_t*>(clock);
         pass.keys = reinterpret_cast<const zokern::Key*>(all_keys);
@@ -77,7 +77,8 @@ void replay_(const Common& common, uintptr_t instructions, uint32_t n_instructio
 void update_(const Common& common, int rule, int state, uintptr_t states, const Numbers& a, const Numbers& b,
              const std::optional<Numbers>& decay, const Numbers& numbers, const Keys& rounding) {
     const Launch launch(common);
-    zokern::Update pass{launch.pass, {}, reinterpret_cast<const int64_t*>(states), plain(a), plain(b), decay.has_value(), {}, plain(numbers), {}};
+    const auto* slots = reinterpret_cast<const int64_t*>(states);
+    zokern::Update pass{launch.pass, {}, slots, plain(a), plain(b), decay.has_value(), {}, plain(numbers), {}};
     pass.only_key.set(0, pass.carried[0]);
     if (decay) pass.decay = plain(*decay);
     for (size_t slot = 0; slot < rounding.size(); ++slot) pass.rounding.set(slot, plain(rounding[slot]));

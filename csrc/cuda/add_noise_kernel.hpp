@@ -53,7 +53,8 @@ template <class T, class O, bool kSigns>
 auto kernel_of(const AddNoise& pass) {
     if (pass.masked || pass.pitched || pass.at_random)
         return pass.n_keys == 1 ? add_noise_kernel<T, O, kSigns, 1, true, true> : add_noise_kernel<T, O, kSigns, 0, true, true>;
-    if (pass.n_keys == 1) return pass.decays ? add_noise_kernel<T, O, kSigns, 1, true, false> : add_noise_kernel<T, O, kSigns, 1, false, false>;
+    if (pass.n_keys == 1)
+        return pass.decays ? add_noise_kernel<T, O, kSigns, 1, true, false> : add_noise_kernel<T, O, kSigns, 1, false, false>;
     if constexpr (!kSigns)
         if (pass.n_keys == 2 && !pass.decays) return add_noise_kernel<T, O, kSigns, 2, false, false>;
     return add_noise_kernel<T, O, kSigns, 0, true, false>;

@@ -53,7 +53,8 @@ struct AtRandom {
             const auto pair = [](float low, float high, Word r) {
                 return rounded_at_random(low, r.r & 0xFFFFu, T()) | rounded_at_random(high, r.r >> 16, T()) << 16;
             };
-            *reinterpret_cast<uint4*>(at) = {pair(x[0], x[1], w.w0), pair(x[2], x[3], w.w1), pair(x[4], x[5], w.w2), pair(x[6], x[7], w.w3)};
+            *reinterpret_cast<uint4*>(at) = {pair(x[0], x[1], w.w0), pair(x[2], x[3], w.w1),
+                                             pair(x[4], x[5], w.w2), pair(x[6], x[7], w.w3)};
         }
     }
     template <class T>
@@ -90,7 +91,8 @@ __device__ __forceinline__ void over_span(const Span& span, bool aligned, const 
 
     // Where 16-byte accesses and Philox blocks fall together and one high counter word serves all.
     const uint32_t high = static_cast<uint32_t>(first >> 34);
-    aligned = aligned && ((span.address | span.out) & 15) == 0 && first % n == 0 && high == first + (lines - 1) * span.step + columns - 1 >> 34;
+    const uint64_t last = first + (lines - 1) * span.step + columns - 1;
+    aligned = aligned && ((span.address | span.out) & 15) == 0 && first % n == 0 && high == last >> 34;
     if (several) aligned = aligned && ((span.pitch * sizeof(T) | span.out_pitch * sizeof(O)) & 15) == 0 && (columns | span.step) % n == 0;
     uint32_t vector = threadIdx.x;  // of n elements
 

@@ -50,8 +50,8 @@ struct Pass {
     bool masked, pitched, signs;  // whether some span has a keep_threshold below kKeepAll; is several lines; what the noise is
     const uint32_t* clock;        // nullptr, or what is added to the step of every key
     uint32_t n_keys;
-    const Key* keys;        // in device memory, where n_keys > kCarried
-    Key carried[kCarried];  // those of fewer
+    const Key* keys;            // in device memory, where n_keys > kCarried
+    Key carried[kCarried];      // those of fewer
     uint32_t one = 0x3F800000;  // the bits of 1.0f, which kernels must not know (lane.hpp)
 
     ZK_HD Schedule schedule(uint32_t k, uint32_t now, uint32_t high) const {
@@ -85,7 +85,7 @@ struct Update : Pass {
     bool decays;
     Numbers decay;             // [groups], where decays
     Numbers numbers;           // [the rule's][groups]
-    ConstantKeys<kSlots> rounding;  // one a slot, where states are bfloat16
+    ConstantKeys<kSlots> rounding;  // one a slot, where states are in bfloat16
 };
 
 // One launch on `stream` of `device` each. -> nullptr or CUDA's message.

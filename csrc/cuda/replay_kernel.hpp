@@ -32,7 +32,8 @@ __global__ void __launch_bounds__(kThreads) replay_kernel(const __grid_constant_
                 const uint32_t k = next++;
                 const Schedule s = p.schedule(k, now, high_of<kSigns>(place.high));
                 const auto mask = [&] { return mask_of(kSigns ? p.schedule(k, now, place.high) : s); };
-                each_z<kSigns, kGeneral, rows, n>(place.q, place.high, s, mask, keep_threshold, one, [&](int v, int i, float value) { z[v][i] = value; });
+                each_z<kSigns, kGeneral, rows, n>(place.q, place.high, s, mask, keep_threshold, one,
+                                                  [&](int v, int i, float value) { z[v][i] = value; });
             }
             if (instruction & kDecay)
                 each([&](float x, float) { return value * x; });

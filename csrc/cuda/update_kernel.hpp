@@ -71,13 +71,14 @@ __global__ void __launch_bounds__(kThreads, kOne ? 0 : 4) update_kernel(const __
             for (uint32_t k = 0; k < n_keys; ++k) {
                 const float a = kOne ? a0 : p.a[k * p.groups + group], b = kOne ? b0 : p.b[k * p.groups + group];
                 const auto add = [&](int, int i, float z) { x[i] = __fmaf_rn(a, z, x[i]), g[i] = __fmaf_rn(b, z, g[i]); };
-                const auto mask = [&] { return mask_of(p.schedule(k, now, place.high)); };
+                const auto schedule = [&](uint32_t high) { return p.schedule(k, now, high); };
+                const auto mask = [&] { return mask_of(schedule(place.high)); };
                 if (kOne)
                     each_z<false, 1, n>(place.q, place.high, only, one, add);
                 else if (p.signs)
-                    each_z<true, true, 1, n>(place.q, place.high, p.schedule(k, now, high_of<true>(place.high)), mask, keep_threshold, one, add);
+                    each_z<true, true, 1, n>(place.q, place.high, schedule(high_of<true>(place.high)), mask, keep_threshold, one, add);
                 else
-                    each_z<false, true, 1, n>(place.q, place.high, p.schedule(k, now, place.high), mask, keep_threshold, one, add);
+                    each_z<false, true, 1, n>(place.q, place.high, schedule(place.high), mask, keep_threshold, one, add);
             }
             step<R>(x, g, s, numbers);
 #pragma unroll

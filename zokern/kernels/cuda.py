@@ -9,8 +9,8 @@ from torch import Tensor
 
 from ..noise import NoiseKey
 from .passes import STORAGE, Keys, Rule, check_interface, signs, words
-from .spans import BLOCK, pack, spans, state_spans, to_device
-from .tables import State, Table
+from .spans import BLOCK, pack, spans, state_spans
+from .tables import State, Table, to_device
 
 try:
     import zokern._cuda as _cuda

@@ -1,10 +1,9 @@
 """What GPU kernels read: a table of spans, pieces of tensors that one program each works on, and the keys."""
 
-import numpy as np
 import torch
 
 from .passes import Keys, words
-from .tables import COLUMN, State, Table
+from .tables import COLUMN, State, Table, to_device
 
 BLOCK = 4096  # elements that a program takes at a time; of a tensor that is one line, every span but the last is a multiple of it
 # A launch is cut into about so many programs: 15 for each that a large GPU runs at a time, so that few wait for the last ones; few enough
@@ -69,11 +68,4 @@ def parted(size: torch.Tensor, step: torch.Tensor) -> tuple[torch.Tensor, torch.
 def pack(keys: Keys) -> torch.Tensor:
     """Keys as int32 [len(keys), 4] on the host: seed mod 2^32, seed >> 32, step, stream."""
     halves = [(seed & 0xFFFFFFFF, seed >> 32, step, stream) for seed, step, stream in words(keys)]
-    return torch.from_numpy(np.array(halves, dtype=np.uint32).reshape(-1, 4).view(np.int32))
-
-
-def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """A tensor of the host's memory as a copy that the host does not wait for: torch keeps the pinned source until the copy is done."""
-    if device.type == "cpu" or tensor.device.type != "cpu":
-        return tensor
-    return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
+    return torch.tensor(halves, dtype=torch.int64).view(-1, 4).to(torch.int32)  # the lower 32 bits

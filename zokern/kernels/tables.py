@@ -101,3 +101,10 @@ class State(Cache):
 
     dtype: torch.dtype
     addresses: torch.Tensor
+
+
+def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """A tensor of the host's memory as a copy that the host does not wait for: torch keeps the pinned source until the copy is done."""
+    if device.type == "cpu" or tensor.device.type != "cpu":
+        return tensor
+    return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)

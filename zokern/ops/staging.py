@@ -5,8 +5,7 @@ from typing import TypeAlias
 
 import torch
 
-from ..kernels.spans import to_device
-from ..kernels.tables import Table
+from ..kernels.tables import Table, to_device
 from ..layout import Layout
 from .arguments import Number
 
