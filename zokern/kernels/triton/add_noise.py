@@ -144,12 +144,13 @@ def add_noise_(table, keys, coefficients, decay, rounding=None) -> None:
     if not rows.shape[0] or (not len(keys) and decay is None and table.out_dtype is None):
         return
     stochastic = rounding is not None and table.stored.itemsize == 2
+    coefficients = to_device(coefficients, table.device)
     with launching(add_noise_kernel, table.device):
         add_noise_kernel[(rows.shape[0],)](
             rows,
             to_device(pack([*keys, rounding] if stochastic else keys), table.device),
             coefficients,
-            coefficients if decay is None else decay,
+            coefficients if decay is None else to_device(decay, table.device),
             len(keys),
             table.groups,
             spec.ONE,

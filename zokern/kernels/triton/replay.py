@@ -110,7 +110,7 @@ def replay_(table, keys, instructions, values) -> None:
             rows,
             to_device(pack(keys), table.device),
             to_device(instructions, table.device),
-            values,
+            to_device(values, table.device),
             len(keys),
             len(instructions),
             table.groups,

@@ -214,6 +214,7 @@ def update_(table, rule, keys, a, b, decay, numbers, state, rounding) -> None:
         return
     states = state_spans(table, state)
     words = to_device(pack([*keys, *(rounding or ())]), table.device)
+    a, b, numbers = (to_device(values, table.device) for values in (a, b, numbers))
     with launching(update_kernel, table.device):
         update_kernel[(rows.shape[0],)](
             rows,
@@ -222,7 +223,7 @@ def update_(table, rule, keys, a, b, decay, numbers, state, rounding) -> None:
             words[len(keys) :],
             a,
             b,
-            numbers if decay is None else decay,
+            numbers if decay is None else to_device(decay, table.device),
             numbers,
             len(keys),
             table.groups,
