@@ -52,7 +52,7 @@ def measure(case: Form, device) -> list[dict]:
         return {
             "suite": "forms",
             "op": f"{case.what} {case.columns} of {case.side}" if case.columns else case.what,
-            **record.backend(device, name == OURS),
+            **record.backend(device, name in (OURS, PLAIN)),
             "dtype": case.dtype,
             "n": case.n,
             "terms": case.terms,

@@ -176,7 +176,7 @@ def test_a_wrong_kernel_is_refused(wrong, monkeypatch, tmp_path, capsys):
     backend = backend_for(CPU)
     right = backend.add_noise_
 
-    def off(t, keys, coefficients, decay):
+    def off(t, keys, coefficients, decay, rounding=None):
         if wrong == "coefficient":
             right(t, keys, coefficients * 1.001, decay)
         if wrong == "tail":

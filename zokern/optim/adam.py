@@ -46,8 +46,8 @@ class ZOAdam(Stateful):
     def __init__(
         self, params: ParamsT, lr: Number = 1e-4, betas: tuple[Number, Number] = (0.9, 0.999), delta: Number = 1e-8,
         eps: Number = 1e-3, weight_decay: Number = 0.0, amsgrad: bool = False, bias_correction: bool = True, q: int = 1,
-        seed: int = 0, noise: str = "gaussian", state_dtype: torch.dtype = torch.float32, estimator: str = "two-point",
-        blocks: Blocks | None = None, sparsity: float | None = None,
+        seed: int = 0, state_dtype: torch.dtype = torch.float32, estimator: str = "two-point",
+        blocks: Blocks | None = None, sparsity: float | None = None, noise: str = "gaussian",
     ) -> None:  # fmt: skip
         super().__init__(params, self.given(locals()), blocks, sparsity)
 

@@ -36,7 +36,7 @@ class MeZO(ZerothOrder):
 
     def __init__(
         self, params: ParamsT, lr: Number = 1e-6, eps: Number = 1e-3, weight_decay: Number = 0.0, q: int = 1, seed: int = 0,
-        noise: str = "gaussian", defer: bool = False, estimator: str = "two-point", blocks: Blocks | None = None,
-        sparsity: float | None = None,
+        defer: bool = False, estimator: str = "two-point", blocks: Blocks | None = None,
+        sparsity: float | None = None, noise: str = "gaussian",
     ) -> None:  # fmt: skip
         super().__init__(params, self.given(locals()), blocks, sparsity)

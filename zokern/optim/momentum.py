@@ -30,8 +30,8 @@ class ZOMomentum(Stateful):
 
     def __init__(
         self, params: ParamsT, lr: Number = 1e-7, momentum: Number = 0.9, eps: Number = 1e-3, weight_decay: Number = 0.0,
-        q: int = 1, seed: int = 0, noise: str = "gaussian", state_dtype: torch.dtype = torch.float32, estimator: str = "two-point",
-        blocks: Blocks | None = None, sparsity: float | None = None,
+        q: int = 1, seed: int = 0, state_dtype: torch.dtype = torch.float32, estimator: str = "two-point",
+        blocks: Blocks | None = None, sparsity: float | None = None, noise: str = "gaussian",
     ) -> None:  # fmt: skip
         super().__init__(params, self.given(locals()), blocks, sparsity)
 

@@ -59,7 +59,7 @@ class MeZOSVRG(ZerothOrder):
 
     def __init__(
         self, params: ParamsT, lr: Number = 1e-6, lr_full: Number = 1e-5, q: int = 2, eps: Number = 1e-3, weight_decay: Number = 0.0,
-        anchor: str | None = None, seed: int = 0, noise: str = "gaussian", sparsity: float | None = None,
+        anchor: str | None = None, seed: int = 0, sparsity: float | None = None, noise: str = "gaussian",
     ) -> None:  # fmt: skip
         super().__init__(params, {**self.given(locals()), "trail": None}, sparsity=sparsity)
 
