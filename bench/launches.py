@@ -6,12 +6,13 @@ ncu --profile-from-start off python -m bench.launches --profile 30
 
 import argparse
 import sys
+from itertools import product
 
 import torch
 
 import zokern
 from zokern.kernels.passes import RULES
-from zokern.noise.spec import ROUNDING
+from zokern.noise.spec import PERTURBATION, ROUNDING, SIGNS
 
 from .models import DTYPES
 from .oracle import CHECK, EPS, check
@@ -60,19 +61,28 @@ def profile(n, device):
 
 
 def every(dtype, device, brief):
-    """Tensors of all sizes in one launch, aligned and not, all of their noise and a part of it; ``brief``: one kind of each kernel."""
-    for keep in (1.0,) if brief else (1.0, 0.5):
+    """Tensors of all sizes in one launch, aligned and not, and lines of a larger one; normals and signs, all of them and a part; in place
+    and elsewhere; ``brief``: one kind of each kernel."""
+    stored = [dtype] if brief or dtype != torch.float32 else list(DTYPES.values())
+    for keep, purpose in ((1.0, PERTURBATION),) if brief else product((1.0, 0.5), (PERTURBATION, SIGNS)):
         tensors = [torch.zeros(n + shift, dtype=dtype, device=device)[shift:] for n in SIZES for shift in (0, 1)]
+        tensors += [torch.zeros(9, 648, dtype=dtype, device=device)[:, shift : 520 + shift] for shift in (0, 1)]
         layout = zokern.Layout(tensors, keep=[keep] * len(tensors))
+        plain = zokern.Layout(tensors[:-2], keep=[keep] * (len(tensors) - 2))  # tables without lines have kernels of their own
         for count in (1,) if brief else (1, 2, 9):
-            terms = [(zokern.NoiseKey(1, step), EPS) for step in range(count)]
+            terms = [(zokern.NoiseKey.of(1, step, purpose), EPS) for step in range(count)]
             for decay in (1.0,) if brief else (1.0, 0.9):
-                zokern.ops.add_noise_(layout, terms, decay)
-                zokern.ops.replay_(layout, [(terms, decay), (terms, 1.0)])
+                for each in (layout, plain):
+                    zokern.ops.add_noise_(each, terms, decay)
+                    zokern.ops.replay_(each, [(terms, decay), (terms, 1.0)])
+                    for to in stored:
+                        for how in ("nearest", "stochastic"):
+                            out = [torch.empty(t.shape, dtype=to, device=device) for t in each.params]
+                            zokern.ops.add_noise_(each, terms, decay, out, how)
             for rule in ("adam",) if brief else RULES:
                 for kind in (torch.bfloat16,) if brief else (torch.float32, torch.bfloat16):
                     slots = RULES[rule].state
-                    state = [[torch.zeros_like(t, dtype=kind) for t in tensors] for _ in slots]
+                    state = [[torch.zeros(t.shape, dtype=kind, device=device) for t in tensors] for _ in slots]
                     rounded = rounding(count) if slots and kind == torch.bfloat16 else None
                     zokern.ops.update_(layout, rule, terms, NUMBERS[: len(RULES[rule].numbers)], state, terms[:1], rounding=rounded)
         if device.type == "cuda":
