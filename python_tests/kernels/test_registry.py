@@ -61,7 +61,7 @@ def test_a_triton_that_compiles_wrong_code_only_interprets(monkeypatch):
 
     monkeypatch.setattr(triton, "__version__", "3.3.1")
     monkeypatch.setattr(noise, "INTERPRETED", False)
-    assert status().startswith("not able to run on triton 3.3.1, which compiles wrong code: install torch>=2.8")
+    assert status().startswith("not able to run on triton 3.3.1, which compiles wrong code: pip install 'torch>=2.8'")
 
 
 def test_import_loads_no_backend():
