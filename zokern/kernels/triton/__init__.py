@@ -32,9 +32,8 @@ def status() -> str:
             )
         return "available: interpreter"
     if version < COMPILES:
-        return (
-            f"not able to run on triton {triton.__version__}, which compiles wrong code: pip install 'torch>=2.8' with its triton, or use cuda"
-        )
+        cure = "pip install 'torch>=2.8' with its triton, or use cuda"
+        return f"not able to run on triton {triton.__version__}, which compiles wrong code: {cure}"
     if torch.cuda.is_available():
         return "available"
     return "no GPU: torch.cuda.is_available() is False; set TRITON_INTERPRET=1 to run the kernels in Triton's interpreter"
