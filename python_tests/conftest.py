@@ -2,6 +2,7 @@
 
 import gc
 import os
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -71,6 +72,15 @@ def golden():
         elif not line.startswith("#"):
             records[-1][1].extend(int(word, 16) for word in line.split())
     return [(key, np.array(values, np.uint32)) for key, values in records]
+
+
+@pytest.fixture(params=["reference", None], ids=["reference", "default"])
+def backend(request):
+    """Everything runs on the oracle, or on what is taken where nothing is forced."""
+    from zokern import use_backend
+
+    with use_backend(request.param) if request.param else nullcontext():
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -3,20 +3,11 @@
 import pytest
 import torch
 
-from zokern import Layout, NoiseKey, ops, use_backend
+from zokern import Layout, NoiseKey, ops
 from zokern.layout import Span
 
 KEYS = [NoiseKey(4, 1), NoiseKey.of(4, 1, 4)]
 TERMS = [[(key, 0.5), (NoiseKey(key.seed, 9, key.stream), -1.25)] for key in KEYS]
-
-
-@pytest.fixture(params=["reference", None], ids=["reference", "default"])
-def backend(request):
-    if request.param is None:
-        yield
-    else:
-        with use_backend(request.param):
-            yield
 
 
 def model(dtype):

@@ -7,7 +7,7 @@ import pytest
 import torch
 from tolerances import ROUNDING, STOCHASTIC
 
-from zokern import Layout, NoiseKey, ops, use_backend
+from zokern import Layout, NoiseKey, ops
 from zokern.noise import reference
 from zokern.noise.spec import ROUNDING as PURPOSE
 from zokern.noise.spec import WEIGHTS
@@ -31,12 +31,6 @@ PLACES = {
 
 def bits(tensor):
     return tensor.contiguous().view(torch.int32 if tensor.dtype == F32 else torch.int16)
-
-
-@pytest.fixture(params=["reference", None], ids=["reference", "default"])
-def backend(request):
-    with use_backend(request.param or "reference"):
-        yield
 
 
 @pytest.mark.parametrize("terms", TERMS.values(), ids=TERMS)

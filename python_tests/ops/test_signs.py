@@ -14,15 +14,6 @@ TERMS = [(NoiseKey.of(4, 1, 4), 0.3), (NoiseKey.of(4, 2, 5), -1.7), (NoiseKey.of
 MANY = [(NoiseKey.of(4, k, 4), 0.1 * (-1) ** k) for k in range(21)]
 
 
-@pytest.fixture(params=["reference", None], ids=["reference", "default"])
-def backend(request):
-    if request.param is None:
-        yield
-    else:
-        with use_backend(request.param):
-            yield
-
-
 def bits(tensor):
     return tensor.contiguous().view(torch.int32 if tensor.dtype == torch.float32 else torch.int16)
 

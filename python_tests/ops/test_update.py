@@ -4,7 +4,7 @@ import pytest
 import torch
 from tolerances import ROUNDING, STATE, STOCHASTIC
 
-from zokern import Layout, NoiseKey, ops, use_backend
+from zokern import Layout, NoiseKey, ops
 from zokern.kernels.passes import RULES
 from zokern.noise import reference
 from zokern.noise.spec import ROUNDING as PURPOSE
@@ -39,15 +39,6 @@ def textbook(rule, step, x, g, state):
 
 def zeros_like(layout, rule, dtype=torch.float32):
     return [[torch.zeros_like(p, dtype=dtype) for p in layout.params] for _ in RULES[rule].state]
-
-
-@pytest.fixture(params=["reference", None], ids=["reference", "default"])
-def backend(request):
-    if request.param is None:
-        yield
-    else:
-        with use_backend(request.param):
-            yield
 
 
 @pytest.mark.parametrize("keep", [None, [0.25, 1.0, 0.5, 0.5, 1.0]], ids=["dense", "sparse"])

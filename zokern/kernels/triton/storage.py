@@ -15,7 +15,7 @@ def launching(kernel, device):
     """The context in which a kernel is launched on a device that need not be the current one."""
     if INTERPRETED and device.type != "cpu":
         raise RuntimeError("TRITON_INTERPRET=1 runs kernels on CPU tensors only: unset it, or move the parameters to the CPU")
-    # What Triton compares at every launch after the first, lest a constant was changed: half of the host's time in a pass.
+    # What Triton compares at every launch after the first, lest a constant was changed: ours never are.
     getattr(kernel, "used_global_vals", {}).clear()
     return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
