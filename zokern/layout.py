@@ -123,7 +123,11 @@ class Layout:
 
     def part(self, block: int) -> "Layout":
         """The layout of one block alone: the same indices, and so the same noise."""
-        part, mine = copy.copy(self), [i for i, b in enumerate(self.block) if b == block]
+        return self.only(i for i, b in enumerate(self.block) if b == block)
+
+    def only(self, numbers: Iterable[int]) -> "Layout":
+        """The layout of some of the parameters, by their numbers in ``params``: the same indices, and so the same noise."""
+        part, mine = copy.copy(self), list(numbers)
         for name in ("params", "names", "shapes", "spans", "group", "keep", "block"):
             setattr(part, name, [getattr(self, name)[i] for i in mine])
         part.location = part.state = None
