@@ -5,11 +5,11 @@ from collections.abc import Iterable, Sequence
 
 import torch
 
-from ..estimators import Estimator
+from ..estimators import Estimator, PerturbedWeights
 from ..estimators.forward_ad import forward_gradient
 from .base import ZerothOrder
 from .contract import register
-from .settings import Number, ParamsT, Settings
+from .settings import Number, ParamsT, Perturbation, Settings
 
 
 @register
@@ -45,10 +45,15 @@ class ForwardGradient(ZerothOrder):
     def __init__(
         self, params: ParamsT | torch.nn.Module, lr: Number = 1e-6, weight_decay: Number = 0.0, q: int = 1, seed: int = 0,
         noise: str = "gaussian",
+        perturbation: Perturbation = None, rounding: str | None = None,
     ) -> None:  # fmt: skip
         if isinstance(params, torch.nn.Module):
             params = params.named_parameters()
         super().__init__(params, self.given(locals()))
+
+    def _check_weights(self, weights: PerturbedWeights) -> None:
+        if self.param_groups[0]["perturbation"] == "streamed":
+            raise ValueError('perturbation="streamed": a forward gradient is taken at theta, and perturbs no weights: leave it out')
 
     @property
     def forwards(self) -> int:

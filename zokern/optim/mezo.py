@@ -2,7 +2,7 @@
 
 from .base import ZerothOrder
 from .contract import register
-from .settings import Blocks, Number, ParamsT
+from .settings import Blocks, Number, ParamsT, Perturbation
 
 
 @register
@@ -38,5 +38,6 @@ class MeZO(ZerothOrder):
         self, params: ParamsT, lr: Number = 1e-6, eps: Number = 1e-3, weight_decay: Number = 0.0, q: int = 1, seed: int = 0,
         defer: bool = False, estimator: str = "two-point", blocks: Blocks | None = None,
         sparsity: float | None = None, noise: str = "gaussian",
+        perturbation: Perturbation = None, rounding: str | None = None,
     ) -> None:  # fmt: skip
         super().__init__(params, self.given(locals()), blocks, sparsity)

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ..errors import BadInput, first_line
-from ..estimators import PerturbedWeights, ReplayedWeights
 from ..optim import ZerothOrder
 from ..optim.settings import PER_PARAMETER
 from .header import logged_class
@@ -49,7 +48,7 @@ def replay(trajectory: "Trajectory", params: Any, step: int | None, passes_per_s
             )
         check_base(header, named, path)
         check_frozen(header, params, named, path)
-        optimizer.weights = weights = ReplayedWeights(optimizer.layout, passes_per_sweep)
+        optimizer.weights.passes_per_sweep = passes_per_sweep
         try:
             with warnings.catch_warnings():
                 for known in (".* was skipped: a loss was not finite", ".* whose losses did not differ"):  # of which training has warned
@@ -57,8 +56,8 @@ def replay(trajectory: "Trajectory", params: Any, step: int | None, passes_per_s
                 _repeat(trajectory, optimizer, step, progress)
         finally:
             optimizer.flush()
-            weights.finish()
-            optimizer.weights = PerturbedWeights(optimizer.layout)
+            optimizer.weights.finish()
+            optimizer.weights.passes_per_sweep = None
         before, crc = Writes.of(optimizer), trajectory.checksums[step]
         optimizer.logged = lambda it: position_of(it, step, crc, before.disturbed_until(Writes.of(it), step) is not None)
         return optimizer
