@@ -3,7 +3,7 @@
 from .copied import Copied
 from .estimate import Estimate, average
 from .finite_difference import finite_difference, one_sided, two_point
-from .kinds import Perturbation
+from .kinds import Perturbation, perturbation_of
 from .layers import Layers, layers
 from .losses import Closure, Driver, Estimator, Log, LossClosure, Losses, Point
 from .perturbation import InPlace, PerturbedWeights
@@ -26,5 +26,6 @@ __all__ = [
     "finite_difference",
     "layers",
     "one_sided",
+    "perturbation_of",
     "two_point",
 ]

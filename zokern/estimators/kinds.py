@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from typing import Any, Protocol, TypeAlias
 
 import torch
+from torch import nn
 
 from ..layout import Layout
 from ..ops.arguments import Term
@@ -51,6 +52,13 @@ class _UnseenWeights(PerturbedWeights):
 
 
 NAMED: dict[str, Kind] = {kind.name: kind for kind in (_InPlace(), _Unseen(), Copied(), Copied(dtype=None))}
+
+
+def perturbation_of(model: nn.Module, perturbation: Perturbation = None) -> Perturbation:
+    """What an optimizer of a model's parameters is made with by who knows the model: ``Streamed(model)`` for "streamed", and where nothing
+    is said and weights that are trained are in 16 bits."""
+    unsaid = perturbation is None and any(p.itemsize == 2 for p in model.parameters() if p.requires_grad)
+    return None if unsaid or perturbation == "streamed" else perturbation
 
 
 def kind_of(perturbation: str | Kind) -> Kind:
