@@ -90,7 +90,8 @@ class Check:
         if self.lost is not None and self.lost > LOST:
             found.append(
                 f"an update of {self.update:.2g} an element leaves {self.lost:.0%} of the weights in 16 bits where they are, since it is "
-                "below half their spacing: train float32 weights (model.float(), or an adapter of zokern.hf.adapt), or pass a larger lr"
+                'below half their spacing: pass rounding="stochastic", perturbation=zokern.Copied(), which keeps theta in float32, or a '
+                "larger lr"
             )
         return found
 

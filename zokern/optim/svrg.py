@@ -230,7 +230,7 @@ class MeZOSVRG(ZerothOrder):
             if decays:
                 raise ValueError('anchor="replay" with weight_decay: what has decayed is not made again from noise: pass anchor="copy"')
             return
-        self._check_apart(weights.layout, 'anchor="copy"', 'anchor="replay"')
+        self._check_apart(weights.layout.params, 'anchor="copy"', 'anchor="replay"')
 
 
 class Annealing:

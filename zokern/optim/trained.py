@@ -9,7 +9,6 @@ import torch
 from ..estimators import PerturbedWeights
 from ..estimators.kinds import Kind, kind_of
 from ..estimators.partition import kept_by_magnitude, layout_of, numbers_of_blocks
-from ..layout import Layout
 from ..noise import SPEC_VERSION, NoiseKey
 from ..noise.spec import NOISES
 from ..signals import whole
@@ -75,23 +74,23 @@ class Trained(ClosureOptimizer):
         if hasattr(self, "weights"):
             self.flush()
         layout = layout_of(self.param_groups)
-        self._kind = self._settle(layout)
+        self._kind = self._settle(layout.params)
         weights = self._kind.weights(layout, self.state)
         if self._kind.name == "streamed":
-            self._check_apart(layout, 'perturbation="streamed"', "perturbation=zokern.Copied()")
+            self._check_apart(layout.params, 'perturbation="streamed"', "perturbation=zokern.Copied()")
         self._check_weights(weights)
         self.weights, self.layout = weights, layout
         self._trained = {p: name for group in self.param_groups for p, name in _named(group)}
 
-    def _settle(self, layout: Layout) -> Kind:
+    def _settle(self, params: list[torch.Tensor]) -> Kind:
         """Say how the weights are perturbed and rounded where the settings leave it open. -> the kind of perturbation."""
         first = self.param_groups[0]
-        sixteen = any(p.itemsize == 2 for p in layout.params)
+        sixteen = any(p.itemsize == 2 for p in params)
         kind = self._kind or kind_of(first.get("perturbation") or ("copied" if sixteen and self.derivative is None else "in-place"))
         moved = sixteen and kind.name != "copied"  # whether theta is in 16 bits
         rounding = first.get("rounding") or ("stochastic" if moved and (kind.name != "in-place" or self.derivative) else "nearest")
         if rounding == "stochastic" and not moved:
-            dtype = "float32" if sixteen else str(layout.params[0].dtype).removeprefix("torch.")
+            dtype = "float32" if sixteen else str(params[0].dtype).removeprefix("torch.")
             raise ValueError(f'rounding="stochastic": the weights are kept in {dtype}, which is stored as it is: leave it out')
         for group in self.param_groups:
             group.update({name: value for name, value in (("perturbation", kind.name), ("rounding", rounding)) if name in self.known()})
@@ -100,9 +99,9 @@ class Trained(ClosureOptimizer):
     def _check_weights(self, weights: PerturbedWeights) -> None:
         """Refuse parameters or settings, as they are laid out, that the optimizer cannot do with."""
 
-    def _check_apart(self, layout: Layout, what: str, cure: str) -> None:
+    def _check_apart(self, laid_out: list[torch.Tensor], what: str, cure: str) -> None:
         """Refuse parameters that lie in the memory of others, where these are to be exchanged."""
-        kept = {id(p) for p in layout.params}
+        kept = {id(p) for p in laid_out}
         for g, group in enumerate(self.param_groups):
             for i, p in enumerate(group["params"]):
                 if id(p) not in kept and p.numel():
