@@ -1,16 +1,13 @@
 """The kinds of perturbation, by the names that settings and logs have for them."""
 
-from collections.abc import Iterator, MutableMapping
-from contextlib import contextmanager
+from collections.abc import MutableMapping
 from typing import Any, Protocol, TypeAlias
 
-import torch
 from torch import nn
 
 from ..layout import Layout
-from ..ops.arguments import Term
 from .copied import Copied
-from .perturbation import InPlace, PerturbedWeights
+from .perturbation import InPlace, PerturbedWeights, StreamedWeights
 
 
 class Kind(Protocol):
@@ -32,26 +29,14 @@ class _InPlace:
         return InPlace(layout)
 
 
-class _Unseen:
-    """Streamed weights without a model: a replay needs none."""
-
+class _Streamed:
     name = "streamed"
 
     def weights(self, layout: Layout, state: MutableMapping[Any, Any]) -> PerturbedWeights:
-        return _UnseenWeights(layout)
+        return StreamedWeights(layout, None)
 
 
-class _UnseenWeights(PerturbedWeights):
-    @contextmanager
-    def _showing(self, terms: list[list[Term]]) -> Iterator[None]:
-        raise RuntimeError('perturbation="streamed" names no model whose parts could be perturbed: pass zokern.Streamed(model)')
-        yield
-
-    def over(self, tensors: list[torch.Tensor]) -> "_UnseenWeights":
-        return _UnseenWeights(self.layout, self.layout.over(tensors))
-
-
-NAMED: dict[str, Kind] = {kind.name: kind for kind in (_InPlace(), _Unseen(), Copied(), Copied(dtype=None))}
+NAMED: dict[str, Kind] = {kind.name: kind for kind in (_InPlace(), _Streamed(), Copied(), Copied(dtype=None))}
 
 
 def perturbation_of(model: nn.Module, perturbation: Perturbation = None) -> Perturbation:

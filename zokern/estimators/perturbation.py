@@ -1,8 +1,8 @@
 """Where the weights are while a loss is measured: at theta plus noise. In place; ``copied`` and ``streamed`` have the other kinds."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import NamedTuple
+from contextlib import AbstractContextManager, contextmanager
+from typing import NamedTuple, Protocol
 
 import torch
 
@@ -111,11 +111,9 @@ class PerturbedWeights:
         """The same model around another theta: tensors of the shapes and dtypes of theta's, one a parameter of ``layout``."""
         raise NotImplementedError
 
-    @contextmanager
-    def _showing(self, terms: list[list[Term]]) -> Iterator[None]:
+    def _showing(self, terms: list[list[Term]]) -> AbstractContextManager[None]:
         """Inside, the model computes with theta + sum_k c_k z(key_k), by these terms of each part."""
         raise NotImplementedError
-        yield
 
     def add_pending(self, terms: Iterable[Term], decay: Number = 1.0) -> None:
         """theta <- decay * theta + sum_k c_k z(key_k), in the next pass: an update."""
@@ -276,6 +274,34 @@ class StandIn(InPlace):
             for p, data in zip(params, weights):
                 p.data = data
             torch.clear_autocast_cache()
+
+
+class Shower(Protocol):
+    """A model whose parts can be shown other weights while they run: ``Streamed``."""
+
+    def showing(
+        self, layouts: Sequence[Layout], theta: Sequence[Layout], terms: Sequence[Sequence[Term] | None]
+    ) -> AbstractContextManager[None]: ...
+
+
+class StreamedWeights(PerturbedWeights):
+    """Weights that no measurement writes: each part of the model is shown theta plus noise while it runs.
+
+    Args:
+        shower: the model; None in a replay, which needs none.
+    """
+
+    def __init__(self, layout: Layout, shower: Shower | None, theta: Layout | None = None) -> None:
+        super().__init__(layout, theta)
+        self.shower = shower
+
+    def over(self, tensors: list[torch.Tensor]) -> "StreamedWeights":
+        return StreamedWeights(self.layout, self.shower, self.layout.over(tensors))
+
+    def _showing(self, terms: list[list[Term]]) -> AbstractContextManager[None]:
+        if self.shower is None:
+            raise RuntimeError('perturbation="streamed" names no model whose parts could be perturbed: pass zokern.Streamed(model)')
+        return self.shower.showing(self.parts, self.theta, [_merged(own) for own in terms])
 
 
 def _parts(layout: Layout) -> list[Layout]:
