@@ -5,6 +5,7 @@ from .finite_difference import finite_difference, one_sided, two_point
 from .layers import Layers, layers
 from .losses import Closure, Driver, Estimator, Log, LossClosure, Losses, Point
 from .perturbation import PerturbedWeights, ReplayedWeights
+from .streamed import Streamed
 
 __all__ = [
     "Closure",
@@ -18,6 +19,7 @@ __all__ = [
     "PerturbedWeights",
     "Point",
     "ReplayedWeights",
+    "Streamed",
     "average",
     "finite_difference",
     "layers",
