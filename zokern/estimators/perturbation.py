@@ -71,18 +71,18 @@ class PerturbedWeights:
         numbers: Sequence[Number],
         state: Callable[[list[torch.Tensor]], Sequence[Sequence[torch.Tensor]]] = lambda params: (),
         decay: Number = 1.0,
-        rounding: NoiseKey | None = None,
+        state_rounding: NoiseKey | None = None,
     ) -> None:
         """theta, state <- rule(decay * theta, sum_k c_k z(key_k), state), with what is pending in the same pass.
 
         Args:
-            rule, terms, numbers, rounding: as ``zokern.ops.update_`` takes them.
+            rule, terms, numbers, state_rounding: as ``zokern.ops.update_`` takes them.
             state: parameters -> for each state of the rule, that of each parameter. Default: none.
         """
         slots = [state(layout.params) for layout in self.parts]  # all of them before anything moves
         for i, (layout, (waiting, before)) in enumerate(zip(self.parts, self.pending)):
             own = _decayed(waiting, decay), decay * before
-            self._made(i, NOTHING, lambda: ops.update_(layout, rule, terms, numbers, slots[i], *own, rounding))  # noqa: B023
+            self._made(i, NOTHING, lambda: ops.update_(layout, rule, terms, numbers, slots[i], *own, state_rounding))  # noqa: B023
 
     def apply_pending(self) -> None:
         """Bring the weights to theta, up to one rounding for each pass since they last were there."""
