@@ -1,6 +1,6 @@
 """The memory in which parts of a model get their weights, one after the other."""
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from functools import cached_property
 from typing import TypeAlias
 from weakref import WeakKeyDictionary
@@ -28,17 +28,18 @@ class Piece:
 
     def __init__(self, params: Sequence[nn.Parameter], theta: Layout | None) -> None:
         self.params, self.theta = list(params), theta
+        self.ids = frozenset(map(id, self.params))  # which hash faster than parameters
         self._rest: dict[tuple[int, ...], Piece] = {}
 
     @cached_property
     def bytes(self) -> int:
         return sum(_bytes(p) for p in self.params)
 
-    def without(self, shown: set[nn.Parameter]) -> "Piece":
+    def without(self, ids: Set[int]) -> "Piece":
         """Those of the parameters that are not among some."""
-        left = tuple(i for i, p in enumerate(self.params) if p not in shown)
-        if len(left) == len(self.params):
+        if self.ids.isdisjoint(ids):
             return self
+        left = tuple(i for i, p in enumerate(self.params) if id(p) not in ids)
         if left not in self._rest:
             self._rest[left] = Piece([self.params[i] for i in left], None if self.theta is None else self.theta.only(left))
         return self._rest[left]

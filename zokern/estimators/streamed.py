@@ -118,7 +118,7 @@ class Streamed:
                     contents[part] += [(piece, added or []) for piece in pieces]
         if self.device is not None:
             for part in self.parts:  # and what has no noise
-                held = {p for piece, _ in contents[part] for p in piece.params}
+                held = frozenset().union(*(piece.ids for piece, _ in contents[part]))
                 contents[part].append((self._whole[part].without(held), []))
         return contents
 
@@ -141,8 +141,8 @@ class Streamed:
         titled = ((p, f"{self._name(p)}, of {self._part_of[p]},") for layout in layouts for p in layout.params)
         return RefuseReads(titled, lambda: windows.exchanging)
 
-    def _check_seen(self, layout: Layout, seen: set[nn.Parameter]) -> None:
-        if missed := [p for p in layout.params if p not in seen]:
+    def _check_seen(self, layout: Layout, seen: set[int]) -> None:
+        if missed := [p for p in layout.params if id(p) not in seen]:
             others = f" (nor were {len(missed) - 1} others)" if len(missed) > 1 else ""
             raise RuntimeError(
                 f"{self._name(missed[0])}, of {self._part_of[missed[0]]}, was not reached by the forward pass{others}: leave it out of the "

@@ -22,6 +22,7 @@ class Window:
     """A part that runs: the parameters that were exchanged, and what was theirs before."""
 
     part: Part
+    ids: frozenset[int]
     homes: list[tuple[nn.Parameter, torch.Tensor]] = field(default_factory=list)
 
 
@@ -31,15 +32,15 @@ class Windows:
         contents: what each part is to be filled with.
         scratch: the memory.
     Attributes:
-        seen: parameters that were exchanged at some time.
+        shown, seen: ids of the parameters that are exchanged now, and at some time.
         exchanging: whether a part's parameters are just being made or put back.
     """
 
     def __init__(self, contents: dict[Part, Filled], scratch: Scratch) -> None:
         self.contents, self.scratch = contents, scratch
         self.open: list[Window] = []  # each called by the one before
-        self.shown: set[nn.Parameter] = set()
-        self.seen: set[nn.Parameter] = set()
+        self.shown: set[int] = set()
+        self.seen: set[int] = set()
         self.exchanging = False
 
     @contextmanager
@@ -64,13 +65,14 @@ class Windows:
             if self.shown:  # a parameter that has its noise by a part around this one keeps it
                 filled = [(rest, terms) for piece, terms in filled if (rest := piece.without(self.shown)).params]
             made = self._fill((len(self.open), 0), filled)
-            self.open.append(window := Window(part))
+            window = Window(part, frozenset().union(*(piece.ids for piece, _ in made)))
+            self.open.append(window)
+            self.shown |= window.ids
+            self.seen |= window.ids
             for piece, views in made:
                 for p, view in zip(piece.params, views):
                     window.homes.append((p, p.data))
                     p.data = view
-                self.shown.update(piece.params)
-                self.seen.update(piece.params)
             torch.clear_autocast_cache()  # it keeps 16-bit copies of weights, and cannot see that they are others now
 
     def _after(self, part: Part, *_: Any) -> None:
@@ -98,7 +100,7 @@ class Windows:
         window = self.open[-1]
         for p, home in window.homes:
             p.data = home
-        self.shown.difference_update(p for p, _ in window.homes)
+        self.shown -= window.ids
         if torch.is_grad_enabled():  # a graph that saved these parameters would go on with other values
             tell_autograd([p for p, _ in window.homes])
         torch.clear_autocast_cache()
