@@ -23,6 +23,7 @@ ARROWS = {
     "tasks": {"errors", "documents"},
     "kernels": {"noise", "_cpu", "_cuda"},
     "memory": set(),
+    "mapped": {"documents", "errors", "memory"},
     "layout": {"noise", "kernels", "memory"},
     "ops": {"kernels", "layout", "memory", "noise"},
     "estimators": {"layout", "noise", "ops", "signals"},
