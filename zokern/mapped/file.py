@@ -3,15 +3,19 @@
 import fcntl
 import json
 import os
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
+import numpy as np
 import torch
 
+from ..documents import of_json
 from ..errors import BadInput, need, refusing, writing
 from .marker import Marker
 
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 DTYPES = {
     **{"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "BOOL": torch.bool},
     **{"I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8},
@@ -38,7 +42,9 @@ def entries(path: Path) -> dict[str, Entry]:
     """
     safetensors = need("safetensors")
     with refusing(f"{str(path)!r} is no whole safetensors file", "bring it here again", (safetensors.SafetensorError, OSError)):
-        safetensors.safe_open(str(path), "pt")  # checks the header: tensors one after the other, of their shape's size, up to the end
+        # This checks the header: tensors one after the other, of their shape's size, up to the end. For torch it would map the file as
+        # memory of this process, which is refused where that does not fit.
+        safetensors.safe_open(str(path), "np")
         with open(path, "rb") as file:
             size = int.from_bytes(file.read(8), "little")
             header = json.loads(file.read(size))
@@ -53,6 +59,43 @@ def entries(path: Path) -> dict[str, Entry]:
             raise BadInput(f"{str(path)!r}: {name!r} begins at byte {begin}, no multiple of its {dtype.itemsize} bytes an element: {cure}")
         found[name] = Entry(dtype, tuple(it["shape"]), begin, end)
     return found
+
+
+def tensors_of(mapped: np.memmap, found: dict[str, Entry]) -> dict[str, torch.Tensor]:
+    """The tensors of a mapped file. Each has a storage of its own, which begins where it does."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The given NumPy array is not writable", UserWarning)  # where the file is mapped to be read
+        return {name: torch.from_numpy(mapped[it.begin : it.end]).view(it.dtype).view(it.shape) for name, it in found.items()}
+
+
+def read(path: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a file where they lie, to be looked at only. Errors as of ``entries``."""
+    found = entries(path)
+    return tensors_of(np.memmap(path, mode="r"), found)
+
+
+def files_of(path: Path) -> tuple[Path, list[Path]]:
+    """-> (the file that stands for all of them, the safetensors files) of a path: of a file, or of a folder that holds one, or an index.
+
+    Raises:
+        BadInput: a folder without, or with several and no index; a damaged index.
+    """
+    if not path.is_dir():
+        return path, [path]
+    if (path / SINGLE).is_file():
+        return path / SINGLE, [path / SINGLE]
+    if (path / INDEX).is_file():
+        with refusing(f"{str(path / INDEX)!r} cannot be read", "bring it here again", (OSError, ValueError, LookupError, TypeError)):
+            index: Any = of_json((path / INDEX).read_text(encoding="utf-8"))
+            shards = sorted(set(index["weight_map"].values()))
+            if not shards or any(Path(shard).name != shard for shard in shards):
+                raise ValueError("its weight_map names no files beside it")
+        return path / INDEX, [path / shard for shard in shards]
+    found = sorted(path.glob("*.safetensors"))
+    if len(found) != 1:
+        cure = "pass a file, or a folder as save_pretrained of transformers writes it"
+        raise BadInput(f"{str(path)!r} holds {len(found)} safetensors files, and no {SINGLE} or {INDEX}: {cure}")
+    return found[0], found
 
 
 def opened(path: Path) -> BinaryIO:

@@ -11,24 +11,25 @@ CURE = "pass the weights of this very model"
 
 
 class Match(NamedTuple):
-    """A parameter or a buffer, its name in the model, and that of its values in the checkpoint."""
+    """A parameter or a buffer, its name in the model, that of its values in the checkpoint, and others that it has there as well."""
 
     tensor: torch.Tensor
     own: str
     held: str
+    others: tuple[str, ...]
 
 
-def matched(model: torch.nn.Module, shapes: Mapping[str, Sequence[int]], where: str) -> tuple[list[Match], list[str]]:
+def matched(model: torch.nn.Module, shapes: Mapping[str, Sequence[int]], where: str, cure: str = CURE) -> tuple[list[Match], list[str]]:
     """Find each parameter of a model once, and each buffer that it saves, by name: by any of its names where several modules share it, and
     with or without the prefix of transformers' base models.
 
     Args:
         shapes: of the tensors in the checkpoint, by name.
-        where: what errors call it.
+        where: what errors call it. cure: what they say helps.
     Returns:
         (what is whose, the names in the checkpoint that nothing of the model has)
     Raises:
-        BadInput: it lacks a tensor of the model, or holds one twice or in another shape.
+        BadInput: it lacks a tensor of the model, or holds it in another shape.
     """
     prefix, saved = f"{getattr(model, 'base_model_prefix', '')}.", model.state_dict().keys()
     buffers = dict(model.named_buffers(remove_duplicate=False))
@@ -41,16 +42,14 @@ def matched(model: torch.nn.Module, shapes: Mapping[str, Sequence[int]], where: 
     for key, own in names.items():
         held = [name for name in own if name in shapes] or sorted({s for name in own for s in _spellings(name, prefix)} & shapes.keys())
         if not held:
-            raise BadInput(f"{where} lacks {' or '.join(map(repr, own))} of the model: {CURE}")
-        if len(held) > 1:
-            why = "which the model shares, so that an update of one would leave the other behind"
-            raise BadInput(f"{where} holds {' and '.join(map(repr, held))}, {why}: pass a file with one of them")
-        if (other := owners.setdefault(held[0], own[0])) != own[0]:
-            raise BadInput(f"{where} holds {held[0]!r} alone for {other!r} and {own[0]!r} of the model: {CURE}")
-        if (given := tuple(shapes[held[0]])) != tensors[key].shape:
-            what = f"{held[0]!r} of shape {given}, and {own[0]!r} of the model has {tuple(tensors[key].shape)}"
-            raise BadInput(f"{where} holds {what}: {CURE}")
-        found.append(Match(tensors[key], own[0], held[0]))
+            raise BadInput(f"{where} lacks {' or '.join(map(repr, own))} of the model: {cure}")
+        for name in held:
+            if (other := owners.setdefault(name, own[0])) != own[0]:
+                raise BadInput(f"{where} holds {name!r} alone for {other!r} and {own[0]!r} of the model: {cure}")
+            if (given := tuple(shapes[name])) != tensors[key].shape:
+                what = f"{name!r} of shape {given}, and {own[0]!r} of the model has {tuple(tensors[key].shape)}"
+                raise BadInput(f"{where} holds {what}: {cure}")
+        found.append(Match(tensors[key], own[0], held[0], tuple(held[1:])))
     made_anew = {s for name in buffers for s in _spellings(name, prefix)}
     return found, sorted(shapes.keys() - owners.keys() - made_anew)
 

@@ -4,19 +4,16 @@ import fcntl
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import numpy as np
 import torch
 
 from .. import memory
-from ..documents import of_json
-from ..errors import BadInput, refusing, writing
-from .file import Entry, entries, opened
+from ..errors import BadInput, writing
+from .file import entries, files_of, opened, tensors_of
 from .marker import UPDATING, WRITTEN, Marker
 from .match import CURE, matched
-
-SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
 class MappedWeights:
@@ -40,7 +37,7 @@ class MappedWeights:
 
     def __init__(self, path: str | Path):
         self.path = Path(path).expanduser().absolute()
-        first, paths = _files(self.path)
+        first, paths = files_of(self.path)
         self._marker = Marker(first)
         self._files: list[BinaryIO] = []
         self._maps: list[np.memmap] = []
@@ -64,7 +61,7 @@ class MappedWeights:
             raise BadInput(f"{str(path)!r} holds {min(double)!r}, and so does another file beside it: pass weights that are there once")
         with writing(path):
             self._maps.append(np.memmap(file, mode="r+"))
-        self.tensors |= {name: _tensor(self._maps[-1], entry) for name, entry in found.items()}
+        self.tensors |= tensors_of(self._maps[-1], found)
 
     @torch.no_grad()
     def attach(self, model: torch.nn.Module) -> None:
@@ -78,7 +75,10 @@ class MappedWeights:
         """
         where = repr(str(self.path))
         found, left = matched(model, {name: t.shape for name, t in self.tensors.items()}, where)
-        for tensor, own, name in found:
+        for tensor, own, name, others in found:
+            if others:
+                why = "which the model shares, so that an update of one would leave the other behind"
+                raise BadInput(f"{where} holds {name!r} and {others[0]!r}, {why}: pass a file with one of them")
             given, usable = self.tensors[name].dtype, self.tensors[name].dtype in memory.DTYPES
             if isinstance(tensor, torch.nn.Parameter) and not (usable and (tensor.is_meta or tensor.dtype == given)):
                 cure = f"pass model.to({given})" if usable else "write it in float32, bfloat16 or float16"
@@ -90,7 +90,7 @@ class MappedWeights:
             cure = "make the model under accelerate.init_empty_weights(include_buffers=False)"
             raise BadInput(f"the buffer {meta[0]!r} of the model is on the meta device and has no values: {cure}")
         made = {}
-        for tensor, _, name in found:
+        for tensor, _, name, _ in found:
             if not isinstance(tensor, torch.nn.Parameter):
                 tensor.copy_(self.tensors[name])
             elif tensor.is_meta:
@@ -135,28 +135,3 @@ class MappedWeights:
             fcntl.flock(file, fcntl.LOCK_UN)  # a mapping would hold on to it
             file.close()
         self._files, self._maps, self.tensors = [], [], {}
-
-
-def _tensor(mapped: np.memmap, entry: Entry) -> torch.Tensor:
-    """With a storage of its own, which begins where it does."""
-    return torch.from_numpy(mapped[entry.begin : entry.end]).view(entry.dtype).view(entry.shape)
-
-
-def _files(path: Path) -> tuple[Path, list[Path]]:
-    """-> (the file that stands for all of them, the safetensors files) of a path."""
-    if not path.is_dir():
-        return path, [path]
-    if (path / SINGLE).is_file():
-        return path / SINGLE, [path / SINGLE]
-    if (path / INDEX).is_file():
-        with refusing(f"{str(path / INDEX)!r} cannot be read", "bring it here again", (OSError, ValueError, LookupError, TypeError)):
-            index: Any = of_json((path / INDEX).read_text(encoding="utf-8"))
-            shards = sorted(set(index["weight_map"].values()))
-            if not shards or any(Path(shard).name != shard for shard in shards):
-                raise ValueError("its weight_map names no files beside it")
-        return path / INDEX, [path / shard for shard in shards]
-    found = sorted(path.glob("*.safetensors"))
-    if len(found) != 1:
-        cure = "pass a file, or a folder as save_pretrained of transformers writes it"
-        raise BadInput(f"{str(path)!r} holds {len(found)} safetensors files, and no {SINGLE} or {INDEX}: {cure}")
-    return found[0], found
