@@ -80,7 +80,8 @@ def test_a_working_copy_is_what_transformers_loads_and_saves(name, dtype, checkp
         zokern.ops.add_noise_(zokern.Layout(each.named_parameters()), [(zokern.NoiseKey(7, 0), 0.01)])
     assert_same(model, plain)
     offload.save(model, tmp_path / "saved", "4KB")
-    assert len([*(tmp_path / "saved").glob("*.safetensors")]) > 2
+    index = json.loads((tmp_path / "saved" / "model.safetensors.index.json").read_text())["weight_map"]
+    assert len(set(index.values())) > 2 and index.keys() == weights.tensors.keys()
     assert_same(model, CAUSAL.from_pretrained(tmp_path / "saved", dtype=torch.float32).to(dtype))
     assert {p.data_ptr() for p in model.parameters()} == {t.data_ptr() for t in weights.tensors.values()}
 
@@ -147,12 +148,13 @@ def test_no_room_for_the_copy(checkpoint, tmp_path):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs Linux, which limits a process's own memory alone")
 def test_a_model_that_does_not_fit(checkpoint, tmp_path):
-    """Of 200 MiB, in files of at most 20 MB, where there are 40 MiB beside what libraries take."""
-    config = transformers.LlamaConfig(vocab_size=4096, hidden_size=512, intermediate_size=2048, num_hidden_layers=12, num_attention_heads=4)
+    """Of 100 MiB, in files of at most 20 MB, where there are 32 MiB beside what libraries take."""
+    config = transformers.LlamaConfig(vocab_size=4096, hidden_size=512, intermediate_size=2048, num_hidden_layers=6, num_attention_heads=4)
     folder = checkpoint(config, max_shard_size="20MB")
-    assert sum(file.stat().st_size for file in folder.iterdir()) > 200 << 20
-    environment = {**os.environ, "PYTHONPATH": str(Path(zokern.__file__).parent.parent)}
-    command = [sys.executable, Path(__file__).parent.parent / "offload_worker.py", folder, tmp_path, "40"]
+    assert sum(file.stat().st_size for file in folder.iterdir()) > 100 << 20
+    # Large tensors go back to the system as they are let go of, or what they leave in malloc's heap would count.
+    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "1000000", "PYTHONPATH": str(Path(zokern.__file__).parent.parent)}
+    command = [sys.executable, Path(__file__).parent.parent / "offload_worker.py", folder, tmp_path, "32"]
     result = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert result.returncode == 0, result.stderr
     plain = CAUSAL.from_pretrained(folder, dtype=torch.float32)

@@ -59,6 +59,34 @@ def test_training_on_mapped_weights_is_training_in_memory(transformer, tokens, t
     assert_equal(safetensors.load_file(tmp_path / "model.safetensors"), dict(transformer.named_parameters()))
 
 
+def test_a_broken_update_is_made_good_by_replay(transformer, tokens, tmp_path):
+    path, log, base = tmp_path / "model.safetensors", tmp_path / "run.jsonl", dict(transformer.named_parameters())
+    write(path, base)
+    model, weights = on_meta(transformer), MappedWeights(path)
+    weights.attach(model)
+    optimizer = zokern.MeZO(model.named_parameters(), lr=1e-3, seed=0)
+    with zokern.record(optimizer, log):
+        for _ in range(3):
+            with weights.writing():
+                optimizer.step(lambda: model(tokens))
+    with pytest.raises(RuntimeError), weights.writing():
+        model.embed.weight.data[:5] = 0
+        raise RuntimeError("the machine has no more memory")
+    weights.close()
+    with pytest.raises(BadInput, match="in the middle of an update"):
+        MappedWeights(path)
+    write(path, base)
+    again, weights = on_meta(transformer), MappedWeights(path)
+    weights.attach(again)
+    with weights.writing():
+        zokern.Trajectory.read(log).replay(again)
+    weights.close()
+    optimizer = zokern.MeZO(transformer.named_parameters(), lr=1e-3, seed=0)
+    for _ in range(3):
+        optimizer.step(lambda: transformer(tokens))
+    assert_equal(safetensors.load_file(path), base)
+
+
 class Based(torch.nn.Module):
     base_model_prefix = "base"
 
