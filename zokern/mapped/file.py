@@ -131,11 +131,12 @@ def write(path: str | Path, tensors: Mapping[str, torch.Tensor], values: Callabl
     """
     path = Path(path).expanduser().absolute()
     order = sorted(tensors, key=lambda name: -tensors[name].dtype.itemsize)  # each begins at a multiple of its element's size
-    header, end = {"__metadata__": {"format": "pt"}}, 0
+    header: dict[str, dict[str, Any]] = {"__metadata__": {"format": "pt"}}
+    end = 0
     for name in order:
         like, begin = tensors[name], end
         end += like.numel() * like.dtype.itemsize
-        header[name] = {"dtype": NAMES[like.dtype], "shape": list(like.shape), "data_offsets": [begin, end]}  # type: ignore[dict-item]
+        header[name] = {"dtype": NAMES[like.dtype], "shape": list(like.shape), "data_offsets": [begin, end]}
     text = json.dumps(header).encode()
     text += b" " * (-(8 + len(text)) % LINE)
     if path.exists():
@@ -162,5 +163,5 @@ def write(path: str | Path, tensors: Mapping[str, torch.Tensor], values: Callabl
 def _write_values(file: BinaryIO, name: str, like: torch.Tensor, values: torch.Tensor) -> None:
     if values.shape != like.shape:
         raise ValueError(f"the values of {name!r} have shape {tuple(values.shape)}, and {tuple(like.shape)} is to be written: pass such")
-    for part in values.detach().reshape(-1).split(PIECE):
+    for part in torch.split(values.detach().reshape(-1), PIECE):
         file.write(part.to("cpu", like.dtype).view(torch.uint8).numpy().data)
