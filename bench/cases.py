@@ -76,6 +76,18 @@ class Drift:
 
 
 @dataclass(frozen=True)
+class Rounding:
+    """``directions`` of a pretrained model's loss, each with ``batch`` rows of the train.tsv of SST-2 in the folder ``data``."""
+
+    dtype: str
+    eps: float
+    directions: int
+    batch: int
+    tokens: int
+    data: str | None = None
+
+
+@dataclass(frozen=True)
 class Replay:
     """``steps`` logged steps applied to the weights of a model, ``widths`` of them a pass, or a call of ``replay_``; and ``logged`` ones
     from a file."""
@@ -255,6 +267,12 @@ def replays(device, quick=False, dtypes=None, threads=None) -> list[Replay]:
 def drifts(quick=False, dtypes=None) -> list[Drift]:
     """The cases of suite ``drift``."""
     return [Drift(dtype, 1 << 10, 10) if quick else Drift(dtype, 1 << 14, 1000) for dtype in dtypes or DTYPES]
+
+
+def roundings(quick=False, dtypes=None, data=None) -> list[Rounding]:
+    """The cases of suite ``rounding``: the usual eps with the most directions."""
+    sizes = ((1e-3, 2),) if quick else ((1e-3, 64), (1e-2, 24), (3e-4, 24))
+    return [Rounding(d, eps, n, 8, 64, data) for eps, n in sizes for d in dtypes or DTYPES if d != "fp32"]
 
 
 def trained(device, quick=False, dtypes=None, threads=None, data=None) -> list[Trained]:
