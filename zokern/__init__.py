@@ -1,7 +1,7 @@
 """Zeroth-order fine-tuning of language models, on noise that is never stored."""
 
 from . import noise, ops, optim, trajectory
-from .estimators import Copied, Estimate, Layers, layers
+from .estimators import Copied, Estimate, Layers, Streamed, layers
 from .kernels import backends, use_backend
 from .layout import Layout
 from .noise import NoiseKey
@@ -35,6 +35,7 @@ __all__ = [
     "MeZO",
     "MeZOSVRG",
     "NoiseKey",
+    "Streamed",
     "Trajectory",
     "ZOAdam",
     "ZOConservative",

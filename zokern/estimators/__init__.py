@@ -7,6 +7,7 @@ from .kinds import Perturbation, perturbation_of
 from .layers import Layers, layers
 from .losses import Closure, Driver, Estimator, Log, LossClosure, Losses, Point
 from .perturbation import InPlace, PerturbedWeights
+from .streamed import Streamed
 
 __all__ = [
     "Closure",
@@ -22,6 +23,7 @@ __all__ = [
     "PerturbedWeights",
     "Perturbation",
     "Point",
+    "Streamed",
     "average",
     "finite_difference",
     "layers",

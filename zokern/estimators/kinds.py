@@ -8,6 +8,7 @@ from torch import nn
 from ..layout import Layout
 from .copied import Copied
 from .perturbation import InPlace, PerturbedWeights, StreamedWeights
+from .streamed import Streamed
 
 
 class Kind(Protocol):
@@ -43,7 +44,7 @@ def perturbation_of(model: nn.Module, perturbation: Perturbation = None) -> Pert
     """What an optimizer of a model's parameters is made with by who knows the model: ``Streamed(model)`` for "streamed", and where nothing
     is said and weights that are trained are in 16 bits."""
     unsaid = perturbation is None and any(p.itemsize == 2 for p in model.parameters() if p.requires_grad)
-    return None if unsaid or perturbation == "streamed" else perturbation
+    return Streamed(model) if unsaid or perturbation == "streamed" else perturbation
 
 
 def kind_of(perturbation: str | Kind) -> Kind:

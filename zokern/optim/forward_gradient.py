@@ -32,6 +32,8 @@ class ForwardGradient(ZerothOrder):
         params: a model (its trainable parameters), parameters, named parameters, or groups of them with their own lr, weight_decay.
         q: directions a step, averaged; a step costs q forward passes with derivatives. Default 1.
         lr, weight_decay, seed, noise: as of ``MeZO``.
+        perturbation: nothing is perturbed: "in-place" (the default), or ``zokern.Copied()``, which keeps theta in float32.
+        rounding: as of ``MeZO``. Default None: "stochastic" where theta is in 16 bits.
     Raises:
         ValueError: lr < 0, weight_decay < 0, q < 1, or a parameter that cannot be perturbed. In ``step``: ValueError, TypeError, a loss
             without a derivative; NotImplementedError, an operation that forward mode cannot differentiate.

@@ -36,8 +36,8 @@ class MeZOSVRG(ZerothOrder):
         anchor: "copy" keeps the anchor's weights: one number an element. "replay" makes them again from the logged terms of the at most q
             steps since: no memory, exact up to rounding, and rounding is what 16-bit weights cannot afford. Default None: "replay" where
             all parameters are float32, else "copy".
-        eps, weight_decay, seed, noise, sparsity: as of ``MeZO``. Both sides of a control variate have the same mask.
-    State: with anchor="copy", "anchor" of each parameter, which between steps is eps z beside it: ``state_dict`` and ``flush``
+        eps, weight_decay, seed, noise, sparsity, perturbation, rounding: as of ``MeZO``. Both sides of a control variate have one mask.
+    State: with anchor="copy", "anchor" of each parameter, in place between steps eps z beside it: ``state_dict`` and ``flush``
         bring it back. ``param_groups`` hold "trail": the anchor's step, g_full, whether its loss was finite, and with
         anchor="replay" the coefficients of every step since.
     Raises:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ..errors import BadInput, first_line
+from ..estimators import Streamed
 from ..optim import ZerothOrder
 from ..optim.settings import PER_PARAMETER
 from .header import logged_class
@@ -38,7 +39,7 @@ def replay(trajectory: "Trajectory", params: Any, step: int | None, passes_per_s
     check_table(header, named, path)
     with _trainable(named):
         try:
-            optimizer = _made(header, named)
+            optimizer = _made(header, named, params)
         except (TypeError, ValueError) as error:
             raise BadInput(f"{path} is the log of a run that cannot be made again of these parameters: {first_line(error)}") from None
         if optimizer.layout.fingerprint() != header["fingerprint"]:
@@ -85,8 +86,8 @@ def _repeat(trajectory: "Trajectory", optimizer: ZerothOrder, end: int, progress
             progress(i + 1)
 
 
-def _made(header: Header, named: Named) -> ZerothOrder:
-    """The optimizer of the log over these parameters, as it was at step 0."""
+def _made(header: Header, named: Named, model: Any) -> ZerothOrder:
+    """The optimizer of the log over these parameters, as it was at step 0. Of streamed weights it can train on if ``model`` is one."""
     cls, left, groups = logged_class(header), iter(named), []
     for group in header["groups"]:
         params = [next(left) for _ in range(group["params"])]
@@ -94,6 +95,8 @@ def _made(header: Header, named: Named) -> ZerothOrder:
         each = {name: group[name] for name in PER_PARAMETER if name in group}
         groups.append({"params": params if params and params[0][0] else [p for _, p in params], **settings, **each})
     shared = {name: groups[0][name] for name in cls.declared() if name in groups[0]}
+    if isinstance(model, torch.nn.Module) and shared.get("perturbation") == "streamed":
+        shared["perturbation"] = Streamed(model)
     return cls(groups, **shared)
 
 

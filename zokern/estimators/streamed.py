@@ -1,0 +1,165 @@
+"""Weights perturbed in passing: each part of a model computes with a perturbed copy, made when it runs."""
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, MutableMapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+from weakref import WeakKeyDictionary, WeakSet
+
+import torch
+from torch import nn
+
+from ..layout import Layout
+from ..ops.arguments import Term
+from .parts import Part, check_not_compiled, parts_of
+from .perturbation import StreamedWeights
+from .reads import RefuseReads
+from .scratch import Piece, Scratch
+from .windows import Filled, Windows
+
+
+class Streamed:
+    """``perturbation=zokern.Streamed(model)``: measurements never write the weights.
+
+    Before a part of the model runs, theta + eps z of its parameters is made in scratch memory, and the parameters point there until it has
+    run. So 16-bit weights stay what they are to the bit, there is nothing to restore, and the memory beyond the weights is that of the
+    largest part. Nothing of it stays on the model. For ``torch.no_grad()``: a backward pass would need weights that are gone.
+
+    The first evaluation is watched: a parameter that is read while its part does not run, or never shown, is refused by name.
+
+    Args:
+        model: whose parameters are perturbed; called as it is, neither compiled nor captured in a CUDA graph.
+        parts: modules of the model, each called as a module, so that every parameter to be perturbed is in one; it belongs to the innermost
+            around it. Default None: the blocks that ``zokern.layers`` finds, and every other module that has parameters of its own.
+        device: where the model computes. Its parameters may be elsewhere, and each part comes when it runs; its buffers are moved there.
+            Default None: where the parameters are.
+    Raises:
+        TypeError, ValueError: parts that are not modules of the model; a model that is compiled.
+    """
+
+    name = "streamed"
+
+    def __init__(self, model: nn.Module, parts: Iterable[nn.Module] | None = None, device: torch.device | str | None = None) -> None:
+        if not isinstance(model, nn.Module):
+            raise TypeError(f"model is a {type(model).__name__}: pass the torch.nn.Module that the closure calls")
+        self.model = model
+        self.given = None if parts is None else list(parts)
+        self.parts = parts_of(model, self.given)
+        self._part_of: dict[torch.Tensor, Part] = {p: part for part in reversed(self.parts) for p in part.params}
+        self._modules = dict(model.named_modules())
+        check_not_compiled(self._modules.values(), self._modules)
+        self.device = _elsewhere(model, device)
+        self._scratch = Scratch(self.device)
+        self._whole = {part: Piece(part.params, None) for part in self.parts}
+        self._pieces: WeakKeyDictionary[Layout, dict[Part, list[Piece]]] = WeakKeyDictionary()  # by theta
+        self._covered: WeakSet[Layout] = WeakSet()
+        self._proven: WeakSet[Layout] = WeakSet()  # whose parameters were read where they should be
+
+    def weights(self, layout: Layout, state: MutableMapping[Any, Any]) -> StreamedWeights:
+        """The weights that an optimizer moves; ``check`` says what is wrong with them."""
+        self.check(layout)
+        return StreamedWeights(layout, self)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.model, self.given, self.device)
+
+    def check(self, layout: Layout) -> None:
+        """Refuse parameters that are in no part of the model.
+
+        Raises:
+            ValueError: one is; by name, with the cure.
+        """
+        if layout in self._covered:
+            return
+        names: dict[torch.Tensor, str] = {p: name for name, p in self.model.named_parameters()}
+        for i, p in enumerate(layout.params):
+            if p not in self._part_of:
+                title = f"theta[{i}]" + (f" ({name!r})" if (name := names.get(p) or layout.names[i]) else "")
+                if p not in names:
+                    raise ValueError(f"{title} is not a parameter of the model that zokern.Streamed was given: pass the model that has it")
+                raise ValueError(
+                    f"{title} is in none of the parts: pass zokern.Streamed(model, parts=[...]) with a module around it that is called, "
+                    "such as the model itself, or leave parts out"
+                )
+        self._covered.add(layout)
+
+    @contextmanager
+    def showing(self, layouts: Sequence[Layout], theta: Sequence[Layout], terms: Sequence[Sequence[Term] | None]) -> Iterator[None]:
+        """Inside, the model computes with theta + sum_k c_k z(key_k). Afterwards it is as before, whatever happened.
+
+        Args:
+            layouts: of each block of the model's parameters.
+            theta: for each of these the layout itself, or one ``over`` other tensors, which hold what is theta.
+            terms: for each of these what is added to theta, if anything.
+        Raises:
+            ValueError: as of ``check``; a model that is compiled.
+            RuntimeError: in the first evaluation with terms, a parameter that is not read where it should be.
+        """
+        for layout in layouts:
+            self.check(layout)
+        check_not_compiled(self._modules.values(), self._modules)
+        windows = Windows(self._contents(layouts, theta, terms), self._scratch)
+        new = [layout for layout, added in zip(layouts, terms) if added and layout not in self._proven]
+        with windows.hooked(), self._watch(new, windows):
+            yield
+        for layout in new:
+            self._check_seen(layout, windows.seen)
+        self._proven.update(new)
+
+    def running(self) -> AbstractContextManager[None]:
+        """Inside, the model can be called where it computes, at theta."""
+        return self.showing([], [], [])
+
+    def _contents(self, layouts: Sequence[Layout], theta: Sequence[Layout], terms: Sequence[Sequence[Term] | None]) -> dict[Part, Filled]:
+        contents: dict[Part, Filled] = defaultdict(list)
+        for layout, source, added in zip(layouts, theta, terms):
+            if added or source is not layout or self.device is not None:
+                for part, pieces in self._pieces_of(layout, source).items():
+                    contents[part] += [(piece, added or []) for piece in pieces]
+        if self.device is not None:
+            for part in self.parts:  # and what has no noise
+                held = {p for piece, _ in contents[part] for p in piece.params}
+                contents[part].append((self._whole[part].without(held), []))
+        return contents
+
+    def _pieces_of(self, layout: Layout, theta: Layout) -> dict[Part, list[Piece]]:
+        if theta not in self._pieces:
+            number = {p: i for i, p in enumerate(layout.params)}
+            self._pieces[theta] = found = {}
+            for part in self.parts:
+                mine: dict[torch.device, list[nn.Parameter]] = defaultdict(list)
+                for p in part.params:
+                    if p in number:
+                        mine[p.device].append(p)
+                if mine:
+                    found[part] = [Piece(params, theta.only(number[p] for p in params)) for params in mine.values()]
+        return self._pieces[theta]
+
+    def _watch(self, layouts: Sequence[Layout], windows: Windows) -> AbstractContextManager[Any]:
+        if not layouts:
+            return nullcontext()
+        titled = ((p, f"{self._name(p)}, of {self._part_of[p]},") for layout in layouts for p in layout.params)
+        return RefuseReads(titled, lambda: windows.exchanging)
+
+    def _check_seen(self, layout: Layout, seen: set[nn.Parameter]) -> None:
+        if missed := [p for p in layout.params if p not in seen]:
+            others = f" (nor were {len(missed) - 1} others)" if len(missed) > 1 else ""
+            raise RuntimeError(
+                f"{self._name(missed[0])}, of {self._part_of[missed[0]]}, was not reached by the forward pass{others}: leave it out of the "
+                "optimizer where the model does not use it; else pass zokern.Streamed(model, parts=[...]) with the module that reads it "
+                "among the parts, or perturbation=zokern.Copied()"
+            )
+
+    def _name(self, p: torch.Tensor) -> str:
+        return repr(next(name for name, other in self.model.named_parameters() if other is p))
+
+
+def _elsewhere(model: nn.Module, device: torch.device | str | None) -> torch.device | None:
+    """Where parts go: None where all of them are there."""
+    if device is None:
+        return None
+    there = torch.empty(0, device=device).device  # with its number
+    for module in model.modules():
+        for name, buffer in module.named_buffers(recurse=False):
+            module._buffers[name] = buffer.to(there)
+    return None if all(p.device == there for p in model.parameters()) else there
