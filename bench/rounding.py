@@ -16,11 +16,16 @@ import torch
 import zokern
 from zokern.noise.spec import ROUNDING, WEIGHTS
 
-from . import record, smollm2
+from . import models, problems, record, smollm2
 from .cases import Rounding
 from .models import DTYPES
 
 NEAREST, DITHERED, EXACT = "nearest", "dithered", "not rounded"
+
+
+def missing(case: Rounding) -> str:
+    """Why the case cannot be measured here; "" where it can."""
+    return models.missing(smollm2.NAME) or problems.no_data(case.data)
 
 
 def measure(case: Rounding, device) -> list[dict]:
