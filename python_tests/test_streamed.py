@@ -121,20 +121,37 @@ def test_whatever_comes_between_leaves_the_model_as_it_was(transformer, tokens, 
     streams(streamed, lambda model: model(tokens))
 
 
-def test_an_exception_that_the_model_catches():
+class Stop(BaseException):
+    """Which torch lets no hook see."""
+
+
+@pytest.mark.parametrize("error", [ValueError, Stop])
+def test_an_exception_that_the_model_catches_closes_what_it_has_left(error):
     class Tries(nn.Module):
         def __init__(self):
             super().__init__()
-            self.first, self.second = mlp(5, 5), mlp(5, 5)
+            self.inner, self.own = mlp(5, 5), nn.Parameter(torch.randn(5))
 
         def forward(self, x):
             try:
-                self.first(x.double())
-            except RuntimeError:
-                return self.second(x) + self.first(x)
+                x = self.inner(x)
+            except error:
+                pass
+            return x * self.own
 
-    model = Tries()
-    streams(Streamed(model, [model.first, model.second]), lambda model: model(torch.ones(5)).sum())
+    model = nn.Sequential(Tries(), nn.Linear(5, 5))
+    homes = [p.data_ptr() for p in model.parameters()]
+    layout, streamed = layout_of(model), Streamed(model, [model[0], model[0].inner, model[1]])
+    streams(streamed, lambda model: model(torch.ones(5)).sum(), layout=layout)
+
+    def stop(*_):
+        raise error
+
+    model[0].inner[0].register_forward_hook(stop)
+    streams(streamed, lambda model: model(torch.ones(5)).sum(), layout=layout)
+    with torch.no_grad(), streamed.showing([layout], [layout], [TERMS]):
+        model[0](torch.ones(5))
+        assert homes == [p.data_ptr() for p in model.parameters()]
 
 
 class Borrows(nn.Module):
@@ -280,19 +297,44 @@ def test_a_model_that_is_compiled_later_is_refused():
 
 
 def test_under_autocast_no_copy_of_other_weights_is_left():
-    def loss(model):
+    """Which it keeps as long as it is on."""
+    model, x = mlp(4, 5, 6), torch.ones(4)
+    layout, streamed = layout_of(model), Streamed(model)
+    with torch.no_grad():
         with torch.autocast("cpu", torch.bfloat16):
-            first = model(torch.ones(4)).float().sum()
-            return first + model(torch.ones(4)).float().sum() + model[0](torch.ones(4)).float().sum()
-
-    streams(Streamed(mlp(4, 5, 6)), loss)
+            at_theta = model(x)
+        with torch.autocast("cpu", torch.bfloat16):
+            expected = perturbed(model, layout)(x)
+        with torch.autocast("cpu", torch.bfloat16):
+            model(x)
+            for _ in range(2):
+                with streamed.showing([layout], [layout], [TERMS]):
+                    assert torch.equal(model(x), expected)
+                assert torch.equal(model(x), at_theta)
+    assert not torch.equal(expected, at_theta)
 
 
 def test_in_inference_mode_and_after_it():
-    model = mlp(4, 5, 6)
+    model, x = mlp(4, 5, 6), torch.ones(4)
     streamed = Streamed(model)
-    streams(streamed, torch.inference_mode()(lambda model: model(torch.ones(4)).sum()))
-    streams(streamed, lambda model: model(torch.ones(4)).sum())
+    layout, loss = layout_of(model), lambda model: model(x).sum()
+    streams(streamed, torch.inference_mode()(loss), layout=layout)
+    streams(streamed, loss, layout=layout)
+    with streamed.showing([layout], [layout], [TERMS]):
+        assert loss(model).requires_grad  # an inference tensor could not be saved for it
+
+
+def test_what_is_the_users_own_way_of_running_things():
+    """Hooks of modules that read their weights, and a default device."""
+    model = mlp(4, 5, 6)
+    model[0].register_forward_pre_hook(lambda block, args: (args[0] + block[0].weight.sum(),))
+    x = torch.ones(4)
+
+    def loss(model):
+        with torch.device("meta"):
+            return model(x).sum()
+
+    streams(Streamed(model), loss)
 
 
 def test_a_backward_pass_is_told_that_weights_have_gone():
