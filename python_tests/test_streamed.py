@@ -1,5 +1,7 @@
 """Streamed weights: what a part computes with, what is refused, and that nothing of it stays."""
 
+import copy
+import pickle
 import re
 
 import pytest
@@ -119,20 +121,37 @@ def test_whatever_comes_between_leaves_the_model_as_it_was(transformer, tokens, 
     streams(streamed, lambda model: model(tokens))
 
 
-def test_an_exception_that_the_model_catches():
+class Stop(BaseException):
+    """Which torch lets no hook see."""
+
+
+@pytest.mark.parametrize("error", [ValueError, Stop])
+def test_an_exception_that_the_model_catches_closes_what_it_has_left(error):
     class Tries(nn.Module):
         def __init__(self):
             super().__init__()
-            self.first, self.second = mlp(5, 5), mlp(5, 5)
+            self.inner, self.own = mlp(5, 5), nn.Parameter(torch.randn(5))
 
         def forward(self, x):
             try:
-                self.first(x.double())
-            except RuntimeError:
-                return self.second(x) + self.first(x)
+                x = self.inner(x)
+            except error:
+                pass
+            return x * self.own
 
-    model = Tries()
-    streams(Streamed(model, [model.first, model.second]), lambda model: model(torch.ones(5)).sum())
+    model = nn.Sequential(Tries(), nn.Linear(5, 5))
+    homes = [p.data_ptr() for p in model.parameters()]
+    layout, streamed = layout_of(model), Streamed(model, [model[0], model[0].inner, model[1]])
+    streams(streamed, lambda model: model(torch.ones(5)).sum(), layout=layout)
+
+    def stop(*_):
+        raise error
+
+    model[0].inner[0].register_forward_hook(stop)
+    streams(streamed, lambda model: model(torch.ones(5)).sum(), layout=layout)
+    with torch.no_grad(), streamed.showing([layout], [layout], [TERMS]):
+        model[0](torch.ones(5))
+        assert homes == [p.data_ptr() for p in model.parameters()]
 
 
 class Borrows(nn.Module):
@@ -166,3 +185,206 @@ def test_a_read_outside_of_its_part_is_refused_in_the_first_evaluation(how):
             with streamed.showing([layout], [layout], [TERMS]):
                 model(torch.ones(2, 4))
     streams(Streamed(model, [model[0]]), lambda model: model(torch.ones(2, 4)).sum())  # the cure
+
+
+def test_views_and_other_parameters_in_its_memory_are_reads_too():
+    for how in ("a view", "a parameter"):
+        model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+        if how == "a parameter":
+            model[1].weight = nn.Parameter(model[0].weight.detach()[:2])
+        else:
+            row = model[0].weight.detach()[1]
+            model[0].register_forward_hook(lambda m, x, y: y + row)  # noqa: B023
+        layout = layout_of(model)
+        with Untouched(model), torch.no_grad(), pytest.raises(RuntimeError, match=r"'0.weight', of 0 \(Linear\), is read"):
+            with Streamed(model, [*model]).showing([layout], [layout], [TERMS]):
+                model(torch.ones(4))
+
+
+def test_shapes_and_the_like_may_be_read_at_any_time():
+    model = nn.Sequential(
+        Borrows(lambda m, x: x.to(m.weight.dtype) * torch.ones_like(m.weight).sum() * m.weight.new_ones(m.weight.shape[0]))
+    )
+    streams(Streamed(model, [model[0].inner, model[0].outer]), lambda model: model(torch.ones(2, 4)).sum())
+
+
+def test_a_part_that_is_not_reached_is_refused_in_the_first_evaluation():
+    model = mlp(4, 5, 6)
+    model.unused = nn.Linear(2, 2)
+    layout = layout_of(model)
+    streamed = Streamed(model)
+    message = r"'unused.weight', of unused \(Linear\), was not reached by the forward pass \(nor were 1 others\): leave it out .*Copied\(\)"
+    for _ in range(2):
+        with Untouched(model), torch.no_grad(), pytest.raises(RuntimeError, match=message):
+            with streamed.showing([layout], [layout], [TERMS]):
+                model[:2](torch.ones(4))
+    used = Layout(model[:2].named_parameters())
+    streams(streamed, lambda model: model[:2](torch.ones(4)).sum(), layout=used)
+
+
+def test_later_evaluations_may_leave_parts_out_and_are_not_watched():
+    model = mlp(4, 5, 6)
+    layout, streamed = layout_of(model), Streamed(model)
+    streams(streamed, lambda model: model(torch.ones(4)).sum(), layout=layout)
+    streams(streamed, lambda model: model[0](torch.ones(4)).sum(), layout=layout)
+
+
+class Lists(nn.Module):
+    """Blocks that are lists of their layers, and parameters in a list: nobody calls these."""
+
+    def __init__(self):
+        super().__init__()
+        self.blocks = nn.ModuleList(nn.ModuleList([nn.Linear(4, 4), nn.LayerNorm(4)]) for _ in range(2))
+        self.scales = nn.ParameterList(torch.randn(4) for _ in range(2))
+        self.attention = nn.MultiheadAttention(4, 2)  # reads what is in it
+
+    def forward(self, x):
+        for (linear, norm), scale in zip(self.blocks, self.scales):
+            x = norm(linear(x)) * scale
+        return self.attention(x, x, x)[0].sum()
+
+
+def test_lists_are_no_parts_but_what_is_in_them():
+    torch.manual_seed(0)
+    streamed = Streamed(Lists().eval())
+    assert [part.name for part in streamed.parts] == ["", "blocks.0.0", "blocks.0.1", "blocks.1.0", "blocks.1.1", "attention"]
+    streams(streamed, lambda model: model(torch.ones(3, 4)))
+
+
+def compiled(model):
+    model[0][0].compile()
+    return Streamed(model)
+
+
+WRONG = {
+    "no module": (lambda m: Streamed(m.parameters()), TypeError, "model is a generator: pass the torch.nn.Module"),
+    "no parts": (lambda m: Streamed(m, []), ValueError, r"parts=\[\]: pass modules"),
+    "a name": (lambda m: Streamed(m, ["0"]), TypeError, r"parts\[0\] is a str: pass modules of the model"),
+    "another model's": (lambda m: Streamed(m, [m, nn.Tanh()]), ValueError, r"parts\[1\], a Tanh, is not in the model: pass modules"),
+    "a list": (
+        lambda m: Streamed(model := nn.Sequential(nn.ModuleList([m])), [model, model[0]]),
+        ValueError,
+        r"parts\[1\] \('0'\) is a ModuleList, which is never called: pass the modules in it",
+    ),
+    "compiled": (lambda m: Streamed(torch.compile(m)), ValueError, r"model \(OptimizedModule\) is compiled.*zokern.Copied\(\)"),
+    "compiled within": (compiled, ValueError, r"0.0 \(Linear\) is compiled, .*as it was before torch.compile, or .*zokern.Copied\(\)"),
+    "outside": (
+        lambda m: Streamed(m, [m[1]]).check(layout_of(m)),
+        ValueError,
+        r"theta\[0\] \('0.0.weight'\) is in none of the parts: pass zokern.Streamed\(model, parts=\[...\]\) with a module around it",
+    ),
+    "of no part": (
+        lambda m: Streamed(m).check(Layout([*m.parameters(), torch.ones(2)])),
+        ValueError,
+        r"theta\[4\] is not a parameter of the model that zokern.Streamed was given: pass the model that has it",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", WRONG)
+def test_errors_say_what_to_pass(what):
+    make, error, message = WRONG[what]
+    with pytest.raises(error, match=message):
+        make(mlp(4, 5, 6))
+
+
+def test_a_model_that_is_compiled_later_is_refused():
+    model = mlp(4, 5, 6)
+    layout, streamed = layout_of(model), Streamed(model)
+    model.compile()
+    with pytest.raises(ValueError, match=r"model \(Sequential\) is compiled"), streamed.showing([layout], [layout], [TERMS]):
+        pass
+
+
+def test_under_autocast_no_copy_of_other_weights_is_left():
+    """Which it keeps as long as it is on."""
+    model, x = mlp(4, 5, 6), torch.ones(4)
+    layout, streamed = layout_of(model), Streamed(model)
+    with torch.no_grad():
+        with torch.autocast("cpu", torch.bfloat16):
+            at_theta = model(x)
+        with torch.autocast("cpu", torch.bfloat16):
+            expected = perturbed(model, layout)(x)
+        with torch.autocast("cpu", torch.bfloat16):
+            model(x)
+            for _ in range(2):
+                with streamed.showing([layout], [layout], [TERMS]):
+                    assert torch.equal(model(x), expected)
+                assert torch.equal(model(x), at_theta)
+    assert not torch.equal(expected, at_theta)
+
+
+def test_in_inference_mode_and_after_it():
+    model, x = mlp(4, 5, 6), torch.ones(4)
+    streamed = Streamed(model)
+    layout, loss = layout_of(model), lambda model: model(x).sum()
+    streams(streamed, torch.inference_mode()(loss), layout=layout)
+    streams(streamed, loss, layout=layout)
+    with streamed.showing([layout], [layout], [TERMS]):
+        assert loss(model).requires_grad  # an inference tensor could not be saved for it
+
+
+def test_what_is_the_users_own_way_of_running_things():
+    """Hooks of modules that read their weights, and a default device."""
+    model = mlp(4, 5, 6)
+    model[0].register_forward_pre_hook(lambda block, args: (args[0] + block[0].weight.sum(),))
+    x = torch.ones(4)
+
+    def loss(model):
+        with torch.device("meta"):
+            return model(x).sum()
+
+    streams(Streamed(model), loss)
+
+
+def test_a_backward_pass_is_told_that_weights_have_gone():
+    model = mlp(4, 5, 6)
+    layout, streamed = layout_of(model), Streamed(model)
+    with streamed.showing([layout], [layout], [TERMS]):
+        loss = model(torch.ones(4)).sum()
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            loss.backward()
+
+
+class Rows(torch.utils.data.Dataset):
+    def __len__(self):
+        return 4
+
+    def __getitem__(self, i):
+        return torch.full((4,), i + 1.0) * 2
+
+
+def test_workers_that_load_data_in_the_closure():
+    streams(Streamed(mlp(4, 5, 6)), lambda model: sum(model(x).sum() for x in torch.utils.data.DataLoader(Rows(), 2, num_workers=2)))
+
+
+def test_copies_and_pickles():
+    model = mlp(4, 5, 6)
+    streamed = Streamed(model, [*model])
+    loss = lambda model: model(torch.ones(4)).sum()  # noqa: E731
+    streams(streamed, loss)
+    for other in (copy.deepcopy(streamed), pickle.loads(pickle.dumps(streamed))):
+        assert other.model is not model and [part.name for part in other.parts] == ["0", "1"]
+        streams(other, loss)
+
+
+def test_parts_are_copied_to_where_the_model_computes(monkeypatch):
+    """On the CPU: all that is done where there is another device."""
+    model = mlp(4, 5, 6)
+    frozen = model[0][0].weight.requires_grad_(False)
+    streamed = Streamed(model)
+    streamed.device = streamed._scratch.device = torch.device("cpu")
+    places = []
+    model[0][1].register_forward_hook(lambda *_: places.append(frozen.data_ptr()))
+    streams(streamed, lambda model: model(torch.ones(4)).sum())
+    with torch.no_grad(), Untouched(model), streamed.running():
+        made = model(torch.ones(4))
+    assert torch.equal(made, model(torch.ones(4)))
+    assert len({*places}) == 3  # in the copies of the oracle; in scratch memory, each time; and where it is
+    layout = layout_of(model)
+    anchor = layout.over([p.detach() * 0.5 for p in layout.params])
+    for terms in ([], TERMS):
+        with torch.no_grad(), Untouched(model):
+            expected = perturbed(model, layout, terms, anchor)(torch.ones(4))
+            with streamed.showing([layout], [anchor], [terms]):
+                assert torch.equal(model(torch.ones(4)), expected)

@@ -139,9 +139,8 @@ class PerturbedWeights:
         slots = [state(layout.params) for layout in self.parts]  # all of them before anything moves
         for i, theta in enumerate(self.theta):
             before = self.pending[i].then([], decay)
-            own = before.terms, before.decay, state_rounding
-            how = {} if self.rounding is None else {"rounding": self.rounding}
-            self._made(i, NOTHING, lambda: ops.update_(theta, rule, terms, numbers, slots[i], *own, **how))  # noqa: B023
+            own = before.terms, before.decay, state_rounding, self.rounding or "nearest"
+            self._made(i, NOTHING, lambda: ops.update_(theta, rule, terms, numbers, slots[i], *own))  # noqa: B023
 
     def apply_pending(self) -> None:
         """Bring the model's weights to theta; in place, up to one rounding for each pass since they last were there."""

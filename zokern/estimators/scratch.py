@@ -1,6 +1,6 @@
 """The memory in which parts of a model get their weights, one after the other."""
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from functools import cached_property
 from typing import TypeAlias
 from weakref import WeakKeyDictionary
@@ -14,6 +14,7 @@ from ..ops.arguments import Term
 
 Slot: TypeAlias = tuple[int, int]  # how many parts are open around this one, and which of the two buffers there
 Made: TypeAlias = tuple[Layout | None, list[torch.Tensor]]
+Filled: TypeAlias = list[tuple["Piece", Sequence[Term]]]
 
 ALIGNMENT = 64  # bytes: what torch gives a tensor of its own
 
@@ -28,17 +29,18 @@ class Piece:
 
     def __init__(self, params: Sequence[nn.Parameter], theta: Layout | None) -> None:
         self.params, self.theta = list(params), theta
+        self.ids = frozenset(map(id, self.params))  # which hash faster than parameters
         self._rest: dict[tuple[int, ...], Piece] = {}
 
     @cached_property
     def bytes(self) -> int:
         return sum(_bytes(p) for p in self.params)
 
-    def without(self, shown: set[nn.Parameter]) -> "Piece":
+    def without(self, ids: Set[int]) -> "Piece":
         """Those of the parameters that are not among some."""
-        left = tuple(i for i, p in enumerate(self.params) if p not in shown)
-        if len(left) == len(self.params):
+        if self.ids.isdisjoint(ids):
             return self
+        left = tuple(i for i, p in enumerate(self.params) if id(p) not in ids)
         if left not in self._rest:
             self._rest[left] = Piece([self.params[i] for i in left], None if self.theta is None else self.theta.only(left))
         return self._rest[left]
@@ -56,11 +58,11 @@ class Scratch:
         self.buffers: dict[tuple[Slot, torch.device], torch.Tensor] = {}
         self._made: WeakKeyDictionary[Piece, dict[tuple[Slot, int], Made]] = WeakKeyDictionary()
 
-    def views(self, slot: Slot, pieces: Sequence[Piece]) -> list[Made]:
+    def views(self, slot: Slot, filled: Filled) -> list[Made]:
         """For each piece tensors like its parameters, one behind the other in a slot, and the layout by which they are filled."""
         used: dict[torch.device, int] = {}
         offsets = []
-        for piece in pieces:
+        for piece, _ in filled:
             device = self.device or piece.params[0].device
             offsets.append((piece, device, used.get(device, 0)))
             used[device] = used.get(device, 0) + piece.bytes
@@ -90,16 +92,16 @@ class Scratch:
             made[slot, offset] = theta and theta.over(theta.params if self.device is None else views), views
         return made[slot, offset]
 
-    def fill(self, piece: Piece, made: Made, terms: Sequence[Term]) -> None:
+    def fill(self, filled: Filled, made: list[Made]) -> None:
         """theta + sum_k c_k z(key_k). Elsewhere than theta is, it is copied there first: the same bits."""
-        layout, views = made
-        if self.device is not None:
-            for view, theta in zip(views, piece.params if piece.theta is None else piece.theta.params):
-                view.copy_(theta.detach(), non_blocking=True)
-            if layout is not None and terms:
-                ops.add_noise_(layout, terms)
-        elif layout is not None:
-            ops.add_noise_(layout, terms, out=views)
+        for (piece, terms), (layout, views) in zip(filled, made):
+            if self.device is not None:
+                for view, theta in zip(views, piece.params if piece.theta is None else piece.theta.params):
+                    view.copy_(theta.detach(), non_blocking=True)
+                if layout is not None and terms:
+                    ops.add_noise_(layout, terms)
+            elif layout is not None:
+                ops.add_noise_(layout, terms, out=views)
 
 
 def _bytes(p: torch.Tensor) -> int:

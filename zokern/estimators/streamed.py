@@ -11,11 +11,14 @@ from torch import nn
 
 from ..layout import Layout
 from ..ops.arguments import Term
+from .ahead import Ahead
 from .parts import Part, check_not_compiled, parts_of
 from .perturbation import StreamedWeights
 from .reads import RefuseReads
-from .scratch import Piece, Scratch
-from .windows import Filled, Windows
+from .scratch import Filled, Piece, Scratch
+from .windows import Windows
+
+WITH_STREAMS = "cuda"  # devices on which a part is made while another one computes
 
 
 class Streamed:
@@ -50,6 +53,7 @@ class Streamed:
         check_not_compiled(self._modules.values(), self._modules)
         self.device = _elsewhere(model, device)
         self._scratch = Scratch(self.device)
+        self._ahead: Ahead | None = None
         self._whole = {part: Piece(part.params, None) for part in self.parts}
         self._pieces: WeakKeyDictionary[Layout, dict[Part, list[Piece]]] = WeakKeyDictionary()  # by theta
         self._covered: WeakSet[Layout] = WeakSet()
@@ -98,7 +102,7 @@ class Streamed:
         for layout in layouts:
             self.check(layout)
         check_not_compiled(self._modules.values(), self._modules)
-        windows = Windows(self._contents(layouts, theta, terms), self._scratch)
+        windows = Windows(self._contents(layouts, theta, terms), self._scratch, self._begin_ahead())
         new = [layout for layout, added in zip(layouts, terms) if added and layout not in self._proven]
         with windows.hooked(), self._watch(new, windows):
             yield
@@ -110,6 +114,15 @@ class Streamed:
         """Inside, the model can be called where it computes, at theta."""
         return self.showing([], [], [])
 
+    def _begin_ahead(self) -> Ahead | None:
+        device = self.device or next((p.device for p in self._part_of), torch.device("meta"))
+        if device.type != WITH_STREAMS or self.device is None and any(p.device != device for p in self._part_of):
+            return None
+        if self._ahead is None or self._ahead.device != device:
+            self._ahead = Ahead(device)
+        self._ahead.begin()
+        return self._ahead
+
     def _contents(self, layouts: Sequence[Layout], theta: Sequence[Layout], terms: Sequence[Sequence[Term] | None]) -> dict[Part, Filled]:
         contents: dict[Part, Filled] = defaultdict(list)
         for layout, source, added in zip(layouts, theta, terms):
@@ -118,7 +131,7 @@ class Streamed:
                     contents[part] += [(piece, added or []) for piece in pieces]
         if self.device is not None:
             for part in self.parts:  # and what has no noise
-                held = {p for piece, _ in contents[part] for p in piece.params}
+                held = frozenset().union(*(piece.ids for piece, _ in contents[part]))
                 contents[part].append((self._whole[part].without(held), []))
         return contents
 
@@ -141,8 +154,8 @@ class Streamed:
         titled = ((p, f"{self._name(p)}, of {self._part_of[p]},") for layout in layouts for p in layout.params)
         return RefuseReads(titled, lambda: windows.exchanging)
 
-    def _check_seen(self, layout: Layout, seen: set[nn.Parameter]) -> None:
-        if missed := [p for p in layout.params if p not in seen]:
+    def _check_seen(self, layout: Layout, seen: set[int]) -> None:
+        if missed := [p for p in layout.params if id(p) not in seen]:
             others = f" (nor were {len(missed) - 1} others)" if len(missed) > 1 else ""
             raise RuntimeError(
                 f"{self._name(missed[0])}, of {self._part_of[missed[0]]}, was not reached by the forward pass{others}: leave it out of the "
