@@ -161,7 +161,7 @@ class Convergence:
 @dataclass(frozen=True)
 class Precision:
     """One run of a pretrained model on SST-2, in one of the ways to keep 16-bit weights: its loss on held-out rows ``every`` so many steps,
-    its accuracy on ``tested`` rows at the end."""
+    and its accuracy on ``tested`` others at the end."""
 
     problem: ClassVar[str] = f"{SMOLLM2}, SST-2"
     candidate: str
@@ -314,9 +314,9 @@ def drifts(quick=False, dtypes=None, pretrained=True) -> list[Drift]:
 
 
 def roundings(quick=False, dtypes=None, data=None) -> list[Rounding]:
-    """The cases of suite ``rounding``: the usual eps with the most directions."""
-    sizes = ((1e-3, 2),) if quick else ((1e-3, 64), (1e-2, 16), (3e-4, 16))
-    return [Rounding(d, eps, n, 8, 64, data) for eps, n in sizes for d in dtypes or DTYPES if d != "fp32"]
+    """The cases of suite ``rounding``: the most directions where the usual eps is rounded the most."""
+    sizes = [("bf16", 1e-3, 64), ("bf16", 1e-2, 16), ("bf16", 3e-4, 16), ("fp16", 1e-3, 16), ("fp16", 3e-4, 16)]
+    return [Rounding(d, eps, 2 if quick else n, 8, 64, data) for d, eps, n in sizes[:: 3 if quick else 1] if not dtypes or d in dtypes]
 
 
 def trained(device, quick=False, dtypes=None, threads=None, data=None) -> list[Trained]:

@@ -18,7 +18,7 @@ from .convergence import EPS, batches
 from .modes import COPIED, OURS, STREAMED, mezo
 
 PROBLEM = Precision.problem
-EXAMPLES, JUDGED_BY = 512, 128  # rows to train with; held-out rows of a loss on the curve
+EXAMPLES, JUDGED_BY, AT_ONCE = 512, 128, 16  # rows to train with; held-out rows of a loss on the curve, at most; in a forward pass
 WAYS = (("fp32", OURS, "nearest"), ("bf16", OURS, "nearest"), ("bf16", STREAMED, "nearest"), ("bf16", STREAMED, "stochastic"))
 CANDIDATES = dict(zip(IN_16_BITS, (*WAYS, ("bf16", COPIED, "nearest"))))  # dtype, mode, rounding
 
@@ -38,14 +38,16 @@ def measure(case: Precision, device) -> list[dict]:
     model, reader = models.build(smollm2.NAME, dtype, device), smollm2.reader(case.tokens)
     rows = reader.task.load(f"{case.data}/train.tsv")
     order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0)).tolist()
-    chosen, judged_by = ([reader.encode(rows[i]) for i in part] for part in (order[:EXAMPLES], order[EXAMPLES:][:JUDGED_BY]))
+    chosen, judged_by = (
+        [reader.encode(rows[i]) for i in part] for part in (order[:EXAMPLES], order[EXAMPLES:][: min(JUDGED_BY, case.tested)])
+    )
     test = reader.task.load(f"{case.data}/test.tsv")[: case.tested]
     optimizer = mezo(mode, model, case.lr, EPS, seed=case.seed, rounding=rounding)
 
     @torch.no_grad()
     def judged():
-        parts = [judged_by[i : i + case.batch] for i in range(0, JUDGED_BY, case.batch)]
-        return sum(float(reader.loss(model, reader.collate(part))) * len(part) for part in parts) / JUDGED_BY
+        parts = [judged_by[i : i + AT_ONCE] for i in range(0, len(judged_by), AT_ONCE)]
+        return sum(float(reader.loss(model, reader.collate(part))) * len(part) for part in parts) / len(judged_by)
 
     curve, losses, seconds = [(0, judged())], [], 0.0
     for step, numbers in zip(range(1, case.steps + 1), batches(EXAMPLES, case.batch, case.seed)):
@@ -80,7 +82,7 @@ def measure(case: Precision, device) -> list[dict]:
             "train_losses": [round(loss, 5) if math.isfinite(loss) else None for loss in losses],
             "final_loss": curve[-1][1] if math.isfinite(curve[-1][1]) else None,
             "optimum": None,
-            "test_accuracy": reader.evaluate(model, test)["accuracy"],
+            "test_accuracy": reader.evaluate(model, test, AT_ONCE)["accuracy"],
             **record.where(device),
         }
     ]

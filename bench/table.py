@@ -30,9 +30,6 @@ A step in milliseconds with its quartiles, of Trainer and of a plain loop in tur
 Steps: rms distance of the weights from where they began, in units of eps = 1e-3; 0: no bit differs.
 Updates: the part that reaches the weights, or their copy (standard error), rounded as the mode does by default.
 Random weights: N(0, 0.02^2).""",
-    "rounding": """\
-Of n directions z, both points rounded to nearest (n) or dithered (d). direction: that of the points, its part along z, cosine.
-fp32, 16 bits (what computes): slope of the projected gradient over that of the exact points (standard error), cosine.""",
 }
 NOTES_OF_MODES = {
     "step": """\
@@ -41,12 +38,16 @@ A step in milliseconds, perturbed in place; the others' over that.""",
 MB of the peak over that of two forwards, by mode, and of the model's largest part. VmHWM: resident, as Linux counts it.""",
 }
 NOTES_OF_RUNS = {
+    "rounding": """\
+Both points rounded to 16 bits, n directions z. Of the direction that is measured: its part along z, its cosine with z.
+Of the projected gradients beside those of points that are not rounded: slope (standard error) and cosine, with losses
+computed in float32, and in the weights' dtype.""",
     "optimizers": """\
 A step whose losses cost nothing. x: how many times cheaper than the same rule with z in memory.
 of floor: the time of mul_ over its. state: bytes of state kept between steps, over those of the weights.""",
     "convergence": """\
-Final training loss, + above the optimum where it is known, and accuracy on held-out examples: mean (standard deviation)
-over the seeds. A query: the loss of one example.""",
+Final training loss, of a pretrained model that of held-out rows, + above the optimum where it is known, and accuracy on
+held-out examples: mean (standard deviation) over the seeds. A query: the loss of one example.""",
     "effective rank": """\
 Steps of MeZO and of gradient descent to the tolerance, each at the best learning rate of a grid; medians.""",
 }
@@ -67,7 +68,6 @@ def text(records) -> str:
         "replay": of_replay,
         "trainer": of_trainer,
         "drift": of_drift,
-        "rounding": of_rounding,
     }
     for suite, row in rows.items():
         cases = by_case([record for record in records if record["suite"] == suite and record["op"] != resident.OP])
@@ -78,7 +78,13 @@ def text(records) -> str:
     for suite, row in {"step": of_step_by_mode, "memory": of_memory_by_mode}.items():
         if cases := [case for case in by_case([r for r in records if r["suite"] == suite]) if modes.STREAMED in case]:
             parts.append(f"suite {suite}, by mode\n{aligned([row(case) for case in cases])}\n{NOTES_OF_MODES[suite]}")
-    for name, rows in (("optimizers", runs.of_optimizers), ("convergence", runs.of_runs), ("effective rank", runs.of_effective_rank)):
+    by_rows = {
+        "rounding": of_rounding,
+        "optimizers": runs.of_optimizers,
+        "convergence": runs.of_runs,
+        "effective rank": runs.of_effective_rank,
+    }
+    for name, rows in by_rows.items():
         if found := rows(records):
             parts.append(f"{name}\n{aligned(found)}\n{NOTES_OF_RUNS[name]}")
     return "\n\n".join(parts)
@@ -340,26 +346,27 @@ def of_drift(case) -> dict[str, str]:
     }
 
 
-def of_rounding(case) -> dict[str, str]:
-    any_one = next(iter(case.values()))
-
-    def shown(how, dtype):
-        found = case[f"{how}, computed in {dtype}"]
-        return f"{found['slope']:.3f} ({found['slope_se']:.3f}), {found['cosine']:.3f}"
-
-    def reached(how):
-        found = case[f"{how}, computed in fp32"]
-        return f"{found['direction_kept']:.3f}, {found['direction_cosine']:.3f}"
-
-    dtype, ways = any_one["dtype"], (rounding.NEAREST, rounding.DITHERED)
-    return {
-        "dtype": dtype,
-        "eps": f"{any_one['eps']:g}",
-        "n": str(len(any_one["projected_grads"])),
-        **{f"{how[0]}, direction": reached(how) for how in ways},
-        **{f"{how[0]}, fp32": shown(how, "fp32") for how in ways},
-        **{f"{how[0]}, 16 bits": shown(how, dtype) for how in ways},
-    }
+def of_rounding(records) -> list[dict[str, str]]:
+    rows = []
+    for case in by_case([r for r in records if r["suite"] == "rounding"]):
+        for how in (rounding.NEAREST, rounding.DITHERED):
+            dtype = next(iter(case.values()))["dtype"]
+            wide, own = (case[f"{how}, computed in {computing}"] for computing in ("fp32", dtype))
+            rows.append(
+                {
+                    "dtype": dtype,
+                    "eps": f"{own['eps']:g}",
+                    "points": how,
+                    "n": str(len(own["projected_grads"])),
+                    "along z": f"{own['direction_kept']:.3f}",
+                    "cosine": f"{own['direction_cosine']:.3f}",
+                    "slope": f"{wide['slope']:.3f} ({wide['slope_se']:.3f})",
+                    "cosine ": f"{wide['cosine']:.3f}",
+                    "slope in 16 bits": f"{own['slope']:.3f} ({own['slope_se']:.3f})",
+                    " cosine": f"{own['cosine']:.3f}",
+                }
+            )
+    return rows
 
 
 def aligned(rows) -> str:
