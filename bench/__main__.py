@@ -26,6 +26,7 @@ from . import (
     problems,
     record,
     replay,
+    rounding,
     step,
     table,
     trainer,
@@ -78,7 +79,17 @@ def run(arguments, device) -> int:
         else:
             work.append((trainer, case))
     if arguments.suite in ("drift", "all"):
-        work += [(drift, case) for case in cases.drifts(arguments.quick, arguments.dtype)]
+        for case in cases.drifts(arguments.quick, arguments.dtype, pretrained=arguments.suite == "drift"):
+            if reason := case.model and models.missing(case.model):
+                print(f"bench: {case} is skipped: {reason}", file=sys.stderr)
+            else:
+                work.append((drift, case))
+    if arguments.suite == "rounding":
+        for case in cases.roundings(arguments.quick, arguments.dtype, arguments.data):
+            if reason := rounding.missing(case):
+                print(f"bench: {case} is skipped: {reason}", file=sys.stderr)
+            else:
+                work.append((rounding, case))
     if arguments.suite == "convergence":
         for case in cases.convergences(arguments.quick, arguments.data):
             if arguments.problem not in (None, case.problem):
@@ -139,8 +150,13 @@ def usable(device) -> bool:
 
 def parser(prog: str = "python -m bench") -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog=prog, description=__doc__.partition(": ")[2])
-    suites = ("kernels", "forms", "step", "memory", "replay", "optimizers", "trainer", "drift", "convergence", "all")
-    parser.add_argument("--suite", choices=suites, default="all", help="all: those that tell what this machine does, not convergence")
+    suites = ("kernels", "forms", "step", "memory", "replay", "optimizers", "trainer", "drift", "rounding", "convergence", "all")
+    parser.add_argument(
+        "--suite",
+        choices=suites,
+        default="all",
+        help="all: those that tell what this machine does with random weights, not rounding and convergence",
+    )
     parser.add_argument("--quick", action="store_true", help="tiny sizes, to see that everything works: the times mean nothing")
     parser.add_argument("--out", type=Path, default=Path("out/bench.jsonl"), help="JSON lines, appended (out/bench.jsonl)")
     parser.add_argument("--most", type=int, help="so many cases: the first ones, which on a GPU tell the most (all)")
@@ -149,7 +165,9 @@ def parser(prog: str = "python -m bench") -> argparse.ArgumentParser:
     parser.add_argument("--isa", choices=("scalar", "avx2", "avx512"), help="of the C++ backend (the best one)")
     parser.add_argument("--dtype", nargs="+", choices=list(models.DTYPES), help="only these (all)")
     parser.add_argument("--problem", choices=[*problems.PROBLEMS, "effective rank"], help="of suite convergence (all)")
-    parser.add_argument("--data", type=Path, help="of suites convergence and trainer: folder with train.tsv and test.tsv of SST-2")
+    parser.add_argument(
+        "--data", type=Path, help="of suites rounding, convergence and trainer: folder with train.tsv and test.tsv of SST-2"
+    )
     parser.add_argument("--backend", choices=zokern.kernels.NAMES, help="force one (the best one)")
     return parser
 

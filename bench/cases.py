@@ -7,6 +7,7 @@ import torch
 from zokern.kernels import backend_for
 
 from .models import DTYPES
+from .smollm2 import NAME as SMOLLM2
 
 
 @dataclass(frozen=True)
@@ -68,11 +69,25 @@ class Memory:
 
 @dataclass(frozen=True)
 class Drift:
-    """``steps`` steps with lr = 0 on n weights."""
+    """``steps`` steps with lr = 0 on n random weights, or those of a pretrained model, and ``updates`` small ones."""
 
     dtype: str
-    n: int
+    n: int | None
     steps: int
+    updates: int
+    model: str | None = None
+
+
+@dataclass(frozen=True)
+class Rounding:
+    """``directions`` of a pretrained model's loss, each with ``batch`` rows of the train.tsv of SST-2 in the folder ``data``."""
+
+    dtype: str
+    eps: float
+    directions: int
+    batch: int
+    tokens: int
+    data: str | None = None
 
 
 @dataclass(frozen=True)
@@ -252,9 +267,16 @@ def replays(device, quick=False, dtypes=None, threads=None) -> list[Replay]:
     return [case for case in cases if not dtypes or case.dtype in dtypes]
 
 
-def drifts(quick=False, dtypes=None) -> list[Drift]:
-    """The cases of suite ``drift``."""
-    return [Drift(dtype, 1 << 10, 10) if quick else Drift(dtype, 1 << 14, 1000) for dtype in dtypes or DTYPES]
+def drifts(quick=False, dtypes=None, pretrained=True) -> list[Drift]:
+    """The cases of suite ``drift``. Enough updates for a standard error of 0.3 %."""
+    random = [Drift(dtype, 1 << 10, 10, 4) if quick else Drift(dtype, 1 << 14, 1000, 1000) for dtype in dtypes or DTYPES]
+    return random + [Drift(d, None, 10 if quick else 1000, 1, SMOLLM2) for d in dtypes or DTYPES if pretrained and d != "fp32"]
+
+
+def roundings(quick=False, dtypes=None, data=None) -> list[Rounding]:
+    """The cases of suite ``rounding``: the usual eps with the most directions."""
+    sizes = ((1e-3, 2),) if quick else ((1e-3, 64), (1e-2, 16), (3e-4, 16))
+    return [Rounding(d, eps, n, 8, 64, data) for eps, n in sizes for d in dtypes or DTYPES if d != "fp32"]
 
 
 def trained(device, quick=False, dtypes=None, threads=None, data=None) -> list[Trained]:

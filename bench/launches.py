@@ -47,7 +47,7 @@ def profile(n, device):
         lambda terms=terms: zokern.ops.add_noise_(layout, terms) for terms in ([(CHECK, EPS)], [(CHECK, EPS), (zokern.NoiseKey(1), EPS)])
     ]
     check(theta, 0, [(CHECK, EPS)], calls[0])
-    calls.append(lambda: zokern.ops.update_(layout, "adam", [(CHECK, 1.0)], NUMBERS, state, rounding=rounding(0)))
+    calls.append(lambda: zokern.ops.update_(layout, "adam", [(CHECK, 1.0)], NUMBERS, state, state_rounding=rounding(0)))
     for call in calls:
         call()
     if device.type == "cuda":
@@ -84,7 +84,9 @@ def every(dtype, device, brief):
                     slots = RULES[rule].state
                     state = [[torch.zeros(t.shape, dtype=kind, device=device) for t in tensors] for _ in slots]
                     rounded = rounding(count) if slots and kind == torch.bfloat16 else None
-                    zokern.ops.update_(layout, rule, terms, NUMBERS[: len(RULES[rule].numbers)], state, terms[:1], rounding=rounded)
+                    for how in ("nearest", "stochastic"):
+                        numbers = NUMBERS[: len(RULES[rule].numbers)]
+                        zokern.ops.update_(layout, rule, terms, numbers, state, terms[:1], 1.0, rounded, how)
         if device.type == "cuda":
             torch.cuda.synchronize()
         if not all(bool(t.isfinite().all()) for t in tensors):

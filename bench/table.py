@@ -3,7 +3,7 @@
 import math
 import textwrap
 
-from . import drift, forms, kernels, replay, runs, step, trainer
+from . import forms, kernels, modes, replay, rounding, runs, step, trainer
 from .cases import FULL, LEAN
 
 NOTES = {
@@ -27,8 +27,12 @@ L=K: K steps from their log, by Trajectory.replay; torch: torch.normal and add_ 
     "trainer": """\
 A step in milliseconds with its quartiles, of Trainer and of a plain loop in turns; over: what Trainer takes more.""",
     "drift": """\
-off: rms distance of the weights, N(0, 0.02^2), from where they began, in units of eps = 1e-3, after steps with lr = 0.
-kept: the part of an update of 1e-6 z that reaches the weights.""",
+Steps: rms distance of the weights from where they began, in units of eps = 1e-3; 0: no bit differs.
+Updates: the part that reaches the weights, or their copy (standard error), rounded as the mode does by default.
+Random weights: N(0, 0.02^2).""",
+    "rounding": """\
+Of n directions z, with both points rounded. direction: of what is measured along, its part along z, its cosine with z.
+fp32, 16 bits (what computes): slope of the projected gradient over that of the exact points (standard error), cosine.""",
 }
 NOTES_OF_RUNS = {
     "optimizers": """\
@@ -57,6 +61,7 @@ def text(records) -> str:
         "replay": of_replay,
         "trainer": of_trainer,
         "drift": of_drift,
+        "rounding": of_rounding,
     }
     for suite, row in rows.items():
         cases = by_case([record for record in records if record["suite"] == suite])
@@ -106,7 +111,7 @@ def by_case(records) -> list[dict]:
     cases = {}
     for record in records:
         terms = record["terms"] if record["suite"] != "replay" else None  # there the candidates differ in them
-        named = (terms, *(record.get(field) for field in ("op", "model", "batch", "tokens", "dtype", "n", "threads")))
+        named = (terms, *(record.get(field) for field in ("op", "model", "batch", "tokens", "dtype", "n", "threads", "eps")))
         cases.setdefault(named, {})[record["candidate"]] = record
     return list(cases.values())
 
@@ -272,13 +277,48 @@ def of_trainer(case) -> dict[str, str]:
 
 
 def of_drift(case) -> dict[str, str]:
-    ours, published = case[drift.OURS], case[drift.PUBLISHED]
+    any_one = next(iter(case.values()))
+
+    def shown(name):
+        found = case.get(name)
+        if not found:
+            return ""
+        if "delivered" in found:
+            return f"{found['delivered']:.3f} ({found['delivered_se']:.3f})"
+        return "0" if found.get("bit_equal") else f"{found['drift_over_eps']:.2g}"
+
     return {
-        "dtype": ours["dtype"],
-        "steps": str(ours["steps"]),
-        "off, zokern": f"{ours['drift_over_eps']:.2g}",
-        "off, as published": f"{published['drift_over_eps']:.2g}",
-        "kept": f"{ours['update_kept']:.3f}",
+        "what": any_one["op"],
+        "weights": any_one.get("model") or "random",
+        "dtype": any_one["dtype"],
+        "times": str(any_one.get("updates") or any_one["steps"]),
+        "in place": shown(modes.OURS),
+        "streamed": shown(modes.STREAMED),
+        "copied": shown(modes.COPIED),
+        "copied own": shown(modes.OWN),
+        "published": shown(step.PUBLISHED),
+    }
+
+
+def of_rounding(case) -> dict[str, str]:
+    any_one = next(iter(case.values()))
+
+    def shown(how, dtype):
+        found = case[f"{how}, computed in {dtype}"]
+        return f"{found['slope']:.3f} ({found['slope_se']:.3f}), {found['cosine']:.3f}"
+
+    def reached(how):
+        found = case[f"{how}, computed in fp32"]
+        return f"{found['direction_kept']:.3f}, {found['direction_cosine']:.3f}"
+
+    dtype, ways = any_one["dtype"], (rounding.NEAREST, rounding.DITHERED)
+    return {
+        "dtype": dtype,
+        "eps": f"{any_one['eps']:g}",
+        "n": str(len(any_one["projected_grads"])),
+        **{f"{how}, direction": reached(how) for how in ways},
+        **{f"{how}, fp32": shown(how, "fp32") for how in ways},
+        **{f"{how}, 16 bits": shown(how, dtype) for how in ways},
     }
 
 

@@ -4,7 +4,7 @@ from contextlib import nullcontext
 
 import numpy as np
 import torch
-from update_cases import AROUND, DTYPES, INTEGERS, later_by
+from update_cases import AROUND, DTYPES, INTEGERS, differing, later_by, with_special
 
 from zokern.kernels import reference as oracle
 from zokern.kernels.tables import KEEP_ALL, Table, contiguous
@@ -55,12 +55,7 @@ def check_add_noise(add_noise_, dtype, stored, pieces, keys, decay=False, at_ran
     c = torch.randn(len(keys), groups, generator=random) / 8
     scale = 1 - torch.arange(1, groups + 1) / 64 if decay else None
     rounding = NoiseKey.of(2**64 - 5, 2**32 - 9, ROUNDING, WEIGHTS) if at_random else None
-    special = torch.tensor([-0.0, 0.0, 6e-5, -6.2e-5, 3e-8, 1e-40, 65519.0, -65521.0, 3e38, float("inf"), float("-inf"), 0.0])
-    special[-1:].view(torch.int32).fill_(0x7FFFFFFF)  # the NaN of a GPU, which has no bits to carry into
-    theta = [torch.randn(p.extent + p.shift + 2 * AROUND, generator=random) for p in pieces]
-    for tensor in theta:
-        tensor[AROUND:-AROUND:23] = special.repeat(len(tensor) // 250 + 1)[: len(tensor[AROUND:-AROUND:23])]
-    theta = [tensor.to(dtype) for tensor in theta]
+    theta = [with_special(torch.randn(p.extent + p.shift + 2 * AROUND, generator=random)).to(dtype) for p in pieces]
     # Out has lines of its own: another gap.
     out = (
         [torch.full((p.extent + 3 * p.shift + 8 * (p.count // p.line) + 2 * AROUND,), 3.0, dtype=stored) for p in pieces]
@@ -83,8 +78,7 @@ def check_add_noise(add_noise_, dtype, stored, pieces, keys, decay=False, at_ran
     with np.errstate(all="ignore"):
         run(oracle.add_noise_, theta, out, later_by(later, keys), rounding and later_by(later, [rounding])[0], "cpu")
     for p, actual, wanted in zip(pieces, written, out):
-        x, y = actual.cpu().view(INTEGERS[actual.dtype]), wanted.view(INTEGERS[wanted.dtype])
-        differ = ((x != y) & ~(actual.cpu().isnan() & wanted.isnan())).nonzero().flatten()
+        differ = differing(actual, wanted)
         assert not len(differ), f"{p}: {len(differ)} of {p.count} differ, the first at {differ[0].item() - AROUND}"
     if stored is not None:
         for unchanged, tensor in zip(before, read):

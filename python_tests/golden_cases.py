@@ -89,7 +89,7 @@ CASES = {
 def hybrid(net):
     """Which no log can hold; its state is saved all the same. Products with a power of two are exact, whether torch fuses them or not."""
     sgd = partial(torch.optim.SGD, lr=2**-7, momentum=0.5)
-    return zokern.Hybrid(net, partial(MeZO, seed=2**63 + 5, **LINEAR), sgd, zokern.splits.Intra((0,)))
+    return zokern.Hybrid(net, partial(MeZO, seed=2**63 + 5, perturbation="in-place", **LINEAR), sgd, zokern.splits.Intra((0,)))
 
 
 def optimizer_of(case, net):
@@ -97,7 +97,8 @@ def optimizer_of(case, net):
     if case == "hybrid":
         return hybrid(net)
     named = list(net.named_parameters())
-    optimizer = CASES[case](net, [{"params": named[:2], "seed": 2**63 + 5}, {"params": named[2:], "seed": 2**63 + 5}])
+    shared = {"seed": 2**63 + 5, "perturbation": "in-place", "rounding": "nearest"}  # the first that there was
+    optimizer = CASES[case](net, [{"params": named[:2], **shared}, {"params": named[2:], **shared}])
     optimizer.param_groups[1]["lr"] /= 2
     return optimizer
 

@@ -6,7 +6,7 @@ from functools import partial
 import own_optimizer  # noqa: F401  registers an optimizer from outside
 import torch
 
-from zokern import MeZO, MeZOSVRG, ZOAdam, ZOConservative, ZOMomentum, ZOSign
+from zokern import Copied, MeZO, MeZOSVRG, ZOAdam, ZOConservative, ZOMomentum, ZOSign
 from zokern.estimators import Closure, finite_difference
 from zokern.optim import optimizers
 
@@ -80,6 +80,17 @@ OPTIMIZERS = {
     "MeZOSVRG copy": partial(SVRG, anchor="copy"),
     "MeZOSVRG replay": Replayed,
     "MeZOSVRG signs": partial(Replayed, noise="rademacher"),
+    # The kinds of perturbation, whatever the dtype. Streamed weights want a model: streamed_cases.py.
+    "MeZO in place": partial(MeZO, perturbation="in-place"),
+    "MeZO copied": partial(MeZO, perturbation=Copied(), q=2),
+    "MeZO copied own": partial(MeZO, perturbation="copied-own", estimator="one-sided"),
+    "MeZO copied blocks": partial(block_by_block, perturbation="copied"),
+    "ZOAdam in place": partial(ZOAdam, perturbation="in-place"),
+    "ZOAdam copied": partial(ZOAdam, perturbation="copied"),
+    "MeZOSVRG copy in place": partial(SVRG, anchor="copy", perturbation="in-place"),
+    "MeZOSVRG copy copied": partial(SVRG, anchor="copy", perturbation="copied"),
+    "MeZOSVRG replay copied": partial(Replayed, perturbation="copied"),
+    "MeZOSVRG copy copied own": partial(SVRG, anchor="copy", perturbation="copied-own"),
 }
 # And all others that are registered and take a closure and parameters.
 PLAIN = [cls for cls in optimizers().values() if not (cls.takes_model or cls.full_batch or cls.derivative)]

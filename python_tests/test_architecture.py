@@ -23,6 +23,7 @@ ARROWS = {
     "tasks": {"errors", "documents"},
     "kernels": {"noise", "_cpu", "_cuda"},
     "memory": set(),
+    "mapped": {"documents", "errors", "memory"},
     "layout": {"noise", "kernels", "memory"},
     "ops": {"kernels", "layout", "memory", "noise"},
     "estimators": {"layout", "noise", "ops", "signals"},
@@ -30,7 +31,7 @@ ARROWS = {
     "trajectory": {"errors", "estimators", "memory", "noise", "ops", "optim", "version"},
     "__init__": {"estimators", "kernels", "layout", "noise", "ops", "optim", "trajectory", "version"},
     "hf": {"__init__", "errors", "estimators", "optim", "signals", "tasks"},
-    "finetune": {"__init__", "documents", "errors", "estimators", "hf", "optim", "tasks", "trajectory"},
+    "finetune": {"__init__", "documents", "errors", "estimators", "hf", "mapped", "optim", "tasks", "trajectory"},
     "cli": {"documents", "errors", "finetune", "trajectory"},
     "__main__": {"cli"},
 }

@@ -61,7 +61,7 @@ def test_parts_are_updated_as_the_whole(backend, state, terms):
         states.append([[torch.full_like(p, 0.25, dtype=state) for p in each.params] for _ in "mv"])
         numbers = (-0.01, 0.5, 0.5, 0.75, 0.25, 1.5, 1e-3)
         rounding = NoiseKey.of(1, 2, 3) if state == torch.bfloat16 else None
-        ops.update_(each, "adam", terms, numbers, states[-1], rounding=rounding)
+        ops.update_(each, "adam", terms, numbers, states[-1], state_rounding=rounding)
     for a, b in zip(there, mine):
         assert torch.equal(a, b)
     for of_whole, of_part in zip(*states):

@@ -51,7 +51,16 @@ OPTIMIZERS = {
     "ZOAdam(params, amsgrad=True, state_dtype=torch.bfloat16)": 1.5,
     "ZOAdam(params)": 2,
 }
-OTHERS = {"MeZO(params, q=3)": 0, "MeZO(params, sparsity=0.5)": 0, "ZOMomentum(params)": 1}
+STRIDED = {"MeZO(params, q=3)": 0, "MeZO(params, sparsity=0.5)": 0, "ZOMomentum(params)": 1}
+SIXTEEN = {
+    "MeZO(params, q=3, perturbation='in-place')": 0,
+    "MeZO(params, sparsity=0.5, perturbation='in-place')": 0,
+    "MeZO(params, perturbation='copied-own')": 0.5,
+    "MeZO(params)": 1,
+    "ZOMomentum(params, perturbation='in-place')": 1,
+    "MeZOSVRG(params, anchor='copy')": 2,
+    "ZOMomentum(params)": 2,
+}
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="peak memory is read the way Linux counts it")
@@ -59,8 +68,8 @@ OTHERS = {"MeZO(params, q=3)": 0, "MeZO(params, sparsity=0.5)": 0, "ZOMomentum(p
     "theta, n, optimizers",
     [
         ("torch.ones(n)", 1 << 24, OPTIMIZERS),
-        ("torch.ones(n, dtype=torch.bfloat16)", 1 << 24, OTHERS),
-        ("torch.ones(4096, n // 4096).t()", 1 << 23, OTHERS),
+        ("torch.ones(n, dtype=torch.bfloat16)", 1 << 24, SIXTEEN),
+        ("torch.ones(4096, n // 4096).t()", 1 << 23, STRIDED),
     ],
 )
 def test_an_optimizer_needs_its_state_and_no_more(theta, n, optimizers):

@@ -6,7 +6,8 @@ from optimizer_cases import answered
 from tolerances import RESTORED
 
 from zokern import Layout, NoiseKey, ops
-from zokern.estimators import PerturbedWeights, average
+from zokern.estimators import InPlace, average
+from zokern.estimators.perturbation import NOTHING
 
 A, B = NoiseKey(1), NoiseKey(2)
 
@@ -16,9 +17,9 @@ def passes(monkeypatch):
     """Every call of the primitive, as (terms, decay)."""
     seen, real = [], ops.add_noise_
 
-    def counting(layout, terms, decay=1.0):
+    def counting(layout, terms, decay=1.0, **how):
         seen.append(([(key, float(c)) for key, c in terms], float(decay)))
-        real(layout, terms, decay)
+        real(layout, terms, decay, **how)
 
     monkeypatch.setattr(ops, "add_noise_", counting)
     return seen
@@ -26,7 +27,7 @@ def passes(monkeypatch):
 
 def model(n=1000):
     torch.manual_seed(0)
-    return PerturbedWeights(Layout([torch.randn(n)]))
+    return InPlace(Layout([torch.randn(n)]))
 
 
 def test_inside_at_the_weights_are_displaced_and_apply_pending_brings_them_back(explicit):
@@ -50,7 +51,7 @@ def test_moving_on_merges_what_is_pending_into_one_pass(passes):
     m.add_pending([(A, 2.0)], decay=0.5)
     m.apply_pending()
     assert passes == [([(A, 0.5)], 1.0), ([(A, -1.0)], 1.0), ([(A, 0.5), (B, 0.25)], 1.0), ([(B, -0.125), (A, 2.0)], 0.5)]
-    assert m.pending == [([], 1.0)]
+    assert m.pending == [NOTHING]
 
 
 def test_a_pending_update_is_applied_by_the_next_pass(passes, explicit):
@@ -67,7 +68,7 @@ def test_a_pending_update_is_applied_by_the_next_pass(passes, explicit):
     m.apply_pending()
     a, b = (z for key in (A, B) for z in explicit(key, m.layout))
     torch.testing.assert_close(m.layout.params[0].double(), 0.25 * theta - 0.0625 * a + 2 * b, rtol=0, atol=1e-6)
-    assert len(passes) == 3 and m.pending == [([], 1.0)]
+    assert len(passes) == 3 and m.pending == [NOTHING]
 
 
 def test_a_step_is_three_passes_and_nothing_pending_is_no_pass(passes):
@@ -85,14 +86,14 @@ def test_an_exception_restores_the_weights_at_once(error):
     with pytest.raises(error):
         with m.at([(A, 0.5)]):
             raise error
-    assert (m.layout.params[0] - before).abs().max() <= RESTORED and m.pending == [([], 1.0)]
+    assert (m.layout.params[0] - before).abs().max() <= RESTORED and m.pending == [NOTHING]
 
 
 def test_two_point_on_a_quadratic_is_the_exact_directional_derivative(explicit):
     """L = theta . A theta / 2 has no third derivative: the central difference is z . A theta up to rounding, for any eps."""
     theta = torch.randn(50, generator=torch.Generator().manual_seed(3))
     curvature = torch.linspace(0.1, 2, 50, dtype=torch.float64)
-    m = PerturbedWeights(Layout([theta]))
+    m = InPlace(Layout([theta]))
     exact = (explicit(A, m.layout)[0] * curvature * theta.double()).sum()
     estimate = answered(m, lambda: (theta.double() ** 2 * curvature).sum() / 2, [A], 0.1)
     torch.testing.assert_close(estimate.projected_grad, exact, rtol=1e-5, atol=1e-5)
@@ -102,7 +103,7 @@ def test_two_point_on_a_quadratic_is_the_exact_directional_derivative(explicit):
 def test_radii_of_groups_give_each_group_its_own_unbiased_estimate():
     """g_group = (L+ - L-) / (2 eps_group): the mean of g z over many keys is the gradient of each group."""
     a, b = torch.zeros(1), torch.zeros(1)
-    m = PerturbedWeights(Layout([{"params": [a]}, {"params": [b]}]))
+    m = InPlace(Layout([{"params": [a]}, {"params": [b]}]))
     eps = torch.tensor([1e-2, 1e-3], dtype=torch.float64)
     total, n = torch.zeros(2, dtype=torch.float64), 4000
     for step in range(n):

@@ -8,7 +8,7 @@ from functools import partial
 import torch
 from optimizer_cases import OPTIMIZERS
 
-from zokern import ForwardGradient, MeZO, MeZOSVRG
+from zokern import ForwardGradient, MeZO, MeZOSVRG, Streamed
 
 
 def forward_gradient(params, eps=None, **settings):
@@ -20,6 +20,9 @@ CASES = {
     "ForwardGradient": forward_gradient,
     "MeZO defer": partial(MeZO, defer=True),
     "MeZO defer one-sided": partial(MeZO, defer=True, q=2, estimator="one-sided"),
+    **{f"{name} streamed": OPTIMIZERS[name] for name in ("MeZO", "MeZO q=2", "MeZO blocks", "ZOConservative", "ZOAdam", "MeZOSVRG copy")},
+    "MeZOSVRG replay streamed": OPTIMIZERS["MeZOSVRG replay"],
+    "MeZO defer streamed": partial(MeZO, defer=True),
     "MeZO sparse blocks": lambda params, **settings: OPTIMIZERS["MeZO blocks"](params, sparsity=0.4, **settings),
 }
 
@@ -51,6 +54,8 @@ def optimizer_of(name, net, groups=2, **settings):
     settings = {"lr": 1e-2, "eps": 1e-2, "seed": 5, "weight_decay": 0.1, **settings}
     if name == "ForwardGradient":
         del settings["eps"]
+    if name.endswith("streamed"):
+        settings["perturbation"] = Streamed(net)
     named = list(net.named_parameters())
     params = [{"params": named[:2]}, {"params": named[2:], "lr": 3e-3}] if groups == 2 else named
     return CASES[name](params, **settings)

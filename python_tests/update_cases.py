@@ -10,12 +10,14 @@ from zokern.kernels import reference
 from zokern.kernels.passes import RULES
 from zokern.kernels.tables import KEEP_ALL, Row, State, Table
 from zokern.noise import NoiseKey
-from zokern.noise.spec import ROUNDING, SIGNS
+from zokern.noise.spec import ROUNDING, SIGNS, WEIGHTS
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 INTEGERS = {torch.float32: torch.int32, torch.bfloat16: torch.int16, torch.float16: torch.int16}
 NUMBERS = (-0.03, 0.9, 0.1, 0.99, 0.01, 1.5, 1e-8)
 AROUND = 16  # elements on both sides of a tensor, which must not change: whole vectors of every dtype
+SPECIAL = torch.tensor([-0.0, 0.0, 6e-5, -6.2e-5, 3e-8, 1e-40, 65519.0, -65521.0, 3e38, float("inf"), float("-inf"), 0.0])
+SPECIAL[-1:].view(torch.int32).fill_(0x7FFFFFFF)  # the NaN of a GPU, which has no bits to carry into
 
 
 @dataclass
@@ -81,6 +83,7 @@ MASKED_LINES = [*LINES[1:5], Piece(64 * 20, 8 * 4096, 2, 2**31, columns=64, gap=
 # (rule, dtype of theta, dtype of the state)
 KINDS = [("sign", dtype, torch.float32) for dtype in DTYPES]
 KINDS += list(product(("momentum", "adam", "amsgrad"), DTYPES, (torch.float32, torch.bfloat16)))
+IN_16_BITS = [kind for kind in KINDS if kind[1] != torch.float32]
 
 
 def keys_of(n, signs=False):
@@ -93,7 +96,21 @@ def later_by(steps, keys):
     return [NoiseKey(key.seed, (key.step + steps) % 2**32, key.stream) for key in keys]
 
 
-def check_update(update_, rule, dtype, state_dtype, pieces, keys, decay=False, device="cpu", later=0):
+def with_special(theta):
+    """Around every boundary, here and there."""
+    some = theta[AROUND:-AROUND:23]
+    some.copy_(SPECIAL.repeat(len(some) // len(SPECIAL) + 1)[: len(some)])
+    return theta
+
+
+def differing(actual, wanted):
+    """Where bits differ. A NaN is a NaN."""
+    actual = actual.cpu()
+    x, y = (t.view(INTEGERS[t.dtype]) for t in (actual, wanted))
+    return ((x != y) & ~(actual.isnan() & wanted.isnan())).nonzero().flatten()
+
+
+def check_update(update_, rule, dtype, state_dtype, pieces, keys, decay=False, at_random=False, device="cpu", later=0):
     """``update_`` of a backend, and the oracle's with every step ``later``."""
     rule, groups = RULES[rule], 1 + max(piece.group for piece in pieces)
     generator = torch.Generator().manual_seed(len(keys))
@@ -102,24 +119,26 @@ def check_update(update_, rule, dtype, state_dtype, pieces, keys, decay=False, d
     a, b = random(len(keys), groups) / 8, random(len(keys), groups)
     numbers = torch.tensor(NUMBERS[:n])[:, None] * (1 + torch.arange(groups) / 8)
     decay = 1 - torch.arange(1, groups + 1) / 64 if decay else None
-    rounding = [NoiseKey.of(2**64 - 5, 2**32 - 9, ROUNDING, 6 + s) for s in range(slots)] if state_dtype == torch.bfloat16 else None
-    memory = [[random(p.extent + p.shift + 2 * AROUND).to(dtype)] for p in pieces]
+    rounding_of = lambda probe: NoiseKey.of(2**64 - 5, 2**32 - 9, ROUNDING, probe)  # noqa: E731
+    rounding = [rounding_of(6 + s) for s in range(slots)] if state_dtype == torch.bfloat16 else None, rounding_of(WEIGHTS)
+    memory = [[with_special(random(p.extent + p.shift + 2 * AROUND)).to(dtype)] for p in pieces]
     for p, tensors in zip(pieces, memory):
         tensors += [random(p.count + p.state_shift + 2 * AROUND).abs().to(state_dtype) for _ in range(slots)]
 
-    def run(update_, memory, keys, rounding, device):
+    def run(update_, memory, later, device):
         held = [[t[AROUND + s :] for t, s in zip(ts, (p.shift, *[p.state_shift] * slots))] for p, ts in zip(pieces, memory)]
         rows = (p.row(ts[0].data_ptr()) for p, ts in zip(pieces, held))
         table = Table.of(dtype, torch.device(device), groups, rows)
         addresses = torch.tensor([[t.data_ptr() for t in ts[1:]] for ts in held], dtype=torch.int64).reshape(len(pieces), slots)
         values = [v if v is None else v.to(device) for v in (a, b, decay, numbers)]
-        update_(table, rule, keys, *values, State(state_dtype, addresses), rounding)
+        of_state, of_theta = rounding[0] and later_by(later, rounding[0]), later_by(later, rounding[1:])[0] if at_random else None
+        update_(table, rule, later_by(later, keys), *values, State(state_dtype, addresses), of_state, of_theta)
 
     on_device = [[t.to(device).clone() for t in ts] for ts in memory]
-    run(update_, on_device, keys, rounding, device)
-    with np.errstate(all="ignore"):
-        run(reference.update_, memory, later_by(later, keys), rounding and later_by(later, rounding), "cpu")
+    with np.errstate(all="ignore"):  # Triton's interpreter is NumPy too
+        run(update_, on_device, 0, device)
+        run(reference.update_, memory, later, "cpu")
     for p, actual, wanted in zip(pieces, on_device, memory):
         for name, x, y in zip(("theta", *rule.state), actual, wanted):
-            differ = (x.cpu().view(INTEGERS[x.dtype]) != y.view(INTEGERS[y.dtype])).nonzero().flatten()
+            differ = differing(x, y)
             assert not len(differ), f"{name} of {p}: {len(differ)} differ, the first at {differ[0].item() - AROUND}"

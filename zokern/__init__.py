@@ -1,7 +1,7 @@
 """Zeroth-order fine-tuning of language models, on noise that is never stored."""
 
 from . import noise, ops, optim, trajectory
-from .estimators import Estimate, Layers, Streamed, layers
+from .estimators import Copied, Estimate, Layers, Streamed, layers
 from .kernels import backends, use_backend
 from .layout import Layout
 from .noise import NoiseKey
@@ -26,6 +26,7 @@ from .version import __version__
 __all__ = [
     "Annealing",
     "Check",
+    "Copied",
     "Estimate",
     "ForwardGradient",
     "Hybrid",

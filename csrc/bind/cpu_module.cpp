@@ -31,9 +31,9 @@ std::vector<zokern::Key> plain(const Keys& keys) {
 }
 
 zokern::Pass pass(int storage, int out_storage, uintptr_t rows, size_t n_rows, const Keys& keys, const Keys& rounding, size_t groups,
-                  uintptr_t decay) {
+                  uintptr_t decay, const Keys& state_rounding = {}) {
     return {static_cast<zokern::Storage>(storage), static_cast<zokern::Storage>(out_storage), at<zokern::Row>(rows), n_rows, plain(keys),
-            plain(rounding), groups, at<float>(decay)};
+            plain(rounding), plain(state_rounding), groups, at<float>(decay)};
 }
 
 void add_noise_(int storage, uintptr_t rows, size_t n_rows, const Keys& keys, int out_storage, uintptr_t coefficients, size_t groups,
@@ -53,10 +53,10 @@ void replay_(int storage, uintptr_t rows, size_t n_rows, const Keys& keys, uintp
 }
 
 void update_(int storage, uintptr_t rows, size_t n_rows, const Keys& keys, uintptr_t in_theta, uintptr_t in_g, size_t groups,
-             uintptr_t decay, int code, uintptr_t numbers, size_t n_numbers, uintptr_t state, size_t n_slots, const Keys& rounding,
-             int threads, const std::string& isa) {
+             uintptr_t decay, int code, uintptr_t numbers, size_t n_numbers, uintptr_t state, size_t n_slots, const Keys& state_rounding,
+             const Keys& rounding, int threads, const std::string& isa) {
     const zokern::Isa& best = chosen(isa);
-    const zokern::Pass all = pass(storage, storage, rows, n_rows, keys, rounding, groups, decay);
+    const zokern::Pass all = pass(storage, storage, rows, n_rows, keys, rounding, groups, decay, state_rounding);
     const zokern::Rule rule{code, at<float>(in_theta), at<float>(in_g), at<float>(numbers), n_numbers, at<int64_t>(state), n_slots};
     pybind11::gil_scoped_release release;
     zokern::update(best, all, rule, threads);

@@ -75,13 +75,15 @@ void replay_(const Common& common, uintptr_t instructions, uint32_t n_instructio
 }
 
 void update_(const Common& common, int rule, int state, uintptr_t states, const Numbers& a, const Numbers& b,
-             const std::optional<Numbers>& decay, const Numbers& numbers, const Keys& rounding) {
+             const std::optional<Numbers>& decay, const Numbers& numbers, const Keys& state_rounding,
+             const std::optional<Key>& rounding) {
     const Launch launch(common);
     const auto* slots = reinterpret_cast<const int64_t*>(states);
-    zokern::Update pass{launch.pass, {}, slots, plain(a), plain(b), decay.has_value(), {}, plain(numbers), {}};
+    zokern::Update pass{launch.pass, {}, slots, plain(a), plain(b), decay.has_value(), rounding.has_value(), {}, plain(numbers), {}, {}};
     pass.only_key.set(0, pass.carried[0]);
     if (decay) pass.decay = plain(*decay);
-    for (size_t slot = 0; slot < rounding.size(); ++slot) pass.rounding.set(slot, plain(rounding[slot]));
+    if (rounding) pass.rounding.set(0, plain(*rounding));
+    for (size_t slot = 0; slot < state_rounding.size(); ++slot) pass.state_rounding.set(slot, plain(state_rounding[slot]));
     check(zokern::update(pass, static_cast<zokern::Rule>(rule), launch.storage, static_cast<zokern::Storage>(state), launch.device,
                          launch.stream));
 }

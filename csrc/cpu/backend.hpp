@@ -41,8 +41,9 @@ struct Run {
     const Mask* mask;    // nullptr: all is kept
     const float* decay;  // nullptr: none
     // What was drawn for a piece, from element first & ~127 on.
-    const uint16_t* signs;   // kSigns a key, one bit an element; nullptr: the noise is normals
-    const uint16_t* random;  // kRandom a tensor that is rounded at random, one half an element; nullptr: all is rounded to nearest
+    const uint16_t* signs;         // kSigns a key, one bit an element; nullptr: the noise is normals
+    const uint16_t* random;        // by which what is written of theta is rounded, one half an element; nullptr: to nearest
+    const uint16_t* state_random;  // kRandom a state in bfloat16, likewise
 };
 
 /// out[0..run.count) <- decay * theta + sum_k coefficients[k] z(key_k)

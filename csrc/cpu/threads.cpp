@@ -140,14 +140,15 @@ void in_parallel(const Isa& isa, const Pass& pass, int max_threads, const OnRun&
     // Cores are not equally fast. With few keys, though, memory is what counts, and a thread keeps to its own.
     const int64_t parts = threads == 1 ? 1 : threads * std::clamp<int64_t>(keys / kKeysAPart, 1, kMostParts);
     struct Worker {
-        Schedules keys, masks, rounding;
-        std::vector<uint16_t> signs, random;
+        Schedules keys, masks, rounding, state_rounding;
+        std::vector<uint16_t> signs, random, state_random;
     };
     const std::vector<Key> masks = mask_keys(pass.keys);
-    const bool signs = are_signs(pass.keys);
-    std::vector<Worker> workers(threads, {Schedules(pass.keys), Schedules(masks), Schedules(pass.rounding),
+    const bool signs = are_signs(pass.keys), at_random = !pass.rounding.empty() || !pass.state_rounding.empty();
+    std::vector<Worker> workers(threads, {Schedules(pass.keys), Schedules(masks), Schedules(pass.rounding), Schedules(pass.state_rounding),
                                           std::vector<uint16_t>(signs ? pass.keys.size() * kSigns : 0),
-                                          std::vector<uint16_t>(pass.rounding.size() * kRandom)});
+                                          std::vector<uint16_t>(pass.rounding.size() * kRandom),
+                                          std::vector<uint16_t>(pass.state_rounding.size() * kRandom)});
 
     std::atomic<int64_t> taken{0};
     const auto take_part = [&](int thread, int team) noexcept {
@@ -159,7 +160,7 @@ void in_parallel(const Isa& isa, const Pass& pass, int max_threads, const OnRun&
             while (at < end) {
                 const int64_t line = at / row.columns, column = at % row.columns;
                 const uint64_t first = static_cast<uint64_t>(row.first + line * row.step + column);
-                const uint64_t range = signs || !pass.rounding.empty() ? kPiece : kRange;
+                const uint64_t range = signs || at_random ? kPiece : kRange;
                 const uint64_t count = std::min<uint64_t>(std::min(end - at, row.columns - column), range - first % range);
                 const uint32_t high = static_cast<uint32_t>(first / kRange), keep_threshold = static_cast<uint32_t>(row.keep_threshold);
                 const bool masked = keep_threshold != kKeepAll;
@@ -168,7 +169,8 @@ void in_parallel(const Isa& isa, const Pass& pass, int max_threads, const OnRun&
                 const Schedule* const schedules = own.keys.at(signs ? high >> 5 : high);
                 const Run run{first, count, schedules, pass.keys.size(), masked ? &mask : nullptr, decay,
                               drawn<128>(isa, schedules, first, count, own.signs),
-                              drawn<8>(isa, own.rounding.at(high >> 1), first, count, own.random)};
+                              drawn<8>(isa, own.rounding.at(high >> 1), first, count, own.random),
+                              drawn<8>(isa, own.state_rounding.at(high >> 1), first, count, own.state_random)};
                 const int64_t out = row.out + (line * row.out_pitch + column) * size_of(pass.out_storage);
                 const Place place{i, at, static_cast<size_t>(row.group), reinterpret_cast<void*>(out)};
                 with_storage(isa, pass.storage, row.address,
@@ -230,8 +232,8 @@ void replay(const Isa& isa, const Pass& pass, const uint8_t* instructions, size_
 }
 
 void update(const Isa& isa, const Pass& pass, const Rule& rule, int max_threads) {
-    const bool at_random = !pass.rounding.empty();
-    const size_t n_keys = pass.keys.size(), state_size = at_random ? sizeof(bfloat16) : sizeof(float);
+    const bool in_bfloat16 = !pass.state_rounding.empty();
+    const size_t n_keys = pass.keys.size(), state_size = in_bfloat16 ? sizeof(bfloat16) : sizeof(float);
     const std::vector<float> in_theta = by_group(rule.in_theta, n_keys, pass.groups), in_g = by_group(rule.in_g, n_keys, pass.groups),
                              numbers = by_group(rule.numbers, rule.n_numbers, pass.groups);
     in_parallel(isa, pass, max_threads, [&](const auto& kernels, auto* theta, const Run& run, const Place& place) {
@@ -240,7 +242,7 @@ void update(const Isa& isa, const Pass& pass, const Rule& rule, int max_threads)
             state[s] = reinterpret_cast<char*>(rule.state[place.row * rule.n_slots + s]) + place.begin * state_size;
         const Step step{in_theta.data() + place.group * n_keys, in_g.data() + place.group * n_keys,
                         numbers.data() + place.group * rule.n_numbers};
-        kernels.update[rule.code][at_random](theta, state, run, step);
+        kernels.update[rule.code][in_bfloat16](theta, state, run, step);
     });
 }
 

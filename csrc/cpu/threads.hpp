@@ -19,7 +19,8 @@ struct Pass {
     Storage storage, out_storage;  // of what is read, of what is written
     const Row* rows;
     size_t n_rows;
-    std::vector<Key> keys, rounding;  // rounding: what is stored at random in 16 bits; one for weights, or one a slot of an update
+    std::vector<Key> keys;
+    std::vector<Key> rounding, state_rounding;  // of what is stored at random in 16 bits: at most one for weights, one a slot of an update
     size_t groups;
     const float* decay;  // [groups] or nullptr
 };

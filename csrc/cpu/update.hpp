@@ -2,7 +2,7 @@
 // set. The lanes bring, beside what tiles.hpp asks for and what csrc/noise/rules.hpp does,
 //   take(const T*) -> Float, put(T*, Float): kRegisters registers, each kLanes elements in a row, from and to every other kLanes
 //     elements of a storage type: where arrange<float>() puts the normals of a Pair's half
-//   put(bfloat16*, Float, const uint16_t* random): the same, rounded stochastically with 16 random bits an element
+//   put(T*, Float, const uint16_t* random): the same of 16-bit types, rounded stochastically with 16 random bits an element
 #pragma once
 
 #include <cstring>
@@ -24,18 +24,27 @@ __attribute__((noinline)) void add_terms(Pair& x, Pair& g, const Tile& tile, con
     }
 }
 
-/// One half of a tile: `at` is where it starts there.
+/// Not inlined: it is rare.
+template <class T>
+__attribute__((noinline)) void put_at_random(T* p, const Float& x, const uint16_t* random) {
+    put(p, x, random);
+}
+
+/// One half of a tile: `at` is where it starts there. Random bits are the tile's, `random` nullptr where theta is rounded to nearest.
 template <class Rule, class T, class S>
-ZK_HD void step_half(T* theta, Float& x, const Float& g, S* const* state, const uint16_t* random, size_t at, const float* numbers) {
+ZK_HD void step_half(T* theta, Float& x, const Float& g, S* const* state, const uint16_t* random, const uint16_t* state_random,
+                     size_t at, const float* numbers) {
     Float s[Rule::slots + 1];
     for (int slot = 0; slot < Rule::slots; ++slot) s[slot] = take(state[slot] + at);
     Rule::step(x, g, s, numbers);
     for (int slot = 0; slot < Rule::slots; ++slot) {
         if constexpr (is_bfloat16<S>)
-            put(state[slot] + at, s[slot], random + slot * kRandom + at);
+            put(state[slot] + at, s[slot], state_random + slot * kRandom + at);
         else
             put(state[slot] + at, s[slot]);
     }
+    if constexpr (sizeof(T) == 2)
+        if (random) return put_at_random(theta + at, x, random + at);
     put(theta + at, x);
 }
 
@@ -46,9 +55,10 @@ __attribute__((noinline)) void update_tile(T* theta, S* const* state, const Tile
     const auto add = run.signs ? (run.mask ? add_terms<true, true> : add_terms<true, false>)
                                : (run.mask ? add_terms<false, true> : add_terms<false, false>);
     add(x, g, tile, run, step);
-    const uint16_t* const random = is_bfloat16<S> ? run.random + tile.at : nullptr;
-    step_half<Rule>(theta, x.lo, g.lo, state, random, 0, step.numbers);
-    step_half<Rule>(theta, x.hi, g.hi, state, random, kLanes, step.numbers);
+    const uint16_t* const random = run.random ? run.random + tile.at : nullptr;
+    const uint16_t* const state_random = is_bfloat16<S> ? run.state_random + tile.at : nullptr;
+    step_half<Rule>(theta, x.lo, g.lo, state, random, state_random, 0, step.numbers);
+    step_half<Rule>(theta, x.hi, g.hi, state, random, state_random, kLanes, step.numbers);
 }
 
 template <class T, class S, class Rule>

@@ -82,10 +82,11 @@ struct Update : Pass {
     const int64_t* states;     // [n_spans][the rule's slots]: addresses of what belongs to the first element of the span
     Numbers a;                 // [n_keys][groups], what each z' is multiplied by on its way to theta
     Numbers b;                 // [n_keys][groups], and to g
-    bool decays;
+    bool decays, at_random;
     Numbers decay;             // [groups], where decays
     Numbers numbers;           // [the rule's][groups]
-    ConstantKeys<kSlots> rounding;  // one a slot, where states are in bfloat16
+    ConstantKeys<1> rounding;  // of theta, where at_random
+    ConstantKeys<kSlots> state_rounding;  // one a slot, where states are in bfloat16
 };
 
 // One launch on `stream` of `device` each. -> nullptr or CUDA's message.

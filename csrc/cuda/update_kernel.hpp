@@ -34,8 +34,8 @@ __device__ __forceinline__ void read(float (&s)[4], const Place<false>& place, c
     for (int j = 0; j < 4; ++j) s[j] = place.has(j) ? widen(at[j]) : 0;
 }
 
-/// S: the storage type of the states. kOne: one key of normals, no mask, no lines; else any number of keys, whatever they are, and 128
-/// registers, or ptxas spills one of them where it would do better.
+/// S: the storage type of the states. kOne: one key of normals, no mask, no lines, theta rounded to nearest; else any number of keys,
+/// whatever they are, either rounding, and 128 registers, or ptxas spills one of them where it would do better.
 template <class T, class S, class R, bool kOne>
 __global__ void __launch_bounds__(kThreads, kOne ? 0 : 4) update_kernel(const __grid_constant__ Update p) {
     constexpr int n = kVector<T> > kVector<S> ? kVector<T> : kVector<S>;
@@ -83,17 +83,22 @@ __global__ void __launch_bounds__(kThreads, kOne ? 0 : 4) update_kernel(const __
             step<R>(x, g, s, numbers);
 #pragma unroll
             for (int slot = 0; slot < R::slots; ++slot) {
-                const auto bits_of = [&](uint32_t high) { return p.rounding.schedule(slot, now, high); };
+                const auto bits_of = [&](uint32_t high) { return p.state_rounding.schedule(slot, now, high); };
                 AtRandom<decltype(bits_of)>{true, bits_of}(s[slot], place, states[slot] + place.at);
             }
         };
     };
-    over_span<T, T, false, !kOne, n, 0>(span, aligned, on_under, Nearest());
+    if constexpr (kOne) {
+        over_span<T, T, false, false, n, 0>(span, aligned, on_under, Nearest());
+    } else {
+        const auto bits_of = [&](uint32_t high) { return p.rounding.schedule(0, now, high); };
+        over_span<T, T, false, true, n, 0>(span, aligned, on_under, AtRandom<decltype(bits_of)>{p.at_random, bits_of});
+    }
 }
 
 template <class T, class S, class R>
 auto kernel_of(const Update& pass) {
-    const bool one = pass.n_keys == 1 && !(pass.signs || pass.masked || pass.pitched);
+    const bool one = pass.n_keys == 1 && !(pass.signs || pass.masked || pass.pitched || pass.at_random);
     return one ? update_kernel<T, S, R, true> : update_kernel<T, S, R, false>;
 }
 

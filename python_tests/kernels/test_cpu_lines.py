@@ -6,6 +6,9 @@ import numpy as np
 import pytest
 import torch
 from replay_cases import RUNS, handed
+from update_cases import IN_16_BITS, MASKED_LINES, MIXED, POSITIONS, check_update
+from update_cases import LINES as PIECES
+from update_cases import keys_of as keys_of_a_kind
 
 from zokern import NoiseKey
 from zokern.kernels import cpu
@@ -126,6 +129,14 @@ def test_updates_of_lines(isa, dtype, kind, state_dtype):
             results.append([*tensors, *(tensor for slot in state for tensor in slot)])
         for ours, theirs in zip(*results):
             assert torch.equal(bits(ours), bits(theirs))
+
+
+@pytest.mark.parametrize("signs", [False, True], ids=["normals", "signs"])
+@pytest.mark.parametrize("rule, dtype, state", IN_16_BITS, ids=str)
+def test_updates_rounded_at_random(isa, rule, dtype, state, signs):
+    """By bits of their own beside those of the state."""
+    for n, pieces in ((0, MIXED), (1, PIECES), (2, MASKED_LINES), (1, sum(POSITIONS.values(), []))):
+        check_update(cpu.update_, rule, dtype, state, pieces, keys_of_a_kind(n, signs), n == 2, at_random=True)
 
 
 @pytest.mark.parametrize("out_dtype", [torch.bfloat16, torch.float16])

@@ -10,7 +10,7 @@ import torch
 from add_noise_cases import DTYPES, KEY, STORED, add_noise_, assert_same_bits, check_add_noise, expected, weights
 from counted_kernels import count
 from replay_cases import RUNS, check_replay, of_signs
-from update_cases import DENSE, KINDS, LINES, MASKED_LINES, MIXED, POSITIONS, Piece, check_update, keys_of
+from update_cases import DENSE, IN_16_BITS, KINDS, LINES, MASKED_LINES, MIXED, POSITIONS, Piece, check_update, keys_of
 
 import zokern
 from zokern import NoiseKey
@@ -147,7 +147,8 @@ def test_update_anywhere(backend, rule, dtype, state, position):
 @pytest.mark.parametrize("pieces, n", [(DENSE, 1), (MIXED, 1), (MIXED, 3), (MIXED, 9)])
 def test_a_clock_advances_masks_and_rounding_of_an_update(backend, pieces, n):
     with backend.clock(torch.tensor(90, dtype=torch.int32)):
-        check_update(backend.update_, "adam", torch.bfloat16, torch.bfloat16, pieces, keys_of(n), later=90)
+        for at_random in (False, True):
+            check_update(backend.update_, "adam", torch.bfloat16, torch.bfloat16, pieces, keys_of(n), at_random=at_random, later=90)
 
 
 TILES = [Piece(4096 + 1029, 4096, 1), Piece(1100, 2**35 - 1024, 2), Piece(4096 + 8, 2**20 + 64)]
@@ -198,6 +199,20 @@ def test_update_of_signs_and_over_lines(backend, rule, dtype, state):
         check_update(backend.update_, rule, dtype, state, pieces, keys_of(1))
     for n in (1, 2):
         check_update(backend.update_, rule, dtype, state, MIXED, keys_of(n, signs=True))
+
+
+@pytest.mark.parametrize("rule, dtype, state", IN_16_BITS, ids=str)
+def test_update_rounded_at_random(backend, rule, dtype, state):
+    """Of all kinds of noise and wherever the elements lie, by bits of their own beside those of the state."""
+    for n, pieces in ((0, DENSE), (1, TILES), (1, LINES), (1, ELSEWHERE[2]), (2, MASKED_LINES), (9, MIXED)):
+        check_update(backend.update_, rule, dtype, state, pieces, keys_of(n), n == 2, at_random=True)
+    for n in (1, 2):
+        check_update(backend.update_, rule, dtype, state, MASKED_LINES, keys_of(n, signs=True), at_random=True)
+
+
+def test_float32_weights_are_stored_as_they_are(backend):
+    for state in (torch.float32, torch.bfloat16):
+        check_update(backend.update_, "adam", torch.float32, state, MIXED, keys_of(1), at_random=True)
 
 
 def test_special_values_round_as_torch_rounds(backend):

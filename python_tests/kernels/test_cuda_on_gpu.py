@@ -93,12 +93,13 @@ def test_two_addresses(dtype, stored, signs, at_random):
             check_add_noise(cuda.add_noise_, dtype, stored, pieces, keys_of(n, signs), decay, at_random, device="cuda:0")
 
 
+@pytest.mark.parametrize("at_random", [False, True], ids=["nearest", "stochastic"])
 @pytest.mark.parametrize("rule, dtype, state", KINDS, ids=str)
 @pytest.mark.parametrize("n", [1, 2, 9])
-def test_update(rule, dtype, state, n):
+def test_update(rule, dtype, state, n, at_random):
     for pieces in (DENSE, MIXED, LINES, MASKED_LINES, *POSITIONS.values()):
         for signs in (False, True):
-            check_update(cuda.update_, rule, dtype, state, pieces, keys_of(n, signs), decay=True, device="cuda:0")
+            check_update(cuda.update_, rule, dtype, state, pieces, keys_of(n, signs), True, at_random, device="cuda:0")
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

@@ -80,7 +80,9 @@ def passes(backend, dtype, state_dtype, inside=nullcontext):
     with inside():
         backend.add_noise_(tables[0], KEYS, coefficients, decay)
         backend.replay_(tables[1], keys, instructions, values)
-        backend.update_(tables[2], RULES["amsgrad"], KEYS, coefficients, coefficients, decay, numbers, state, rounding)
+        backend.update_(
+            tables[2], RULES["amsgrad"], KEYS, coefficients, coefficients, decay, numbers, state, rounding, NoiseKey.of(4, 5, 3, 2**24 - 1)
+        )
     return {
         name: torch.cat(tensors).view(torch.uint8)
         for name, tensors in dict(added=added, replayed=replayed, updated=updated, m=m, v=v, w=w).items()

@@ -24,7 +24,7 @@ pytestmark = MARKS
 ROOT = Path(__file__).resolve().parents[2]
 KEY = NoiseKey(0xFEDCBA9876543210, 7, 5)
 INTEGERS = {torch.float32: torch.int32, torch.bfloat16: torch.int16, torch.float16: torch.int16}
-DTYPES = list(INTEGERS)
+F32, BF16, F16 = DTYPES = list(INTEGERS)
 # Where the low counter word wraps inside a tensor, where it has just wrapped, and where every index needs 64 bits.
 FIRSTS = [0, 1, 4095, 4096, 2**34 - 8, 2**34 + 5, 2**33 + 3]
 
@@ -159,6 +159,20 @@ def test_update_anywhere(dtype, state, position):
     check_update(backend.update_, "amsgrad", dtype, state, POSITIONS[position], keys_of(1), device=DEVICE)
 
 
+KINDS_ROUNDED = [("sign", 1, F16, F32), ("momentum", 2, BF16, BF16), ("adam", 1, F16, BF16), ("amsgrad", 1, BF16, F32)]
+
+
+@pytest.mark.parametrize("rule, n, dtype, state", KINDS_ROUNDED, ids=str)
+def test_update_rounded_at_random(rule, n, dtype, state):
+    """By bits of their own beside those of the state."""
+    pieces = MIXED if n == 2 else [*DENSE, *POSITIONS["first is no multiple of a block of rounding"], *POSITIONS["across 2^34"]]
+    check_update(backend.update_, rule, dtype, state, pieces, keys_of(n), n == 2, at_random=True, device=DEVICE)
+
+
+def test_float32_weights_are_stored_as_they_are():
+    check_update(backend.update_, "momentum", F32, BF16, DENSE, keys_of(1), at_random=True, device=DEVICE)
+
+
 def test_no_terms_and_no_decay_write_nothing():
     theta = weights(9, torch.float32)
     before = theta.clone()
@@ -259,13 +273,13 @@ class TestOnGPU:
             check_replay(backend.replay_, dtype, [Piece(1_000_003, 4096, 1), *MIXED], run, device=DEVICE)
 
     @pytest.mark.parametrize("rule, dtype, state", KINDS, ids=str)
-    @pytest.mark.parametrize("masked", [False, True])
-    def test_update(self, rule, dtype, state, masked):
-        """Two kernels of each kind, which compile for seconds: one key and all noise; nine keys, masks and decay."""
+    @pytest.mark.parametrize("masked, at_random", [(False, False), (True, True)])
+    def test_update(self, rule, dtype, state, masked, at_random):
+        """Two kernels of each kind, which compile for seconds: one key, all noise; nine keys, masks, decay, theta rounded at random."""
         every = [[Piece(1_000_003, 4096, 1)], DENSE, MIXED, *POSITIONS.values()]
         for pieces in every:
             if masked == any(piece.keep_threshold != KEEP_ALL for piece in pieces):
-                check_update(backend.update_, rule, dtype, state, pieces, keys_of(9 if masked else 1), decay=masked, device=DEVICE)
+                check_update(backend.update_, rule, dtype, state, pieces, keys_of(9 if masked else 1), masked, at_random, DEVICE)
 
     def test_the_host_does_not_wait(self):
         theta, keys = weights(100_000, torch.bfloat16), [KEY, NoiseKey(1)]

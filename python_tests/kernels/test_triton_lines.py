@@ -79,7 +79,7 @@ def test_lines_anywhere(piece, signs):
 
 @pytest.mark.parametrize("piece", ANYWHERE.values(), ids=ANYWHERE)
 def test_update_of_lines_anywhere(piece):
-    check_update(backend.update_, "momentum", BF16, BF16, [piece], keys_of(1, signs=True), device=DEVICE)
+    check_update(backend.update_, "momentum", BF16, BF16, [piece], keys_of(1, signs=True), at_random=True, device=DEVICE)
 
 
 @pytest.mark.parametrize("signs", [False, True], ids=["normals", "signs"])
@@ -87,7 +87,7 @@ def test_masks_of_lines(signs):
     run = RUNS["one pass"]
     check_add_noise(backend.add_noise_, F32, BF16, MASKED, keys_of(3, signs), True, device=DEVICE)
     check_replay(backend.replay_, BF16, MASKED, of_signs(run) if signs else run, DEVICE)
-    check_update(backend.update_, "sign", BF16, F32, MASKED, keys_of(1, signs), device=DEVICE)
+    check_update(backend.update_, "sign", BF16, F32, MASKED, keys_of(1, signs), at_random=True, device=DEVICE)
 
 
 @pytest.mark.parametrize("dtype, signs", [(F32, False), (F32, True), (BF16, True), (F16, False)], ids=kind)
@@ -103,7 +103,7 @@ UPDATED = [("sign", F16, F32, 1), ("momentum", F32, F32, 1), ("adam", BF16, BF16
 @pytest.mark.parametrize("rule, dtype, state, n", UPDATED, ids=kind)
 @pytest.mark.parametrize("pieces, signs", [(CONTIGUOUS, True), (LINES, False), (LINES, True)], ids=["signs", "lines", "lines of signs"])
 def test_update(pieces, signs, rule, dtype, state, n):
-    check_update(backend.update_, rule, dtype, state, pieces, keys_of(n, signs), n == 2, DEVICE)
+    check_update(backend.update_, rule, dtype, state, pieces, keys_of(n, signs), n == 2, n == 2, DEVICE)
 
 
 @pytest.mark.gpu

@@ -7,7 +7,7 @@ from add_noise_cases import DTYPES, add_noise_, assert_same_bits, expected, weig
 from ptx.memory import Memory
 from ptx.triton_kernel import Compiler, TritonKernel
 from replay_cases import RUNS, check_replay
-from update_cases import DENSE, KINDS, MIXED, POSITIONS, Piece, check_update, keys_of
+from update_cases import DENSE, IN_16_BITS, KINDS, MIXED, POSITIONS, Piece, check_update, keys_of
 
 from zokern.kernels import triton as backend
 from zokern.kernels.tables import KEEP_ALL
@@ -66,3 +66,9 @@ def test_update_by_one_key(rule, dtype, state):
 @pytest.mark.parametrize("rule, dtype, state", KINDS[::3], ids=str)
 def test_update_by_several_keys_with_masks_and_decay(rule, dtype, state):
     check_update(backend.update_, rule, dtype, state, MIXED, keys_of(3), decay=True)
+
+
+@pytest.mark.parametrize("rule, dtype, state", IN_16_BITS[::4], ids=str)
+def test_update_rounded_at_random(rule, dtype, state):
+    for n, pieces in ((1, [*DENSE, *POSITIONS["across 2^34"]]), (2, MIXED)):
+        check_update(backend.update_, rule, dtype, state, pieces, keys_of(n), n == 2, at_random=True)

@@ -1,5 +1,7 @@
 """update_ against the same rules written out in float64 with explicit z, on every kind of tensor, term and number."""
 
+from itertools import product
+
 import pytest
 import torch
 from tolerances import ROUNDING, STATE, STOCHASTIC
@@ -8,6 +10,7 @@ from zokern import Layout, NoiseKey, ops
 from zokern.kernels.passes import RULES
 from zokern.noise import reference
 from zokern.noise.spec import ROUNDING as PURPOSE
+from zokern.noise.spec import WEIGHTS
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 LR, BETA1, BETA2, DELTA = 1e-2, 0.9, 0.98, 1e-3
@@ -83,7 +86,7 @@ def test_bfloat16_state_is_the_float32_state_rounded_up_or_down(backend, rule):
     for theta, dtype in zip(thetas, (torch.float32, torch.bfloat16)):
         states.append([[s.to(dtype)] for s in start])
         rounding = NoiseKey.of(6, 7, PURPOSE, 5) if dtype == torch.bfloat16 else None
-        ops.update_(Layout([theta]), rule, TERMS, numbers_of(rule, 2), states[-1], rounding=rounding)
+        ops.update_(Layout([theta]), rule, TERMS, numbers_of(rule, 2), states[-1], state_rounding=rounding)
     assert torch.equal(*thetas)
     for (exact,), (rounded,) in zip(*states):
         unit = 2.0 ** (exact.abs().log2().floor() - 7)  # between neighbours
@@ -101,7 +104,7 @@ def test_each_state_is_rounded_with_bits_of_its_own(backend):
     rounded = {}
     for probe in (1, 2):
         state = zeros_like(layout, "adam", torch.bfloat16)
-        ops.update_(layout, "adam", terms, same, state, rounding=NoiseKey.of(0, 0, PURPOSE, probe))
+        ops.update_(layout, "adam", terms, same, state, state_rounding=NoiseKey.of(0, 0, PURPOSE, probe))
         rounded[probe] = state
     g = torch.from_numpy(reference.fma(torch.tensor(1 / 3).numpy(), reference.normal(NoiseKey(1), 0, 5000), torch.zeros(5000).numpy()))
     for probe in (1, 2):
@@ -109,6 +112,54 @@ def test_each_state_is_rounded_with_bits_of_its_own(backend):
             r = reference.random_halves(NoiseKey.of(key.seed, key.step, PURPOSE, probe + min(slot, 1)), 0, 5000)
             bits = reference.stochastic_bfloat16(exact.numpy(), r)
             assert torch.equal(rounded[probe][slot][0].view(torch.int16), torch.from_numpy(bits).view(torch.int16))
+
+
+@pytest.mark.parametrize("rounding", ["stochastic", NoiseKey.of(9, 9, PURPOSE, 7)], ids=["stochastic", "a key"])
+@pytest.mark.parametrize("state_dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_theta_is_the_float32_theta_rounded_by_its_key(backend, dtype, rule, state_dtype, rounding):
+    """The key is that of the first term of g, whatever is pending; the states are the same; float32 is stored as it is."""
+    start = torch.rand(5003).add(1).to(dtype)
+    thetas, states = [start.float(), start.clone()], []
+    for theta, how in zip(thetas, ("nearest", rounding)):
+        states.append(
+            [[torch.rand(5003, generator=torch.Generator().manual_seed(s)).to(state_dtype)] for s in range(len(RULES[rule].state))]
+        )
+        key = NoiseKey.of(6, 7, PURPOSE) if states[-1] and state_dtype == torch.bfloat16 else None
+        ops.update_(Layout([theta], [0.5]), rule, TERMS, numbers_of(rule, 2), states[-1], PENDING, 0.9, key, how)
+    exact, rounded = thetas
+    if dtype != torch.float32:
+        key = rounding if isinstance(rounding, NoiseKey) else NoiseKey.of(4, 2, PURPOSE, WEIGHTS)  # TERMS[0] is of (4, 2)
+        at_random = {torch.bfloat16: reference.stochastic_bfloat16, torch.float16: reference.stochastic_float16}[dtype]
+        exact = torch.from_numpy(at_random(exact.numpy(), reference.random_halves(key, 0, 5003))).view(dtype)
+        assert not torch.equal(rounded, thetas[0].to(dtype))
+    assert torch.equal(exact, rounded)
+    for (a,), (b,) in zip(*states):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("rule", ["sign", "momentum", "adam"])
+def test_small_updates_arrive_on_average(rule):
+    """1e-6 z, or its sign, into weights of size 0.02 in bfloat16, which are some 1e-4 apart: nearest, most of it is lost."""
+    n, size, key = 1 << 22, 1e-6, NoiseKey(8, 3)
+    start = (torch.randn(n, generator=torch.Generator().manual_seed(0)) * 0.02).bfloat16()
+    z = ops.make_noise(key, 0, n)
+    numbers = {"sign": (-size,), "momentum": (-size, 0.0), "adam": (-size, 0.0, 1.0, 0.0, 1.0, 1.0, 1e-8)}[rule]
+    asked = -size * (z if rule == "momentum" else z.sign())
+    along = lambda moved: float((moved * asked).sum(dtype=torch.float64) / (asked**2).sum(dtype=torch.float64))  # noqa: E731
+    delivered = {}
+    for how in ("nearest", "stochastic"):
+        theta = start.clone()
+        layout = Layout([theta])
+        ops.update_(layout, rule, [(key, 1.0)], numbers, zeros_like(layout, rule), rounding=how)
+        delivered[how] = along(theta.float() - start)
+    # An element between two neighbours h apart, at the share f of the way, goes up with probability f: its variance is h^2 f (1 - f).
+    bits = (start.float() + asked).view(torch.int32)
+    f, h = (bits & 0xFFFF) / 2.0**16, (((bits >> 16) + 1) << 16).view(torch.float32) - (bits >> 16 << 16).view(torch.float32)
+    error = float((asked**2 * h**2 * f * (1 - f)).sum(dtype=torch.float64).sqrt() / (asked**2).sum(dtype=torch.float64))
+    assert error < 0.006 and abs(delivered["stochastic"] - 1) < 4 * error
+    assert delivered["nearest"] < 0.1
 
 
 STRIDED = {
@@ -119,18 +170,20 @@ STRIDED = {
 }
 
 
-@pytest.mark.parametrize("state_dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    "dtype, state_dtype", [*product(DTYPES[:1], DTYPES[:2]), (torch.bfloat16, torch.bfloat16), (torch.float16, torch.float32)]
+)
 @pytest.mark.parametrize("make", STRIDED.values(), ids=STRIDED)
-def test_strides_change_nothing(make, state_dtype, monkeypatch):
+def test_strides_change_nothing(make, dtype, state_dtype, monkeypatch):
     monkeypatch.setattr("zokern.ops.staging.PIECE", 701)
     results = []
-    for theta in (make(torch.float32), torch.zeros(make(torch.float32).shape)):
+    for theta in (make(dtype), torch.zeros(make(dtype).shape, dtype=dtype)):
         layout = Layout([torch.zeros(7), theta], keep=[1.0, 0.5])
         state = zeros_like(layout, "adam", state_dtype)
         if not theta.is_contiguous():
             state[1][1] = make(state_dtype)
         rounding = NoiseKey.of(0, 0, PURPOSE) if state_dtype == torch.bfloat16 else None
-        ops.update_(layout, "adam", TERMS, numbers_of("adam", 1), state, pending=PENDING, rounding=rounding)
+        ops.update_(layout, "adam", TERMS, numbers_of("adam", 1), state, PENDING, state_rounding=rounding, rounding="stochastic")
         results.append([theta, *(slot[1] for slot in state)])
     assert not results[0][0].is_contiguous() and results[1][0].is_contiguous()
     for strided, plain in zip(*results):
@@ -201,9 +254,16 @@ ROUND = NoiseKey.of(0, 0, PURPOSE)
         ({"state": lambda make: [[torch.zeros(3), torch.zeros(6)[::2]]] * 2}, ValueError, r"state 'm'\[1\] .*strides \(2,\)"),
         ({"state": lambda make: make(torch.float16)}, TypeError, r"state 'm'\[0\] is torch.float16: pass all of it in float32, or"),
         ({"state": lambda make: [make()[0], make(torch.bfloat16)[1]]}, TypeError, r"state 'v'\[0\] is torch.bfloat16"),
-        ({"state": lambda make: make(torch.bfloat16)}, ValueError, r"rounding=None: bfloat16 state needs .*NoiseKey.of\(seed, step, 3\)"),
-        ({"state": lambda make: make(torch.bfloat16), "rounding": NoiseKey(0)}, ValueError, r"rounding=NoiseKey\("),
-        ({"rounding": ROUND}, ValueError, "rounding=.* but no state is in bfloat16: leave it out"),
+        (
+            {"state": lambda make: make(torch.bfloat16)},
+            ValueError,
+            r"state_rounding=None: bfloat16 state needs .*NoiseKey.of\(seed, step, 3\)",
+        ),
+        ({"state": lambda make: make(torch.bfloat16), "state_rounding": NoiseKey(0)}, ValueError, r"state_rounding=NoiseKey\("),
+        ({"state_rounding": ROUND}, ValueError, "state_rounding=.* but no state is in bfloat16: leave it out"),
+        ({"rounding": "up"}, ValueError, "^rounding='up': pass 'nearest', 'stochastic' or a key"),
+        ({"rounding": NoiseKey(1)}, ValueError, r"^rounding=NoiseKey\(seed=1, step=0, stream=0\): pass 'nearest'"),
+        ({"terms": [], "pending": PENDING, "rounding": "stochastic"}, ValueError, "^rounding='stochastic' without a term"),
     ],
 )
 def test_bad_arguments_are_refused_before_anything_changes(bad, error, message):

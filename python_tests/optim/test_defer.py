@@ -43,7 +43,9 @@ def test_the_run_is_the_same(q):
 
 def test_a_step_is_two_passes_and_the_first_of_them_has_two_terms(monkeypatch):
     passes, real = [], ops.add_noise_
-    monkeypatch.setattr(ops, "add_noise_", lambda layout, terms, decay=1.0: (passes.append(len(terms)), real(layout, terms, decay)))
+    monkeypatch.setattr(
+        ops, "add_noise_", lambda layout, terms, *how, **more: (passes.append(len(terms)), real(layout, terms, *how, **more))
+    )
     _, opt = run(3, defer=True)
     opt.flush()
     assert passes == [1, 1, 2, 1, 2, 1, 1]

@@ -94,7 +94,7 @@ def test_a_forward_gradient_is_repeated():
 
 
 # name -> how many losses are agreed on at once in a step, where they are not all of them
-APART = {"ZOConservative": [2, 3], "MeZOSVRG copy": [2, 2], "MeZOSVRG replay": [2, 2], "MeZOSVRG signs": [2, 2], "ForwardGradient": [2]}
+APART = {"ZOConservative": [2, 3], "ForwardGradient": [2]} | {name: [2, 2] for name in OPTIMIZERS if "SVRG" in name}
 
 
 @pytest.mark.parametrize("name", [*OPTIMIZERS, "ForwardGradient"])

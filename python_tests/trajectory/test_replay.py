@@ -7,7 +7,7 @@ import torch
 from trajectory_cases import CASES, Net, batch, optimizer_of, same, sealed, train, unsealed
 
 from zokern import MeZO, Trajectory, record
-from zokern.estimators import ReplayedWeights
+from zokern.estimators import PerturbedWeights
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
@@ -50,8 +50,8 @@ def test_however_many_passes_a_sweep_has(recorded, name, passes):
 
 def test_passes_per_sweep_is_how_many_passes_wait(recorded, monkeypatch):
     path, expected, _ = recorded("MeZO", steps=9)
-    swept, real = [], ReplayedWeights._sweep
-    monkeypatch.setattr(ReplayedWeights, "_sweep", lambda weights, i: (swept.append(len(weights.waiting[i])), real(weights, i)))
+    swept, real = [], PerturbedWeights._sweep
+    monkeypatch.setattr(PerturbedWeights, "_sweep", lambda weights, i: (swept.append(len(weights._waiting[i])), real(weights, i)))
     seen = []
     Trajectory.read(path).replay(Net(), passes_per_sweep=10, progress=lambda step: seen.append((step, sum(swept))))
     assert seen == [(1, 0), (2, 0), (3, 0), *((step, 10) for step in (4, 5, 6)), *((step, 20) for step in (7, 8, 9))]
@@ -83,7 +83,7 @@ def test_deferred_updates_are_made_where_the_run_made_them(recorded, name, dtype
         if step in (2, 6):
             optimizer.state_dict()
 
-    path, expected, _ = recorded(name, dtype, steps=10, after=after)
+    path, expected, _ = recorded(name, dtype, steps=10, after=after, perturbation="in-place")
     text = path.read_text()
     assert text.count('"flushed":true') == 2 and '"flushed":true' in text.splitlines()[4]
     for step in (3, 7):

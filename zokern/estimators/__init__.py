@@ -1,28 +1,33 @@
 """Gradient estimates from forward passes: who asks for losses where, and what follows from them."""
 
+from .copied import Copied
 from .estimate import Estimate, average
 from .finite_difference import finite_difference, one_sided, two_point
+from .kinds import Perturbation, perturbation_of
 from .layers import Layers, layers
 from .losses import Closure, Driver, Estimator, Log, LossClosure, Losses, Point
-from .perturbation import PerturbedWeights, ReplayedWeights
+from .perturbation import InPlace, PerturbedWeights
 from .streamed import Streamed
 
 __all__ = [
     "Closure",
+    "Copied",
     "Driver",
     "Estimate",
     "Estimator",
+    "InPlace",
     "Layers",
     "Log",
     "LossClosure",
     "Losses",
     "PerturbedWeights",
+    "Perturbation",
     "Point",
-    "ReplayedWeights",
     "Streamed",
     "average",
     "finite_difference",
     "layers",
     "one_sided",
+    "perturbation_of",
     "two_point",
 ]

@@ -61,8 +61,8 @@ class Derivatives:
         return numbers
 
     def replay(self, numbers: Iterator[Number]) -> list[torch.Tensor]:
-        with self.weights.at([]):
-            return [torch.as_tensor(next(numbers)).double() for _ in range(2 * len(self.keys))]
+        self.weights.visit([])
+        return [torch.as_tensor(next(numbers)).double() for _ in range(2 * len(self.keys))]
 
 
 def _unpacked(loss: Any) -> tuple[torch.Tensor, torch.Tensor]:

@@ -1,8 +1,8 @@
-"""The weights perturbed in place: theta plus noise, without a copy of theta."""
+"""Where the weights are while a loss is measured: at theta plus noise. In place; ``copied`` and ``streamed`` have the other kinds."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any, TypeAlias
+from contextlib import AbstractContextManager, contextmanager
+from typing import NamedTuple, Protocol
 
 import torch
 
@@ -11,58 +11,114 @@ from ..layout import Layout
 from ..noise import NoiseKey
 from ..ops.arguments import Number, Term
 
-Pass: TypeAlias = tuple[list[Term], Number]  # (terms, decay)
-NOTHING: Pass = ([], 1.0)
+
+class Pass(NamedTuple):
+    """theta <- decay * theta + sum_k c_k z(key_k). ``rounding``: the key by which 16-bit weights are rounded stochastically as they are
+    stored; None: to nearest."""
+
+    terms: list[Term]
+    decay: Number = 1.0
+    rounding: NoiseKey | None = None
+
+    @property
+    def moves(self) -> bool:
+        return bool(self.terms) or isinstance(self.decay, torch.Tensor) or self.decay != 1
+
+    def then(self, terms: Iterable[Term], decay: Number = 1.0, rounding: NoiseKey | None = None) -> "Pass":
+        """Both in one pass, this one first."""
+        before = [(key, decay * c) for key, c in self.terms]
+        return Pass(_merged([*before, *terms]), decay * self.decay, rounding or self.rounding)
+
+
+NOTHING = Pass([])
 
 
 class PerturbedWeights:
-    """Perturbs weights in place; the restoring terms are pending until the next pass, which applies them with its own.
+    """Weights that losses are measured around: where theta is, what is to be added to it, and what the model computes with.
 
-    Going to theta + eps z, then to theta - eps z, then to an updated theta is three passes; restoring in between would make it four. An
-    update may be pending as well: then the next perturbation applies it, and a step is two passes.
+    This class keeps theta and the passes over it. A kind of perturbation adds how the model comes to compute with theta plus noise.
 
     Args:
-        layout: the parameters. Where they are in several blocks, each moves by itself, and has its own pending terms.
+        layout: the model's parameters. Where they are in several blocks, each moves by itself, and has its own pending terms.
+        theta: the same layout over the tensors that hold theta. Default None: the parameters themselves.
     Attributes:
         parts: one layout for each block; the layout itself where there is one block.
-        pending: for each part (terms, decay): theta is decay * (the weights as they are) + sum_k c_k z(key_k).
-        passes: for each part, passes over its weights so far.
+        theta: for each part the layout over what holds theta.
+        pending: for each part the ``Pass`` that brings what is stored to theta.
+        passes: for each part, passes over the model's parameters so far.
+        rounding: by which key updates that come now are rounded into 16-bit weights; None: to nearest.
+        passes_per_sweep: None; or in a replay, where all passes are known, how many of them are made in one read and write of the weights.
+            Each rounds as it would by itself, so that the bits are the same; ``finish`` makes those that wait.
     """
 
-    def __init__(self, layout: Layout) -> None:
+    def __init__(self, layout: Layout, theta: Layout | None = None) -> None:
         self.layout = layout
-        self.parts = [layout] if len(layout.blocks) == 1 else [layout.part(block) for block in layout.blocks]
+        self.parts = _parts(layout)
         self.pending = [NOTHING] * len(self.parts)
         self.passes = [0] * len(self.parts)
+        self.rounding: NoiseKey | None = None
+        self.passes_per_sweep: int | None = None
+        self._waiting: list[list[tuple[list[Term], Number]]] = [[] for _ in self.parts]
+        self._theta = None if theta is None else _parts(theta)
+        self._away: list[Term] = []
+
+    @property
+    def theta(self) -> list[Layout]:
+        return self.parts if self._theta is None else self._theta
 
     @property
     def displaced(self) -> bool:
-        """Whether the weights are not at theta."""
-        return any(terms for terms, _ in self.pending)
+        """Whether the model's parameters are not at theta."""
+        return any(waiting.terms for waiting in self.pending)
 
     @contextmanager
     def at(self, terms: Iterable[Term], part: int | None = None) -> Iterator[None]:
-        """Inside, the weights are theta + sum_k c_k z(key_k), of one part or of all; other parts are at theta.
+        """Inside, the model computes with theta + sum_k c_k z(key_k), of one part or of all; other parts are at theta.
 
-        An exception inside restores them before it goes on.
+        An exception inside brings the weights to theta before it goes on.
         """
         terms = list(terms)
-        back = [(key, -c) for key, c in terms]
         try:
-            for i, (waiting, decay) in enumerate(self.pending):
-                if part is None or part == i:
-                    self._move(i, waiting + terms, decay, (back, 1.0))
-                elif waiting:
-                    self._move(i, waiting, decay, NOTHING)
-            yield
+            self.visit(terms, part)
+            with self._showing([[*self._away, *(terms if part in (None, i) else [])] for i in range(len(self.parts))]):
+                yield
         except BaseException:
             self.apply_pending()
             raise
 
+    def visit(self, terms: Iterable[Term], part: int | None = None) -> None:
+        """The passes over theta that a measurement there makes, where its result is known: for a replay."""
+        self._apply_updates()
+
+    @contextmanager
+    def away(self, terms: Iterable[Term]) -> Iterator[None]:
+        """Inside, theta counts as theta + sum_k c_k z(key_k)."""
+        before, self._away = self._away, [*self._away, *terms]
+        try:
+            yield
+        finally:
+            self._away = before
+
+    @contextmanager
+    def undisturbed(self) -> Iterator[list[list[torch.Tensor]]]:
+        """-> for each part the tensors of theta, which stay. Afterwards the weights and what is pending are as before, bit for bit."""
+        try:
+            yield [layout.params for layout in self.theta]
+        finally:
+            self.apply_pending()
+
+    def over(self, tensors: list[torch.Tensor]) -> "PerturbedWeights":
+        """The same model around another theta: tensors of the shapes and dtypes of theta's, one a parameter of ``layout``."""
+        raise NotImplementedError
+
+    def _showing(self, terms: list[list[Term]]) -> AbstractContextManager[None]:
+        """Inside, the model computes with theta + sum_k c_k z(key_k), by these terms of each part."""
+        raise NotImplementedError
+
     def add_pending(self, terms: Iterable[Term], decay: Number = 1.0) -> None:
-        """theta <- decay * theta + sum_k c_k z(key_k), in the next pass."""
+        """theta <- decay * theta + sum_k c_k z(key_k), in the next pass: an update."""
         terms = list(terms)
-        self.pending = [(_decayed(waiting, decay) + terms, decay * before) for waiting, before in self.pending]
+        self.pending = [waiting.then(terms, decay, self.rounding) for waiting in self.pending]
 
     def update(
         self,
@@ -71,36 +127,45 @@ class PerturbedWeights:
         numbers: Sequence[Number],
         state: Callable[[list[torch.Tensor]], Sequence[Sequence[torch.Tensor]]] = lambda params: (),
         decay: Number = 1.0,
-        rounding: NoiseKey | None = None,
+        state_rounding: NoiseKey | None = None,
     ) -> None:
         """theta, state <- rule(decay * theta, sum_k c_k z(key_k), state), with what is pending in the same pass.
 
         Args:
-            rule, terms, numbers, rounding: as ``zokern.ops.update_`` takes them.
+            rule, terms, numbers, state_rounding: as ``zokern.ops.update_`` takes them.
             state: parameters -> for each state of the rule, that of each parameter. Default: none.
         """
+        self.finish()
         slots = [state(layout.params) for layout in self.parts]  # all of them before anything moves
-        for i, (layout, (waiting, before)) in enumerate(zip(self.parts, self.pending)):
-            own = _decayed(waiting, decay), decay * before
-            self._made(i, NOTHING, lambda: ops.update_(layout, rule, terms, numbers, slots[i], *own, rounding))  # noqa: B023
+        for i, theta in enumerate(self.theta):
+            before = self.pending[i].then([], decay)
+            own = before.terms, before.decay, state_rounding, self.rounding or "nearest"
+            self._made(i, NOTHING, lambda: ops.update_(theta, rule, terms, numbers, slots[i], *own))  # noqa: B023
 
     def apply_pending(self) -> None:
-        """Bring the weights to theta, up to one rounding for each pass since they last were there."""
-        for i, (terms, decay) in enumerate(self.pending):
-            self._move(i, terms, decay, NOTHING)
+        """Bring the model's weights to theta; in place, up to one rounding for each pass since they last were there."""
+        self._apply_updates()
 
     def finish(self) -> None:
-        """Make the passes that wait, before anything else touches the weights; here, none does."""
+        """Make the passes that wait, before anything else touches the weights."""
+        for i in range(len(self.parts)):
+            self._sweep(i)
 
     def drop_pending(self) -> None:
-        """Take the weights as they are for theta."""
+        """Take what is stored for theta."""
         self.pending = [NOTHING] * len(self.parts)
 
-    def _move(self, i: int, terms: list[Term], decay: Number, pending: Pass) -> None:
-        """One pass over a part, or none where that is nothing to do, after which this is pending."""
-        terms = _merged(terms)
-        if terms or isinstance(decay, torch.Tensor) or decay != 1:
-            self._made(i, pending, lambda: self._add_noise(i, terms, decay))
+    def look(self) -> None:
+        """See what somebody else wrote to the model's parameters since the last pass."""
+
+    def _apply_updates(self) -> None:
+        for i, waiting in enumerate(self.pending):
+            self._move(i, waiting, NOTHING)
+
+    def _move(self, i: int, move: Pass, pending: Pass) -> None:
+        """One pass over a part's theta, or none where that is nothing to do, after which this is pending."""
+        if move.moves:
+            self._made(i, pending, lambda: self._add_noise(i, move))
         else:
             self.pending[i] = pending
 
@@ -112,45 +177,137 @@ class PerturbedWeights:
         except BaseException:
             self.pending[i] = before
             raise
+        self._moved(i)
+
+    def _moved(self, i: int) -> None:
+        """A pass over theta of a part was made."""
         self.passes[i] += 1
         torch.clear_autocast_cache()  # it keeps 16-bit copies of weights, and cannot see that they have changed
 
-    def _add_noise(self, i: int, terms: list[Term], decay: Number) -> None:
-        ops.add_noise_(self.parts[i], terms, decay)
-
-
-class ReplayedWeights(PerturbedWeights):
-    """``PerturbedWeights`` for passes that are known: they wait, and ``passes_per_sweep`` >= 1 of them are made in one read and write of
-    the weights. Each rounds as it would by itself, so that the bits are the same."""
-
-    def __init__(self, layout: Layout, passes_per_sweep: int) -> None:
-        super().__init__(layout)
-        self.passes_per_sweep = passes_per_sweep
-        self.waiting: list[list[Pass]] = [[] for _ in self.parts]
-
-    def update(self, *arguments: Any, **named: Any) -> None:
-        self.finish()
-        super().update(*arguments, **named)
-
-    def finish(self) -> None:
-        for i in range(len(self.parts)):
+    def _add_noise(self, i: int, move: Pass) -> None:
+        if self.passes_per_sweep is None:
+            self._add_noise_now(i, move)
+        elif move.rounding is not None:
             self._sweep(i)
+            self._add_noise_now(i, move)
+        else:
+            self._waiting[i].append((move.terms, move.decay))
+            if len(self._waiting[i]) >= self.passes_per_sweep:
+                self._sweep(i)
 
-    def _add_noise(self, i: int, terms: list[Term], decay: Number) -> None:
-        self.waiting[i].append((terms, decay))
-        if len(self.waiting[i]) >= self.passes_per_sweep:
-            self._sweep(i)
+    def _add_noise_now(self, i: int, move: Pass) -> None:
+        ops.add_noise_(self.theta[i], move.terms, move.decay, rounding=move.rounding or "nearest")
 
     def _sweep(self, i: int) -> None:
-        passes, self.waiting[i] = self.waiting[i], []
-        ops.replay_(self.parts[i], passes)
+        if passes := self._waiting[i]:
+            self._waiting[i] = []
+            ops.replay_(self.theta[i], passes)
 
 
-def _decayed(terms: list[Term], decay: Number) -> list[Term]:
-    return [(key, decay * c) for key, c in terms]
+class InPlace(PerturbedWeights):
+    """Perturbs the parameters themselves; the restoring terms are pending until the next pass, which applies them with its own.
+
+    Going to theta + eps z, then to theta - eps z, then to an updated theta is three passes; restoring in between would make it four. An
+    update may be pending as well: then the next perturbation applies it, and a step is two passes. No memory; each pass rounds, which
+    float32 weights hardly notice and 16-bit weights do (docs/precision.md).
+    """
+
+    name = "in-place"
+
+    @contextmanager
+    def _showing(self, terms: list[list[Term]]) -> Iterator[None]:
+        yield  # ``visit`` has moved the weights there
+
+    def visit(self, terms: Iterable[Term], part: int | None = None) -> None:
+        terms = list(terms)
+        back = Pass([(key, -c) for key, c in terms])
+        for i, waiting in enumerate(self.pending):
+            if part is None or part == i:
+                self._move(i, waiting.then(terms), back)
+            elif waiting.terms:
+                self._move(i, waiting, NOTHING)
+
+    def over(self, tensors: list[torch.Tensor]) -> "StandIn":
+        return StandIn(self.layout, self.layout.over(tensors))
+
+    @contextmanager
+    def away(self, terms: Iterable[Term]) -> Iterator[None]:
+        """The weights go there with the next pass; the way back is pending afterwards."""
+        terms = list(terms)
+        self.pending = [waiting.then([(key, c) for key, c in terms]) for waiting in self.pending]
+        try:
+            yield
+        finally:
+            self.pending = [waiting.then([(key, -c) for key, c in terms]) for waiting in self.pending]
+
+    @contextmanager
+    def undisturbed(self) -> Iterator[list[list[torch.Tensor]]]:
+        """The host's memory holds a copy of the parameters meanwhile."""
+        held = [[p.detach().to("cpu", copy=True) for p in part.params] for part in self.parts]  # restoring in place would round them once
+        pending = list(self.pending)
+        try:
+            yield held
+        finally:
+            with torch.no_grad():
+                for part, copies in zip(self.parts, held):
+                    for p, saved in zip(part.params, copies):
+                        p.copy_(saved)
+            self.pending = pending
+            self.passes = [passes + 1 for passes in self.passes]  # or a log would take it for somebody else's
+            torch.clear_autocast_cache()
 
 
-def _merged(terms: list[Term]) -> list[Term]:
+class StandIn(InPlace):
+    """In place on tensors that stand in for the model's parameters while a loss is measured."""
+
+    @contextmanager
+    def _showing(self, terms: list[list[Term]]) -> Iterator[None]:
+        params = [p for layout in self.parts for p in layout.params]
+        weights = [p.data for p in params]
+        try:
+            for p, tensor in zip(params, (tensor for layout in self.theta for tensor in layout.params)):
+                p.data = tensor
+            torch.clear_autocast_cache()
+            yield
+        finally:
+            for p, data in zip(params, weights):
+                p.data = data
+            torch.clear_autocast_cache()
+
+
+class Shower(Protocol):
+    """A model whose parts can be shown other weights while they run: ``Streamed``."""
+
+    def showing(
+        self, layouts: Sequence[Layout], theta: Sequence[Layout], terms: Sequence[Sequence[Term] | None]
+    ) -> AbstractContextManager[None]: ...
+
+
+class StreamedWeights(PerturbedWeights):
+    """Weights that no measurement writes: each part of the model is shown theta plus noise while it runs.
+
+    Args:
+        shower: the model; None in a replay, which needs none.
+    """
+
+    def __init__(self, layout: Layout, shower: Shower | None, theta: Layout | None = None) -> None:
+        super().__init__(layout, theta)
+        self.shower = shower
+
+    def over(self, tensors: list[torch.Tensor]) -> "StreamedWeights":
+        return StreamedWeights(self.layout, self.shower, self.layout.over(tensors))
+
+    def _showing(self, terms: list[list[Term]]) -> AbstractContextManager[None]:
+        if self.shower is None:
+            raise RuntimeError('perturbation="streamed" names no model whose parts could be perturbed: pass zokern.Streamed(model)')
+        return self.shower.showing(self.parts, self.theta, [_merged(own) for own in terms])
+
+
+def _parts(layout: Layout) -> list[Layout]:
+    return [layout] if len(layout.blocks) == 1 else [layout.part(block) for block in layout.blocks]
+
+
+def _merged(terms: Iterable[Term]) -> list[Term]:
     """One term a key: noise is linear in its coefficient, and two terms of one key would make the same z twice."""
     merged: dict[NoiseKey, Number] = {}
     for key, c in terms:

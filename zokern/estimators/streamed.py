@@ -1,7 +1,7 @@
 """Weights perturbed in passing: each part of a model computes with a perturbed copy, made when it runs."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, MutableMapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 from weakref import WeakKeyDictionary, WeakSet
@@ -13,6 +13,7 @@ from ..layout import Layout
 from ..ops.arguments import Term
 from .ahead import Ahead
 from .parts import Part, check_not_compiled, parts_of
+from .perturbation import StreamedWeights
 from .reads import RefuseReads
 from .scratch import Filled, Piece, Scratch
 from .windows import Windows
@@ -57,6 +58,11 @@ class Streamed:
         self._pieces: WeakKeyDictionary[Layout, dict[Part, list[Piece]]] = WeakKeyDictionary()  # by theta
         self._covered: WeakSet[Layout] = WeakSet()
         self._proven: WeakSet[Layout] = WeakSet()  # whose parameters were read where they should be
+
+    def weights(self, layout: Layout, state: MutableMapping[Any, Any]) -> StreamedWeights:
+        """The weights that an optimizer moves; ``check`` says what is wrong with them."""
+        self.check(layout)
+        return StreamedWeights(layout, self)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.model, self.given, self.device)

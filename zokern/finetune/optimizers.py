@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from ..errors import BadInput, need
-from ..estimators import Layers, layers
+from ..estimators import Layers, layers, perturbation_of
 from ..optim import ClosureOptimizer, named, splits
 from .settings import FIRST_ORDER, FO, Settings
 
@@ -44,6 +44,8 @@ def make(settings: Settings, model: torch.nn.Module) -> tuple[type[ClosureOptimi
     rates = {name: getattr(settings, name) for name in ("lr", "eps", "seed") if zeroth and name in takes}
     given: dict[str, Any] = settings.optimizer_settings | {name: value for name, value in rates.items() if value is not None}
     given |= {name: getattr(torch, value) for name, value in given.items() if name in takes and takes[name].kind is torch.dtype}
+    if zeroth and "perturbation" in takes and not (settings.split or "").startswith("intra"):  # which cuts parameters
+        given["perturbation"] = perturbation_of(model, given.get("perturbation"))
     if "blocks" in given:
         given["blocks"] = _layers(model, "--blocks", "leave it out")
     try:

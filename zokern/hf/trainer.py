@@ -17,6 +17,7 @@ from transformers.trainer_utils import TrainOutput
 
 import zokern
 
+from ..estimators import perturbation_of
 from ..estimators.losses import backpropagated
 from ..optim import ClosureOptimizer, named
 from . import arguments, checkpoint, distributed
@@ -35,6 +36,9 @@ class ZOTrainer(Trainer):
     would make the losses of a step differ by more than the perturbation. With gradient_accumulation_steps one perturbation sees all
     micro-batches, each weighted by its tokens or rows: the step is that of the large batch. Of several processes each sees its part
     of the batch, and all take the same step, bit for bit; the model is not wrapped.
+
+    Weights in 16 bits are not perturbed in place, where they would drift, but streamed (``zokern.Streamed``), unless ``perturbation`` says
+    otherwise.
 
     The optimizer is given as to Trainer: ``optimizer_cls_and_kwargs=(zokern.ZOAdam, {...})``, or ``optimizers=(optimizer, scheduler)``;
     with neither it is MeZO. A class is given the trainable parameters with their names, in the model's order; where there is weight
@@ -121,6 +125,8 @@ class ZOTrainer(Trainer):
             taken = make.declared() if hasattr(make, "declared") else rates
             given = {name: rate for name, rate in rates.items() if name in taken} | settings
             trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+            if "perturbation" in taken:
+                given["perturbation"] = perturbation_of(model, given.get("perturbation"))
             groups: list[dict[str, Any]] = [{"params": trained}]
             if given.get("weight_decay"):
                 decayed = set(self.get_decay_parameter_names(model))

@@ -42,10 +42,11 @@ class Backend(Protocol):
 
     def update_(
         self, table: Table, rule: Rule, keys: Keys, a: Tensor, b: Tensor, decay: Tensor | None, numbers: Tensor,
-        state: State, rounding: Keys | None,
+        state: State, state_rounding: Keys | None, rounding: NoiseKey | None = None,
     ) -> None:  # fmt: skip
         """theta <- decay theta + sum_k a_k z(key_k), and then the rule, with g = sum_k b_k z(key_k): a, b [keys, groups], decay [groups],
-        numbers [the rule's, groups]; one key a state to round it with, or None."""
+        numbers [the rule's, groups]. ``state_rounding``: one key a state to round it with, or None; ``rounding``: as in
+        ``add_noise_``."""
 
 
 if TYPE_CHECKING:

@@ -34,7 +34,7 @@ def add_noise_(table: Table, keys: Keys, coefficients: Tensor, decay: Tensor | N
         coefficients.data_ptr(),
         table.groups,
         0 if decay is None else decay.data_ptr(),
-        words([] if rounding is None or table.stored == torch.float32 else [rounding]),
+        _rounding_words(table, rounding),
         torch.get_num_threads(),
         _forced_isa(),
     )
@@ -53,8 +53,9 @@ def replay_(table: Table, keys: Keys, instructions: Tensor, values: Tensor) -> N
 
 
 def update_(
-    table: Table, rule: Rule, keys: Keys, a: Tensor, b: Tensor, decay: Tensor | None, numbers: Tensor, state: State, rounding: Keys | None
-) -> None:
+    table: Table, rule: Rule, keys: Keys, a: Tensor, b: Tensor, decay: Tensor | None, numbers: Tensor,
+    state: State, state_rounding: Keys | None, rounding: NoiseKey | None = None,
+) -> None:  # fmt: skip
     _cpu.update_(
         *_memory_and_keys(table, keys),
         a.data_ptr(),
@@ -66,7 +67,8 @@ def update_(
         len(rule.numbers),
         state.addresses.data_ptr(),
         len(rule.state),
-        words(rounding or []),
+        words(state_rounding or []),
+        _rounding_words(table, rounding),
         torch.get_num_threads(),
         _forced_isa(),
     )
@@ -74,6 +76,10 @@ def update_(
 
 def _memory_and_keys(table: Table, keys: Keys) -> tuple[int, int, int, list[tuple[int, int, int]]]:
     return STORAGE[table.dtype], table.rows.data_ptr(), len(table.rows), words(keys)
+
+
+def _rounding_words(table: Table, rounding: NoiseKey | None) -> list[tuple[int, int, int]]:
+    return words([] if rounding is None or table.stored == torch.float32 else [rounding])
 
 
 def _forced_isa() -> str:

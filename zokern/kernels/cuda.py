@@ -61,7 +61,7 @@ def add_noise_(table: Table, keys: Keys, coefficients: Tensor, decay: Tensor | N
         STORAGE[table.stored],
         _told(c),
         _told(d),
-        words([rounding])[0] if rounding and table.stored.itemsize == 2 else None,
+        _rounding_words(table, rounding),
     )
 
 
@@ -71,8 +71,9 @@ def replay_(table: Table, keys: Keys, instructions: Tensor, values: Tensor) -> N
 
 
 def update_(
-    table: Table, rule: Rule, keys: Keys, a: Tensor, b: Tensor, decay: Tensor | None, numbers: Tensor, state: State, rounding: Keys | None
-) -> None:
+    table: Table, rule: Rule, keys: Keys, a: Tensor, b: Tensor, decay: Tensor | None, numbers: Tensor,
+    state: State, state_rounding: Keys | None, rounding: NoiseKey | None = None,
+) -> None:  # fmt: skip
     all_keys, values = _there(table, keys), [_numbers(table, value) for value in (a, b, decay, numbers)]
     _cuda.update_(
         _common(table, keys, all_keys),
@@ -80,7 +81,8 @@ def update_(
         STORAGE[state.dtype],
         state_spans(table, state).data_ptr(),
         *map(_told, values),
-        words(rounding or ()),
+        words(state_rounding or ()),
+        _rounding_words(table, rounding),
     )
 
 
@@ -112,6 +114,10 @@ def _numbers(table: Table, values: Tensor | None) -> Tensor | list[float] | None
 def _told(numbers: Tensor | list[float] | None) -> tuple[int, list[float]] | None:
     """As compiled code takes them: an address, or numbers."""
     return None if numbers is None else (0, numbers) if isinstance(numbers, list) else (numbers.data_ptr(), [])
+
+
+def _rounding_words(table: Table, rounding: NoiseKey | None) -> tuple[int, int, int] | None:
+    return words([rounding])[0] if rounding and table.stored.itemsize == 2 else None
 
 
 def _address(tensor: Tensor | None) -> int:

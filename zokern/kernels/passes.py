@@ -11,7 +11,7 @@ from ..noise import NoiseKey
 
 Keys: TypeAlias = Sequence[NoiseKey]
 
-INTERFACE = 3  # of compiled code: raised when what it is handed changes its form
+INTERFACE = 4  # of compiled code: raised when what it is handed changes its form
 STORAGE = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 
 # A run of passes is a list of instructions, each with a value v for every group. What one does is any of these, in this order:

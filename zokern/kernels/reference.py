@@ -72,11 +72,13 @@ def replay_(table: Table, keys: Keys, instructions: Tensor, values: Tensor) -> N
 
 @_denormals()
 def update_(
-    table: Table, rule: Rule, keys: Keys, a: Tensor, b: Tensor, decay: Tensor | None, numbers: Tensor, state: State, rounding: Keys | None
-) -> None:
+    table: Table, rule: Rule, keys: Keys, a: Tensor, b: Tensor, decay: Tensor | None, numbers: Tensor,
+    state: State, state_rounding: Keys | None, rounding: NoiseKey | None = None,
+) -> None:  # fmt: skip
     in_theta, in_g, n, scale = a.numpy(), b.numpy(), numbers.numpy(), None if decay is None else decay.numpy()
     load, store, bits_type = STORAGE[table.dtype]
     load_state, _, state_bits = STORAGE[state.dtype]
+    at_random = AT_RANDOM.get(table.dtype) if rounding else None
     for row, i, line, column, first, count in _runs(table):
         part = _array(row.address, line * row.pitch + column, count, bits_type)
         slots = [_array(address, line * row.columns + column, count, state_bits) for address in state.addresses[i].tolist()]
@@ -88,9 +90,9 @@ def update_(
             z = masked_noise(key, row.keep_threshold, first, count)
             x, g = fma(c, z, x), fma(d, z, g)
         x, *kept = RULES[rule.name](x, g, n[:, row.group], *map(load_state, slots))
-        part[:] = store(x)
+        part[:] = at_random(x, random_halves(rounding, first, count)) if rounding and at_random else store(x)
         for s, (slot, value) in enumerate(zip(slots, kept)):
-            slot[:] = value if rounding is None else stochastic_bfloat16(value, random_halves(rounding[s], first, count))
+            slot[:] = value if state_rounding is None else stochastic_bfloat16(value, random_halves(state_rounding[s], first, count))
 
 
 def _sign(x: Array, g: Array, n: Array) -> tuple[Array, ...]:

@@ -8,8 +8,7 @@ from ..kernels import backend_for
 from ..kernels.tables import Table, contiguous
 from ..layout import Layout
 from ..noise import NoiseKey
-from ..noise.spec import ROUNDING, WEIGHTS
-from .arguments import Number, Term, check_decay, check_terms
+from .arguments import Number, Term, check_decay, check_terms, rounding_key
 from .staging import each_table, stage
 
 
@@ -43,27 +42,12 @@ def add_noise_(
     groups = len(layout.coefficient_groups)
     checked, scale = check_terms("terms", terms, groups), check_decay(decay, groups)
     keys, values = [key for key, _ in checked], [c for _, c in checked]
-    rounding_key = _rounding_key(rounding, keys)
+    rounded_by = rounding_key(rounding, keys)
     staged: dict[torch.device, tuple[torch.Tensor, torch.Tensor | None]] = {}
     for table in each_table(layout, None if out is None else list(out)):
         if table.device not in staged:
             staged[table.device] = stage(values, groups, table.device), None if scale is None else stage([scale], groups, table.device)[0]
-        backend_for(table.device).add_noise_(table, keys, *staged[table.device], rounding_key)
-
-
-def _rounding_key(rounding: str | NoiseKey, keys: Sequence[NoiseKey]) -> NoiseKey | None:
-    """-> None where everything is rounded to nearest."""
-    if rounding == "nearest":
-        return None
-    if isinstance(rounding, NoiseKey) and rounding.stream >> 24 == ROUNDING:
-        return rounding
-    if rounding != "stochastic":
-        raise ValueError(
-            f"rounding={rounding!r}: pass 'nearest', 'stochastic' or a key, zokern.NoiseKey.of(seed, step, {ROUNDING}, {WEIGHTS})"
-        )
-    if not keys:
-        raise ValueError(f"rounding='stochastic' without a term, whose seed and step say by which bits: pass a key of purpose {ROUNDING}")
-    return NoiseKey.of(keys[0].seed, keys[0].step, ROUNDING, WEIGHTS)
+        backend_for(table.device).add_noise_(table, keys, *staged[table.device], rounded_by)
 
 
 def make_noise(key: NoiseKey, first: int, count: int, device: torch.device | str = "cpu") -> torch.Tensor:

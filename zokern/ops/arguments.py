@@ -7,6 +7,7 @@ from typing import TypeAlias
 import torch
 
 from ..noise import NoiseKey
+from ..noise.spec import ROUNDING, WEIGHTS
 
 Number: TypeAlias = float | torch.Tensor  # a tensor of one value, or of one for each coefficient group
 Term: TypeAlias = tuple[NoiseKey, Number]  # c z(key) as (key, c)
@@ -56,3 +57,18 @@ def check_passes(passes: Iterable[tuple[Iterable[Term], Number]], groups: int) -
             raise TypeError(f"passes[{p}] is {entry!r}: pass (terms, decay), with a sequence of (NoiseKey, coefficient) for terms")
         checked.append((check_terms(f"passes[{p}][0]", entry[0], groups), check_decay(entry[1], groups, f"decay of passes[{p}]")))
     return checked
+
+
+def rounding_key(rounding: str | NoiseKey, keys: Sequence[NoiseKey]) -> NoiseKey | None:
+    """-> by which key weights are rounded: None where it is to nearest. ``keys``: of the terms."""
+    if rounding == "nearest":
+        return None
+    if isinstance(rounding, NoiseKey) and rounding.stream >> 24 == ROUNDING:
+        return rounding
+    if rounding != "stochastic":
+        raise ValueError(
+            f"rounding={rounding!r}: pass 'nearest', 'stochastic' or a key, zokern.NoiseKey.of(seed, step, {ROUNDING}, {WEIGHTS})"
+        )
+    if not keys:
+        raise ValueError(f"rounding='stochastic' without a term, whose seed and step say by which bits: pass a key of purpose {ROUNDING}")
+    return NoiseKey.of(keys[0].seed, keys[0].step, ROUNDING, WEIGHTS)

@@ -18,7 +18,7 @@ from ..layout import Layout
 from ..memory import check_memory, lines
 from ..noise import NoiseKey
 from ..noise.spec import ROUNDING
-from .arguments import Number, Term, check_decay, check_kind, check_number, check_terms
+from .arguments import Number, Term, check_decay, check_kind, check_number, check_terms, rounding_key
 from .staging import gathered, stage, tell_autograd
 
 STATE_DTYPES = (torch.float32, torch.bfloat16)
@@ -33,7 +33,8 @@ def update_(
     state: Iterable[Iterable[torch.Tensor]] = (),
     pending: Iterable[Term] = (),
     decay: Number = 1.0,
-    rounding: NoiseKey | None = None,
+    state_rounding: NoiseKey | None = None,
+    rounding: str | NoiseKey = "nearest",
 ) -> None:
     """One step of a rule on every parameter of the layout, in one pass: theta and the state are read once and written once.
 
@@ -56,7 +57,9 @@ def update_(
             float32, or all bfloat16, which is rounded stochastically. Zeros, as ``torch.zeros_like`` makes them, to start with.
         pending: terms that go into theta before the rule, in units of theta. Default none.
         decay: what theta is multiplied by before that. Default 1.0.
-        rounding: for bfloat16 state, ``NoiseKey.of(seed, step, ROUNDING, probe)``: m is rounded with probe, v and w with probe + 1.
+        state_rounding: for bfloat16 state, ``NoiseKey.of(seed, step, ROUNDING, probe)``: m is rounded with probe, v and w with probe + 1.
+        rounding: how theta in 16 bits is rounded, as ``add_noise_`` takes it; "stochastic" is by the seed and step of the first of
+            ``terms``. Default "nearest".
     Raises:
         TypeError, ValueError: an argument of another kind, number, shape, strides, dtype or device, named with its cure.
     """
@@ -65,6 +68,7 @@ def update_(
     named, groups = RULES[rule], len(layout.coefficient_groups)
     in_g, in_theta = _merged(check_terms("terms", terms, groups)), _merged(check_terms("pending", pending, groups))
     check_kind("terms and pending", [*in_g, *in_theta])
+    rounded_by = rounding_key(rounding, list(in_g))
     numbers, scale = list(numbers), check_decay(decay, groups)
     if len(numbers) != len(named.numbers):
         raise ValueError(f"numbers has {len(numbers)} values: pass the {len(named.numbers)} of {rule!r}: {', '.join(named.numbers)}")
@@ -76,7 +80,7 @@ def update_(
     if layout.state is None or not all(seen) or seen != layout.state.seen:
         layout.state = _Checked(seen, _check_state(named, slots, layout))
     checked: _Checked = layout.state
-    rounding_keys = _rounding_keys(named, checked.dtype, rounding)
+    slots_rounded_by = _state_rounding(named, checked.dtype, state_rounding)
 
     keys = [*in_theta, *(key for key in in_g if key not in in_theta)]
     values = [*(in_theta.get(key, 0.0) for key in keys), *(in_g.get(key, 0.0) for key in keys), *numbers]
@@ -87,7 +91,7 @@ def update_(
         if table.device not in staged:
             v = stage(values, groups, table.device)
             staged[table.device] = v[:k], v[k : 2 * k], None if scale is None else v[-1], v[2 * k : 2 * k + len(numbers)]
-        backend_for(table.device).update_(table, named, keys, *staged[table.device], held, rounding_keys)
+        backend_for(table.device).update_(table, named, keys, *staged[table.device], held, slots_rounded_by, rounded_by)
 
     for n, table in enumerate(tables):
         rows = ([slot[i] for slot in slots] for i in table.members)
@@ -141,14 +145,14 @@ def _check_state(rule: Rule, state: list[list[torch.Tensor]], layout: Layout) ->
     return dtype
 
 
-def _rounding_keys(rule: Rule, dtype: torch.dtype, rounding: NoiseKey | None) -> list[NoiseKey] | None:
+def _state_rounding(rule: Rule, dtype: torch.dtype, rounding: NoiseKey | None) -> list[NoiseKey] | None:
     """-> one key a state, None where nothing is rounded stochastically."""
     if dtype != torch.bfloat16:
         if rounding is not None:
-            raise ValueError(f"rounding={rounding!r}, but no state is in bfloat16: leave it out")
+            raise ValueError(f"state_rounding={rounding!r}, but no state is in bfloat16: leave it out")
         return None
     if not isinstance(rounding, NoiseKey) or rounding.stream >> 24 != ROUNDING:
-        raise ValueError(f"rounding={rounding!r}: bfloat16 state needs a key of its own, zokern.NoiseKey.of(seed, step, {ROUNDING})")
+        raise ValueError(f"state_rounding={rounding!r}: bfloat16 state needs a key of its own, zokern.NoiseKey.of(seed, step, {ROUNDING})")
     probe = rounding.stream & 0xFFFFFF
     # v and w by the same bits: w is never below v, and so it stays.
     return [NoiseKey.of(rounding.seed, rounding.step, ROUNDING, probe + min(s, 1)) for s in range(len(rule.state))]

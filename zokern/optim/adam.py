@@ -6,7 +6,7 @@ import torch
 
 from ..estimators import Estimate
 from .contract import register
-from .settings import POSITIVE, Blocks, Number, ParamsT, Setting, Settings, flag
+from .settings import POSITIVE, Blocks, Number, ParamsT, Perturbation, Setting, Settings, flag
 from .stateful import Stateful
 
 
@@ -48,6 +48,7 @@ class ZOAdam(Stateful):
         eps: Number = 1e-3, weight_decay: Number = 0.0, amsgrad: bool = False, bias_correction: bool = True, q: int = 1,
         seed: int = 0, state_dtype: torch.dtype = torch.float32, estimator: str = "two-point",
         blocks: Blocks | None = None, sparsity: float | None = None, noise: str = "gaussian",
+        perturbation: Perturbation = None, rounding: str | None = None,
     ) -> None:  # fmt: skip
         super().__init__(params, self.given(locals()), blocks, sparsity)
 

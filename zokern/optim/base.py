@@ -8,6 +8,8 @@ import torch
 
 from ..estimators import Driver, Estimate, Estimator, Log, LossClosure, finite_difference
 from ..estimators.losses import driver_of
+from ..noise import NoiseKey
+from ..noise.spec import ROUNDING, WEIGHTS
 from ..signals import whole
 from .check import Check, check
 from .contract import CALL
@@ -61,6 +63,7 @@ class ZerothOrder(Trained):
 
     def _make_state(self) -> None:
         """Make what ``state`` is to hold, where it is not there yet."""
+        self.weights.theta  # noqa: B018
 
     def update_size(self, group: Settings, slope: float) -> float:
         """Size of an update, root mean square over elements, in units of theta, at the largest lr that is scheduled for a parameter group
@@ -230,6 +233,7 @@ class ZerothOrder(Trained):
     def _move_along(self, estimate: Estimate) -> torch.Tensor | None:
         """-> the mean of its losses."""
         try:
+            self.weights.rounding = self._rounding_key()
             self._update(estimate)
             if self.param_groups[0].get("defer"):
                 self._versions = [p._version for p in self.layout.params]
@@ -246,6 +250,11 @@ class ZerothOrder(Trained):
         self.watch.step(first["step"] - 1, first["skipped"], estimate.projected_grad)
         return estimate.loss
 
+    def _rounding_key(self) -> NoiseKey | None:
+        """By which this step's update is rounded into 16-bit weights; None: to nearest."""
+        first = self.param_groups[0]
+        return NoiseKey.of(first["seed"], first["step"], ROUNDING, WEIGHTS) if first.get("rounding") == "stochastic" else None
+
     def _decay(self, estimate: Estimate, rate: str = "lr") -> Number:
         """1 - lr * weight_decay; 1 where the step is skipped. ``rate``: the name of the setting that is this step's lr."""
         if not any(group["weight_decay"] for group in self.param_groups):
@@ -253,7 +262,8 @@ class ZerothOrder(Trained):
         return 1 - self._setting(rate) * self._setting("weight_decay") * (~estimate.skipped).double()
 
     def _check_unchanged(self) -> None:
-        """Raise if the weights changed while an update is pending."""
+        """Raise if the weights changed while an update is pending; take over what was changed else."""
+        self.weights.look()
         if self.weights.displaced and self._versions != [p._version for p in self.layout.params]:
             raise RuntimeError(
                 f"the weights were changed while the update of step {self.param_groups[0]['step'] - 1} was still pending (defer=True): "

@@ -90,7 +90,8 @@ class Check:
         if self.lost is not None and self.lost > LOST:
             found.append(
                 f"an update of {self.update:.2g} an element leaves {self.lost:.0%} of the weights in 16 bits where they are, since it is "
-                "below half their spacing: train float32 weights (model.float(), or an adapter of zokern.hf.adapt), or pass a larger lr"
+                'below half their spacing: pass rounding="stochastic", perturbation=zokern.Copied(), which keeps theta in float32, or a '
+                "larger lr"
             )
         return found
 
@@ -156,7 +157,7 @@ class Check:
 
 def check(optimizer: "ZerothOrder", closure: LossClosure | Driver, smooth: bool = True, warn: bool = False) -> Check:
     """See ``ZerothOrder.check``."""
-    with torch.no_grad(), _undisturbed(optimizer) as held:
+    with torch.no_grad(), _undisturbed(optimizer) as theta:
         given: list[Any] = []  # losses as the closure returned them
         driver = driver_of(closure, given.append)
         losses = tuple(map(float, driver.answer(Losses(optimizer.weights, [Point([])] * 2))))
@@ -172,7 +173,7 @@ def check(optimizer: "ZerothOrder", closure: LossClosure | Driver, smooth: bool 
             else:
                 slopes, measured = _slopes(optimizer, driver, key, eps, SCALES if smooth else (1.0,), losses[0])
                 differences += measured
-            moves.append(_moved(optimizer, held, key, [slope[len(slope) // 2] for slope in slopes]))
+            moves.append(_moved(optimizer, theta, key, [slope[len(slope) // 2] for slope in slopes]))
             updates, lost = zip(*moves)
             found = replace(
                 found,
@@ -204,21 +205,21 @@ def _slopes(
     return slopes, [of[1.0][0] - (base if one_sided else of[1.0][1]) for of in pairs]
 
 
-def _moved(optimizer: "ZerothOrder", weights: list[torch.Tensor], key: NoiseKey, slopes: Sequence[float]) -> tuple[float, float | None]:
+def _moved(optimizer: "ZerothOrder", theta: list[list[torch.Tensor]], key: NoiseKey, slopes: Sequence[float]) -> tuple[float, float | None]:
     """-> (an element's update along z(key), root mean square; the share of elements in 16 bits that it leaves where they are, or None)."""
-    layout, eps = optimizer.layout, optimizer.param_groups[0].get("eps")
-    slope_of = dict(zip(layout.blocks, slopes))
+    eps, rounded = optimizer.param_groups[0].get("eps"), optimizer.param_groups[0].get("rounding") != "stochastic"
+    slope_of = dict(zip(optimizer.layout.blocks, slopes))
     squares = moving = still = sixteen = 0.0
-    for i, p in enumerate(weights):
-        group = optimizer.param_groups[layout.coefficient_groups[layout.group[i]][0]]
-        slope = slope_of[layout.block[i]]
+    for part, i, p in [(part, i, p) for part, held in zip(optimizer.weights.parts, theta) for i, p in enumerate(held)]:
+        group = optimizer.param_groups[part.coefficient_groups[part.group[i]][0]]
+        slope = slope_of[part.block[i]]
         size = optimizer.update_size(group, slope if eps is None else slope * float(eps) / float(group["eps"]))
-        count = p.numel() * layout.keep[i]
+        count = p.numel() * part.keep[i]
         squares, moving = squares + count * size**2, moving + count
-        if p.element_size() == 2 and p.numel() and size and math.isfinite(size):
-            part = p.reshape(-1)[:SAMPLE]
-            moved = (part.float() + size * make_noise(key, layout.first[i], part.numel())).to(p.dtype)
-            still, sixteen = still + count * float((moved == part).double().mean()), sixteen + count
+        if rounded and p.element_size() == 2 and p.numel() and size and math.isfinite(size):
+            seen = p.detach().reshape(-1)[:SAMPLE]
+            moved = (seen.float() + size * make_noise(key, part.first[i], seen.numel())).to(p.dtype)
+            still, sixteen = still + count * float((moved == seen).double().mean()), sixteen + count
     return math.sqrt(squares / moving), still / sixteen if sixteen else None
 
 
@@ -238,23 +239,15 @@ def _rms(numbers: Sequence[float]) -> float:
 
 
 @contextmanager
-def _undisturbed(optimizer: "ZerothOrder") -> Iterator[list[torch.Tensor]]:
-    """-> copies of the weights, on the host. Afterwards weights, pending terms, counts and random states are as before, bit for bit."""
+def _undisturbed(optimizer: "ZerothOrder") -> Iterator[list[list[torch.Tensor]]]:
+    """-> theta, part by part. Afterwards weights, pending terms, counts and random states are as before, bit for bit."""
     optimizer._check_unchanged()
-    params, weights = optimizer.layout.params, optimizer.weights
-    held = [p.detach().to("cpu", copy=True) for p in params]  # restoring in place would round them once
-    pending = list(weights.pending)
+    params = optimizer.layout.params
     python, arrays = random.getstate(), numpy.random.get_state()
     try:
-        with torch.random.fork_rng(sorted({p.device.index for p in params if p.is_cuda})):
-            yield held
+        with torch.random.fork_rng(sorted({p.device.index for p in params if p.is_cuda})), optimizer.weights.undisturbed() as theta:
+            yield theta
     finally:
         random.setstate(python)
         numpy.random.set_state(arrays)
-        with torch.no_grad():
-            for p, saved in zip(params, held):
-                p.copy_(saved)
-        weights.pending = pending
-        weights.passes = [passes + 1 for passes in weights.passes]  # or a log would take it for somebody else's
         optimizer._versions = [p._version for p in params]
-        torch.clear_autocast_cache()

@@ -144,6 +144,8 @@ def _checked(optimizer: ZerothOrder) -> torch.device:
         raise ValueError(f"zokern.graph: q={group['q']}: pass q <= {most}")
     if group.get("defer"):
         raise ValueError("zokern.graph: defer=True: pass defer=False")
+    if group["perturbation"] == "streamed" or group["rounding"] == "stochastic":
+        raise ValueError(f"zokern.graph: perturbation={group['perturbation']!r}, rounding={group['rounding']!r}: pass zokern.Copied()")
     if len({float(group["weight_decay"]) for group in optimizer.param_groups}) > 1:
         raise ValueError("zokern.graph: weight_decay differs between groups: pass one for all")
     if optimizer.layout.tables()[1]:

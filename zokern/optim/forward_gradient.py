@@ -5,11 +5,11 @@ from collections.abc import Iterable, Sequence
 
 import torch
 
-from ..estimators import Estimator
+from ..estimators import Estimator, PerturbedWeights
 from ..estimators.forward_ad import forward_gradient
 from .base import ZerothOrder
 from .contract import register
-from .settings import Number, ParamsT, Settings
+from .settings import Number, ParamsT, Perturbation, Settings
 
 
 @register
@@ -32,6 +32,8 @@ class ForwardGradient(ZerothOrder):
         params: a model (its trainable parameters), parameters, named parameters, or groups of them with their own lr, weight_decay.
         q: directions a step, averaged; a step costs q forward passes with derivatives. Default 1.
         lr, weight_decay, seed, noise: as of ``MeZO``.
+        perturbation: nothing is perturbed: "in-place" (the default), or ``zokern.Copied()``, which keeps theta in float32.
+        rounding: as of ``MeZO``. Default None: "stochastic" where theta is in 16 bits.
     Raises:
         ValueError: lr < 0, weight_decay < 0, q < 1, or a parameter that cannot be perturbed. In ``step``: ValueError, TypeError, a loss
             without a derivative; NotImplementedError, an operation that forward mode cannot differentiate.
@@ -45,10 +47,15 @@ class ForwardGradient(ZerothOrder):
     def __init__(
         self, params: ParamsT | torch.nn.Module, lr: Number = 1e-6, weight_decay: Number = 0.0, q: int = 1, seed: int = 0,
         noise: str = "gaussian",
+        perturbation: Perturbation = None, rounding: str | None = None,
     ) -> None:  # fmt: skip
         if isinstance(params, torch.nn.Module):
             params = params.named_parameters()
         super().__init__(params, self.given(locals()))
+
+    def _check_weights(self, weights: PerturbedWeights) -> None:
+        if self.param_groups[0]["perturbation"] == "streamed":
+            raise ValueError('perturbation="streamed": a forward gradient is taken at theta, and perturbs no weights: leave it out')
 
     @property
     def forwards(self) -> int:

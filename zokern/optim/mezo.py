@@ -2,7 +2,7 @@
 
 from .base import ZerothOrder
 from .contract import register
-from .settings import Blocks, Number, ParamsT
+from .settings import Blocks, Number, ParamsT, Perturbation
 
 
 @register
@@ -26,6 +26,12 @@ class MeZO(ZerothOrder):
             estimator="one-sided" it saves nothing. Default False.
         estimator: "two-point", or "one-sided", g = (L(theta + eps z) - L(theta)) / eps: 1 + q forward passes. Default "two-point".
         blocks, sparsity: block-wise and sparse estimates, see ``ZerothOrder``. Default None.
+        perturbation: what the model computes with while a loss is measured. "in-place": its own weights, moved there and back, which costs
+            no memory, and in 16 bits a rounding a pass, so that weights drift; ``zokern.Streamed(model)``: scratch memory of the size of
+            the largest part; ``zokern.Copied()``: theta is kept beside the model. Default None: in place where all weights are float32,
+            else ``Copied()``; ZOTrainer and the command line, which know the model, then take ``Streamed(model)``.
+        rounding: how updates are stored in 16 bits: "nearest", by which small ones are lost, or "stochastic", which keeps the mean. Default
+            None: "stochastic" where theta is in 16 bits and not perturbed in place, else "nearest".
     Raises:
         ValueError: lr < 0, eps <= 0, weight_decay < 0, q < 1, or a parameter that cannot be perturbed.
     Reference: Malladi et al. 2023, "Fine-Tuning Language Models with Just Forward Passes", Algorithms 1 and 2.
@@ -38,5 +44,6 @@ class MeZO(ZerothOrder):
         self, params: ParamsT, lr: Number = 1e-6, eps: Number = 1e-3, weight_decay: Number = 0.0, q: int = 1, seed: int = 0,
         defer: bool = False, estimator: str = "two-point", blocks: Blocks | None = None,
         sparsity: float | None = None, noise: str = "gaussian",
+        perturbation: Perturbation = None, rounding: str | None = None,
     ) -> None:  # fmt: skip
         super().__init__(params, self.given(locals()), blocks, sparsity)

@@ -4,7 +4,7 @@ import torch
 
 from ..estimators import Estimate
 from .contract import register
-from .settings import SHARE, Blocks, Number, ParamsT, Setting, Settings
+from .settings import SHARE, Blocks, Number, ParamsT, Perturbation, Setting, Settings
 from .stateful import Stateful
 
 
@@ -32,6 +32,7 @@ class ZOMomentum(Stateful):
         self, params: ParamsT, lr: Number = 1e-7, momentum: Number = 0.9, eps: Number = 1e-3, weight_decay: Number = 0.0,
         q: int = 1, seed: int = 0, state_dtype: torch.dtype = torch.float32, estimator: str = "two-point",
         blocks: Blocks | None = None, sparsity: float | None = None, noise: str = "gaussian",
+        perturbation: Perturbation = None, rounding: str | None = None,
     ) -> None:  # fmt: skip
         super().__init__(params, self.given(locals()), blocks, sparsity)
 

@@ -28,6 +28,7 @@ def check_saved(optimizer: "Trained", state_dict: dict[str, Any]) -> None:
         raise ValueError(f"state_dict holds {', '.join(map(str, state_dict)) or 'nothing'}, no param_groups and state: {own}")
     saved = state_dict["param_groups"]
     settings = {*PER_PARAMETER}.union(*(cls.known() for cls in (type(optimizer), *optimizers().values())))
+    former = {name: setting.formerly for name, setting in optimizer.known().items() if setting.formerly is not None}
     if len(saved) != len(groups):
         raise ValueError(f"the state has {len(saved)} parameter groups, this {kind} has {len(groups)}: {again}")
     for i, (theirs, mine) in enumerate(zip(saved, groups)):
@@ -39,11 +40,16 @@ def check_saved(optimizer: "Trained", state_dict: dict[str, Any]) -> None:
                 "resume with the zokern that saved it"
             )
         for one, other, has in ((theirs, mine, "has"), (mine, theirs, "has no")):
-            if names := sorted(settings & one.keys() - other.keys()):
+            if names := sorted(settings & one.keys() - other.keys() - former.keys()):
                 raise ValueError(
                     f"param_groups[{i}] was saved by another optimizer than this {kind}: it {has} {', '.join(names)}; load it into one of "
                     "the class that saved it, made with the same arguments"
                 )
+        then, now = (group.get("perturbation", former["perturbation"]) for group in (theirs, mine))
+        if then != now:
+            raise ValueError(
+                f"param_groups[{i}] was saved with perturbation={then!r}, this {kind} has {now!r}: make it with that of the run"
+            )
         then, now = len(theirs["params"]), len(mine["params"])
         if then != now:
             raise ValueError(f"param_groups[{i}] was saved with {then} parameters, here are {now}: {again}")

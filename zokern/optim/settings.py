@@ -2,14 +2,16 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from numbers import Integral, Real
 from operator import index
 from typing import Any, TypeAlias
 
 import torch
-from torch.optim.optimizer import ParamsT as ParamsT  # these three are what constructors take
+from torch.optim.optimizer import ParamsT as ParamsT  # these are what constructors take
 
+from ..estimators import Perturbation as Perturbation
+from ..estimators.kinds import NAMED
 from ..estimators.partition import Blocks as Blocks
 from ..ops.arguments import Number as Number
 
@@ -30,6 +32,7 @@ class Setting:
         kept: whether no step can change it, because state was made for it.
         times_lr: of another learning rate: where a search for it may begin, as a multiple of lr.
         default: of the constructor; None as well where it has none.
+        formerly: what it was in states and logs of a zokern that did not have it yet; None where none is read.
     """
 
     kind: type
@@ -41,6 +44,7 @@ class Setting:
     kept: bool = False
     times_lr: float | None = None
     default: Any = None
+    formerly: Any = None
 
     def check(self, name: str, value: Any, where: str) -> None:
         """Raise ValueError, with the cure, where the value is not what the setting may be."""
@@ -76,6 +80,13 @@ COMMON = {
     "defer": flag("Leave each update to the next step's first pass."),
     "seed": Setting(int, "an integer in [0, 2**64)", lambda x: 0 <= index(x) < 1 << 64, "Fixes the noise.", shared=True),
     "noise": choice("Normals, or signs, which are cheaper to make.", "gaussian", "rademacher", kept=True),
+    "perturbation": replace(
+        choice("Where perturbed weights are: in place, in scratch memory part by part, or in a copy.", None, *NAMED, kept=True),
+        formerly="in-place",
+    ),
+    "rounding": replace(
+        choice("How updates are rounded into weights in 16 bits.", None, "nearest", "stochastic", kept=True), formerly="nearest"
+    ),
     "blocks": Setting(bool, "layers", lambda x: True, "Estimate each layer by itself."),
     "sparsity": Setting(float, *SHARE, "Share of all elements that the noise leaves alone."),
     # What an optimizer counts.

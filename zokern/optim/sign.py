@@ -5,7 +5,7 @@ import torch
 from ..estimators import Estimate
 from .base import ZerothOrder
 from .contract import register
-from .settings import Blocks, Number, ParamsT, Settings, choice
+from .settings import Blocks, Number, ParamsT, Perturbation, Settings, choice
 
 
 @register
@@ -31,6 +31,7 @@ class ZOSign(ZerothOrder):
         self, params: ParamsT, lr: Number = 1e-6, eps: Number = 1e-3, weight_decay: Number = 0.0, q: int = 1, seed: int = 0,
         form: str = "element", estimator: str = "two-point", blocks: Blocks | None = None,
         sparsity: float | None = None, noise: str = "gaussian",
+        perturbation: Perturbation = None, rounding: str | None = None,
     ) -> None:  # fmt: skip
         super().__init__(params, self.given(locals()), blocks, sparsity)
 

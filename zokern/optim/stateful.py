@@ -20,6 +20,7 @@ class Stateful(ZerothOrder):
     slots: Sequence[str] = ()
 
     def _make_state(self) -> None:
+        super()._make_state()
         self._state_of(self.layout.params)
 
     def _state_of(self, params: list[torch.Tensor]) -> list[list[torch.Tensor]]:
@@ -33,5 +34,5 @@ class Stateful(ZerothOrder):
 
     def _fused(self, rule: str, estimate: Estimate, numbers: Sequence[Number]) -> None:
         """One pass of a rule of ``zokern.ops.update_`` over weights and state."""
-        rounding = self._key().to(ROUNDING) if self.param_groups[0]["state_dtype"] == torch.bfloat16 else None
-        self.weights.update(rule, estimate.terms, numbers, self._state_of, self._decay(estimate), rounding)
+        state_rounding = self._key().to(ROUNDING) if self.param_groups[0]["state_dtype"] == torch.bfloat16 else None
+        self.weights.update(rule, estimate.terms, numbers, self._state_of, self._decay(estimate), state_rounding)

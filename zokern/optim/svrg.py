@@ -1,8 +1,7 @@
 """MeZO-SVRG: variance reduction without a gradient, or a full-batch gradient, in memory."""
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import cached_property
 from operator import index
@@ -16,7 +15,7 @@ from ..ops.arguments import Term
 from ..signals import whole
 from .base import ZerothOrder
 from .contract import register
-from .settings import COMMON, NOT_NEGATIVE, Number, ParamsT, Setting, Settings, choice
+from .settings import COMMON, NOT_NEGATIVE, Number, ParamsT, Perturbation, Setting, Settings, choice
 
 
 @register
@@ -37,8 +36,8 @@ class MeZOSVRG(ZerothOrder):
         anchor: "copy" keeps the anchor's weights: one number an element. "replay" makes them again from the logged terms of the at most q
             steps since: no memory, exact up to rounding, and rounding is what 16-bit weights cannot afford. Default None: "replay" where
             all parameters are float32, else "copy".
-        eps, weight_decay, seed, noise, sparsity: as of ``MeZO``. Both sides of a control variate have the same mask.
-    State: with anchor="copy", "anchor" of each parameter, which between steps is eps z beside it: ``state_dict`` and ``flush``
+        eps, weight_decay, seed, noise, sparsity, perturbation, rounding: as of ``MeZO``. Both sides of a control variate have one mask.
+    State: with anchor="copy", "anchor" of each parameter, in place between steps eps z beside it: ``state_dict`` and ``flush``
         bring it back. ``param_groups`` hold "trail": the anchor's step, g_full, whether its loss was finite, and with
         anchor="replay" the coefficients of every step since.
     Raises:
@@ -60,6 +59,7 @@ class MeZOSVRG(ZerothOrder):
     def __init__(
         self, params: ParamsT, lr: Number = 1e-6, lr_full: Number = 1e-5, q: int = 2, eps: Number = 1e-3, weight_decay: Number = 0.0,
         anchor: str | None = None, seed: int = 0, sparsity: float | None = None, noise: str = "gaussian",
+        perturbation: Perturbation = None, rounding: str | None = None,
     ) -> None:  # fmt: skip
         super().__init__(params, {**self.given(locals()), "trail": None}, sparsity=sparsity)
 
@@ -139,8 +139,7 @@ class MeZOSVRG(ZerothOrder):
         if self.full_batch_due:
             return (yield from finite_difference(self.weights, [self._key(anchor=True)], eps))
         here = yield from finite_difference(self.weights, [self._key()], eps)
-        with self._at_anchor() as anchor:
-            there = yield from finite_difference(anchor, [self._key()], eps)
+        there = yield from self._there()
         trail = self.param_groups[0]["trail"]
         good, g_full = (trail[name].to(here.skipped.device) for name in ("good", "g_full"))  # a state may have been loaded elsewhere
         ((key, g),), ((_, g_anchor),) = here.terms, there.terms
@@ -157,8 +156,9 @@ class MeZOSVRG(ZerothOrder):
                 self.weights.apply_pending()
                 self.weights.finish()
                 self._anchor.drop_pending()  # its weights are written over
-                for p, copied in zip(self.layout.params, self._anchor.layout.params):
-                    copied.copy_(p)
+                for theta, anchor in zip(self.weights.theta, self._anchor.theta):
+                    for p, copied in zip(theta.params, anchor.params):
+                        copied.copy_(p)
             ((_, g_full),) = estimate.terms
             trail = dict(anchor=self.param_groups[0]["step"], g_full=torch.as_tensor(g_full), good=~estimate.skipped, moves=())
         else:
@@ -172,40 +172,29 @@ class MeZOSVRG(ZerothOrder):
     def _full_key(self) -> NoiseKey:
         return replace(self._key(anchor=True), step=self.param_groups[0]["trail"]["anchor"])
 
-    @contextmanager
-    def _at_anchor(self) -> Iterator[PerturbedWeights]:
-        """-> weights whose theta is the anchor. Afterwards the model's are at its own theta, or what brings them there is pending."""
+    def _there(self) -> Estimator:
+        """The estimate of the minibatch at the anchor."""
+        eps, keys = self._setting("eps"), [self._key()]
         if not self._copies:
-            since = self._since()
-            self.weights.add_pending([(key, -c) for key, c in since])
-            try:
-                yield self.weights
-            finally:
-                self.weights.add_pending(since)
-            return
-        self.weights.finish()
-        weights = [p.data for p in self.layout.params]
-        try:
-            for p, copied in zip(self.layout.params, self._anchor.layout.params):
-                p.data = copied
-            yield self._anchor  # restored at the next step, or by ``flush``
-            if any(p.dtype != torch.float32 for p in self.layout.params):
-                self._anchor.apply_pending()  # a flush would round 16-bit weights once more, and a run that was saved would be another
-        finally:
-            for p, data in zip(self.layout.params, weights):
-                p.data = data
-            torch.clear_autocast_cache()
+            with self.weights.away([(key, -c) for key, c in self._since()]):
+                return (yield from finite_difference(self.weights, keys, eps))
+        estimate = yield from finite_difference(self._anchor, keys, eps)  # restored at the next step, or by ``flush``
+        if any(p.dtype != torch.float32 for p in self.layout.params):
+            self._anchor.apply_pending()  # a flush would round 16-bit weights once more, and a run that was saved would be another
+        return estimate
 
     @cached_property
     def _anchor(self) -> PerturbedWeights:
-        """The copy, under the indices of the parameters that it is of."""
+        """Around the copy of theta, under the indices of the parameters that it is of."""
         missing = [p for p in self.layout.params if "anchor" not in self.state[p]]
         if missing and not self.full_batch_due:
             what = f"the state holds none for {len(missing)} parameters"
             raise ValueError(f"step {self.param_groups[0]['step']} is between two anchors, and {what}: load one that does")
-        for p in missing:
-            self.state[p]["anchor"] = p.detach().clone()
-        return PerturbedWeights(self.layout.over([self.state[p]["anchor"] for p in self.layout.params]))
+        for part, theta in zip(self.weights.parts, self.weights.theta):
+            for p, tensor in zip(part.params, theta.params):
+                if "anchor" not in self.state[p]:
+                    self.state[p]["anchor"] = tensor.detach().clone()
+        return self.weights.over([self.state[p]["anchor"] for p in self.layout.params])
 
     def _all_weights(self) -> list[PerturbedWeights]:
         copied = self._copies and all("anchor" in self.state.get(p, ()) for p in self.layout.params)
@@ -216,6 +205,7 @@ class MeZOSVRG(ZerothOrder):
         vars(self).pop("_anchor", None)
 
     def _make_state(self) -> None:
+        super()._make_state()
         if self._copies:
             self._anchor  # noqa: B018
 
@@ -240,14 +230,7 @@ class MeZOSVRG(ZerothOrder):
             if decays:
                 raise ValueError('anchor="replay" with weight_decay: what has decayed is not made again from noise: pass anchor="copy"')
             return
-        kept = {id(p) for p in weights.layout.params}
-        for g, group in enumerate(self.param_groups):
-            for i, p in enumerate(group["params"]):
-                if id(p) not in kept and p.numel():
-                    raise ValueError(
-                        f'anchor="copy": param_groups[{g}]["params"][{i}] shares the memory of another parameter, which is to be exchanged '
-                        'for its copy: tie them as one Parameter, or pass anchor="replay"'
-                    )
+        self._check_apart(weights.layout.params, 'anchor="copy"', 'anchor="replay"')
 
 
 class Annealing:

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from ..estimators import PerturbedWeights
+from ..estimators.kinds import Kind, kind_of
 from ..estimators.partition import kept_by_magnitude, layout_of, numbers_of_blocks
 from ..noise import SPEC_VERSION, NoiseKey
 from ..noise.spec import NOISES
@@ -33,10 +34,14 @@ class Trained(ClosureOptimizer):
     settings = COMMON
     logged: Any = None  # the step of a log of zokern.record that the optimizer is at, see ``saved.logged``
     weights: PerturbedWeights
+    _kind: Kind | None = None  # of perturbation
 
     def __init__(self, params: ParamsT, defaults: dict[str, Any], blocks: Blocks | None = None, sparsity: float | None = None) -> None:
         self._frozen: dict[torch.Tensor, str] = {}
-        super().__init__(params, dict(defaults, step=0, skipped=0, noise_spec=SPEC_VERSION))
+        given = defaults.get("perturbation")
+        self._kind = None if given is None else kind_of(given)
+        named = defaults | ({"perturbation": self._kind and self._kind.name} if "perturbation" in defaults else {})
+        super().__init__(params, dict(named, step=0, skipped=0, noise_spec=SPEC_VERSION))
         if not any(group["params"] for group in self.param_groups):
             raise ValueError("params holds no parameter with requires_grad=True: unfreeze at least one")
         if blocks is not None:
@@ -68,13 +73,42 @@ class Trained(ClosureOptimizer):
     def _lay_out(self) -> None:
         if hasattr(self, "weights"):
             self.flush()
-        weights = PerturbedWeights(layout_of(self.param_groups))
+        layout = layout_of(self.param_groups)
+        self._kind = self._settle(layout.params)
+        weights = self._kind.weights(layout, self.state)
+        if self._kind.name == "streamed":
+            self._check_apart(layout.params, 'perturbation="streamed"', "perturbation=zokern.Copied()")
         self._check_weights(weights)
-        self.weights, self.layout = weights, weights.layout
+        self.weights, self.layout = weights, layout
         self._trained = {p: name for group in self.param_groups for p, name in _named(group)}
+
+    def _settle(self, params: list[torch.Tensor]) -> Kind:
+        """Say how the weights are perturbed and rounded where the settings leave it open. -> the kind of perturbation."""
+        first = self.param_groups[0]
+        sixteen = any(p.itemsize == 2 for p in params)
+        kind = self._kind or kind_of(first.get("perturbation") or ("copied" if sixteen and self.derivative is None else "in-place"))
+        moved = sixteen and kind.name != "copied"  # whether theta is in 16 bits
+        rounding = first.get("rounding") or ("stochastic" if moved and (kind.name != "in-place" or self.derivative) else "nearest")
+        if rounding == "stochastic" and not moved:
+            dtype = "float32" if sixteen else str(params[0].dtype).removeprefix("torch.")
+            raise ValueError(f'rounding="stochastic": the weights are kept in {dtype}, which is stored as it is: leave it out')
+        for group in self.param_groups:
+            group.update({name: value for name, value in (("perturbation", kind.name), ("rounding", rounding)) if name in self.known()})
+        return kind
 
     def _check_weights(self, weights: PerturbedWeights) -> None:
         """Refuse parameters or settings, as they are laid out, that the optimizer cannot do with."""
+
+    def _check_apart(self, laid_out: list[torch.Tensor], what: str, cure: str) -> None:
+        """Refuse parameters that lie in the memory of others, where these are to be exchanged."""
+        kept = {id(p) for p in laid_out}
+        for g, group in enumerate(self.param_groups):
+            for i, p in enumerate(group["params"]):
+                if id(p) not in kept and p.numel():
+                    raise ValueError(
+                        f'{what}: param_groups[{g}]["params"][{i}] shares the memory of another parameter, which is to be exchanged: tie '
+                        f"them as one Parameter, or pass {cure}"
+                    )
 
     def _check_frozen(self) -> None:
         check_frozen(self._trained, self._frozen, self.param_groups[0]["step"])
@@ -149,11 +183,14 @@ class Trained(ClosureOptimizer):
     def __getstate__(self) -> dict[str, Any]:
         pending = [weights.pending for weights in self._all_weights()]
         known = {} if self.weights.displaced else logged(self)  # weights that are not at theta are at no step of a log
-        return super().__getstate__() | {"_frozen": self._frozen, "_pending": pending, **known}
+        return super().__getstate__() | {"_frozen": self._frozen, "_pending": pending, "_kind": self._kind, **known}
 
     @whole
     def __setstate__(self, state: dict[str, Any]) -> None:
         state = dict(state)
+        former = {name: self.known()[name].formerly for name in self.declared() if self.known()[name].formerly is not None}
+        for group in state.get("param_groups", ()):
+            group.update({name: value for name, value in former.items() if name not in group})
         pending = state.pop("_pending", [])
         super().__setstate__(state)
         self._lay_out()

@@ -164,6 +164,7 @@ def check_header(header: Header) -> None:
     settings = declared.keys() - OF_PARAMETERS
     known = settings | {"params"} | {name for name, (argument, _) in PER_PARAMETER.items() if argument in declared}
     for i, group in enumerate(groups):
+        group.update({name: declared[name].formerly for name in settings - group.keys() if declared[name].formerly is not None})
         for name in group.keys() - known:
             raise ValueError(f"groups[{i}] has {name!r}, which is no setting of this zokern's {optimizer}")
         for name in sorted((settings | {"params"} | groups[0].keys()) - group.keys()):

@@ -229,7 +229,7 @@ def record(
     optimizer._measured, step = None, optimizer.param_groups[0]["step"]
     if resume and (step or b"\n" in before):
         return _resumed(optimizer, path, before, step, every, model)
-    if step or any(optimizer.state.values()):
+    if step or any(held.keys() - {"theta"} for held in optimizer.state.values()):
         state = f"at step {step}" if step else "at step 0 and has state"
         raise BadInput(f"the optimizer is {state}: record from a new optimizer on, or pass resume=True with the log of its run")
     line = header_line(header_of(optimizer, notes, model))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ..errors import BadInput, first_line
-from ..estimators import PerturbedWeights, ReplayedWeights
+from ..estimators import Streamed
 from ..optim import ZerothOrder
 from ..optim.settings import PER_PARAMETER
 from .header import logged_class
@@ -39,7 +39,7 @@ def replay(trajectory: "Trajectory", params: Any, step: int | None, passes_per_s
     check_table(header, named, path)
     with _trainable(named):
         try:
-            optimizer = _made(header, named)
+            optimizer = _made(header, named, params)
         except (TypeError, ValueError) as error:
             raise BadInput(f"{path} is the log of a run that cannot be made again of these parameters: {first_line(error)}") from None
         if optimizer.layout.fingerprint() != header["fingerprint"]:
@@ -49,7 +49,7 @@ def replay(trajectory: "Trajectory", params: Any, step: int | None, passes_per_s
             )
         check_base(header, named, path)
         check_frozen(header, params, named, path)
-        optimizer.weights = weights = ReplayedWeights(optimizer.layout, passes_per_sweep)
+        optimizer.weights.passes_per_sweep = passes_per_sweep
         try:
             with warnings.catch_warnings():
                 for known in (".* was skipped: a loss was not finite", ".* whose losses did not differ"):  # of which training has warned
@@ -57,8 +57,8 @@ def replay(trajectory: "Trajectory", params: Any, step: int | None, passes_per_s
                 _repeat(trajectory, optimizer, step, progress)
         finally:
             optimizer.flush()
-            weights.finish()
-            optimizer.weights = PerturbedWeights(optimizer.layout)
+            optimizer.weights.finish()
+            optimizer.weights.passes_per_sweep = None
         before, crc = Writes.of(optimizer), trajectory.checksums[step]
         optimizer.logged = lambda it: position_of(it, step, crc, before.disturbed_until(Writes.of(it), step) is not None)
         return optimizer
@@ -86,8 +86,8 @@ def _repeat(trajectory: "Trajectory", optimizer: ZerothOrder, end: int, progress
             progress(i + 1)
 
 
-def _made(header: Header, named: Named) -> ZerothOrder:
-    """The optimizer of the log over these parameters, as it was at step 0."""
+def _made(header: Header, named: Named, model: Any) -> ZerothOrder:
+    """The optimizer of the log over these parameters, as it was at step 0. Of streamed weights it can train on if ``model`` is one."""
     cls, left, groups = logged_class(header), iter(named), []
     for group in header["groups"]:
         params = [next(left) for _ in range(group["params"])]
@@ -95,6 +95,8 @@ def _made(header: Header, named: Named) -> ZerothOrder:
         each = {name: group[name] for name in PER_PARAMETER if name in group}
         groups.append({"params": params if params and params[0][0] else [p for _, p in params], **settings, **each})
     shared = {name: groups[0][name] for name in cls.declared() if name in groups[0]}
+    if isinstance(model, torch.nn.Module) and shared.get("perturbation") == "streamed":
+        shared["perturbation"] = Streamed(model)
     return cls(groups, **shared)
 
 

@@ -77,8 +77,8 @@ class Trajectory:
             progress: None, or called with the number of steps done, after each. What it raises ends the replay, with the weights at that
                 step.
         Returns:
-            The optimizer at that step, with its state: training can go on from there. An interrupt that comes from elsewhere leaves the
-            weights at no step of the run: begin again from the base weights.
+            The optimizer at that step, with its state: training can go on from there, where params is the model also of streamed weights.
+            An interrupt that comes from elsewhere leaves the weights at no step of the run: begin again from the base weights.
         Raises:
             BadInput (a ValueError): what differs between the log and params, or an argument out of range. Between two
             steps of the run something else changed the weights: they are then at the first of them.

@@ -57,7 +57,7 @@ def replay_(table, keys, instructions, values):
     replay_(table, keys, instructions, values)
 
 
-def update_(table, rule, keys, a, b, decay, numbers, state, rounding):
+def update_(table, rule, keys, a, b, decay, numbers, state, state_rounding, rounding=None):
     from .update import update_
 
-    update_(table, rule, keys, a, b, decay, numbers, state, rounding)
+    update_(table, rule, keys, a, b, decay, numbers, state, state_rounding, rounding)

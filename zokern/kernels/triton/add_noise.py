@@ -7,8 +7,8 @@ from ...noise import spec
 from .. import passes
 from ..spans import BLOCK, pack, spans, to_device
 from .lines import blocks_of, element_of, lanes_of, line_of, load_span, place, reciprocal_of, whole_tiles
-from .noise import fma, halves8, halves_at, noise
-from .storage import DTYPES, elements, launching, load_key, load_lanes, narrow, narrow_at_random, store_lanes, widen
+from .noise import fma, noise
+from .storage import DTYPES, launching, load_key, load_lanes, store, store_at, widen
 
 # Counts are instructions an element in bfloat16 on sm_90, from bench/sass.py; nothing here has been timed on a GPU yet.
 # BLOCK is 4096, 32 elements a thread: 26.2 and 66 registers, where 16 a thread take 27.4 and 36; of signs 6.4, where 16 take 7.9.
@@ -107,11 +107,8 @@ def add_noise_kernel(
         )  # fmt: skip
         start = target if PITCHED else target + at
         there = here if IN_PLACE else place(line, column + inside, out_pitch, PITCHED)
-        if ROUND:
-            r = halves8(blocks_of(first, at, line, column + inside, step, 3, PITCHED), high, r_seed, r_step, r_stream)
-            tl.store(start + elements(there, EACH), narrow_at_random(acc, r, OUT))
-        else:
-            store_lanes(start, there, acc, OUT, EACH)
+        block8 = blocks_of(first, at, line, column + inside, step, 3, PITCHED)
+        store(start, there, acc, block8, high, r_seed, r_step, r_stream, OUT, EACH, ROUND)
 
     # The ragged end, or all of a span that is misaligned or crosses a multiple of 2^34: element by element.
     source = address.to(tl.pointer_type(DTYPE))
@@ -132,10 +129,7 @@ def add_noise_kernel(
             keep_threshold, one, TERMS, 0, SIGNS, MASKED,
         )  # fmt: skip
         there = target + (line * (pitch if IN_PLACE else out_pitch) + column)
-        if ROUND:
-            tl.store(there, narrow_at_random(acc, halves_at(i, r_seed, r_step, r_stream), OUT), below)
-        else:
-            tl.store(there, narrow(acc, OUT), below)
+        store_at(there, below, acc, i, r_seed, r_step, r_stream, OUT, ROUND)
 
 
 def add_noise_(table, keys, coefficients, decay, rounding=None) -> None:

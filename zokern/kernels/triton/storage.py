@@ -6,7 +6,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .noise import INTERPRETED, in_order4, in_order8
+from .noise import INTERPRETED, halves8, halves_at, in_order4, in_order8
 
 DTYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
 
@@ -116,3 +116,21 @@ def narrow_at_random(x, r, DTYPE: tl.constexpr):
         h = tl.where(small, below, tl.minimum(above, 0x7BFF)) | ((u >> 16) & 0x8000)
         nearest = x.to(tl.float16).to(tl.uint16, bitcast=True)
         return tl.where(magnitude < 0x477FF000, h.to(tl.uint16), nearest).to(tl.float16, bitcast=True)  # 65520, which rounds to infinity
+
+
+@triton.jit
+def store(start, lanes, x, block, high, seed, step, stream, DTYPE: tl.constexpr, EACH: tl.constexpr, ROUND: tl.constexpr):
+    """``store_lanes``; with ROUND, stochastically by a key's ``block``, low counter words of lanes' eight elements, under ``high``."""
+    if ROUND:
+        tl.store(start + elements(lanes, EACH), narrow_at_random(x, halves8(block, high, seed, step, stream), DTYPE))
+    else:
+        store_lanes(start, lanes, x, DTYPE, EACH)
+
+
+@triton.jit
+def store_at(pointers, below, x, i, seed, step, stream, DTYPE: tl.constexpr, ROUND: tl.constexpr):
+    """The same element by element: i are their indices."""
+    if ROUND:
+        tl.store(pointers, narrow_at_random(x, halves_at(i, seed, step, stream), DTYPE), below)
+    else:
+        tl.store(pointers, narrow(x, DTYPE), below)

@@ -8,8 +8,8 @@ from ...noise import spec
 from .. import passes
 from ..spans import pack, spans, state_spans, to_device
 from .lines import blocks_of, element_of, lanes_of, line_of, load_span, place, reciprocal_of, whole_tiles
-from .noise import fma, halves8, halves_at, noise
-from .storage import DTYPES, elements, launching, load_key, load_lanes, narrow, narrow_at_random, store_lanes, widen
+from .noise import fma, noise
+from .storage import DTYPES, launching, load_key, load_lanes, store, store_at, widen
 
 # 8 elements a thread at a time: theta, g and two states in float32 are then 32 registers, and reading them hides their latency.
 WARPS = 4
@@ -77,22 +77,13 @@ def load_state(address, lanes, DTYPE: tl.constexpr, EACH: tl.constexpr):
 
 @triton.jit
 def store_state(address, lanes, s, block, high, seed, step, stream, DTYPE: tl.constexpr, EACH: tl.constexpr):
-    """``block``: of each lane's eight elements, with whose words they are rounded to bfloat16."""
     state = tl.multiple_of(address.to(tl.pointer_type(DTYPE)), 16)
-    if DTYPE == tl.bfloat16:
-        tl.store(state + elements(lanes, EACH), narrow_at_random(s, halves8(block, high, seed, step, stream), DTYPE))
-    else:
-        store_lanes(state, lanes, s, DTYPE, EACH)
+    store(state, lanes, s, block, high, seed, step, stream, DTYPE, EACH, DTYPE == tl.bfloat16)
 
 
 @triton.jit
 def store_state_at(address, j, below, s, i, seed, step, stream, DTYPE: tl.constexpr):
-    """Element by element: i are their indices."""
-    state = address.to(tl.pointer_type(DTYPE))
-    if DTYPE == tl.bfloat16:
-        tl.store(state + j, narrow_at_random(s, halves_at(i, seed, step, stream), DTYPE), below)
-    else:
-        tl.store(state + j, s, below)
+    store_at(address.to(tl.pointer_type(DTYPE)) + j, below, s, i, seed, step, stream, DTYPE, DTYPE == tl.bfloat16)
 
 
 @triton.jit(
@@ -103,7 +94,7 @@ def update_kernel(
     spans,  # int64 [programs, 10], a tables.Row each
     states,  # int64 [programs, slots]: addresses
     keys,  # int32 [n_keys, 4]: seed mod 2^32, seed >> 32, step, stream
-    rounding,  # int32 [slots, 4]
+    rounding,  # int32 [ROUND + slots, 4]: by which theta is rounded, and each state in bfloat16
     a,  # float32 [n_keys, groups]
     b,  # float32 [n_keys, groups]
     decay,  # float32 [groups]
@@ -116,6 +107,7 @@ def update_kernel(
     STATE: tl.constexpr,  # storage type of the states
     ONE_KEY: tl.constexpr,  # the only key is read once; else n_keys are read for each row
     DECAY: tl.constexpr,
+    ROUND: tl.constexpr,  # whether theta is rounded at random
     SIGNS: tl.constexpr,
     MASKED: tl.constexpr,  # whether some span keeps only a part of its noise
     PITCHED: tl.constexpr,  # whether some tensor is more than one line
@@ -133,10 +125,11 @@ def update_kernel(
     numbers += group
     seed0, step0, stream0 = load_key(keys, 0, n_keys)
     a0, b0 = tl.load(a, n_keys > 0), tl.load(b, n_keys > 0)
-    ROUNDED: tl.constexpr = SLOTS if STATE == tl.bfloat16 else 0
-    r0_seed, r0_step, r0_stream = load_key(rounding, 0, ROUNDED)
-    r1_seed, r1_step, r1_stream = load_key(rounding, 1, ROUNDED)
-    r2_seed, r2_step, r2_stream = load_key(rounding, 2, ROUNDED)
+    r_seed, r_step, r_stream = load_key(rounding, 0, ROUND)
+    ROUNDED: tl.constexpr = ROUND + (SLOTS if STATE == tl.bfloat16 else 0)
+    r0_seed, r0_step, r0_stream = load_key(rounding, ROUND + 0, ROUNDED)
+    r1_seed, r1_step, r1_stream = load_key(rounding, ROUND + 1, ROUNDED)
+    r2_seed, r2_step, r2_stream = load_key(rounding, ROUND + 2, ROUNDED)
     scale = tl.load(decay + group, DECAY)
     n0, n1, n2 = tl.load(numbers), tl.load(numbers + groups, NUMBERS > 1), tl.load(numbers + 2 * groups, NUMBERS > 2)
     n3, n4 = tl.load(numbers + 3 * groups, NUMBERS > 3), tl.load(numbers + 4 * groups, NUMBERS > 3)
@@ -169,8 +162,8 @@ def update_kernel(
             seed0, step0, stream0, a0, b0, keys, a, b, n_keys, groups, keep_threshold, one, ONE_KEY, EACH, SIGNS, MASKED,
         )  # fmt: skip
         x, s0, s1, s2 = move(x, g, s0, s1, s2, n0, n1, n2, n3, n4, n5, n6, RULE)
-        store_lanes(start, here, x, DTYPE, EACH)
         block = blocks_of(first, at, line, column + inside, step, 3, PITCHED)
+        store(start, here, x, block, high, r_seed, r_step, r_stream, DTYPE, EACH, ROUND)
         if SLOTS > 0:
             store_state(p0, held, s0, block, high, r0_seed, r0_step, r0_stream, STATE, EACH)
         if SLOTS > 1:
@@ -197,7 +190,7 @@ def update_kernel(
             keep_threshold, one, ONE_KEY, 0, SIGNS, MASKED,
         )  # fmt: skip
         x, s0, s1, s2 = move(x, g, s0, s1, s2, n0, n1, n2, n3, n4, n5, n6, RULE)
-        tl.store(theta + here, narrow(x, DTYPE), below)
+        store_at(theta + here, below, x, i, r_seed, r_step, r_stream, DTYPE, ROUND)
         if SLOTS > 0:
             store_state_at(p0, j, below, s0, i, r0_seed, r0_step, r0_stream, STATE)
         if SLOTS > 1:
@@ -206,14 +199,16 @@ def update_kernel(
             store_state_at(p2, j, below, s2, i, r2_seed, r2_step, r2_stream, STATE)
 
 
-def update_(table, rule, keys, a, b, decay, numbers, state, rounding) -> None:
+def update_(table, rule, keys, a, b, decay, numbers, state, state_rounding, rounding=None) -> None:
     """One step of ``rule`` (of passes.RULES) on every tensor of ``table``: a, b float32 [len(keys), groups], decay float32
-    [groups] or None, numbers float32 [the rule's, groups], rounding one key a state where ``state`` is in bfloat16."""
+    [groups] or None, numbers float32 [the rule's, groups], state_rounding one key a state where ``state`` is in bfloat16, rounding that of
+    theta or None."""
     rows = spans(table)
     if not rows.shape[0]:
         return
     states = state_spans(table, state)
-    words = to_device(pack([*keys, *(rounding or ())]), table.device)
+    stochastic = rounding is not None and table.dtype.itemsize == 2
+    words = to_device(pack([*keys, *([rounding] if stochastic else ()), *(state_rounding or ())]), table.device)
     a, b, numbers = (to_device(values, table.device) for values in (a, b, numbers))
     with launching(update_kernel, table.device):
         update_kernel[(rows.shape[0],)](
@@ -233,6 +228,7 @@ def update_(table, rule, keys, a, b, decay, numbers, state, rounding) -> None:
             STATE=DTYPES[state.dtype],
             ONE_KEY=len(keys) == 1,
             DECAY=decay is not None,
+            ROUND=stochastic,
             SIGNS=passes.signs(keys),
             MASKED=table.masked,
             PITCHED=table.pitched,

@@ -265,6 +265,11 @@ class Hybrid(ClosureOptimizer):
             raise ValueError("zo made an optimizer with defer=True: Hybrid evaluates the model at theta itself; leave defer=False")
         if self.zo.full_batch:
             raise ValueError(f"zo made a {zo}, whose anchors need a full batch: pass another, such as {CURES['zo']}")
+        if self.share_forward and self.zo.param_groups[0].get("perturbation") == "streamed":
+            raise ValueError(
+                "share_forward=True with streamed weights, which are gone when the gradient is taken: pass share_forward=False, or "
+                "perturbation=zokern.Copied()"
+            )
         if self.zo.derivative and self.share_forward:
             raise ValueError(f"share_forward=True with a zo that makes {zo}, whose forward pass makes no graph: pass share_forward=False")
 

@@ -1,0 +1,172 @@
+"""Theta beside the model: the model's tensors are outputs, whose addresses stay."""
+
+from collections.abc import Iterator, MutableMapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from .. import ops
+from ..layout import Layout
+from ..ops.arguments import Term
+from .perturbation import NOTHING, PerturbedWeights
+
+
+class Copied:
+    """``perturbation=zokern.Copied()``: theta is kept beside the model, and the model's tensors are written from it.
+
+    A point that is measured is one pass, theta + eps z into the model's tensors, and nothing restores: theta does not move but by updates,
+    so that weights in 16 bits do not drift, and in float32 an update is not lost. Nothing is exchanged, so that CUDA graphs, torch.compile
+    and inference engines may hold the model's addresses. ``state_dict`` holds theta, as "theta" of each parameter.
+
+    Args:
+        dtype: torch.float32 (the default), 4 bytes a weight: a model in 16 bits trains as one in float32 does, but for the rounding of
+            what it computes with. None: each parameter's own, 2 bytes a weight in 16 bits.
+    Raises:
+        ValueError: another dtype.
+    """
+
+    def __init__(self, dtype: torch.dtype | None = torch.float32) -> None:
+        if dtype not in (torch.float32, None):
+            raise ValueError(f"Copied(dtype={dtype!r}): pass torch.float32, or None for each parameter's own")
+        self.dtype = dtype
+
+    @property
+    def name(self) -> str:
+        return "copied" if self.dtype else "copied-own"
+
+    def __repr__(self) -> str:
+        return f"zokern.Copied({'' if self.dtype else 'dtype=None'})"
+
+    def weights(self, layout: Layout, state: MutableMapping[Any, Any]) -> "CopiedWeights":
+        return CopiedWeights(layout, self, state)
+
+
+class CopiedWeights(PerturbedWeights):
+    """The weights of ``Copied``.
+
+    Args:
+        layout: the model's parameters.
+        copied: how theta is kept.
+        state: an optimizer's state: parameter -> dict, which holds theta under "theta". Made at the first need.
+    """
+
+    def __init__(self, layout: Layout, copied: Copied, state: MutableMapping[Any, Any]) -> None:
+        super().__init__(layout)
+        self.copied, self.state = copied, state
+        self._shown = _Shown(self.parts)
+
+    @property
+    def theta(self) -> list[Layout]:
+        if self._theta is None:
+            theta = []
+            for i, part in enumerate(self.parts):
+                for p in part.params:
+                    if "theta" in self.state[p]:  # of a run that goes on: the model's tensors are made of it
+                        self._shown.stale[i] = True
+                    else:
+                        self.state[p]["theta"] = p.detach().to(self.copied.dtype or p.dtype, copy=True)
+                theta.append(part.over([self.state[p]["theta"] for p in part.params]))
+            self._theta = theta
+        return self._theta
+
+    @property
+    def displaced(self) -> bool:
+        return self.passes_per_sweep is None and any(self._shown.stale) or super().displaced
+
+    @contextmanager
+    def _showing(self, terms: list[list[Term]]) -> Iterator[None]:
+        for i, own in enumerate(terms):
+            self._show(i, own)
+        yield
+
+    def apply_pending(self) -> None:
+        self._apply_updates()
+        if self.passes_per_sweep is None and (self._theta or any("theta" in self.state.get(p, ()) for p in self.layout.params)):
+            self._show_theta()
+
+    def finish(self) -> None:
+        super().finish()
+        if self.passes_per_sweep is not None:
+            self._show_theta()
+
+    def over(self, tensors: list[torch.Tensor]) -> "CopiedWeights":
+        return _Anchor(self, tensors)
+
+    @contextmanager
+    def undisturbed(self) -> Iterator[list[list[torch.Tensor]]]:
+        made, displaced = self._theta is not None, self.displaced
+        held = [[p.detach().to("cpu", copy=True) for p in part.params] for part in self.parts] if displaced else []
+        with super().undisturbed() as theta:
+            yield theta
+        for i, copies in enumerate(held):  # where the model is between the halves of a step
+            for p, saved in zip(self.parts[i].params, copies):
+                p.copy_(saved)
+            self._shown.stale[i], self.passes[i] = True, self.passes[i] + 1
+        if not made:  # a run may begin from here, as one without state
+            self._theta = None
+            for p in self.layout.params:
+                del self.state[p]["theta"]
+                if not self.state[p]:
+                    del self.state[p]
+
+    def look(self) -> None:
+        """What was written to the model's parameters is theta now, where it is not what theta is in their dtype."""
+        if self._theta is None or self.displaced:
+            return
+        for i, (part, theta) in enumerate(zip(self.parts, self.theta)):
+            seen = _places(part)
+            for p, held, before, now in zip(part.params, theta.params, self._shown.places[i], seen):
+                if before != now and not torch.equal(held.to(p.dtype), p):
+                    held.copy_(p.detach())
+            self._shown.places[i] = seen
+
+    def _show_theta(self) -> None:
+        for i in range(len(self.parts)):
+            self._show(i, [])
+
+    def _show(self, i: int, terms: list[Term]) -> None:
+        """The model's tensors of a part <- theta + sum_k c_k z(key_k)."""
+        theta = self.theta[i]
+        if terms or self._shown.stale[i]:
+            self._shown.stale[i] = True
+            ops.add_noise_(theta, NOTHING.then(terms).terms, out=self.parts[i].params)
+            self._shown.stale[i] = bool(terms)
+            self._shown.places[i] = _places(self.parts[i])
+            self.passes[i] += 1
+            torch.clear_autocast_cache()
+
+    def _moved(self, i: int) -> None:
+        self._shown.stale[i] = True
+
+
+class _Shown:
+    """What the model's tensors hold: for each part whether it is something else than theta, and where they were when it was written."""
+
+    def __init__(self, parts: list[Layout]) -> None:
+        self.stale = [False] * len(parts)
+        self.places = [_places(part) for part in parts]
+
+
+class _Anchor(CopiedWeights):
+    """Another theta that is shown by the same model; the ``CopiedWeights`` that it is made of bring that back to theirs."""
+
+    def __init__(self, weights: CopiedWeights, tensors: list[torch.Tensor]) -> None:
+        super().__init__(weights.layout, weights.copied, {})
+        self._shown = weights._shown
+        held = dict(zip(weights.layout.params, tensors))
+        self._theta = [part.over([held[p] for p in part.params]) for part in self.parts]
+        self._main = weights
+
+    def apply_pending(self) -> None:
+        pass
+
+    def _show(self, i: int, terms: list[Term]) -> None:
+        self._shown.stale[i] = True
+        super()._show(i, terms)
+        self._shown.stale[i] = True
+        self._main.passes[i] += 1
+
+
+def _places(part: Layout) -> list[tuple[int, int]]:
+    return [(p._version, p.data_ptr()) for p in part.params]

@@ -1,0 +1,62 @@
+"""The kinds of perturbation, by the names that settings and logs have for them."""
+
+from collections.abc import MutableMapping
+from typing import Any, Protocol, TypeAlias
+
+from torch import nn
+
+from ..layout import Layout
+from .copied import Copied
+from .perturbation import InPlace, PerturbedWeights, StreamedWeights
+from .streamed import Streamed
+
+
+class Kind(Protocol):
+    """A kind of perturbation: ``Copied()``, ``Streamed(model)``."""
+
+    @property
+    def name(self) -> str: ...
+
+    def weights(self, layout: Layout, state: MutableMapping[Any, Any]) -> PerturbedWeights: ...
+
+
+Perturbation: TypeAlias = str | Kind | None  # what optimizers take
+
+
+class _InPlace:
+    name = "in-place"
+
+    def weights(self, layout: Layout, state: MutableMapping[Any, Any]) -> PerturbedWeights:
+        return InPlace(layout)
+
+
+class _Streamed:
+    name = "streamed"
+
+    def weights(self, layout: Layout, state: MutableMapping[Any, Any]) -> PerturbedWeights:
+        return StreamedWeights(layout, None)
+
+
+NAMED: dict[str, Kind] = {kind.name: kind for kind in (_InPlace(), _Streamed(), Copied(), Copied(dtype=None))}
+
+
+def perturbation_of(model: nn.Module, perturbation: Perturbation = None) -> Perturbation:
+    """What an optimizer of a model's parameters is made with by who knows the model: ``Streamed(model)`` for "streamed", and where nothing
+    is said and weights that are trained are in 16 bits."""
+    unsaid = perturbation is None and any(p.itemsize == 2 for p in model.parameters() if p.requires_grad)
+    return Streamed(model) if unsaid or perturbation == "streamed" else perturbation
+
+
+def kind_of(perturbation: str | Kind) -> Kind:
+    """
+    Raises:
+        ValueError: there is no such kind.
+    """
+    if isinstance(perturbation, str):
+        if perturbation not in NAMED:
+            names = ", ".join(f'"{name}"' for name in NAMED if name != "streamed")
+            raise ValueError(f"perturbation={perturbation!r}: pass {names}, zokern.Streamed(model), or None")
+        return NAMED[perturbation]
+    if isinstance(perturbation, type) or not (hasattr(perturbation, "weights") and hasattr(perturbation, "name")):
+        raise TypeError(f"perturbation is {perturbation!r}: pass zokern.Copied(), zokern.Streamed(model), a name, or None")
+    return perturbation
