@@ -97,7 +97,7 @@ class Streamed:
             terms: for each of these what is added to theta, if anything.
         Raises:
             ValueError: as of ``check``; a model that is compiled.
-            RuntimeError: in the first evaluation with terms, a parameter that is not read where it should be.
+            RuntimeError: no part ran; in the first evaluation with terms, a parameter that is not read where it should be.
         """
         for layout in layouts:
             self.check(layout)
@@ -106,6 +106,11 @@ class Streamed:
         new = [layout for layout, added in zip(layouts, terms) if added and layout not in self._proven]
         with windows.hooked(), self._watch(new, windows):
             yield
+        if not windows.seen and terms and all(terms):
+            raise RuntimeError(
+                "no part of the model ran in this evaluation, so the loss is not that of the perturbed weights: let the closure call the "
+                "model that zokern.Streamed was given, no copy and nothing that torch.compile made, or pass perturbation=zokern.Copied()"
+            )
         for layout in new:
             self._check_seen(layout, windows.seen)
         self._proven.update(new)
