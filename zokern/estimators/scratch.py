@@ -66,7 +66,7 @@ class Scratch:
             offsets.append((piece, device, used.get(device, 0)))
             used[device] = used.get(device, 0) + piece.bytes
         for device, size in used.items():
-            if (slot, device) not in self.buffers or len(self.buffers[slot, device]) < size:
+            if (slot, device) not in self.buffers or self.buffers[slot, device].numel() < size:
                 self._grow(slot, device, size)
         return [self._view(piece, slot, device, offset) for piece, device, offset in offsets]
 
