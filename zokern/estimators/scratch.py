@@ -1,6 +1,6 @@
 """The memory in which parts of a model get their weights, one after the other."""
 
-from collections.abc import Sequence, Set
+from collections.abc import Callable, Sequence, Set
 from typing import Any, TypeAlias
 from weakref import WeakKeyDictionary
 
@@ -46,7 +46,7 @@ class Piece:
 
 
 class Scratch:
-    """One buffer a slot, as large as the largest that was made there. What is made of a piece in a slot lies at the same place each time.
+    """One buffer a slot, as large as the largest that is made there. What is made of a piece in a slot lies at the same place each time.
 
     Args:
         device: where the buffers are. None: where the parameters are.
@@ -57,8 +57,11 @@ class Scratch:
         self.buffers: dict[tuple[Slot, torch.device], torch.Tensor] = {}
         self._made: WeakKeyDictionary[Piece, dict[tuple[Any, ...], Made]] = WeakKeyDictionary()
 
-    def views(self, slot: Slot, filled: Filled) -> list[Made]:
-        """For each piece tensors like its parameters, one behind the other in a slot, and the layout by which they are filled."""
+    def views(self, slot: Slot, filled: Filled, least: Callable[[], int]) -> list[Made]:
+        """For each piece tensors like its parameters, one behind the other in a slot, and the layout by which they are filled.
+
+        A buffer that is made has at least so many bytes: one that grew step by step would leave holes in the memory.
+        """
         used: dict[torch.device, int] = {}
         offsets = []
         for piece, _ in filled:
@@ -67,7 +70,7 @@ class Scratch:
             used[device] = used.get(device, 0) + piece.bytes
         for device, size in used.items():
             if (slot, device) not in self.buffers or self.buffers[slot, device].numel() < size:
-                self._grow(slot, device, size)
+                self._grow(slot, device, max(size, least()))
         return [self._view(piece, slot, device, offset) for piece, device, offset in offsets]
 
     def _grow(self, slot: Slot, device: torch.device, size: int) -> None:
