@@ -220,6 +220,14 @@ class Rows(torch.utils.data.Dataset):
         return torch.full((4,), i + 1.0) * 2
 
 
+def test_a_model_that_is_converted():
+    model = mlp(4, 5, 6)
+    layout, streamed = layout_of(model), Streamed(model)
+    for dtype in (*DTYPES, torch.float32):
+        model.to(dtype)
+        streams(streamed, lambda model: model(torch.ones(4, dtype=dtype)).sum(), layout=layout)  # noqa: B023
+
+
 def test_workers_that_load_data_in_the_closure():
     streams(Streamed(mlp(4, 5, 6)), lambda model: sum(model(x).sum() for x in torch.utils.data.DataLoader(Rows(), 2, num_workers=2)))
 
