@@ -56,6 +56,21 @@ def test_a_step_does_not_wait(gpus, name, dtype):
     assert {(device, stream or 0) for _, device, stream in gpus.launches} == {(0, 0)}
 
 
+def test_parts_of_streamed_weights_are_made_ahead_on_a_stream_of_their_own(gpus):
+    with gpus.tensors():
+        model = torch.nn.Sequential(*(torch.nn.Linear(40, 40, device="cuda:0") for _ in range(4)))
+        layout, streamed = zokern.Layout(model.parameters()), zokern.Streamed(model)
+        streamed._proven.add(layout)  # addresses, by which reads are known, are made up here
+        x, used = torch.empty(40, device="cuda:0"), []
+        for step in range(3):
+            before = len(gpus.launches)
+            with torch.no_grad(), gpus.step(), streamed.showing([layout], [layout], [[(zokern.NoiseKey(1, step), 1e-3)]]):
+                model(x)
+            used.append([stream or 0 for _, _, stream in gpus.launches[before:]])
+    side = streamed._ahead.side.cuda_stream
+    assert side and used == [[0] * 4, [0] + [side] * 3, [0] + [side] * 3]
+
+
 class TestGraph:
     """zokern.graph."""
 

@@ -49,6 +49,7 @@ class Streamed:
         self.given = None if parts is None else list(parts)
         self.parts = parts_of(model, self.given)
         self._part_of: dict[torch.Tensor, Part] = {p: part for part in reversed(self.parts) for p in part.params}
+        self._names: dict[torch.Tensor, str] = {p: name for name, p in model.named_parameters()}
         self._modules = dict(model.named_modules())
         check_not_compiled(self._modules.values(), self._modules)
         self.device = _elsewhere(model, device)
@@ -75,11 +76,10 @@ class Streamed:
         """
         if layout in self._covered:
             return
-        names: dict[torch.Tensor, str] = {p: name for name, p in self.model.named_parameters()}
         for i, p in enumerate(layout.params):
             if p not in self._part_of:
-                title = f"theta[{i}]" + (f" ({name!r})" if (name := names.get(p) or layout.names[i]) else "")
-                if p not in names:
+                title = f"theta[{i}]" + (f" ({name!r})" if (name := self._names.get(p) or layout.names[i]) else "")
+                if p not in self._names:
                     raise ValueError(f"{title} is not a parameter of the model that zokern.Streamed was given: pass the model that has it")
                 raise ValueError(
                     f"{title} is in none of the parts: pass zokern.Streamed(model, parts=[...]) with a module around it that is called, "
@@ -97,7 +97,7 @@ class Streamed:
             terms: for each of these what is added to theta, if anything.
         Raises:
             ValueError: as of ``check``; a model that is compiled.
-            RuntimeError: in the first evaluation with terms, a parameter that is not read where it should be.
+            RuntimeError: no part ran; in the first evaluation with terms, a parameter that is not read where it should be.
         """
         for layout in layouts:
             self.check(layout)
@@ -106,6 +106,11 @@ class Streamed:
         new = [layout for layout, added in zip(layouts, terms) if added and layout not in self._proven]
         with windows.hooked(), self._watch(new, windows):
             yield
+        if not windows.seen and terms and all(terms):
+            raise RuntimeError(
+                "no part of the model ran in this evaluation, so the loss is not that of the perturbed weights: let the closure call the "
+                "model that zokern.Streamed was given, no copy and nothing that torch.compile made, or pass perturbation=zokern.Copied()"
+            )
         for layout in new:
             self._check_seen(layout, windows.seen)
         self._proven.update(new)
@@ -151,20 +156,20 @@ class Streamed:
     def _watch(self, layouts: Sequence[Layout], windows: Windows) -> AbstractContextManager[Any]:
         if not layouts:
             return nullcontext()
-        titled = ((p, f"{self._name(p)}, of {self._part_of[p]},") for layout in layouts for p in layout.params)
+        titled = ((p, self._title(p)) for layout in layouts for p in layout.params)
         return RefuseReads(titled, lambda: windows.exchanging)
 
     def _check_seen(self, layout: Layout, seen: set[int]) -> None:
         if missed := [p for p in layout.params if id(p) not in seen]:
             others = f" (nor were {len(missed) - 1} others)" if len(missed) > 1 else ""
             raise RuntimeError(
-                f"{self._name(missed[0])}, of {self._part_of[missed[0]]}, was not reached by the forward pass{others}: leave it out of the "
+                f"{self._title(missed[0])} was not reached by the forward pass{others}: leave it out of the "
                 "optimizer where the model does not use it; else pass zokern.Streamed(model, parts=[...]) with the module that reads it "
                 "among the parts, or perturbation=zokern.Copied()"
             )
 
-    def _name(self, p: torch.Tensor) -> str:
-        return repr(next(name for name, other in self.model.named_parameters() if other is p))
+    def _title(self, p: torch.Tensor) -> str:
+        return f"{self._names[p]!r}, of {self._part_of[p]},"
 
 
 def _elsewhere(model: nn.Module, device: torch.device | str | None) -> torch.device | None:

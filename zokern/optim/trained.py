@@ -15,6 +15,7 @@ from ..signals import whole
 from .contract import ClosureOptimizer
 from .saved import check_saved, logged
 from .settings import COMMON, OF_PARAMETERS, Blocks, Number, ParamsT, Settings, check_settings
+from .watch import warn
 
 TRAINABLE = attrgetter("requires_grad")
 
@@ -52,6 +53,13 @@ class Trained(ClosureOptimizer):
                 group["keep"] = ratios
         self._lay_out()
         self._begin_run()
+        if given is None and self._kind and self._kind.name == "copied":
+            mebibytes = 4 * sum(p.numel() for p in self.layout.params) / 2**20
+            warn(
+                f"there are weights in 16 bits, and so theta is kept in float32 beside them, {mebibytes:,.1f} MiB: pass "
+                "perturbation=zokern.Streamed(model), which needs memory for the largest part of the model, or "
+                "perturbation=zokern.Copied() where this is meant"
+            )
 
     @classmethod
     def given(cls, arguments: dict[str, Any]) -> dict[str, Any]:
