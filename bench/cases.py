@@ -379,7 +379,7 @@ IN_16_BITS = ("float32", "bfloat16, in place", "bfloat16, streamed", "bfloat16, 
 
 def precisions(quick=False, data=None) -> list[Precision]:
     """The runs of a pretrained model, all of one seed before the next."""
-    steps, every, batch, seeds, tested = (2, 1, 2, 1, 4) if quick else (500, 25, 8, 3, 256)
+    steps, every, batch, seeds, tested = (2, 1, 2, 1, 4) if quick else (500, 50, 8, 3, 256)
     return [Precision(name, seed, steps, every, batch, 64, 5e-6, tested, data) for seed in range(seeds) for name in IN_16_BITS]
 
 
