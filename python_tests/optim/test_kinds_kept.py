@@ -101,3 +101,48 @@ def test_a_theta_of_another_dtype_is_loaded_as_that_of_the_model(dtype):
     fresh.flush()
     assert same(other.parameters(), [p.float() for p in net.parameters()])
     go_on(other, fresh)
+
+
+def more(dtype=torch.bfloat16):
+    return {"params": [("more", nn.Parameter(torch.ones(3, dtype=dtype)))]}
+
+
+SAID = {
+    "nothing": ({}, "perturbation would have been 'copied', and is 'in-place': make .* or say perturbation='in-place'"),
+    "a copy": ({"perturbation": "copied-own"}, "rounding would have been 'stochastic', and is 'nearest': make"),
+    "in place": ({"perturbation": "in-place"}, None),
+    "a float32 copy": ({"perturbation": "copied"}, None),
+    "both": ({"perturbation": "copied-own", "rounding": "nearest"}, None),
+}
+
+
+@pytest.mark.parametrize("case", SAID)
+def test_the_first_weights_in_16_bits_are_not_added_to_what_was_chosen_for_others(case):
+    said, error = SAID[case]
+    net = model(torch.float32)
+    optimizer = MeZO(net.named_parameters(), **said)
+    before = [*optimizer.param_groups]
+    optimizer.add_param_group(more(torch.float32) | {"lr": 1.0})
+    if error:
+        with pytest.raises(ValueError, match=error):
+            optimizer.add_param_group({"params": [("most", nn.Parameter(torch.ones(3).half()))]})
+        assert len(optimizer.param_groups) == len(before) + 1
+        go_on(net, optimizer)
+    else:
+        optimizer.add_param_group({"params": [("most", nn.Parameter(torch.ones(3).half()))]})
+        assert optimizer.param_groups[2]["perturbation"] == said["perturbation"] and len(optimizer.layout.params) == 8
+
+
+@pytest.mark.parametrize("kind", ["in-place", "copied-own", "streamed"])
+def test_a_run_that_rounds_at_random_goes_on_in_float32(kind):
+    """Where it is stored as it is."""
+    net, optimizer = trained(kind, rounding="stochastic")
+    net.float()
+    net, optimizer = copy.deepcopy((net, optimizer))
+    go_on(net, optimizer)
+    other = model(torch.float32)
+    fresh = MeZO(other.named_parameters(), lr=1e-2, eps=1e-2, perturbation=KINDS[kind](other))
+    other.load_state_dict(net.state_dict())
+    fresh.load_state_dict(optimizer.state_dict())
+    go_on(net, optimizer), go_on(other, fresh)
+    assert same(net.parameters(), other.parameters()) and fresh.param_groups[0]["rounding"] == "stochastic"
