@@ -116,6 +116,10 @@ class CopiedWeights(PerturbedWeights):
                 if not self.state[p]:
                     del self.state[p]
 
+    def moved_by_graph(self) -> None:
+        super().moved_by_graph()
+        self._shown.places = [_places(part) for part in self.parts]
+
     def look(self) -> None:
         """What was written to elements of the model's parameters is theta now; elsewhere theta stays, and goes along where these moved."""
         if self._theta is None or self.displaced:
