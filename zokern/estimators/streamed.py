@@ -9,6 +9,7 @@ from weakref import WeakKeyDictionary, WeakSet
 import torch
 from torch import nn
 
+from ..kernels.location import Location, location
 from ..layout import Layout
 from ..ops.arguments import Term
 from .ahead import Ahead
@@ -55,8 +56,8 @@ class Streamed:
         self.device = _elsewhere(model, device)
         self._scratch = Scratch(self.device)
         self._ahead: Ahead | None = None
-        self._whole = {part: Piece(part.params, None) for part in self.parts}
-        self._pieces: WeakKeyDictionary[Layout, dict[Part, list[Piece]]] = WeakKeyDictionary()  # by theta
+        self._whole: tuple[Location, dict[Part, Piece]] = b"", {}
+        self._pieces: WeakKeyDictionary[Layout, tuple[Location, dict[Part, list[Piece]]]] = WeakKeyDictionary()  # by theta
         self._covered: WeakSet[Layout] = WeakSet()
         self._proven: WeakSet[Layout] = WeakSet()  # whose parameters were read where they should be
 
@@ -135,15 +136,19 @@ class Streamed:
                 for part, pieces in self._pieces_of(layout, source).items():
                     contents[part] += [(piece, added or []) for piece in pieces]
         if self.device is not None:
+            here = location([*self._part_of])
+            if not here or here != self._whole[0]:
+                self._whole = here, {part: Piece(part.params, None) for part in self.parts}
             for part in self.parts:  # and what has no noise
                 held = frozenset().union(*(piece.ids for piece, _ in contents[part]))
-                contents[part].append((self._whole[part].without(held), []))
+                contents[part].append((self._whole[1][part].without(held), []))
         return contents
 
     def _pieces_of(self, layout: Layout, theta: Layout) -> dict[Part, list[Piece]]:
-        if theta not in self._pieces:
+        here = location([*layout.params, *theta.params])  # a piece is of the dtypes, strides and devices of its parameters
+        if not here or here != self._pieces.get(theta, (None,))[0]:
             number = {p: i for i, p in enumerate(layout.params)}
-            self._pieces[theta] = found = {}
+            found: dict[Part, list[Piece]] = {}
             for part in self.parts:
                 mine: dict[torch.device, list[nn.Parameter]] = defaultdict(list)
                 for p in part.params:
@@ -151,7 +156,8 @@ class Streamed:
                         mine[p.device].append(p)
                 if mine:
                     found[part] = [Piece(params, theta.only(number[p] for p in params)) for params in mine.values()]
-        return self._pieces[theta]
+            self._pieces[theta] = here, found
+        return self._pieces[theta][1]
 
     def _watch(self, layouts: Sequence[Layout], windows: Windows) -> AbstractContextManager[Any]:
         if not layouts:
