@@ -79,3 +79,38 @@ def test_an_optimizer_needs_its_state_and_no_more(theta, n, optimizers):
     slack = (20 << 20) / (4 * n)
     for (name, state), extra in zip(optimizers.items(), found):
         assert state - 0.05 < extra < state + slack, f"{name}: {extra:.2f}"
+
+
+STREAMED = """
+import re, torch, zokern
+from torch import nn
+torch.set_num_threads(1)
+def model(*widths):
+    return nn.Sequential(*(nn.Sequential(nn.Linear(a, b), nn.Tanh()) for a, b in zip(widths, widths[1:]))).to(torch.{dtype}).eval()
+def run(model):
+    layout, streamed = zokern.Layout(model.named_parameters()), zokern.Streamed(model)
+    x = torch.ones(1, model[0][0].in_features, dtype=torch.{dtype})
+    with torch.no_grad():
+        model(x)
+        for coefficient in (1e-3, -1e-3):
+            with streamed.showing([layout], [layout], [[(zokern.NoiseKey(1), coefficient)]]):
+                model(x)
+def peak():
+    return 1024 * int(re.search(r"VmHWM:\\s*(\\d+) kB", open("/proc/self/status").read())[1])
+large = model(1024, 1024, 4096, 2048, 64, 1024)
+with torch.no_grad():
+    large(torch.ones(1, 1024, dtype=torch.{dtype}))
+run(model(8, 8, 8))
+before = peak()
+run(large)
+print(peak() - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="peak memory is read the way Linux counts it")
+@pytest.mark.parametrize("dtype, largest", [("float32", 32 << 20), ("bfloat16", 16 << 20)])
+def test_streaming_needs_the_largest_part_and_no_more(dtype, largest):
+    """Of parts of 4, 16, 32, 0.5 and 0.25 MiB in float32."""
+    code = STREAMED.format(dtype=dtype)
+    found = int(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
+    assert abs(found - largest) < 3 << 20

@@ -1,8 +1,7 @@
 """The memory in which parts of a model get their weights, one after the other."""
 
-from collections.abc import Sequence, Set
-from functools import cached_property
-from typing import TypeAlias
+from collections.abc import Callable, Sequence, Set
+from typing import Any, TypeAlias
 from weakref import WeakKeyDictionary
 
 import torch
@@ -14,6 +13,7 @@ from ..ops.arguments import Term
 
 Slot: TypeAlias = tuple[int, int]  # how many parts are open around this one, and which of the two buffers there
 Made: TypeAlias = tuple[Layout | None, list[torch.Tensor]]
+Filled: TypeAlias = list[tuple["Piece", Sequence[Term]]]
 
 ALIGNMENT = 64  # bytes: what torch gives a tensor of its own
 
@@ -31,7 +31,7 @@ class Piece:
         self.ids = frozenset(map(id, self.params))  # which hash faster than parameters
         self._rest: dict[tuple[int, ...], Piece] = {}
 
-    @cached_property
+    @property
     def bytes(self) -> int:
         return sum(_bytes(p) for p in self.params)
 
@@ -46,7 +46,7 @@ class Piece:
 
 
 class Scratch:
-    """One buffer a slot, as large as the largest that was made there. What is made of a piece in a slot lies at the same place each time.
+    """One buffer a slot, as large as the largest that is made there. What is made of a piece in a slot lies at the same place each time.
 
     Args:
         device: where the buffers are. None: where the parameters are.
@@ -55,19 +55,22 @@ class Scratch:
     def __init__(self, device: torch.device | None) -> None:
         self.device = device
         self.buffers: dict[tuple[Slot, torch.device], torch.Tensor] = {}
-        self._made: WeakKeyDictionary[Piece, dict[tuple[Slot, int], Made]] = WeakKeyDictionary()
+        self._made: WeakKeyDictionary[Piece, dict[tuple[Any, ...], Made]] = WeakKeyDictionary()
 
-    def views(self, slot: Slot, pieces: Sequence[Piece]) -> list[Made]:
-        """For each piece tensors like its parameters, one behind the other in a slot, and the layout by which they are filled."""
+    def views(self, slot: Slot, filled: Filled, least: Callable[[], int]) -> list[Made]:
+        """For each piece tensors like its parameters, one behind the other in a slot, and the layout by which they are filled.
+
+        A buffer that is made has at least so many bytes: one that grew step by step would leave holes in the memory.
+        """
         used: dict[torch.device, int] = {}
         offsets = []
-        for piece in pieces:
+        for piece, _ in filled:
             device = self.device or piece.params[0].device
             offsets.append((piece, device, used.get(device, 0)))
             used[device] = used.get(device, 0) + piece.bytes
         for device, size in used.items():
-            if (slot, device) not in self.buffers or len(self.buffers[slot, device]) < size:
-                self._grow(slot, device, size)
+            if (slot, device) not in self.buffers or self.buffers[slot, device].numel() < size:
+                self._grow(slot, device, max(size, least()))
         return [self._view(piece, slot, device, offset) for piece, device, offset in offsets]
 
     def _grow(self, slot: Slot, device: torch.device, size: int) -> None:
@@ -80,7 +83,8 @@ class Scratch:
 
     def _view(self, piece: Piece, slot: Slot, device: torch.device, offset: int) -> Made:
         made = self._made.setdefault(piece, {})
-        if (slot, offset) not in made:
+        place = slot, offset, device, *(p.dtype for p in piece.params)  # a model may have been converted since
+        if place not in made:
             theta, views, at = piece.theta, [], offset
             with torch.inference_mode(False), torch.no_grad():
                 for p in piece.params:
@@ -88,20 +92,20 @@ class Scratch:
                     views.append(here.as_strided(p.shape, torch.empty_like(p, device="meta").stride()))
                     at += _bytes(p)
             # A layout of its own for each place, whose tables stay.
-            made[slot, offset] = theta and theta.over(theta.params if self.device is None else views), views
-        return made[slot, offset]
+            made[place] = theta and theta.over(theta.params if self.device is None else views), views
+        return made[place]
 
-    def fill(self, piece: Piece, made: Made, terms: Sequence[Term]) -> None:
+    def fill(self, filled: Filled, made: list[Made]) -> None:
         """theta + sum_k c_k z(key_k). Elsewhere than theta is, it is copied there first: the same bits."""
-        layout, views = made
-        if self.device is not None:
-            for view, theta in zip(views, piece.params if piece.theta is None else piece.theta.params):
-                view.copy_(theta.detach(), non_blocking=True)
-            if layout is not None and terms:
-                ops.add_noise_(layout, terms)
-        elif layout is not None:
-            ops.add_noise_(layout, terms, out=views)
+        for (piece, terms), (layout, views) in zip(filled, made):
+            if self.device is not None:
+                for view, theta in zip(views, piece.params if piece.theta is None else piece.theta.params):
+                    view.copy_(theta.detach(), non_blocking=True)
+                if layout is not None and terms:
+                    ops.add_noise_(layout, terms)
+            elif layout is not None:
+                ops.add_noise_(layout, terms, out=views)
 
 
 def _bytes(p: torch.Tensor) -> int:
-    return -(-p.numel() * p.element_size() // ALIGNMENT) * ALIGNMENT
+    return -(-p.nbytes // ALIGNMENT) * ALIGNMENT

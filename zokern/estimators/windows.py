@@ -1,20 +1,18 @@
 """One evaluation of a model whose parts have perturbed weights while they run, and only then."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 from torch import nn
 
-from ..ops.arguments import Term
 from ..ops.staging import tell_autograd
+from .ahead import Ahead
 from .parts import Part
-from .scratch import Piece, Scratch
-
-Filled: TypeAlias = list[tuple[Piece, Sequence[Term]]]
+from .scratch import Filled, Made, Scratch, Slot
 
 
 @dataclass(eq=False)
@@ -31,17 +29,19 @@ class Windows:
     Args:
         contents: what each part is to be filled with.
         scratch: the memory.
+        ahead: what lets parts be made ahead; None: each is made when it runs.
     Attributes:
         shown, seen: ids of the parameters that are exchanged now, and at some time.
         exchanging: whether a part's parameters are just being made or put back.
     """
 
-    def __init__(self, contents: dict[Part, Filled], scratch: Scratch) -> None:
-        self.contents, self.scratch = contents, scratch
+    def __init__(self, contents: dict[Part, Filled], scratch: Scratch, ahead: Ahead | None) -> None:
+        self.contents, self.scratch, self.ahead = contents, scratch, ahead
         self.open: list[Window] = []  # each called by the one before
         self.shown: set[int] = set()
         self.seen: set[int] = set()
         self.exchanging = False
+        self.holds: dict[Slot, Filled] = {}  # what was made there last
 
     @contextmanager
     def hooked(self) -> Iterator[None]:
@@ -57,25 +57,32 @@ class Windows:
                 handle.remove()
             while self.open:
                 self._close()
+            if self.ahead:
+                self.ahead.wait()
 
-    def _before(self, part: Part, *_: Any) -> None:
+    def _before(self, part: Part, *called: Any) -> None:
         _check_eager(part)
         with self._exchange():
             filled = self.contents[part]
             if self.shown:  # a parameter that has its noise by a part around this one keeps it
                 filled = [(rest, terms) for piece, terms in filled if (rest := piece.without(self.shown)).params]
-            made = self._fill((len(self.open), 0), filled)
-            window = Window(part, frozenset().union(*(piece.ids for piece, _ in made)))
+            depth = len(self.open)
+            slot = self.ahead.place(part, depth) if self.ahead else (depth, 0)
+            made = self.scratch.views(slot, filled, lambda: self._largest(depth))
+            self._fill(slot, filled, made)
+            window = Window(part, frozenset().union(*(piece.ids for piece, _ in filled)))
             self.open.append(window)
             self.shown |= window.ids
             self.seen |= window.ids
-            for piece, views in made:
+            for (piece, _), (_, views) in zip(filled, made):
                 for p, view in zip(piece.params, views):
                     window.homes.append((p, p.data))
                     p.data = view
+            if self.ahead:
+                self._make_following(self.ahead, depth)
             torch.clear_autocast_cache()  # it keeps 16-bit copies of weights, and cannot see that they are others now
 
-    def _after(self, part: Part, *_: Any) -> None:
+    def _after(self, part: Part, *called: Any) -> None:
         if any(window.part is part for window in self.open):  # not where its opening failed
             with self._exchange():
                 while self._close() is not part:  # those inside which an exception left open
@@ -90,11 +97,22 @@ class Windows:
         finally:
             self.exchanging = False
 
-    def _fill(self, slot: tuple[int, int], filled: Filled) -> list[tuple[Piece, list[torch.Tensor]]]:
-        made = self.scratch.views(slot, [piece for piece, _ in filled])
-        for (piece, terms), place in zip(filled, made):
-            self.scratch.fill(piece, place, terms)
-        return [(piece, views) for (piece, _), (_, views) in zip(filled, made)]
+    def _make_following(self, ahead: Ahead, depth: int) -> None:
+        part, slot = ahead.following(depth)
+        filled = self.contents.get(part, []) if part else []
+        if filled and all(piece.ids.isdisjoint(self.shown) for piece, _ in filled):
+            made = self.scratch.views(slot, filled, lambda: self._largest(depth))
+            with ahead.aside():
+                self._fill(slot, filled, made)
+
+    def _largest(self, depth: int) -> int:
+        return max((sum(piece.bytes for piece, _ in self.contents[part]) for part in self.contents if part.depth == depth), default=0)
+
+    def _fill(self, slot: Slot, filled: Filled, made: list[Made]) -> None:
+        if self.holds.get(slot) != filled:  # made ahead; or made before, of a block that is called again and again
+            self.holds.pop(slot, None)
+            self.scratch.fill(filled, made)
+            self.holds[slot] = filled
 
     def _close(self) -> Part:
         window = self.open[-1]
