@@ -21,9 +21,9 @@ class MeZO(ZerothOrder):
         noise: what the elements of z are: "gaussian", standard normals, or "rademacher", +1 or -1, each with probability 1/2, which are
             cheaper to make. Default "gaussian".
         defer: leave the update of a step to the first pass of the next one: two passes a step instead of three, one of them with two
-            terms. Between steps the weights are then not at theta: call ``flush()`` before anything else sees them. With 16-bit weights
-            each flush, and so each ``state_dict``, rounds them once more: what it resumes is the run that was saved. With
-            estimator="one-sided" it saves nothing. Default False.
+            terms. Between steps the weights are then not at theta: call ``flush()`` before anything else sees them. In place, 16-bit
+            weights are rounded once more by each flush, and so by each ``state_dict``: what it resumes is the run that was saved.
+            Streamed, and with estimator="one-sided", it saves nothing. Default False.
         estimator: "two-point", or "one-sided", g = (L(theta + eps z) - L(theta)) / eps: 1 + q forward passes. Default "two-point".
         blocks, sparsity: block-wise and sparse estimates, see ``ZerothOrder``. Default None.
         perturbation: what the model computes with while a loss is measured. "in-place": its own weights, moved there and back, which costs
