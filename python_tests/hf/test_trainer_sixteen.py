@@ -2,6 +2,7 @@
 
 import json
 import warnings
+from functools import partial
 
 import pytest
 import torch
@@ -280,3 +281,31 @@ def test_an_optimizer_made_beforehand_is_taken_as_it_is(mode, trainer_of):
     made = trainer_of(model=sixteen(), optimizer=mezo(mode))
     made.train()
     assert trainer.zeroth_order is optimizer and same(weights(model), weights(made.model))
+
+
+def test_a_compiled_model_is_not_streamed(trainer_of):
+    compiled = dict(torch_compile=True, torch_compile_backend="eager", max_steps=1)
+    with pytest.raises(ValueError, match=r"torch_compile=True holds the weights .* \{\"perturbation\": zokern.Copied\(\)\}"):
+        trainer_of(model=sixteen(), optimizer=mezo("nothing said"), **compiled).train()
+    runs = []
+    for settings in ({}, compiled):
+        trainer = trainer_of(model=sixteen(), optimizer=mezo("copied"), **{"max_steps": 1, **settings}, trainer={"check": False})
+        trainer.train()
+        runs.append(weights(trainer.model))
+    assert same(*runs) and not same(runs[0], weights(sixteen()))
+
+
+def test_a_hybrid_streams_its_zeroth_order_half(trainer_of, tmp_path):
+    """Or copies it; the first-order half is of 16 bits as ever."""
+    for mode in ("nothing said", "copied"):
+        runs = []
+        for resume in (None, str(tmp_path / "run" / "checkpoint-3")):
+            model = sixteen()
+            given = {"perturbation": zokern.Streamed(model)} if mode == "nothing said" else MODES[mode][0]
+            halves = dict(zo=partial(zokern.MeZO, lr=1e-3, **EPS, **given), fo=partial(torch.optim.SGD, lr=1e-2))
+            hybrid = zokern.Hybrid, {**halves, "split": zokern.splits.Depth(1)}
+            trainer = trainer_of(model=model, optimizer=hybrid, learning_rate=5e-5, **SAVING)
+            trainer.train(resume_from_checkpoint=resume)
+            runs.append(weights(model))
+        assert trainer.zeroth_order.zo.param_groups[0]["perturbation"] == MODES[mode][1]
+        assert same(*runs) and not same(runs[0], weights(sixteen()))

@@ -1,8 +1,8 @@
 """Where the weights are while a loss is measured: at theta plus noise. In place; ``copied`` and ``streamed`` have the other kinds."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
-from typing import NamedTuple, Protocol
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, NamedTuple, Protocol
 
 import torch
 
@@ -10,6 +10,7 @@ from .. import ops
 from ..layout import Layout
 from ..noise import NoiseKey
 from ..ops.arguments import Number, Term
+from ..ops.staging import tell_autograd
 
 
 class Pass(NamedTuple):
@@ -158,6 +159,10 @@ class PerturbedWeights:
     def look(self) -> None:
         """See what somebody else wrote to the model's parameters since the last pass."""
 
+    def moved_by_graph(self) -> None:
+        """A CUDA graph has made passes again that begin and end with the model's parameters at theta."""
+        tell_autograd(self.layout.params)
+
     def _apply_updates(self) -> None:
         for i, waiting in enumerate(self.pending):
             self._move(i, waiting, NOTHING)
@@ -288,14 +293,40 @@ class StreamedWeights(PerturbedWeights):
 
     Args:
         shower: the model; None in a replay, which needs none.
+        writing: () -> a context, around each whole update of theta. Default: none is needed.
     """
 
-    def __init__(self, layout: Layout, shower: Shower | None, theta: Layout | None = None) -> None:
+    def __init__(
+        self, layout: Layout, shower: Shower | None, theta: Layout | None = None,
+        writing: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    ) -> None:  # fmt: skip
         super().__init__(layout, theta)
-        self.shower = shower
+        self.shower, self.writing = shower, writing
 
     def over(self, tensors: list[torch.Tensor]) -> "StreamedWeights":
         return StreamedWeights(self.layout, self.shower, self.layout.over(tensors))
+
+    def update(self, *arguments: Any, **options: Any) -> None:
+        with self._whole_update():
+            super().update(*arguments, **options)
+
+    def _apply_updates(self) -> None:
+        if any(waiting.moves for waiting in self.pending):
+            with self._whole_update():
+                super()._apply_updates()
+
+    @contextmanager
+    def _whole_update(self) -> Iterator[None]:
+        before, refused = list(self.passes), None
+        with self.writing():
+            try:
+                yield
+            except (TypeError, ValueError) as error:  # an op's, which refuses its arguments before it writes anything
+                if self.passes != before:
+                    raise
+                refused = error
+        if refused is not None:
+            raise refused
 
     def _showing(self, terms: list[list[Term]]) -> AbstractContextManager[None]:
         if self.shower is None:

@@ -9,6 +9,7 @@ from weakref import WeakKeyDictionary, WeakSet
 import torch
 from torch import nn
 
+from ..kernels.location import Location, location
 from ..layout import Layout
 from ..ops.arguments import Term
 from .ahead import Ahead
@@ -16,6 +17,7 @@ from .parts import Part, check_not_compiled, parts_of
 from .perturbation import StreamedWeights
 from .reads import RefuseReads
 from .scratch import Filled, Piece, Scratch
+from .source import Source, bring, device_of
 from .windows import Windows
 
 WITH_STREAMS = "cuda"  # devices on which a part is made while another one computes
@@ -34,39 +36,57 @@ class Streamed:
         model: whose parameters are perturbed; called as it is, neither compiled nor captured in a CUDA graph.
         parts: modules of the model, each called as a module, so that every parameter to be perturbed is in one; it belongs to the innermost
             around it. Default None: the blocks that ``zokern.layers`` finds, and every other module that has parameters of its own.
+        source: where theta lies, for models larger than the memory that they compute in. A ``zokern.mapped.MappedWeights``, or the path of
+            a safetensors file or a folder of them, which is opened: the model's parameters, which may be on the meta device, become the
+            file's tensors, and each update is made in the file. "host": host memory, pinned where there is a GPU. Default None: where the
+            parameters are.
         device: where the model computes. Its parameters may be elsewhere, and each part comes when it runs; its buffers are moved there.
-            Default None: where the parameters are.
+            Default None: where the parameters were before ``source`` took them.
+    Attributes:
+        source: the ``MappedWeights``, to be closed at the end; None where theta lies in no file.
     Raises:
         TypeError, ValueError: parts that are not modules of the model; a model that is compiled.
+        BadInput: a file that is not the model's, or cannot be written.
     """
 
     name = "streamed"
 
-    def __init__(self, model: nn.Module, parts: Iterable[nn.Module] | None = None, device: torch.device | str | None = None) -> None:
+    def __init__(
+        self, model: nn.Module, parts: Iterable[nn.Module] | None = None, source: Source = None, device: torch.device | str | None = None
+    ) -> None:  # fmt: skip
         if not isinstance(model, nn.Module):
             raise TypeError(f"model is a {type(model).__name__}: pass the torch.nn.Module that the closure calls")
         self.model = model
         self.given = None if parts is None else list(parts)
+        self._modules = dict(model.named_modules())
+        check_not_compiled(self._modules.values(), self._modules)
+        parts_of(model, self.given)  # what is wrong with them is said before anything is moved
+        if source is not None and device is None:
+            device = device_of(model)
+        self.source = bring(model, source)
         self.parts = parts_of(model, self.given)
         self._part_of: dict[torch.Tensor, Part] = {p: part for part in reversed(self.parts) for p in part.params}
         self._names: dict[torch.Tensor, str] = {p: name for name, p in model.named_parameters()}
-        self._modules = dict(model.named_modules())
-        check_not_compiled(self._modules.values(), self._modules)
         self.device = _elsewhere(model, device)
         self._scratch = Scratch(self.device)
         self._ahead: Ahead | None = None
-        self._whole = {part: Piece(part.params, None) for part in self.parts}
-        self._pieces: WeakKeyDictionary[Layout, dict[Part, list[Piece]]] = WeakKeyDictionary()  # by theta
+        self._whole: tuple[Location, dict[Part, Piece]] = b"", {}
+        self._pieces: WeakKeyDictionary[Layout, tuple[Location, dict[Part, list[Piece]]]] = WeakKeyDictionary()  # by theta
         self._covered: WeakSet[Layout] = WeakSet()
         self._proven: WeakSet[Layout] = WeakSet()  # whose parameters were read where they should be
 
     def weights(self, layout: Layout, state: MutableMapping[Any, Any]) -> StreamedWeights:
         """The weights that an optimizer moves; ``check`` says what is wrong with them."""
         self.check(layout)
-        return StreamedWeights(layout, self)
+        return StreamedWeights(layout, self, writing=self.source.writing if self.source else nullcontext)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.model, self.given, self.device)
+        if self.source is not None:
+            raise TypeError(
+                f"what trains the weights in {str(self.source.path)!r} can neither be copied nor pickled, since a file has one state: save "
+                "optimizer.state_dict(), and load it into an optimizer with zokern.Streamed(model, source=...) of a copy of the file"
+            )
+        return type(self), (self.model, self.given, None, self.device)
 
     def check(self, layout: Layout) -> None:
         """Refuse parameters that are in no part of the model.
@@ -115,6 +135,11 @@ class Streamed:
             self._check_seen(layout, windows.seen)
         self._proven.update(new)
 
+    @property
+    def offloaded(self) -> bool:
+        """Whether theta lies elsewhere than where the model computes."""
+        return self.source is not None or self.device is not None
+
     def running(self) -> AbstractContextManager[None]:
         """Inside, the model can be called where it computes, at theta."""
         return self.showing([], [], [])
@@ -135,15 +160,19 @@ class Streamed:
                 for part, pieces in self._pieces_of(layout, source).items():
                     contents[part] += [(piece, added or []) for piece in pieces]
         if self.device is not None:
+            here = location([*self._part_of])
+            if not here or here != self._whole[0]:
+                self._whole = here, {part: Piece(part.params, None) for part in self.parts}
             for part in self.parts:  # and what has no noise
                 held = frozenset().union(*(piece.ids for piece, _ in contents[part]))
-                contents[part].append((self._whole[part].without(held), []))
+                contents[part].append((self._whole[1][part].without(held), []))
         return contents
 
     def _pieces_of(self, layout: Layout, theta: Layout) -> dict[Part, list[Piece]]:
-        if theta not in self._pieces:
+        here = location([*layout.params, *theta.params])  # a piece is of the dtypes, strides and devices of its parameters
+        if not here or here != self._pieces.get(theta, (None,))[0]:
             number = {p: i for i, p in enumerate(layout.params)}
-            self._pieces[theta] = found = {}
+            found: dict[Part, list[Piece]] = {}
             for part in self.parts:
                 mine: dict[torch.device, list[nn.Parameter]] = defaultdict(list)
                 for p in part.params:
@@ -151,7 +180,8 @@ class Streamed:
                         mine[p.device].append(p)
                 if mine:
                     found[part] = [Piece(params, theta.only(number[p] for p in params)) for params in mine.values()]
-        return self._pieces[theta]
+            self._pieces[theta] = here, found
+        return self._pieces[theta][1]
 
     def _watch(self, layouts: Sequence[Layout], windows: Windows) -> AbstractContextManager[Any]:
         if not layouts:

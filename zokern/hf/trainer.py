@@ -138,6 +138,7 @@ class ZOTrainer(Trainer):
             if not isinstance(optimizer, ClosureOptimizer):
                 raise TypeError(f"{make!r} made a {type(optimizer).__name__}: pass one that makes a zokern optimizer")
             self.optimizer = optimizer
+        arguments.check_compiled(self)
         distributed.check_equal(self.zeroth_order)
         return self.optimizer
 

@@ -232,15 +232,19 @@ class ZerothOrder(Trained):
     @torch.no_grad()
     def _move_along(self, estimate: Estimate) -> torch.Tensor | None:
         """-> the mean of its losses."""
+        weights = self.weights
+        pending, passes = list(weights.pending), list(weights.passes)
         try:
-            self.weights.rounding = self._rounding_key()
+            weights.rounding = self._rounding_key()
             self._update(estimate)
             if self.param_groups[0].get("defer"):
                 self._versions = [p._version for p in self.layout.params]
             else:
-                self.weights.apply_pending()
+                weights.apply_pending()
         except BaseException:
-            self.weights.apply_pending()
+            if weights.passes == passes:
+                weights.pending = pending  # an update that was refused is not to come with the next one
+            weights.apply_pending()
             raise
         self.last, self._measured, self._unfinished = estimate, None, False
         for group in self.param_groups:

@@ -265,6 +265,11 @@ class Hybrid(ClosureOptimizer):
             raise ValueError("zo made an optimizer with defer=True: Hybrid evaluates the model at theta itself; leave defer=False")
         if self.zo.full_batch:
             raise ValueError(f"zo made a {zo}, whose anchors need a full batch: pass another, such as {CURES['zo']}")
+        if getattr(self.zo._kind, "offloaded", False):
+            raise ValueError(
+                f"zo makes {zo} with zokern.Streamed(source=..., device=...), and fo needs its weights and their gradients where the model "
+                "computes: leave out both, or pass MeZO instead of Hybrid"
+            )
         if self.share_forward and self.zo.param_groups[0].get("perturbation") == "streamed":
             raise ValueError(
                 "share_forward=True with streamed weights, which are gone when the gradient is taken: pass share_forward=False, or "
