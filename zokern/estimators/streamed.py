@@ -100,7 +100,10 @@ class Streamed:
             if p not in self._part_of:
                 title = f"theta[{i}]" + (f" ({name!r})" if (name := self._names.get(p) or layout.names[i]) else "")
                 if p not in self._names:
-                    raise ValueError(f"{title} is not a parameter of the model that zokern.Streamed was given: pass the model that has it")
+                    raise ValueError(
+                        f"{title} is not a parameter of the model that zokern.Streamed was given: pass the model that has it; or, where it "
+                        "is cut from one, as zokern.splits.Intra does, perturbation=zokern.Copied()"
+                    )
                 raise ValueError(
                     f"{title} is in none of the parts: pass zokern.Streamed(model, parts=[...]) with a module around it that is called, "
                     "such as the model itself, or leave parts out"
