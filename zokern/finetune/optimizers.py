@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from ..errors import BadInput, need
-from ..estimators import Layers, layers, perturbation_of
+from ..estimators import Layers, Streamed, layers, perturbation_of
 from ..optim import ClosureOptimizer, named, splits
 from .settings import FIRST_ORDER, FO, Settings
 
@@ -37,15 +37,17 @@ def with_rates(settings: Settings) -> Settings:
     return replace(settings, lr=lr, eps=eps, optimizer_settings=rates | settings.optimizer_settings)
 
 
-def make(settings: Settings, model: torch.nn.Module) -> tuple[type[ClosureOptimizer], dict[str, Any]]:
-    """-> (class, its arguments), of settings that have their rates."""
+def make(
+    settings: Settings, model: torch.nn.Module, streamed: Streamed | None = None
+) -> tuple[type[ClosureOptimizer], dict[str, Any]]:  # fmt: skip
+    """-> (class, its arguments), of settings that have their rates. ``streamed``: the model, where its weights lie elsewhere."""
     cls, zeroth = named(settings.optimizer), settings.zeroth_class
     takes = cls.declared() | (zeroth.declared() if zeroth else {})
     rates = {name: getattr(settings, name) for name in ("lr", "eps", "seed") if zeroth and name in takes}
     given: dict[str, Any] = settings.optimizer_settings | {name: value for name, value in rates.items() if value is not None}
     given |= {name: getattr(torch, value) for name, value in given.items() if name in takes and takes[name].kind is torch.dtype}
     if zeroth and "perturbation" in takes and not (settings.split or "").startswith("intra"):  # which cuts parameters
-        given["perturbation"] = perturbation_of(model, given.get("perturbation"))
+        given["perturbation"] = streamed or perturbation_of(model, given.get("perturbation"))
     if "blocks" in given:
         given["blocks"] = _layers(model, "--blocks", "leave it out")
     try:
