@@ -1,5 +1,5 @@
-"""Suite ``offload``: MeZO on a model whose weights lie in a file, or in host memory, beside the same run in memory: memory of its own, steps,
-and the weights that it ends with. Each run is a process; the most that it holds is looked at from outside."""
+"""Suite ``offload``: MeZO on a model whose weights lie in a file, or in host memory, beside the same run in memory: memory of its own,
+steps, and the weights that it ends with. Each run is a process; the most that it holds is looked at from outside."""
 
 import contextlib
 import hashlib
