@@ -19,6 +19,10 @@ class Copied:
     so that weights in 16 bits do not drift, and in float32 an update is not lost. Nothing is exchanged, so that CUDA graphs, torch.compile
     and inference engines may hold the model's addresses. ``state_dict`` holds theta, as "theta" of each parameter.
 
+    What is written to the model's parameters between steps becomes theta, element by element: those that still are what theta is in their
+    dtype keep it. A state that is loaded has its own theta, which the model then shows, whichever of the two is loaded first. A model that
+    is moved, or made one of another dtype, takes theta along; in float32 that stays.
+
     Args:
         dtype: torch.float32 (the default), 4 bytes a weight: a model in 16 bits trains as one in float32 does, but for the rounding of
             what it computes with. None: each parameter's own, 2 bytes a weight in 16 bits.
