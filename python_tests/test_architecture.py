@@ -26,7 +26,7 @@ ARROWS = {
     "mapped": {"documents", "errors", "memory"},
     "layout": {"noise", "kernels", "memory"},
     "ops": {"kernels", "layout", "memory", "noise"},
-    "estimators": {"kernels", "layout", "mapped", "noise", "ops", "signals"},
+    "estimators": {"layout", "mapped", "noise", "ops", "signals"},
     "optim": {"estimators", "kernels", "noise", "ops", "signals"},
     "trajectory": {"errors", "estimators", "memory", "noise", "ops", "optim", "version"},
     "__init__": {"estimators", "kernels", "layout", "noise", "ops", "optim", "trajectory", "version"},

@@ -284,3 +284,19 @@ def test_measurements_do_not_disturb_weights_that_they_do_not_move(tmp_path, nam
     assert not any(changes.get("disturbed") for _, changes in trajectory.steps)
     trajectory.replay(again)
     assert same(again, weights(net))
+
+
+def test_a_theta_that_the_model_does_not_show_in_full_is_not_where_a_run_begins(tmp_path):
+    net = Net()
+    optimizer = optimizer_of("MeZO copied", net, lr=0.0)
+    for group in optimizer.param_groups:
+        group["lr"] = 0.0
+    optimizer.step()  # makes the state
+    with record(optimizer, tmp_path / "float32.jsonl"):
+        pass
+    net.bfloat16()
+    with pytest.raises(ValueError, match="the optimizer is at step 0 and has state"):
+        record(optimizer, tmp_path / "bfloat16.jsonl")
+    optimizer.state.clear()
+    optimizer._lay_out()
+    record(optimizer, tmp_path / "bfloat16.jsonl").close()

@@ -139,9 +139,9 @@ class PerturbedWeights:
             rule, terms, numbers, state_rounding: as ``zokern.ops.update_`` takes them.
             state: parameters -> for each state of the rule, that of each parameter. Default: none.
         """
-        self.finish()
         slots = [state(layout.params) for layout in self.parts]  # all of them before anything moves
         for i, theta in enumerate(self.theta):
+            self._sweep(i)
             before = self.pending[i].then([], decay)
             own = before.terms, before.decay, state_rounding, self.rounding or "nearest"
             self._made(i, NOTHING, lambda: ops.update_(theta, rule, terms, numbers, slots[i], *own))  # noqa: B023
