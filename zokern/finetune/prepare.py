@@ -1,4 +1,5 @@
-"""Before a run: whatever can be refused is refused here, and all that the training needs is loaded. Nothing is written."""
+"""Before a run: whatever can be refused is refused here, and all that the training needs is loaded. Nothing is
+written but the weights that a model computes with which lives in a file."""
 
 import platform
 import time
@@ -110,8 +111,8 @@ def prepare(settings: Settings, path: Path, say: Callable[[str], None], resumed:
         raise BadInput(f"--resume {str(path)!r}: the rows are not those that the run began with: restore --data, or begin another run")
     if data.columns:
         say(f"{data.name}: {data.described()}; {len(data.train)} training rows, {len(data.held_out)} held out")
-    loaded = load_model(settings, data)
-    make(settings, loaded.model)
+    loaded = load_model(settings, data, path / output.WEIGHTS)
+    make(settings, loaded.model, loaded.streamed)
     checkpoint = need("zokern.hf.checkpoint").newest(path / output.CHECKPOINTS) if resumed else None
     train, held_out = ([loaded.reader.encode(example) for example in examples] for examples in (data.train, data.held_out))
     run = Run(settings, path, data, loaded, train, held_out, resumed, checkpoint, began)

@@ -134,7 +134,7 @@ def report(run: Run, training: "Training") -> Result:
         train_seconds=training.seconds,
         seconds=time.perf_counter() - run.began,
         steps_per_second=training.steps / training.seconds if training.seconds else 0.0,
-        peak_mib=peak_mib(next(loaded.model.parameters()).device),
+        peak_mib=training.own_memory.peak_mib or peak_mib(loaded.device),
         out=str(settings.out),
         load=loaded.load(str(settings.out)),
     )

@@ -70,7 +70,7 @@ def evaluate(what: Evaluation) -> dict[str, Any]:
     if not own:
         settle_network(settings)
     data, sets = _rows(settings, what, own)
-    plain = replace(settings, adapter=("full",), rank=None, lr_ratio=None, virtual_tokens=None)
+    plain = replace(settings, adapter=("full",), rank=None, lr_ratio=None, virtual_tokens=None, offload=ran.offload)
     if adapter:
         loaded = _adapted(what.model, adapter, plain, data, ran if run else None)
     else:
@@ -183,11 +183,13 @@ def replay(
         trajectory = read(str(log))
         if step is not None and not 0 <= step <= len(trajectory):
             raise BadInput(f"--step {step}: the trajectory has {len(trajectory)} steps: pass 0 to {len(trajectory)}")
-        settings = replace(settings, device="cpu", model=model or settings.model, trust_remote_code=trust_remote_code)
+        offload = "disk" if settings.offload == "disk" else None
+        settings = replace(settings, device="cpu", offload=offload, model=model or settings.model, trust_remote_code=trust_remote_code)
         settle_network(replace(settings, data=None, eval_data=None, task=None))
-        loaded = load_model(settings, Data("", _task_of(settings, record), [], [], []))
+        loaded = load_model(settings, Data("", _task_of(settings, record), [], [], []), target / output.WEIGHTS)
         output.load_initial(path, record, loaded.model)
-        trajectory.replay(loaded.model, step=step, passes_per_sweep=passes_per_sweep, progress=progress)
+        with loaded.writing():
+            trajectory.replay(loaded.model, step=step, passes_per_sweep=passes_per_sweep, progress=progress)
         with output.whole(target) as draft:
             loaded.save(draft)
 

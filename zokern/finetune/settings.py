@@ -26,6 +26,7 @@ FIRST_ORDER = {"adamw": (torch.optim.AdamW, 1e-5), "sgd": (torch.optim.SGD, 2e-5
 ZO, FO = "mezo", "adamw"  # what moves the two halves of a model where nothing else is asked for
 LORA, VIRTUAL = {"lora", "dora"}, {"prefix", "prompt"}  # adapters
 PATHS = ("model", "data", "eval_data")  # or names on the hub
+ADDED = ("offload", "trust_remote_code")  # settings that a record may be without: they are as without them then
 EACH_TIME = ("out", "overwrite", "trust_remote_code")  # of the command line alone: what a file of another run says of them is not taken
 # Kinds of values, with what each is to be and whether it is.
 Natural = Annotated[int, "an integer >= 1", lambda x: x >= 1]
@@ -101,6 +102,11 @@ class Settings:
     max_length: Length = option("Tokens a row; longer texts are cut.", 128)
     dtype: str = option("float32, bfloat16 or float16.", "float32", choices=DTYPES)
     device: str | None = option("cpu or cuda. Without it: a GPU where there is one.")
+    offload: str | None = option(
+        "Weights that lie elsewhere than where the model computes, and come part by part: in host memory, or in a file on the disk, for "
+        "models that fit into neither (docs/precision.md).",
+        choices=("host", "disk"),
+    )
     no_check: bool = option("Do not check, by some forward passes before the first step, that losses, eps and rounding are sound.", False)
     out: str | None = option("Folder for model, curve and logs. Without it: zokern-finetune, or -2, ...", None, "output_dir")
     overwrite: bool = option("Replace an earlier run in --out.", False)
@@ -195,6 +201,8 @@ class Settings:
             yield f"--adapter {chosen} is not for masked models: pass lora, dora, full or patterns, or --task-type head"
         if cls.divides:
             yield from self._faults_of_halves(f"of --optimizer {name}")
+        if self.offload:
+            yield from self._faults_of_offload(f"with --offload {self.offload}")
 
     def _faults_of_halves(self, what: str) -> Iterator[str]:
         given, zeroth = self.optimizer_settings, self.zeroth_class
@@ -208,6 +216,24 @@ class Settings:
             yield f"--adapter head leaves nothing to the zeroth-order half {what}: pass --zo none, or another adapter"
         if self.dtype == "float16" and not (LORA | VIRTUAL) & set(self.adapter):
             yield f"--dtype float16 underflows in gradients and AdamW {what}: pass float32 or bfloat16"
+
+    def _faults_of_offload(self, what: str) -> Iterator[str]:
+        cls, given, adapters = named(self.optimizer), self.optimizer_settings, set(self.adapter)
+        takes, without = cls.declared(), "leave out --offload"
+        if cls.derivative:
+            yield f"--optimizer {self.optimizer} {what}: it takes derivatives, which need all weights at once: pass {ZO}, or {without}"
+        if given.get("perturbation", "streamed") != "streamed":
+            yield f"--perturbation {given['perturbation']} {what}, whose weights are streamed: leave it out, or {without}"
+        if chosen := adapters & (LORA | VIRTUAL):
+            yield f"--adapter {','.join(sorted(chosen))} {what}, which trains the model's own weights: pass --adapter full, or {without}"
+        if self.head == "probe":
+            yield f"--head probe {what}: fit it in a run of --adapter head, and pass --model of that, or {without}"
+        if self.offload == "host" and self.device == "cpu":
+            yield f"--device cpu {what}: the weights are there already: leave out --offload, or pass --offload disk"
+        if self.offload == "disk" and "state_dtype" in takes:
+            yield f"--optimizer {self.optimizer} {what} keeps state in memory, as much as the weights: pass {ZO}, or {without}"
+        if self.offload == "disk" and "anchor" in takes and given.get("anchor") != "replay":
+            yield f"--optimizer {self.optimizer} {what} would keep a copy of the weights in memory: pass --anchor replay"
 
     def record(self) -> dict[str, Any]:
         """For run.json and the log, as JSON has it: the settings of the optimizer beside the others."""
@@ -236,7 +262,7 @@ class Settings:
                 raise BadInput(f"{brief(name)} is no setting of this zokern{nearest(name, known)}: use the zokern that made it")
         values = {names[name]: value for name, value in record.items()}
         for name in known:
-            if name in cls.__dataclass_fields__ and name not in (*values, "trust_remote_code"):
+            if name in cls.__dataclass_fields__ and name not in (*values, *ADDED):
                 raise BadInput(f"{name!r} is missing: use the zokern that made it")
         settings = cls.flat(values | {"trust_remote_code": False}).checked()
         former = {name: value for name, value in settings._formerly().items() if name not in values}

@@ -7,7 +7,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -17,7 +17,7 @@ from transformers import PrinterCallback, TrainerCallback, TrainingArguments
 from ..errors import BadInput, Unwritable, first_line, writing
 from ..hf import ZOTrainer, checkpoint, lora_plus
 from ..tasks import HeadReader, Reader
-from . import output
+from . import offload, output
 from .features import EVALUATED_AT_ONCE, FrozenBody, head_of, seen_by
 from .metrics_of_model import best_of, metrics_of
 from .optimizers import make
@@ -77,13 +77,25 @@ def train(run: Run, say: Callable[[str], None]) -> "Training":
     if heard:
         signal.signal(signal.SIGINT, stop)
     try:
-        training.train()
+        with training.own_memory.watched() if run.settings.offload == "disk" and run.settings.device == "cpu" else nullcontext():
+            training.train()
     finally:
         if heard:
             signal.signal(signal.SIGINT, before)
     if training.interrupted:
         say(f"stopped after step {training.steps} of {run.settings.steps}: zokern finetune --resume {run.path}")
     return training
+
+
+class OffloadTrainer(ZOTrainer):
+    """Of a model that lives in a file: its checkpoints are written and read tensor by tensor."""
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        assert output_dir is not None  # a checkpoint's
+        offload.save(self.model, output_dir)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        offload.load(self._offloaded.source, self.model, resume_from_checkpoint)
 
 
 class Training(TrainerCallback):
@@ -98,6 +110,7 @@ class Training(TrainerCallback):
     def __init__(self, run: Run):
         self.run, self.settings = run, run.settings
         self.seconds, self.stopped, self.interrupted = 0.0, False, False
+        self.own_memory = offload.OwnMemory()
         self._moved, self._skipped = 0, 0  # the last step logged at which not all since the one before were skipped; skipped up to there
         self._shown: dict[str, float] = {}
         self._logged = 0
@@ -161,7 +174,7 @@ class Training(TrainerCallback):
         loaded, train, held_out = self.run.loaded, self.run.train, self.run.held_out
         reader, head = loaded.reader, head_of(loaded.model, len(loaded.reader.task.labels))
         trained = {id(p) for _, p in loaded.trained()}
-        if not isinstance(reader, HeadReader) or head is None or trained != {id(p) for p in head.parameters()}:
+        if loaded.streamed or not isinstance(reader, HeadReader) or head is None or trained != {id(p) for p in head.parameters()}:
             return reader, (train, held_out)
         seen, held_out_seen = seen_by(head, loaded, train), seen_by(head, loaded, held_out)
         if seen is None or held_out_seen is None:
@@ -172,7 +185,8 @@ class Training(TrainerCallback):
     def _trainer(self, rows: list) -> ZOTrainer:
         settings, model, path = self.settings, self.run.loaded.model, self.run.path
         assert settings.save_every  # of checked settings
-        cls, options = make(settings, model)
+        streamed = self.run.loaded.streamed
+        cls, options = make(settings, model, streamed)
         rate: dict[str, Any] = {} if cls.takes_model else {"learning_rate": settings.lr}
         arguments = TrainingArguments(
             output_dir=str(path / output.CHECKPOINTS),
@@ -198,7 +212,7 @@ class Training(TrainerCallback):
         chosen: dict[str, Any] = {"optimizer_cls_and_kwargs": (cls, options)}
         if settings.lr_ratio is not None:
             chosen = {"optimizers": (lora_plus(model, cls, ratio=settings.lr_ratio, **options), None)}
-        trainer = ZOTrainer(
+        trainer = (OffloadTrainer if settings.offload == "disk" else ZOTrainer)(
             model,
             arguments,
             train_dataset=rows,

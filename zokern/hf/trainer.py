@@ -93,6 +93,9 @@ class ZOTrainer(Trainer):
         self._checks, self.check_seconds = check, 0.0
         self._interval, self._run = FiniteMean(), FiniteMean()
         arguments.check(args, self)
+        # Trainer, before it keeps these itself, would move the model.
+        self.optimizer_cls_and_kwargs = options.get("optimizer_cls_and_kwargs")
+        self.optimizer = (options.get("optimizers") or (None, None))[0]
         super().__init__(model, args, *others, **options)
         self.optimizer_cls_and_kwargs = self.optimizer_cls_and_kwargs or (named("mezo"), {})
         arguments.check_optimizer(self)
@@ -107,8 +110,9 @@ class ZOTrainer(Trainer):
                 raise ValueError(f"{name} {arguments.REFUSED[name]}")
         if getattr(self.accelerator, "scaler", None) is not None:
             raise ValueError(f"mixed precision {self.accelerator.mixed_precision} {arguments.REFUSED['fp16']}")
-        # There are no gradients that a DDP wrapper could reduce.
-        self.accelerator.prepare_model = partial(self.accelerator.prepare_model, evaluation_mode=True)
+        # There are no gradients that a DDP wrapper could reduce; and weights that lie elsewhere stay there.
+        placed = {"device_placement": False} if self._offloaded else {}
+        self.accelerator.prepare_model = partial(self.accelerator.prepare_model, evaluation_mode=True, **placed)
         # What has gradients is the optimizer's: a Hybrid may hold a part of a parameter, with a gradient of its own.
         clip = self.accelerator.clip_grad_norm_
         own = lambda: [p for group in self.zeroth_order.param_groups for p in group["params"]]  # noqa: E731
@@ -141,6 +145,23 @@ class ZOTrainer(Trainer):
         arguments.check_compiled(self)
         distributed.check_equal(self.zeroth_order)
         return self.optimizer
+
+    @property
+    def _offloaded(self) -> Any:
+        """The ``zokern.Streamed`` of weights that lie elsewhere than where the model computes; None where they do not."""
+        settings: dict[str, Any] = self.optimizer_cls_and_kwargs[1] if self.optimizer_cls_and_kwargs else {}
+        kind = settings.get("perturbation") or getattr(self.zeroth_order, "_kind", None)
+        return kind if getattr(kind, "offloaded", False) else None
+
+    @property
+    def _writing(self) -> AbstractContextManager:
+        """Around whatever but the optimizer changes the weights."""
+        kind = self._offloaded
+        return kind.source.writing() if kind and kind.source else nullcontext()
+
+    def _move_model_to_device(self, model: Any, device: torch.device) -> None:
+        if not self._offloaded:
+            super()._move_model_to_device(model, device)
 
     @property
     def zeroth_order(self) -> Any:
@@ -283,9 +304,14 @@ class ZOTrainer(Trainer):
         with checkpoint.saving(folder, self):
             super()._save_checkpoint(model, trial)
 
+    def _load_from_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        with self._writing:
+            super()._load_from_checkpoint(*args, **kwargs)
+
     def _load_best_model(self) -> None:
         checkpoint.check(str(self.state.best_model_checkpoint))
-        super()._load_best_model()
+        with self._writing:
+            super()._load_best_model()
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
         self.flush()

@@ -152,4 +152,5 @@ def with_labels(batch: Batch, features: Sequence[Features]) -> Batch:
 
 
 def device_of(model: torch.nn.Module) -> torch.device:
-    return next(model.parameters()).device
+    """Where a model computes: where its weights are, unless its ``computes_on`` says otherwise."""
+    return getattr(model, "computes_on", None) or next(model.parameters()).device
