@@ -22,10 +22,13 @@ from . import (
     kernels,
     memory,
     models,
+    offload,
     optimizers,
+    precision,
     problems,
     record,
     replay,
+    resident,
     rounding,
     step,
     table,
@@ -33,6 +36,8 @@ from . import (
 )
 from .oracle import Refused
 
+SUITES = ("kernels", "forms", "step", "memory", "replay", "optimizers", "trainer", "drift")  # "all" of them
+BY_THEMSELVES = ("rounding", "convergence", "offload")
 LOST = 3  # exit status: the cases that are left need another process
 
 
@@ -55,51 +60,7 @@ def main(argv=None, prog="python -m bench") -> int:
 
 def run(arguments, device) -> int:
     """Measure case by case; every case's records are written as soon as they are there."""
-    chosen = dict(quick=arguments.quick, dtypes=arguments.dtype, threads=arguments.threads)
-    work = []
-    if arguments.suite in ("kernels", "all"):
-        work += [(kernels, case) for case in cases.kernels(device, **chosen)]
-    if arguments.suite in ("forms", "all"):
-        work += [(forms, case) for case in cases.forms(device, **chosen)]
-    with_models = {
-        "step": (step, cases.steps),
-        "memory": (memory, cases.memory),
-        "replay": (replay, cases.replays),
-        "optimizers": (optimizers, cases.own_parts),
-    }
-    for name, (suite, of) in with_models.items():
-        if arguments.suite in (name, "all"):
-            if reason := models.missing():
-                print(f"bench: suite {name} is skipped: {reason}", file=sys.stderr)
-            else:
-                work += [(suite, case) for case in of(device, **chosen)]
-    for case in cases.trained(device, data=arguments.data, **chosen) if arguments.suite in ("trainer", "all") else ():
-        if reason := trainer.missing(case):
-            print(f"bench: suite trainer is skipped: {reason}", file=sys.stderr)
-        else:
-            work.append((trainer, case))
-    if arguments.suite in ("drift", "all"):
-        for case in cases.drifts(arguments.quick, arguments.dtype, pretrained=arguments.suite == "drift"):
-            if reason := case.model and models.missing(case.model):
-                print(f"bench: {case} is skipped: {reason}", file=sys.stderr)
-            else:
-                work.append((drift, case))
-    if arguments.suite == "rounding":
-        for case in cases.roundings(arguments.quick, arguments.dtype, arguments.data):
-            if reason := rounding.missing(case):
-                print(f"bench: {case} is skipped: {reason}", file=sys.stderr)
-            else:
-                work.append((rounding, case))
-    if arguments.suite == "convergence":
-        for case in cases.convergences(arguments.quick, arguments.data):
-            if arguments.problem not in (None, case.problem):
-                continue
-            if reason := problems.missing(case.problem, case.data):
-                print(f"bench: {case.problem} is skipped: {reason}", file=sys.stderr)
-            else:
-                work.append((convergence, case))
-        if arguments.problem in (None, "effective rank"):
-            work += [(effective_rank, case) for case in cases.effective_ranks(arguments.quick)]
+    work = work_of(arguments, device)
     records, status = [], 0
     try:
         for done, (suite, case) in enumerate(work[: arguments.most], 1):
@@ -116,6 +77,56 @@ def run(arguments, device) -> int:
     finally:  # whatever ends it: what was measured is told
         print(table.text(records))
     return status
+
+
+def work_of(arguments, device) -> list:
+    """-> [(suite, case)] of what was asked for; what cannot be had here is told."""
+    chosen = dict(quick=arguments.quick, dtypes=arguments.dtype, threads=arguments.threads)
+    few = dict(quick=arguments.quick, data=arguments.data)
+    pretrained = arguments.suite != "all"  # which takes long
+    # name of a suite -> (what measures, its cases, case -> why it cannot be had)
+    offered = {
+        "kernels": [(kernels, cases.kernels(device, **chosen), nothing)],
+        "forms": [(forms, cases.forms(device, **chosen), nothing)],
+        "step": [(step, cases.steps(device, **chosen, pretrained=pretrained), of_model)],
+        "memory": [
+            (memory, cases.memory(device, **chosen), of_model),
+            (resident, cases.residents(device, arguments.quick, arguments.dtype, pretrained), of_model),
+        ],
+        "replay": [(replay, cases.replays(device, **chosen), of_model)],
+        "optimizers": [(optimizers, cases.own_parts(device, **chosen), of_model)],
+        "trainer": [(trainer, cases.trained(device, data=arguments.data, **chosen), trainer.missing)],
+        "drift": [(drift, cases.drifts(arguments.quick, arguments.dtype, pretrained), of_model)],
+        "rounding": [(rounding, cases.roundings(dtypes=arguments.dtype, **few), rounding.missing)],
+        "convergence": [
+            (convergence, cases.convergences(**few), lambda case: problems.missing(case.problem, case.data)),
+            (precision, cases.precisions(**few), lambda case: precision.missing(case, arguments.out)),
+            (effective_rank, cases.effective_ranks(arguments.quick), nothing),
+        ],
+        "offload": [(offload, offload.cases(arguments.quick, arguments.dtype), of_model)],
+    }
+    work, told = [], set()
+    for name in SUITES if arguments.suite == "all" else (arguments.suite,):
+        for suite, listed, missing in offered[name]:
+            for case in listed:
+                problem, model = (getattr(case, field, None) for field in ("problem", "model"))
+                if problem and arguments.problem not in (None, problem):
+                    continue
+                if reason := missing(case):
+                    told.add(f"bench: {problem or f'suite {name}' + (f' on {model}' if model else '')} is skipped: {reason}")
+                else:
+                    work.append((suite, case))
+    for line in sorted(told):
+        print(line, file=sys.stderr)
+    return work
+
+
+def nothing(case) -> str:
+    return ""
+
+
+def of_model(case) -> str:
+    return models.missing(case.model) if hasattr(case, "model") else ""
 
 
 def measure(suite, case, device) -> list[dict]:
@@ -150,12 +161,11 @@ def usable(device) -> bool:
 
 def parser(prog: str = "python -m bench") -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog=prog, description=__doc__.partition(": ")[2])
-    suites = ("kernels", "forms", "step", "memory", "replay", "optimizers", "trainer", "drift", "rounding", "convergence", "all")
     parser.add_argument(
         "--suite",
-        choices=suites,
+        choices=(*SUITES, *BY_THEMSELVES, "all"),
         default="all",
-        help="all: those that tell what this machine does with random weights, not rounding and convergence",
+        help="all: those that tell what this machine does with random weights, not rounding, convergence and offload",
     )
     parser.add_argument("--quick", action="store_true", help="tiny sizes, to see that everything works: the times mean nothing")
     parser.add_argument("--out", type=Path, default=Path("out/bench.jsonl"), help="JSON lines, appended (out/bench.jsonl)")
@@ -164,7 +174,7 @@ def parser(prog: str = "python -m bench") -> argparse.ArgumentParser:
     parser.add_argument("--threads", type=int, help="CPU threads (kernels: all; step: one, and then all)")
     parser.add_argument("--isa", choices=("scalar", "avx2", "avx512"), help="of the C++ backend (the best one)")
     parser.add_argument("--dtype", nargs="+", choices=list(models.DTYPES), help="only these (all)")
-    parser.add_argument("--problem", choices=[*problems.PROBLEMS, "effective rank"], help="of suite convergence (all)")
+    parser.add_argument("--problem", choices=[*problems.PROBLEMS, precision.PROBLEM, "effective rank"], help="of suite convergence (all)")
     parser.add_argument(
         "--data", type=Path, help="of suites rounding, convergence and trainer: folder with train.tsv and test.tsv of SST-2"
     )

@@ -1,6 +1,8 @@
 """What is measured, as data."""
 
+import sys
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 
@@ -68,8 +70,18 @@ class Memory:
 
 
 @dataclass(frozen=True)
+class Resident:
+    """Memory that one step has resident, by mode."""
+
+    model: str
+    dtype: str
+    batch: int
+    tokens: int
+
+
+@dataclass(frozen=True)
 class Drift:
-    """``steps`` steps with lr = 0 on n random weights, or those of a pretrained model, and ``updates`` small ones."""
+    """``steps`` steps with lr = 0, and ``updates`` small ones, on n random weights or those of a pretrained model."""
 
     dtype: str
     n: int | None
@@ -147,9 +159,27 @@ class Convergence:
 
 
 @dataclass(frozen=True)
+class Precision:
+    """One run of a pretrained model on SST-2, in one of the ways to keep 16-bit weights: its loss on held-out rows ``every`` so many steps,
+    and its accuracy on ``tested`` others at the end."""
+
+    problem: ClassVar[str] = f"{SMOLLM2}, SST-2"
+    candidate: str
+    seed: int
+    steps: int
+    every: int
+    batch: int
+    tokens: int
+    lr: float
+    tested: int
+    data: str | None = None
+
+
+@dataclass(frozen=True)
 class EffectiveRank:
     """A quadratic with eigenvalues i^-alpha. ``rates``: learning rates to try, descending; ``limit``: steps, at most."""
 
+    problem: ClassVar[str] = "effective rank"
     alpha: float
     rates: tuple[float, ...]
     seeds: tuple[int, ...]
@@ -194,13 +224,15 @@ def forms(device, quick=False, dtypes=None, threads=None) -> list[Form]:
     return cases
 
 
-def steps(device, quick=False, dtypes=None, threads=None) -> list[Step]:
-    """The cases of suite ``step``: on a CPU with one thread and with all, unless told otherwise; on a GPU the most telling first."""
+def steps(device, quick=False, dtypes=None, threads=None, pretrained=True) -> list[Step]:
+    """The cases of suite ``step``: on a CPU with one thread and with all, unless told otherwise, and a pretrained model; on a GPU the most
+    telling first."""
     every = sorted({1, torch.get_num_threads()}) if threads is None else [threads]
     if quick:
         cases = [Step("tiny", "fp32", 1, 8, every[0], 0.1)]
     elif device.type == "cpu":
         cases = [Step("OPT-12M", "fp32", 2, 32, count, 10.0) for count in every]
+        cases += [Step(SMOLLM2, d, 16, 48, every[-1], 60.0, trained=False) for d in ("fp32", "bf16") if pretrained]
     else:  # 16 and 8 times 400 tokens: MultiRC as in the MeZO paper's table of times
         cases = [
             Step(model, dtype, batch, tokens, torch.get_num_threads(), budget, trained)
@@ -229,6 +261,14 @@ FAMILY = ("OPT-1.3B", "OPT-2.7B", "OPT-6.7B", "OPT-13B", "OPT-30B", "OPT-66B", "
 LARGEST = 140e9  # bytes of a GPU that holds OPT-66B
 
 
+def residents(device, quick=False, dtypes=None, pretrained=True) -> list[Resident]:
+    """The cases of suite ``memory`` that the kernel counts the pages of, on Linux, where the model is on the CPU."""
+    if device.type != "cpu" or not sys.platform.startswith("linux"):
+        return []
+    cases = [Resident("tiny", "bf16", 2, 8)] if quick else [Resident(SMOLLM2, d, 4, 64) for d in ("bf16", "fp32") if pretrained]
+    return [case for case in cases if not dtypes or case.dtype in dtypes]
+
+
 def memory(device, quick=False, dtypes=None, threads=None) -> list[Memory]:
     """The cases of suite ``memory``: those of the papers' tables, measured on a GPU, the most telling first, elsewhere reckoned; and which
     OPT fits where."""
@@ -243,7 +283,7 @@ def memory(device, quick=False, dtypes=None, threads=None) -> list[Memory]:
             cases += [Memory("OPT-125M", d, 8, 256, counted=not on_gpu, only=(FULL, LEAN))]
             cases += [Memory("RoBERTa-large", d, *size, counted=not on_gpu) for size in ROBERTA]
         if on_gpu and torch.cuda.get_device_properties(device).total_memory > LARGEST:
-            cases.append(Memory("OPT-66B", "bf16", 1, 400, only=("two forwards", "zokern.MeZO")))
+            cases.append(Memory("OPT-66B", "bf16", 1, 400, only=("two forwards", "zokern.MeZO", "zokern.MeZO, streamed")))
         if not on_gpu:
             cases += [Memory(model, "bf16", 1, 400, counted=True) for model in FAMILY]
     return [case for case in cases if not dtypes or case.dtype in dtypes]
@@ -274,9 +314,9 @@ def drifts(quick=False, dtypes=None, pretrained=True) -> list[Drift]:
 
 
 def roundings(quick=False, dtypes=None, data=None) -> list[Rounding]:
-    """The cases of suite ``rounding``: the usual eps with the most directions."""
-    sizes = ((1e-3, 2),) if quick else ((1e-3, 64), (1e-2, 16), (3e-4, 16))
-    return [Rounding(d, eps, n, 8, 64, data) for eps, n in sizes for d in dtypes or DTYPES if d != "fp32"]
+    """The cases of suite ``rounding``: the most directions where the usual eps is rounded the most."""
+    sizes = [("bf16", 1e-3, 64), ("bf16", 1e-2, 16), ("bf16", 3e-4, 16), ("fp16", 1e-3, 16), ("fp16", 3e-4, 16)]
+    return [Rounding(d, eps, 2 if quick else n, 8, 64, data) for d, eps, n in sizes[:: 3 if quick else 1] if not dtypes or d in dtypes]
 
 
 def trained(device, quick=False, dtypes=None, threads=None, data=None) -> list[Trained]:
@@ -332,6 +372,15 @@ def convergences(quick=False, data=None) -> list[Convergence]:
         Convergence("digits", 64, equal(4_000_000) | {SGD: 1_000_000}, tuple(range(5)), DIGITS),
         Convergence("MiniLM, SST-2", 64, equal(2_000_000) | {SGD: 300_000}, tuple(range(3)), MINILM, data),
     ]
+
+
+IN_16_BITS = ("float32", "bfloat16, in place", "bfloat16, streamed", "bfloat16, streamed, stochastic", "bfloat16, copied")
+
+
+def precisions(quick=False, data=None) -> list[Precision]:
+    """The runs of a pretrained model, all of one seed before the next."""
+    steps, every, batch, seeds, tested = (2, 1, 2, 1, 4) if quick else (500, 50, 8, 3, 256)
+    return [Precision(name, seed, steps, every, batch, 64, 5e-6, tested, data) for seed in range(seeds) for name in IN_16_BITS]
 
 
 def equal(queries) -> dict[str, int]:

@@ -2,26 +2,26 @@
 
 import statistics
 
-from .cases import MEZO, SGD, SVRG
+from .cases import IN_16_BITS, MEZO, SGD, SVRG
 from .effective_rank import GD
 from .runs import by_alpha, by_method, slow_down
 
-COLORS = {MEZO: "C3", SVRG: "C0", SGD: "C1"}
+COLORS = {MEZO: "C3", SVRG: "C0", SGD: "C1"} | dict(zip(IN_16_BITS, ("0.3", "C3", "C1", "C0", "C2")))
 
 
-def curves(records, problem):
+def curves(records, problem, scale="log", loss="training loss"):
     """Median over the seeds, and between the least and the most of them."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 3.5), layout="constrained")
-    axes = figure.add_subplot(xscale="log", yscale="log", xlabel="queries: losses of one example")
+    axes = figure.add_subplot(xscale=scale, yscale=scale, xlabel="queries: losses of one example")
     groups = {method: runs for (op, method), runs in by_method(records).items() if op == problem}
     above = any(r["optimum"] is not None for runs in groups.values() for r in runs)
-    axes.set_ylabel("training loss, above the optimum" if above else "training loss")
+    axes.set_ylabel(f"{loss}, above the optimum" if above else loss)
     for method, runs in groups.items():
-        along = [[(q, loss - (r["optimum"] or 0)) for q, loss in r["curve"] if q and loss] for r in runs]
+        along = [[(q, y - (r["optimum"] or 0)) for q, y in r["curve"] if (q or scale == "linear") and y] for r in runs]
         queries = [q for q, _ in min(along, key=len)]  # the same for all seeds, but for those that have diverged
-        losses = [[loss for _, loss in points] for points in zip(*along)]
+        losses = [[y for _, y in points] for points in zip(*along)]
         settings = ", ".join(f"{name} {value:g}" for name, value in runs[0]["settings"].items())
         axes.plot(queries, [statistics.median(each) for each in losses], color=COLORS[method], label=f"{method}\n{settings}")
         axes.fill_between(queries, [min(each) for each in losses], [max(each) for each in losses], color=COLORS[method], alpha=0.2)

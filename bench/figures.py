@@ -2,19 +2,30 @@
 
 from pathlib import Path
 
-from . import curves, kernels, runs, step
+from . import curves, kernels, modes, resident, runs, step
+from .cases import Precision
 from .table import by_case
 
 BARS = {kernels.OURS: "C0", kernels.TORCH: "C1", kernels.LITERAL: "C3"}
 STEPS = {
-    step.OURS: "C0",
+    modes.OURS: "C0",
+    modes.STREAMED: "C5",
+    modes.COPIED: "C6",
     step.DEFERRED: "C9",
     step.GRAPH: "C2",
     step.PUBLISHED: "C3",
     step.SGD: "C1",
     step.ADAM: "C4",
 }
-METHODS = {step.FORWARDS: "0.6", step.OURS: "C0", step.PUBLISHED: "C3", step.SGD: "C1", step.ADAM: "C4"}
+METHODS = {
+    step.FORWARDS: "0.6",
+    modes.OURS: "C0",
+    modes.STREAMED: "C5",
+    modes.COPIED: "C6",
+    step.PUBLISHED: "C3",
+    step.SGD: "C1",
+    step.ADAM: "C4",
+}
 MARKS = {"fp32": "o", "bf16": "s", "fp16": "^"}
 
 
@@ -31,6 +42,9 @@ def draw(records, folder: Path) -> list[Path]:
         if any(op == problem for op, _ in runs.by_method(records)):
             drawn.append(folder / f"{name}.png")
             curves.curves(records, problem).savefig(drawn[-1], dpi=150)
+    if any(op == Precision.problem for op, _ in runs.by_method(records)):
+        drawn.append(folder / "sixteen-bits.png")
+        curves.curves(records, Precision.problem, "linear", "loss of held-out rows").savefig(drawn[-1], dpi=150)
     if runs.by_alpha(records):
         drawn.append(folder / "effective-rank.png")
         curves.effective_rank(records).savefig(drawn[-1], dpi=150)
@@ -86,7 +100,7 @@ def steps(records):
 
 def peaks(records):
     """Peak memory, and what the papers report."""
-    cases = [case for case in by_case(records) if METHODS.keys() & case.keys()]
+    cases = [case for case in by_case(records) if METHODS.keys() & case.keys() and next(iter(case.values()))["op"] != resident.OP]
     figure, axes = sheet((8, 1.2 + 0.7 * len(cases)), xlabel="peak memory of a step, GB (log scale)", xscale="log")
     bars(axes, cases, METHODS, lambda r: r["peak_bytes"] / 1e9)
     bars(axes, cases, METHODS, lambda r: r["reported_gb"], point=True)
@@ -130,7 +144,7 @@ def titled(figure, axes, title, records):
 
 
 def where(records) -> str:
-    ours = next((r for r in records if r["candidate"] in (kernels.OURS, step.OURS)), records[0])
+    ours = next((r for r in records if r["candidate"] in (kernels.OURS, modes.OURS)), records[0])
     machine = ours["machine"]
     threads = f"threads: {ours['threads']}" if ours["threads"] and len({r["threads"] for r in records}) == 1 else ""
     return ", ".join(filter(None, (machine.get("gpu", machine["cpu"]), threads, f"{ours['backend']} {ours['isa'] or ''}".strip())))

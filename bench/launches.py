@@ -84,8 +84,8 @@ def every(dtype, device, brief):
                     slots = RULES[rule].state
                     state = [[torch.zeros(t.shape, dtype=kind, device=device) for t in tensors] for _ in slots]
                     rounded = rounding(count) if slots and kind == torch.bfloat16 else None
+                    numbers = NUMBERS[: len(RULES[rule].numbers)]
                     for how in ("nearest", "stochastic"):
-                        numbers = NUMBERS[: len(RULES[rule].numbers)]
                         zokern.ops.update_(layout, rule, terms, numbers, state, terms[:1], 1.0, rounded, how)
         if device.type == "cuda":
             torch.cuda.synchronize()

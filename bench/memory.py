@@ -10,16 +10,16 @@ from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-import zokern
 from zokern.tasks import lean_loss
 
-from . import record
+from . import modes, record
 from .cases import FULL, LEAN, Memory
 from .models import build, loss_of, rows_of
+from .modes import COPIED, OURS, STREAMED
 from .oracle import EPS, check_step
-from .step import ADAM, FORWARDS, LR, OURS, PUBLISHED, SGD, PublishedMeZO, peak, trained
+from .step import ADAM, FORWARDS, LR, PUBLISHED, SGD, PublishedMeZO, peak, trained
 
-METHODS = (FORWARDS, OURS, PUBLISHED, SGD, ADAM)  # FULL and LEAN are for causal models alone
+METHODS = (FORWARDS, OURS, STREAMED, COPIED, PUBLISHED, SGD, ADAM)  # FULL and LEAN are for causal models alone
 # Peak GB. MeZO-SVRG (Gautam et al. 2024), tables 3 and 25: (dtype, batch, tokens) -> MeZO, FO-SGD, FO-Adam of RoBERTa-large on MNLI.
 ROBERTA = {
     ("fp32", 16, 128): (2.07, 6.74, 10.44),
@@ -53,8 +53,8 @@ def measure(case: Memory, device) -> list[dict]:
         if not case.counted:
             check_step(model.named_parameters(), closure, LR)
         for name in case.only or METHODS:
-            if case.counted and name == OURS:
-                continue  # its kernels take addresses, and here are none
+            if case.counted and name in modes.MODES:
+                continue  # kernels take addresses, and here are none
             steps = 2 if name == ADAM else 1  # its first step makes states that stay
             try:
                 found[name] = peak_of(method(name, model, closure, case), steps, model, case, device)
@@ -72,7 +72,7 @@ def measure(case: Memory, device) -> list[dict]:
             "suite": "memory",
             "op": "counted" if case.counted else "measured" if device.type == "cuda" else "run, counted",
             "candidate": name,
-            **record.backend(device, name == OURS),
+            **record.backend(device, name in modes.MODES),
             "dtype": case.dtype,
             "n": n,
             "model": case.model,
@@ -101,8 +101,8 @@ def method(name, model, closure, case):
             closure(), closure()
 
         return call
-    if name == OURS:
-        optimizer = zokern.MeZO(model.parameters(), lr=LR, eps=EPS)
+    if name in modes.MODES:
+        optimizer = modes.mezo(name, model, LR, EPS)
         return lambda: optimizer.step(closure)
     if name == PUBLISHED:
         optimizer = PublishedMeZO(model, LR, EPS)

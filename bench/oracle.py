@@ -47,18 +47,24 @@ def check(theta, first, terms, call, out=None):
             raise Refused(f"{wrong} of elements {start} to {start + len(old) - 1} differ from the oracle's")
 
 
-def check_step(params, closure, lr):
+def check_step(params, closure, lr, perturbation="in-place"):
     """An optimizer must bring the weights back after it has measured, and must move them by -lr g z(key) exactly.
 
     Raises:
         Refused: it does something else.
     """
-    optimizer = zokern.MeZO(params, lr=lr, eps=EPS)
+    params = list(params)
+
+    def made():
+        return zokern.MeZO(params, lr=lr, eps=EPS, perturbation=perturbation, rounding="nearest")
+
+    optimizer = made()
     layout = optimizer.layout
     check_returned(layout, lambda: optimizer.estimate(closure))
     for i, g in zip(looked_at(layout), (EPS / lr, -EPS / lr, EPS / lr)):
         estimate = zokern.Estimate([(CHECK, g)])
-        check(layout.params[i], layout.first[i], [(CHECK, -lr * g)], partial(optimizer.apply, estimate))
+        # A new one each time: theta that is kept beside the weights begins as what they are.
+        check(layout.params[i], layout.first[i], [(CHECK, -lr * g)], partial(made().apply, estimate))
 
 
 def check_returned(layout, call, moved=lambda: 0.0):

@@ -24,7 +24,7 @@ def markdown(records) -> str:
             f"| {torch['ns_per_element']:.2f} ns | {ours['speedup']:.0f}x, {ours['share_of_floor']:.2f} of the floor |"
         )
     for case in by_case([r for r in records if r["suite"] == "step"]):
-        ours, theirs = case[step.OURS], case[step.PUBLISHED]
+        ours, theirs = case[modes.OURS], case[step.PUBLISHED]
         lines.append(
             f"| MeZO step, {ours['model']}, {ours['dtype']}, {threads(ours)} | {ours['step_in_forwards']:.2f} forwards "
             f"| {theirs['step_in_forwards']:.2f} forwards | optimizer's part {ours['optimizer_speedup']:.0f}x cheaper |"

@@ -95,7 +95,7 @@ def from_log(tensors, steps):
     generator = torch.Generator(tensors[0].device).manual_seed(0)
     params = [torch.nn.Parameter(t.zero_()) for t in tensors]
     with tempfile.TemporaryDirectory() as folder:
-        optimizer = zokern.MeZO(params, lr=1e-6, eps=EPS)
+        optimizer = zokern.MeZO(params, lr=1e-6, eps=EPS, perturbation="in-place")
         with zokern.record(optimizer, Path(folder) / "run.jsonl", every=steps):
             for _ in range(steps):
                 optimizer.step(lambda: torch.randn((), device=tensors[0].device, generator=generator) * EPS)

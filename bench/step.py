@@ -8,13 +8,14 @@ import torch
 
 import zokern
 
-from . import record
+from . import modes, record
 from .cases import Step
 from .models import build, loss_of
+from .modes import COPIED, OURS, STREAMED
 from .oracle import EPS, check_returned, check_step
 from .timing import Turn, Wall, interleave, warmed
 
-OURS, DEFERRED, PUBLISHED, FORWARDS = "zokern.MeZO", "zokern.MeZO, defer", "MeZO as published", "two forwards"
+DEFERRED, PUBLISHED, FORWARDS = "zokern.MeZO, defer", "MeZO as published", "two forwards"
 GRAPH, GRAPH_FORWARDS = "zokern.graph", "two forwards, captured"
 SGD, ADAM = "SGD, backpropagation", "Adam, backpropagation"
 LR = 1e-6
@@ -68,15 +69,17 @@ def measure(case: Step, device) -> list[dict]:
     ours = build(case.model, case.dtype, device)
     size = sum(p.numel() for p in ours.parameters())
     batch = case.batch, case.tokens
-    check_step(ours.named_parameters(), loss_of(ours, *batch), LR)
-    # Models of their own: the published step gives its weights new memory each time, and so would have zokern look for them; with
-    # defer=True an update is pending between steps. Where there is room for one model only, both are done between turns.
     alone = size >= ALONE_FROM
+    for mode in (OURS, STREAMED) if alone else (OURS, STREAMED, COPIED):
+        check_step(ours.named_parameters(), loss_of(ours, *batch), LR, modes.MODES[mode](ours))
+    # Models of their own: the published step gives its weights new memory each time, and so would have zokern look for them; with
+    # defer=True an update is pending between steps. Where there is room for one model only, both are done between turns, and no weights
+    # are copied.
     theirs, waiting = (ours, ours) if alone else (copy.deepcopy(ours), copy.deepcopy(ours))
-    optimizer = zokern.MeZO(ours.parameters(), lr=LR, eps=EPS)
-    deferred = zokern.MeZO(waiting.parameters(), lr=LR, eps=EPS, defer=True)
+    optimizer, streamed = (modes.mezo(mode, ours, LR, EPS) for mode in (OURS, STREAMED))
+    deferred = modes.mezo(OURS, waiting, LR, EPS, defer=True)
     published, forwards = PublishedMeZO(theirs, LR, EPS), loss_of(ours, *batch)
-    closures = {OURS: forwards, DEFERRED: loss_of(waiting, *batch), PUBLISHED: loss_of(theirs, *batch)}
+    closures = {OURS: forwards, STREAMED: forwards, DEFERRED: loss_of(waiting, *batch), PUBLISHED: loss_of(theirs, *batch)}
 
     @torch.no_grad()
     def two_forwards():
@@ -87,12 +90,18 @@ def measure(case: Step, device) -> list[dict]:
         OURS: lambda: optimizer.step(closures[OURS]),
         DEFERRED: lambda: deferred.step(closures[DEFERRED]),
         PUBLISHED: lambda: published.step(closures[PUBLISHED]),
+        STREAMED: lambda: streamed.step(closures[STREAMED]),
     }
     if alone:
         candidates[OURS] = Turn(candidates[OURS], before=lambda: looked_for(optimizer))
+        candidates[STREAMED] = Turn(candidates[STREAMED], before=lambda: looked_for(streamed))
         candidates[DEFERRED] = Turn(candidates[DEFERRED], before=lambda: looked_for(deferred), after=deferred.flush)
-    # The forwards first, before zokern has made the tables that it keeps.
-    peaks = {name: peak(call) if device.type == "cuda" else None for name, call in candidates.items()}
+    else:
+        beside = copy.deepcopy(ours)
+        copied, closures[COPIED] = modes.mezo(COPIED, beside, LR, EPS), loss_of(beside, *batch)
+        candidates[COPIED] = lambda: copied.step(closures[COPIED])
+    # The forwards first, before zokern has made the tables and the memory that it keeps.
+    peaks = peaks_of(candidates) if device.type == "cuda" else {}
     noise = [(zokern.NoiseKey(0), EPS)]
     passes = {OURS: lambda: zokern.ops.add_noise_(optimizer.layout, noise), PUBLISHED: lambda: published.perturb(0, 1)}
     launched = {name: launches(one_pass) if device.type == "cuda" else None for name, one_pass in passes.items()}
@@ -108,17 +117,17 @@ def measure(case: Step, device) -> list[dict]:
     run, failed = warmed(candidates, (OURS, PUBLISHED, FORWARDS), record.reason)
     samples = interleave(run, timer := Wall(device, most=1), case.budget)
     # In pairs: what slows a round down slows down both of its sides.
-    beside = {name: GRAPH_FORWARDS if name == GRAPH else FORWARDS for name in (*closures, GRAPH) if name in run}
+    of_pair = {name: GRAPH_FORWARDS if name == GRAPH else FORWARDS for name in (*closures, GRAPH) if name in run}
     own = {
         name: statistics.median(step - both for step, both in zip(samples[name].seconds, samples[forward].seconds))
-        for name, forward in beside.items()
+        for name, forward in of_pair.items()
     }
 
     def describe(name):
         return {
             "suite": "step",
             "op": "step",
-            **record.backend(device, name in (OURS, DEFERRED, GRAPH)),
+            **record.backend(device, name.startswith("zokern")),
             "dtype": case.dtype,
             "n": size,
             "terms": 1,
@@ -127,7 +136,7 @@ def measure(case: Step, device) -> list[dict]:
             "model": case.model,
             "batch": case.batch,
             "tokens": case.tokens,
-            "step_in_forwards": 2 * samples[name].median / samples[beside.get(name, FORWARDS)].median,
+            "step_in_forwards": 2 * samples[name].median / samples[of_pair.get(name, FORWARDS)].median,
             "optimizer_s": own.get(name),
             # On a busy machine a difference of two times can come out below zero; its ratio would say nothing.
             "optimizer_speedup": own[PUBLISHED] / own[name] if own.get(name, 0) > 0 else None,
@@ -161,13 +170,22 @@ def trained(model, optimizer, closure, **how):
 
 def captured(model, closure, two_forwards) -> dict:
     """The step and the two forwards as CUDA graphs."""
-    optimizer = zokern.MeZO(model.parameters(), lr=LR, eps=EPS)
+    optimizer = modes.mezo(OURS, model, LR, EPS)
     step = zokern.graph(optimizer, closure)
     forwards = torch.cuda.CUDAGraph()
     with torch.cuda.graph(forwards):
         two_forwards()
     check_returned(optimizer.layout, step, moved=lambda: LR * float(optimizer.last.projected_grad.abs()))
     return {GRAPH: step, GRAPH_FORWARDS: forwards.replay}
+
+
+def peaks_of(candidates) -> dict[str, int]:
+    """Peak memory by candidate, less what those before it have kept for their next call."""
+    peaks, before = {}, torch.cuda.memory_allocated()
+    for name, call in candidates.items():
+        kept = torch.cuda.memory_allocated() - before
+        peaks[name] = peak(call) - kept
+    return peaks
 
 
 def peak(call) -> int:

@@ -3,7 +3,7 @@
 import math
 import textwrap
 
-from . import forms, kernels, modes, replay, rounding, runs, step, trainer
+from . import forms, kernels, modes, offload, replay, resident, rounding, runs, step, trainer
 from .cases import FULL, LEAN
 
 NOTES = {
@@ -26,21 +26,30 @@ Steps a second, K steps a pass; R=K: K steps of three passes in place, by one re
 L=K: K steps from their log, by Trajectory.replay; torch: torch.normal and add_ for each tensor, step by step.""",
     "trainer": """\
 A step in milliseconds with its quartiles, of Trainer and of a plain loop in turns; over: what Trainer takes more.""",
+    "offload": """\
+GB: the most memory of its own that the process held, less its libraries'; all ended with the same weights, bit for bit.""",
     "drift": """\
 Steps: rms distance of the weights from where they began, in units of eps = 1e-3; 0: no bit differs.
 Updates: the part that reaches the weights, or their copy (standard error), rounded as the mode does by default.
 Random weights: N(0, 0.02^2).""",
-    "rounding": """\
-Of n directions z, with both points rounded. direction: of what is measured along, its part along z, its cosine with z.
-fp32, 16 bits (what computes): slope of the projected gradient over that of the exact points (standard error), cosine.""",
+}
+NOTES_OF_MODES = {
+    "step": """\
+A step in milliseconds, perturbed in place; the others' over that.""",
+    "memory": """\
+MB of the peak over that of two forwards, by mode, and of the model's largest part. VmHWM: resident, as Linux counts it.""",
 }
 NOTES_OF_RUNS = {
+    "rounding": """\
+Both points rounded to 16 bits, n directions z. Of the direction that is measured: its part along z, its cosine with z.
+Of the projected gradients beside those of points that are not rounded: slope (standard error) and cosine, with losses
+computed in float32, and in the weights' dtype.""",
     "optimizers": """\
 A step whose losses cost nothing. x: how many times cheaper than the same rule with z in memory.
 of floor: the time of mul_ over its. state: bytes of state kept between steps, over those of the weights.""",
     "convergence": """\
-Final training loss, + above the optimum where it is known, and accuracy on held-out examples: mean (standard deviation)
-over the seeds. A query: the loss of one example.""",
+Final training loss, of a pretrained model that of held-out rows, + above the optimum where it is known, and accuracy on
+held-out examples: mean (standard deviation) over the seeds. A query: the loss of one example.""",
     "effective rank": """\
 Steps of MeZO and of gradient descent to the tolerance, each at the best learning rate of a grid; medians.""",
 }
@@ -61,15 +70,24 @@ def text(records) -> str:
         "replay": of_replay,
         "trainer": of_trainer,
         "drift": of_drift,
-        "rounding": of_rounding,
+        "offload": of_offload,
     }
     for suite, row in rows.items():
-        cases = by_case([record for record in records if record["suite"] == suite])
+        cases = by_case([record for record in records if record["suite"] == suite and record["op"] != resident.OP])
         if cases:
             floor = next((name for case in cases for name in kernels.FLOOR.values() if name in case), "")
             parts.append(f"suite {suite}\n{aligned([row(case) for case in cases])}\n{NOTES[suite].format(floor=floor)}")
             parts[-1] += "".join(map(cycles, cases)) + "".join(map(late, cases)) + (fits(records) if suite == "memory" else "")
-    for name, rows in (("optimizers", runs.of_optimizers), ("convergence", runs.of_runs), ("effective rank", runs.of_effective_rank)):
+    for suite, row in {"step": of_step_by_mode, "memory": of_memory_by_mode}.items():
+        if cases := [case for case in by_case([r for r in records if r["suite"] == suite]) if modes.STREAMED in case]:
+            parts.append(f"suite {suite}, by mode\n{aligned([row(case) for case in cases])}\n{NOTES_OF_MODES[suite]}")
+    by_rows = {
+        "rounding": of_rounding,
+        "optimizers": runs.of_optimizers,
+        "convergence": runs.of_runs,
+        "effective rank": runs.of_effective_rank,
+    }
+    for name, rows in by_rows.items():
         if found := rows(records):
             parts.append(f"{name}\n{aligned(found)}\n{NOTES_OF_RUNS[name]}")
     return "\n\n".join(parts)
@@ -171,7 +189,7 @@ def size(record) -> str:
 
 
 def of_steps(case) -> dict[str, str]:
-    ours, published, forwards = (case[name] for name in (step.OURS, step.PUBLISHED, step.FORWARDS))
+    ours, published, forwards = (case[name] for name in (modes.OURS, step.PUBLISHED, step.FORWARDS))
 
     def both(field, shown):
         return " / ".join("-" if record[field] is None else shown(record[field]) for record in (ours, published))
@@ -192,6 +210,37 @@ def of_steps(case) -> dict[str, str]:
     }
 
 
+def of_step_by_mode(case) -> dict[str, str]:
+    ours = case[modes.OURS]
+    return {
+        "model": ours["model"],
+        "dtype": ours["dtype"],
+        "tokens": f"{ours['batch']}x{ours['tokens']}",
+        "threads": threads(ours),
+        "in place ms": f"{ours['median_s'] * 1e3:.1f}",
+        **{short: f"{case[name]['median_s'] / ours['median_s']:.2f}" for short, name in SHORT.items() if name in case},
+    }
+
+
+def of_memory_by_mode(case) -> dict[str, str]:
+    ours = case[modes.OURS]
+
+    def megabytes(size):
+        return f"{size / 1e6:.3f}" if size is not None else ""
+
+    return {
+        "model": ours["model"],
+        "dtype": ours["dtype"],
+        "tokens": f"{ours['batch']}x{ours['tokens']}",
+        "how": ours["op"],
+        "weights": megabytes(ours["weights_bytes"]),
+        "largest part": megabytes(ours.get("largest_part_bytes")),
+        "in place": megabytes(ours["peak_over_forwards_bytes"]),
+        **{short: megabytes(case[name]["peak_over_forwards_bytes"]) for short, name in SHORT.items() if name in case},
+    }
+
+
+SHORT = {"streamed": modes.STREAMED, "copied": modes.COPIED, "copied own": modes.OWN}
 OTHERS = {"graph": step.GRAPH, "SGD": step.SGD, "Adam": step.ADAM}
 
 
@@ -211,8 +260,8 @@ def of_memory(case) -> dict[str, str]:
         "how": any_one["op"],
         "weights": f"{any_one['weights_bytes'] / 1e9:.2f}",
         "2 fwds": gigabytes(step.FORWARDS),
-        "zokern": gigabytes(step.OURS),
-        "z+MB": f"{case[step.OURS]['peak_over_forwards_bytes'] / 1e6:.3f}" if step.OURS in case else "",
+        "zokern": gigabytes(modes.OURS),
+        "z+MB": f"{case[modes.OURS]['peak_over_forwards_bytes'] / 1e6:.3f}" if modes.OURS in case else "",
         "published": gigabytes(step.PUBLISHED),
         "SGD": gigabytes(step.SGD),
         "Adam": gigabytes(step.ADAM),
@@ -300,26 +349,38 @@ def of_drift(case) -> dict[str, str]:
     }
 
 
-def of_rounding(case) -> dict[str, str]:
+def of_offload(case) -> dict[str, str]:
     any_one = next(iter(case.values()))
+    row = {"what": any_one["op"], "model": any_one["model"], "weights GB": f"{any_one['weights_bytes'] / 1e9:.2f}"}
+    row["part GB"] = f"{any_one['largest_part_bytes'] / 1e9:.2f}"
+    for place, short in ((offload.MEMORY, "memory"), (offload.HOST, "host"), (offload.DISK, "file")):
+        found = case[place]
+        row[f"{short}: GB"] = f"{(found['peak_anonymous_bytes'] - found['libraries_bytes']) / 1e9:.2f}"
+        row["steps/s" if short == "memory" else f"{short} steps/s"] = f"{found['steps_per_s']:.3f}"
+    return row
 
-    def shown(how, dtype):
-        found = case[f"{how}, computed in {dtype}"]
-        return f"{found['slope']:.3f} ({found['slope_se']:.3f}), {found['cosine']:.3f}"
 
-    def reached(how):
-        found = case[f"{how}, computed in fp32"]
-        return f"{found['direction_kept']:.3f}, {found['direction_cosine']:.3f}"
-
-    dtype, ways = any_one["dtype"], (rounding.NEAREST, rounding.DITHERED)
-    return {
-        "dtype": dtype,
-        "eps": f"{any_one['eps']:g}",
-        "n": str(len(any_one["projected_grads"])),
-        **{f"{how}, direction": reached(how) for how in ways},
-        **{f"{how}, fp32": shown(how, "fp32") for how in ways},
-        **{f"{how}, 16 bits": shown(how, dtype) for how in ways},
-    }
+def of_rounding(records) -> list[dict[str, str]]:
+    rows = []
+    for case in by_case([r for r in records if r["suite"] == "rounding"]):
+        for how in (rounding.NEAREST, rounding.DITHERED):
+            dtype = next(iter(case.values()))["dtype"]
+            wide, own = (case[f"{how}, computed in {computing}"] for computing in ("fp32", dtype))
+            rows.append(
+                {
+                    "dtype": dtype,
+                    "eps": f"{own['eps']:g}",
+                    "points": how,
+                    "n": str(len(own["projected_grads"])),
+                    "along z": f"{own['direction_kept']:.3f}",
+                    "cosine": f"{own['direction_cosine']:.3f}",
+                    "slope": f"{wide['slope']:.3f} ({wide['slope_se']:.3f})",
+                    "cosine ": f"{wide['cosine']:.3f}",
+                    "slope in 16 bits": f"{own['slope']:.3f} ({own['slope_se']:.3f})",
+                    " cosine": f"{own['cosine']:.3f}",
+                }
+            )
+    return rows
 
 
 def aligned(rows) -> str:

@@ -29,7 +29,7 @@ base = base.eval().to(getattr(torch, given.dtype))
 classes, rows = ["networkx", "sympy"], docstring_sentences()
 
 model = copy.deepcopy(base)
-optimizer = zokern.MeZO(model.named_parameters(), lr=lr, eps=1e-3, seed=0)
+optimizer = zokern.MeZO(model.named_parameters(), lr=lr, eps=1e-3, seed=0, perturbation=zokern.Streamed(model))
 with zokern.record(optimizer, given.log):
     for step in range(given.steps):
         part = rows[8 * step : 8 * step + 8]

@@ -18,11 +18,13 @@ HYBRID = dict(zo=partial(zokern.MeZO, lr=1e-3, eps=1e-2), fo=partial(torch.optim
 LISA = zokern.splits.LISA(gamma=1, every=2, seed=4)
 PROCESSES = int(os.environ.get("WORLD_SIZE", "1"))
 STEPS = 4
-# name -> (model, method, optimizer, settings of TrainingArguments)
+# name -> (model, method, optimizer, settings of TrainingArguments, dtype of the weights if not float32)
 CASES = {
     "MeZO by tokens": ("opt-lm", "full", (zokern.MeZO, {"eps": 1e-2}), {}),
     "MeZO by rows": ("opt-cls", "lora", (zokern.MeZO, {"eps": 1e-2, "q": 2}), {"gradient_accumulation_steps": 2}),
     "one-sided, bf16": ("roberta", "full", (zokern.MeZO, {"eps": 1e-2, "estimator": "one-sided"}), {"bf16": True}),
+    "weights in bf16, streamed": ("opt-lm", "full", (zokern.MeZO, {"eps": 1e-2}), {}, torch.bfloat16),
+    "weights in bf16, copied": ("opt-lm", "full", (zokern.MeZO, {"eps": 1e-2, "perturbation": "copied"}), {}, torch.bfloat16),
     "ZOConservative": ("opt-cls", "full", (zokern.ZOConservative, {"eps": 1e-2}), {}),
     "MeZOSVRG": ("opt-lm", "full", (zokern.MeZOSVRG, {"eps": 1e-2, "lr": 1e-3, "lr_full": 1e-3}), {"per_device_eval_batch_size": 3}),
     "ForwardGradient": ("opt-lm", "full", (zokern.ForwardGradient, {}), {}),
@@ -41,9 +43,9 @@ class Broken(ZOTrainer):
         return loss * float("nan") if here else loss
 
 
-def run(out, name, method, optimizer, settings, spoil=0, seed=0, kind=ZOTrainer):
+def run(out, name, method, optimizer, settings, dtype=torch.float32, spoil=0, seed=0, kind=ZOTrainer):
     """A run with 4 rows a step and process, or as many in one; ``spoil``: how far rank 1's weights are from rank 0's."""
-    model = make(name, method, attn_implementation="eager")
+    model = make(name, method, dtype, attn_implementation="eager")
     if spoil:
         with torch.no_grad():
             for p in model.parameters():
@@ -76,6 +78,8 @@ def run(out, name, method, optimizer, settings, spoil=0, seed=0, kind=ZOTrainer)
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     return dict(
         weights=weights(model),
+        theta={name: state["theta"] for name, p in model.named_parameters() if "theta" in (state := trainer.zeroth_order.state.get(p, {}))},
+        perturbation=trainer.zeroth_order.param_groups[0].get("perturbation"),
         losses=losses,
         checked=trainer.checked and dataclasses.asdict(trainer.checked),
         eval_loss=trainer.evaluate()["eval_loss"],

@@ -3,10 +3,16 @@
 import copy
 
 import torch
+from torch import nn
 
 from zokern import Layout, NoiseKey, ops
 
 TERMS = [(NoiseKey(1, 2), 0.1), (NoiseKey(1, 3), -0.03)]
+
+
+def mlp(*widths):
+    torch.manual_seed(0)
+    return nn.Sequential(*(nn.Sequential(nn.Linear(a, b), nn.Tanh()) for a, b in zip(widths, widths[1:])))
 
 
 def perturbed(model, layout, terms=TERMS, theta=None):

@@ -24,14 +24,8 @@ __attribute__((noinline)) void add_terms(Pair& x, Pair& g, const Tile& tile, con
     }
 }
 
-/// Not inlined: it is rare.
-template <class T>
-__attribute__((noinline)) void put_at_random(T* p, const Float& x, const uint16_t* random) {
-    put(p, x, random);
-}
-
-/// One half of a tile: `at` is where it starts there. Random bits are the tile's, `random` nullptr where theta is rounded to nearest.
-template <class Rule, class T, class S>
+/// One half of a tile: `at` is where it starts there. at_random: whether theta is rounded so.
+template <class Rule, bool at_random, class T, class S>
 ZK_HD void step_half(T* theta, Float& x, const Float& g, S* const* state, const uint16_t* random, const uint16_t* state_random,
                      size_t at, const float* numbers) {
     Float s[Rule::slots + 1];
@@ -43,33 +37,37 @@ ZK_HD void step_half(T* theta, Float& x, const Float& g, S* const* state, const 
         else
             put(state[slot] + at, s[slot]);
     }
-    if constexpr (sizeof(T) == 2)
-        if (random) return put_at_random(theta + at, x, random + at);
-    put(theta + at, x);
+    if constexpr (at_random)
+        put(theta + at, x, random + at);
+    else
+        put(theta + at, x);
 }
 
-template <class Rule, class T, class S>
+template <class Rule, bool at_random, class T, class S>
 __attribute__((noinline)) void update_tile(T* theta, S* const* state, const Tile& tile, const Run& run, const Step& step) {
     Pair x{take(theta), take(theta + kLanes)}, g{splat<Float>(0.0f), splat<Float>(0.0f)};
     if (run.decay) x = {splat<Float>(*run.decay) * x.lo, splat<Float>(*run.decay) * x.hi};
     const auto add = run.signs ? (run.mask ? add_terms<true, true> : add_terms<true, false>)
                                : (run.mask ? add_terms<false, true> : add_terms<false, false>);
     add(x, g, tile, run, step);
-    const uint16_t* const random = run.random ? run.random + tile.at : nullptr;
+    const uint16_t* const random = at_random ? run.random + tile.at : nullptr;
     const uint16_t* const state_random = is_bfloat16<S> ? run.state_random + tile.at : nullptr;
-    step_half<Rule>(theta, x.lo, g.lo, state, random, state_random, 0, step.numbers);
-    step_half<Rule>(theta, x.hi, g.hi, state, random, state_random, kLanes, step.numbers);
+    step_half<Rule, at_random>(theta, x.lo, g.lo, state, random, state_random, 0, step.numbers);
+    step_half<Rule, at_random>(theta, x.hi, g.hi, state, random, state_random, kLanes, step.numbers);
 }
 
 template <class T, class S, class Rule>
 void update(T* theta, void* const* slots, const Run& run, const Step& step) {
     const auto state = [&](int slot) { return static_cast<S*>(slots[slot]); };
+    auto* on_tile = update_tile<Rule, false, T, S>;
+    if constexpr (sizeof(T) == 2)
+        if (run.random) on_tile = update_tile<Rule, true, T, S>;
     in_tiles<float>(
         run,
         [&](size_t begin, const Tile& tile) {
             S* here[Rule::slots + 1];
             for (int slot = 0; slot < Rule::slots; ++slot) here[slot] = state(slot) + begin;
-            update_tile<Rule>(theta + begin, here, tile, run, step);
+            on_tile(theta + begin, here, tile, run, step);
         },
         [&](size_t begin, size_t skip, size_t n, const Tile& tile) {  // through buffers of a whole tile
             T thetas[kTile] = {};
@@ -80,7 +78,7 @@ void update(T* theta, void* const* slots, const Run& run, const Step& step) {
                 here[slot] = states[slot];
                 std::memcpy(states[slot] + skip, state(slot) + begin, n * sizeof(S));
             }
-            update_tile<Rule>(thetas, here, tile, run, step);
+            on_tile(thetas, here, tile, run, step);
             std::memcpy(theta + begin, thetas + skip, n * sizeof(T));
             for (int slot = 0; slot < Rule::slots; ++slot) std::memcpy(state(slot) + begin, states[slot] + skip, n * sizeof(S));
         });

@@ -1,5 +1,6 @@
-"""Suites ``drift`` and ``rounding``: what they say of 16-bit weights is what explicit z and torch's own rounding say."""
+"""What the benchmarks say of 16-bit weights is what explicit z, torch's own rounding and the sizes of tensors say."""
 
+import json
 import sys
 from pathlib import Path
 
@@ -14,7 +15,7 @@ CPU = torch.device("cpu")
 
 sys.path.insert(0, str(ROOT))  # bench is no part of the installed package
 
-from bench import cases, drift, modes, rounding, smollm2, table  # noqa: E402
+from bench import cases, drift, figures, models, modes, precision, resident, rounding, smollm2, table  # noqa: E402
 from bench.__main__ import main  # noqa: E402
 
 SIXTEEN = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -74,7 +75,8 @@ def test_projected_gradients_of_rounded_points(dtype):
     same = found[f"nearest, computed in {dtype}"], found["nearest, computed in fp32"]  # nothing but the weights is rounded here
     assert same[0]["projected_grads"] == same[1]["projected_grads"]
     assert nearest.items() >= rounding.beside(exact["projected_grads"], nearest["projected_grads"]).items()
-    assert f"{nearest['slope']:.3f}" in table.text(list(found.values()))
+    printed = table.text(list(found.values()))
+    assert f"{nearest['slope']:.3f}" in printed and not [line for line in printed.splitlines() if len(line) > 120]
 
 
 def test_numbers_beside_those_that_they_should_be():
@@ -117,6 +119,69 @@ def test_the_table_of_drift(drifted):
     printed = table.text([r for records in drifted.values() for r in records])
     assert "suite drift" in printed and not [line for line in printed.splitlines() if len(line) > 120]
     assert {r["candidate"] for r in drifted["fp32"]} == {modes.OURS, modes.STREAMED, modes.COPIED, "MeZO as published"}
+
+
+def test_resident_memory_is_that_of_the_largest_part(monkeypatch):
+    """Of weights that are more than what an allocator may keep: in processes of their own, as Linux counts it."""
+    if not sys.platform.startswith("linux") or models.missing():
+        pytest.skip("needs Linux and transformers")
+    monkeypatch.setattr(modes, "of", lambda dtype: [modes.OURS, modes.STREAMED])
+    found = {r["candidate"]: r for r in resident.measure(cases.Resident("MiniLM", "bf16", 1, 8), CPU)}
+    over = {name: r["peak_over_forwards_bytes"] for name, r in found.items()}
+    part = found[modes.STREAMED]["largest_part_bytes"]
+    spare = 12 << 20  # pages of the interpreter and of allocators
+    assert over["two forwards"] == 0 and over[modes.OURS] < spare
+    assert part <= over[modes.STREAMED] < part + spare and part == 30522 * 384 * 2
+    printed = table.text(list(found.values()))
+    assert "suite memory, by mode" in printed and not [line for line in printed.splitlines() if len(line) > 120]
+
+
+def run_of(candidate, seed, **more):
+    """The record of a run, as suite ``convergence`` writes it."""
+    curve = [(0, 1.0), (16, 0.9 - 0.1 * seed), (32, 0.8)]
+    settings = {"settings": {"lr": 5e-6}, "searched": False, "optimum": None, "curve": curve, "final_loss": 0.8, "test_accuracy": 0.5}
+    sizes = {"steps": 500, "batch": 8, "queries": 32, "n": 10, "examples": 4}
+    return {"suite": "convergence", "op": precision.PROBLEM, "candidate": candidate, "seed": seed, **settings, **sizes, **more}
+
+
+def test_a_run_that_is_there_is_not_made_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(models, "missing", lambda name: "no model")
+    out = tmp_path / "records.jsonl"
+    case = cases.precisions()[0]
+    assert precision.missing(case, out) == "no model"
+    others = [run_of("float32", 1), run_of("float32", 0, error="it failed"), run_of("float32", 0, steps=2), run_of("bfloat16, copied", 0)]
+    out.write_text("".join(json.dumps(r) + "\n" for r in others))
+    assert precision.missing(case, out) == "no model"
+    out.write_text(out.read_text() + json.dumps(run_of("float32", 0)) + "\n")
+    assert "has float32, seed 0" in precision.missing(case, out)
+
+
+def test_the_runs_are_every_way_with_every_seed():
+    listed = cases.precisions()
+    assert {case.candidate for case in listed} == set(precision.CANDIDATES) and {case.seed for case in listed} == {0, 1, 2}
+    assert len(listed) == 15 and all(case.steps == 500 for case in listed)
+
+
+def test_the_picture_of_the_runs(tmp_path):
+    pytest.importorskip("matplotlib")
+    records = [run_of(candidate, seed) for candidate in precision.CANDIDATES for seed in (0, 1)]
+    (drawn,) = figures.draw(records, tmp_path)
+    assert drawn.name == "sixteen-bits.png" and drawn.stat().st_size > 10_000
+
+
+def test_a_run(tmp_path):
+    """Where the model is there: float32 and a mode of bfloat16 see the same batches along the same directions."""
+    if reason := smollm2.missing():
+        pytest.skip(reason)
+    for name in ("train.tsv", "test.tsv"):
+        rows = [f"it is a {word} film number {i}\t{i % 2}" for i in range(600) for word in (("bad", "good")[i % 2],)]
+        (tmp_path / name).write_text("sentence\tlabel\n" + "\n".join(rows) + "\n")
+    found = {}
+    for candidate in ("float32", "bfloat16, copied"):
+        (found[candidate],) = precision.measure(cases.Precision(candidate, 0, 1, 1, 2, 32, 5e-6, 4, tmp_path), CPU)
+    wide, copied = found.values()
+    assert (copied["perturbation"], copied["dtype"], wide["perturbation"]) == ("copied", "bf16", "in-place")
+    assert copied["train_losses"] == pytest.approx(wide["train_losses"], rel=0.1) and len(wide["curve"]) == 2
 
 
 def test_a_model_that_is_missing_is_named_with_its_cure(tmp_path, monkeypatch, capsys):

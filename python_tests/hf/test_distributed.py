@@ -21,6 +21,9 @@ CASES = {
     "MeZO by rows": 2.5e-6,
     # Products of 4 and of 8 rows round differently to bfloat16, and a loss near 1 differs by 1e-4: over eps = 1e-2, times 4e-3, 4 times.
     "one-sided, bf16": 1.6e-4,
+    # Weights near 1 are 2**-7 apart, and an update that differs by little may be rounded up in one run, and down in another.
+    "weights in bf16, streamed": 2**-7,
+    "weights in bf16, copied": 2**-7,
     "ZOConservative": 2.5e-6,
     "MeZOSVRG": 5e-6,
     "ForwardGradient": 2.5e-6,
@@ -33,6 +36,8 @@ NUMBERS = {
     "MeZO by tokens": [3] * 4,
     "MeZO by rows": [5] * 4,  # two directions
     "one-sided, bf16": [3] * 4,
+    "weights in bf16, streamed": [3] * 4,
+    "weights in bf16, copied": [3] * 4,
     "ZOConservative": [3, 4] * 4,
     "MeZOSVRG": [3] + [3, 3] + [3] + [3, 3],  # at anchors the full batch alone
     "ForwardGradient": [3] * 4,  # the loss and its derivative
@@ -88,6 +93,16 @@ def test_two_processes_find_the_same_in_a_check(case, runs):
     if first is not None:
         assert first["losses"] == pytest.approx(one["losses"], rel=1e-2 if "bf16" in case else 1e-5)
         assert not zokern.Check(**first).problems or "bf16" in case
+
+
+@pytest.mark.parametrize("mode", ["streamed", "copied"])
+def test_weights_in_16_bits_are_not_perturbed_in_place(mode, runs):
+    """And theta of a copy is the same bits in both processes."""
+    one, first, second = (run[f"weights in bf16, {mode}"] for run in runs)
+    assert one["perturbation"] == first["perturbation"] == second["perturbation"] == mode
+    assert same(first["theta"], second["theta"]) and bool(first["theta"]) == (mode == "copied")
+    if mode == "copied":  # products of 4 and of 8 rows round differently to bfloat16
+        assert farthest(one["theta"], first["theta"]) < 1.6e-4 * 4
 
 
 def test_a_loss_that_is_not_finite_in_one_process_skips_the_step_in_both(runs):

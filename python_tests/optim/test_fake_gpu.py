@@ -56,6 +56,21 @@ def test_a_step_does_not_wait(gpus, name, dtype):
     assert {(device, stream or 0) for _, device, stream in gpus.launches} == {(0, 0)}
 
 
+def test_parts_of_streamed_weights_are_made_ahead_on_a_stream_of_their_own(gpus):
+    with gpus.tensors():
+        model = torch.nn.Sequential(*(torch.nn.Linear(40, 40, device="cuda:0") for _ in range(4)))
+        layout, streamed = zokern.Layout(model.parameters()), zokern.Streamed(model)
+        streamed._proven.add(layout)  # addresses, by which reads are known, are made up here
+        x, used = torch.empty(40, device="cuda:0"), []
+        for step in range(3):
+            before = len(gpus.launches)
+            with torch.no_grad(), gpus.step(), streamed.showing([layout], [layout], [[(zokern.NoiseKey(1, step), 1e-3)]]):
+                model(x)
+            used.append([stream or 0 for _, _, stream in gpus.launches[before:]])
+    side = streamed._ahead.side.cuda_stream
+    assert side and used == [[0] * 4, [0] + [side] * 3, [0] + [side] * 3]
+
+
 class TestGraph:
     """zokern.graph."""
 
@@ -72,6 +87,42 @@ class TestGraph:
             with gpus.step():
                 graph()
         assert graph._graph.replays == 1 and len(gpus.launches) == launched and gpus.streams == before
+
+    @pytest.mark.parametrize("estimator, passes", [("two-point", 4), ("one-sided", 3)])
+    @pytest.mark.parametrize("kind", ["copied", "copied-own"])
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+    def test_copied_weights(self, gpus, kind, dtype, estimator, passes):
+        """A pass a point, the update, and a pass that shows theta. What holds theta is made before, and another one is refused."""
+        with gpus.tensors():
+            params, held = parameters(dtype=dtype), []
+            opt = MeZO(groups_of(params), perturbation=kind, estimator=estimator)
+            graph = zokern.graph(opt, lambda: held.append([*opt.state]) or loss_of(params)())
+            assert held[0] == params and len(graph._graph.launches) == passes
+            for _ in range(2):
+                with gpus.step():
+                    graph()
+            assert not opt.weights.displaced and opt.flushes == 0 and len(gpus.launches) == len(graph._tables) + passes
+            params[1].detach().add_(1)  # which a replay would lose
+            moved = opt.state[params[1]]["theta"]._version
+            graph()
+            assert opt.state[params[1]]["theta"]._version == moved + 1
+            opt.measure(loss_of(params))
+            launched = len(gpus.launches)
+            graph()  # which begins at theta
+            assert len(gpus.launches) > launched and opt.discarded_measurements == 1
+            opt.state.clear()  # as where a state is loaded, which is held elsewhere
+            opt._lay_out()
+            with pytest.raises(ValueError, match="memory changed since the capture"):
+                graph()
+
+    def test_a_measurement_that_waits_for_its_step_is_dropped(self, gpus):
+        """Else each replay would bring the weights back from where that has left them."""
+        with gpus.tensors():
+            params = parameters()
+            opt = MeZO(params)
+            opt.measure(loss_of(params))
+            graph = zokern.graph(opt, loss_of(params))
+            assert len(graph._graph.launches) == 3 and opt.discarded_measurements == 1
 
     def test_the_capture_is_on_the_device_of_the_parameters(self, gpus):
         """Which need not be the current one."""

@@ -32,13 +32,16 @@ def batches(count):
 class TestOnGPU:
     @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
     @pytest.mark.parametrize("q", [1, 2])
-    def test_replays_are_the_steps_that_eager_ones_would_be(self, dtype, q):
+    @pytest.mark.parametrize("kind", ["in-place", "copied", "copied-own"])
+    def test_replays_are_the_steps_that_eager_ones_would_be(self, dtype, q, kind):
+        """With copied weights theta is the same, too; in 16 bits of its own its updates are rounded at random, by each step's bits."""
+        settings = dict(q=q, perturbation=kind, rounding="nearest" if "copied" == kind or dtype == torch.float32 else "stochastic")
         data = batches(6)
         x = torch.empty_like(data[0], dtype=dtype)
         runs = []
         for captured in (False, True):
             net = model(dtype)
-            opt = optimizer_of(net, q=q)
+            opt = optimizer_of(net, **settings)
             schedule = torch.optim.lr_scheduler.LinearLR(opt, 1.0, 0.1, 6)
             closure = lambda: net(x).float().square().mean()  # noqa: B023, E731
             x.copy_(data[0])
@@ -49,17 +52,19 @@ class TestOnGPU:
                 losses.append(float(step()))
                 schedule.step()
             assert opt.param_groups[0]["step"] == 6 and opt.skipped == 0
-            runs.append((losses, [p.detach().clone() for p in net.parameters()], opt.last))
+            held = [opt.state[p]["theta"] for p in net.parameters()] if "copied" in kind else []
+            runs.append((losses, [p.detach().clone() for p in [*net.parameters(), *held]], opt.last))
         (a, weights_a, last_a), (b, weights_b, last_b) = runs
         assert a == b
         assert all(torch.equal(x, y) for x, y in zip(weights_a, weights_b))
         assert [key for key, _ in last_a.terms] == [key for key, _ in last_b.terms]
         assert torch.equal(last_a.projected_grad, last_b.projected_grad)
 
-    def test_capturing_moves_nothing(self):
+    @pytest.mark.parametrize("kind", ["in-place", "copied"])
+    def test_capturing_moves_nothing(self, kind):
         net = model()
         before = [p.detach().clone() for p in net.parameters()]
-        opt = optimizer_of(net)
+        opt = optimizer_of(net, perturbation=kind)
         x = batches(1)[0]
         zokern.graph(opt, lambda: net(x).square().mean())
         assert all(torch.equal(a, b) for a, b in zip(before, net.parameters())) and opt.param_groups[0]["step"] == 0
@@ -82,6 +87,18 @@ class TestOnGPU:
             eager.step(lambda: twin(x).square().mean())
         assert all(torch.equal(a, b) for a, b in zip(net.parameters(), twin.parameters()))
         assert opt.param_groups[0]["step"] == 4
+
+    def test_what_is_written_to_copied_weights_between_replays_is_theta(self):
+        net, x = model(torch.bfloat16), batches(1)[0].bfloat16()
+        opt = optimizer_of(net, perturbation="copied")
+        step = zokern.graph(opt, lambda: (net(x) * 0).float().sum())  # whose steps move nothing but by weight decay
+        for group in opt.param_groups:
+            group["lr"] = 0.0
+        step()
+        with torch.no_grad():
+            net[0].bias.fill_(2.0)
+        step()
+        assert bool((net[0].bias == 2).all()) and bool((opt.state[net[0].bias]["theta"] == 2).all())
 
     def test_a_loss_that_is_not_finite_skips(self):
         net = model()

@@ -111,6 +111,20 @@ def test_what_is_chosen_where_nothing_is_said(case):
     assert (group["perturbation"], group["rounding"]) == (kind, rounding)
 
 
+@pytest.mark.parametrize("case", DEFAULTS)
+def test_a_copy_that_nobody_asked_for_is_told(case, recwarn):
+    dtype, given, _, _ = DEFAULTS[case]
+    optimizer = MeZO(parameters(dtype), **given)
+    told = [w for w in recwarn if "there are weights in 16 bits" in str(w.message)]
+    assert len(told) == (case == "bfloat16")
+    if told:
+        assert "in float32 beside them, 0.0 MiB: pass perturbation=zokern.Streamed(model), which" in str(told[0].message)
+        assert told[0].filename == __file__
+        copy.deepcopy(optimizer), optimizer.load_state_dict(optimizer.state_dict())
+        MeZO([torch.nn.Parameter(torch.empty(1024, 1536, dtype=dtype)), torch.nn.Parameter(torch.empty(4))])
+        assert "beside them, 6.0 MiB" in str(recwarn[-1].message) and len(recwarn) == len(told) + 1
+
+
 def test_a_forward_gradient_perturbs_nothing_and_so_stays_in_place():
     for dtype, rounding in ((torch.float32, "nearest"), (torch.bfloat16, "stochastic")):
         group = ForwardGradient(parameters(dtype)).param_groups[0]

@@ -140,8 +140,9 @@ def convert(modifiers, *operands):
         return high.astype("u4") << 16 | low
     if not rounding and to == "f32" and of in WIDEN:
         return WIDEN[of](*operands)
-    if rounding == ["rzi"] and of == "f32" and to == "u32":  # no number is 0, and what is too large the largest
-        return np.clip(np.nan_to_num(np.trunc(operands[0]).astype("f8")), 0, 2**32 - 1).astype("u4")
+    if rounding == ["rzi"] and of == "f32" and to in ("u32", "s32"):  # no number is 0, and what is too large the largest
+        bounds = np.iinfo(TYPES[to])
+        return np.clip(np.nan_to_num(np.trunc(operands[0]).astype("f8")), bounds.min, bounds.max).astype(TYPES[to])
     if of[0] in "us" and (rounding == ["rn"] and to == "f32" or not rounding and to[0] in "us"):
         return operands[0].astype(TYPES[to])
     return unknown("such a conversion")

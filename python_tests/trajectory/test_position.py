@@ -238,6 +238,7 @@ def test_honest_ways_of_going_on(tmp_path, way):
         train(optimizer, net, range(4))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
+        warnings.filterwarnings("ignore", "there are weights in 16 bits, and so theta is kept in float32")
         net, optimizer = way(net, optimizer, path)
         with record(optimizer, path, resume=True):
             train(optimizer, net, range(4, 8))

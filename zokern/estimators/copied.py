@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, MutableMapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -55,20 +55,26 @@ class CopiedWeights(PerturbedWeights):
         super().__init__(layout)
         self.copied, self.state = copied, state
         self._shown = _Shown(self.parts)
+        if any("theta" in state.get(p, ()) for p in layout.params):
+            self.theta  # noqa: B018  from here on what is written to the model is seen
 
     @property
     def theta(self) -> list[Layout]:
         if self._theta is None:
-            theta = []
-            for i, part in enumerate(self.parts):
-                for p in part.params:
-                    if "theta" in self.state[p]:  # of a run that goes on: the model's tensors are made of it
-                        self._shown.stale[i] = True
-                    else:
-                        self.state[p]["theta"] = p.detach().to(self.copied.dtype or p.dtype, copy=True)
-                theta.append(part.over([self.state[p]["theta"] for p in part.params]))
-            self._theta = theta
+            held = [[self._theta_of(p, i) for p in part.params] for i, part in enumerate(self.parts)]
+            self._theta = [part.over(tensors) for part, tensors in zip(self.parts, held)]
         return self._theta
+
+    def _theta_of(self, p: torch.Tensor, i: int) -> torch.Tensor:
+        """What holds theta of a parameter of a part: that of the state, of a run that goes on, or what the model has."""
+        dtype = self.copied.dtype or p.dtype
+        if "theta" in self.state[p]:
+            theta: torch.Tensor = self.state[p]["theta"].to(p.device, dtype)
+            self._shown.stale[i] |= not torch.equal(theta.to(p.dtype), p)
+        else:
+            theta = p.detach().to(dtype, copy=True)
+        self.state[p]["theta"] = theta
+        return theta
 
     @property
     def displaced(self) -> bool:
@@ -110,16 +116,32 @@ class CopiedWeights(PerturbedWeights):
                 if not self.state[p]:
                     del self.state[p]
 
+    def moved_by_graph(self) -> None:
+        super().moved_by_graph()
+        self._shown.places = [_places(part) for part in self.parts]
+
     def look(self) -> None:
-        """What was written to the model's parameters is theta now, where it is not what theta is in their dtype."""
+        """What was written to elements of the model's parameters is theta now; elsewhere theta stays, and goes along where these moved."""
         if self._theta is None or self.displaced:
             return
-        for i, (part, theta) in enumerate(zip(self.parts, self.theta)):
-            seen = _places(part)
-            for p, held, before, now in zip(part.params, theta.params, self._shown.places[i], seen):
-                if before != now and not torch.equal(held.to(p.dtype), p):
-                    held.copy_(p.detach())
-            self._shown.places[i] = seen
+        for i, part in enumerate(self.parts):
+            before, self._shown.places[i] = self._shown.places[i], _places(part)
+            if before != self._shown.places[i]:
+                part.tables()  # refuses parameters of another shape
+                changed = [(p, old.dtype) for p, old, now in zip(part.params, before, self._shown.places[i]) if old != now]
+                for p, dtype in changed:
+                    self._take_over(p, dtype)
+                if any(p.dtype != dtype for p, dtype in changed):
+                    self._shown.stale[i] = True
+                    self._show(i, [])
+
+    def _take_over(self, p: torch.Tensor, shown_as: torch.dtype) -> None:
+        theta, dtype = self.state[p]["theta"], self.copied.dtype or p.dtype
+        shown = theta.to(p.device, shown_as).to(p.dtype)
+        if theta.device != p.device or theta.dtype != dtype:
+            theta, self._theta = theta.to(p.device, dtype), None
+            self.state[p]["theta"] = theta
+        theta.copy_(torch.where(shown == p, theta, p.detach()))
 
     def _show_theta(self) -> None:
         for i in range(len(self.parts)):
@@ -168,5 +190,11 @@ class _Anchor(CopiedWeights):
         self._main.passes[i] += 1
 
 
-def _places(part: Layout) -> list[tuple[int, int]]:
-    return [(p._version, p.data_ptr()) for p in part.params]
+class _Place(NamedTuple):
+    version: int
+    address: int
+    dtype: torch.dtype
+
+
+def _places(part: Layout) -> list[_Place]:
+    return [_Place(p._version, p.data_ptr(), p.dtype) for p in part.params]

@@ -40,10 +40,10 @@ class _Streamed:
 NAMED: dict[str, Kind] = {kind.name: kind for kind in (_InPlace(), _Streamed(), Copied(), Copied(dtype=None))}
 
 
-def perturbation_of(model: nn.Module, perturbation: Perturbation = None) -> Perturbation:
+def perturbation_of(model: nn.Module, perturbation: Perturbation, perturbs: bool) -> Perturbation:
     """What an optimizer of a model's parameters is made with by who knows the model: ``Streamed(model)`` for "streamed", and where nothing
-    is said and weights that are trained are in 16 bits."""
-    unsaid = perturbation is None and any(p.itemsize == 2 for p in model.parameters() if p.requires_grad)
+    is said and weights in 16 bits are to be perturbed. ``perturbs``: whether that optimizer perturbs weights at all."""
+    unsaid = perturbation is None and perturbs and any(p.itemsize == 2 for p in model.parameters() if p.requires_grad)
     return Streamed(model) if unsaid or perturbation == "streamed" else perturbation
 
 

@@ -13,11 +13,13 @@ READ_ITS_CHILDREN = (nn.MultiheadAttention,)  # modules that read parameters of 
 
 @dataclass(frozen=True, eq=False)
 class Part:
-    """A module that is called, its name in the model, and the parameters that it owns: of itself, and of what is in it and no part."""
+    """A module that is called, its name in the model, and the parameters that it owns: of itself, and of what is in it and no part. It is
+    inside ``depth`` other parts."""
 
     name: str
     module: nn.Module
     params: list[nn.Parameter]
+    depth: int
 
     def __str__(self) -> str:
         return f"{self.name or 'the model'} ({type(self.module).__name__})"
@@ -35,10 +37,14 @@ def parts_of(model: nn.Module, given: Iterable[nn.Module] | None = None) -> list
     names = {module: name for name, module in model.named_modules()}
     chosen = set(_found(model)) if given is None else _checked(list(given), names)
     owned: dict[nn.Module, dict[nn.Parameter, None]] = {module: {} for module in names if module in chosen}
+    depths: dict[nn.Module, int] = {}
     seen = set()
 
     def walk(module: nn.Module, around: nn.Module | None) -> None:
-        owner = module if module in owned else around
+        owner = around
+        if module in owned:
+            owner = module
+            depths.setdefault(module, 0 if around is None else depths[around] + bool(owned[around]))
         if (module, owner) in seen:
             return
         seen.add((module, owner))
@@ -48,7 +54,7 @@ def parts_of(model: nn.Module, given: Iterable[nn.Module] | None = None) -> list
             walk(child, owner)
 
     walk(model, None)
-    return [Part(names[module], module, list(params)) for module, params in owned.items() if params]
+    return [Part(names[module], module, list(params), depths[module]) for module, params in owned.items() if params]
 
 
 def check_not_compiled(modules: Iterable[nn.Module], names: Iterable[str]) -> None:

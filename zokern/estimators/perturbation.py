@@ -10,6 +10,7 @@ from .. import ops
 from ..layout import Layout
 from ..noise import NoiseKey
 from ..ops.arguments import Number, Term
+from ..ops.staging import tell_autograd
 
 
 class Pass(NamedTuple):
@@ -157,6 +158,10 @@ class PerturbedWeights:
 
     def look(self) -> None:
         """See what somebody else wrote to the model's parameters since the last pass."""
+
+    def moved_by_graph(self) -> None:
+        """A CUDA graph has made passes again that begin and end with the model's parameters at theta."""
+        tell_autograd(self.layout.params)
 
     def _apply_updates(self) -> None:
         for i, waiting in enumerate(self.pending):

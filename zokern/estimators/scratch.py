@@ -1,8 +1,7 @@
 """The memory in which parts of a model get their weights, one after the other."""
 
-from collections.abc import Sequence, Set
-from functools import cached_property
-from typing import TypeAlias
+from collections.abc import Callable, Sequence, Set
+from typing import Any, TypeAlias
 from weakref import WeakKeyDictionary
 
 import torch
@@ -32,7 +31,7 @@ class Piece:
         self.ids = frozenset(map(id, self.params))  # which hash faster than parameters
         self._rest: dict[tuple[int, ...], Piece] = {}
 
-    @cached_property
+    @property
     def bytes(self) -> int:
         return sum(_bytes(p) for p in self.params)
 
@@ -47,7 +46,7 @@ class Piece:
 
 
 class Scratch:
-    """One buffer a slot, as large as the largest that was made there. What is made of a piece in a slot lies at the same place each time.
+    """One buffer a slot, as large as the largest that is made there. What is made of a piece in a slot lies at the same place each time.
 
     Args:
         device: where the buffers are. None: where the parameters are.
@@ -56,10 +55,13 @@ class Scratch:
     def __init__(self, device: torch.device | None) -> None:
         self.device = device
         self.buffers: dict[tuple[Slot, torch.device], torch.Tensor] = {}
-        self._made: WeakKeyDictionary[Piece, dict[tuple[Slot, int], Made]] = WeakKeyDictionary()
+        self._made: WeakKeyDictionary[Piece, dict[tuple[Any, ...], Made]] = WeakKeyDictionary()
 
-    def views(self, slot: Slot, filled: Filled) -> list[Made]:
-        """For each piece tensors like its parameters, one behind the other in a slot, and the layout by which they are filled."""
+    def views(self, slot: Slot, filled: Filled, least: Callable[[], int]) -> list[Made]:
+        """For each piece tensors like its parameters, one behind the other in a slot, and the layout by which they are filled.
+
+        A buffer that is made has at least so many bytes: one that grew step by step would leave holes in the memory.
+        """
         used: dict[torch.device, int] = {}
         offsets = []
         for piece, _ in filled:
@@ -67,8 +69,8 @@ class Scratch:
             offsets.append((piece, device, used.get(device, 0)))
             used[device] = used.get(device, 0) + piece.bytes
         for device, size in used.items():
-            if (slot, device) not in self.buffers or len(self.buffers[slot, device]) < size:
-                self._grow(slot, device, size)
+            if (slot, device) not in self.buffers or self.buffers[slot, device].numel() < size:
+                self._grow(slot, device, max(size, least()))
         return [self._view(piece, slot, device, offset) for piece, device, offset in offsets]
 
     def _grow(self, slot: Slot, device: torch.device, size: int) -> None:
@@ -81,7 +83,8 @@ class Scratch:
 
     def _view(self, piece: Piece, slot: Slot, device: torch.device, offset: int) -> Made:
         made = self._made.setdefault(piece, {})
-        if (slot, offset) not in made:
+        place = slot, offset, device, *(p.dtype for p in piece.params)  # a model may have been converted since
+        if place not in made:
             theta, views, at = piece.theta, [], offset
             with torch.inference_mode(False), torch.no_grad():
                 for p in piece.params:
@@ -89,8 +92,8 @@ class Scratch:
                     views.append(here.as_strided(p.shape, torch.empty_like(p, device="meta").stride()))
                     at += _bytes(p)
             # A layout of its own for each place, whose tables stay.
-            made[slot, offset] = theta and theta.over(theta.params if self.device is None else views), views
-        return made[slot, offset]
+            made[place] = theta and theta.over(theta.params if self.device is None else views), views
+        return made[place]
 
     def fill(self, filled: Filled, made: list[Made]) -> None:
         """theta + sum_k c_k z(key_k). Elsewhere than theta is, it is copied there first: the same bits."""
@@ -105,4 +108,4 @@ class Scratch:
 
 
 def _bytes(p: torch.Tensor) -> int:
-    return -(-p.numel() * p.element_size() // ALIGNMENT) * ALIGNMENT
+    return -(-p.nbytes // ALIGNMENT) * ALIGNMENT

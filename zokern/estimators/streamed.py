@@ -9,6 +9,7 @@ from weakref import WeakKeyDictionary, WeakSet
 import torch
 from torch import nn
 
+from ..kernels.location import Location, location
 from ..layout import Layout
 from ..ops.arguments import Term
 from .ahead import Ahead
@@ -65,11 +66,12 @@ class Streamed:
         self.source = bring(model, source)
         self.parts = parts_of(model, self.given)
         self._part_of: dict[torch.Tensor, Part] = {p: part for part in reversed(self.parts) for p in part.params}
+        self._names: dict[torch.Tensor, str] = {p: name for name, p in model.named_parameters()}
         self.device = _elsewhere(model, device)
         self._scratch = Scratch(self.device)
         self._ahead: Ahead | None = None
-        self._whole = {part: Piece(part.params, None) for part in self.parts}
-        self._pieces: WeakKeyDictionary[Layout, dict[Part, list[Piece]]] = WeakKeyDictionary()  # by theta
+        self._whole: tuple[Location, dict[Part, Piece]] = b"", {}
+        self._pieces: WeakKeyDictionary[Layout, tuple[Location, dict[Part, list[Piece]]]] = WeakKeyDictionary()  # by theta
         self._covered: WeakSet[Layout] = WeakSet()
         self._proven: WeakSet[Layout] = WeakSet()  # whose parameters were read where they should be
 
@@ -94,11 +96,10 @@ class Streamed:
         """
         if layout in self._covered:
             return
-        names: dict[torch.Tensor, str] = {p: name for name, p in self.model.named_parameters()}
         for i, p in enumerate(layout.params):
             if p not in self._part_of:
-                title = f"theta[{i}]" + (f" ({name!r})" if (name := names.get(p) or layout.names[i]) else "")
-                if p not in names:
+                title = f"theta[{i}]" + (f" ({name!r})" if (name := self._names.get(p) or layout.names[i]) else "")
+                if p not in self._names:
                     raise ValueError(f"{title} is not a parameter of the model that zokern.Streamed was given: pass the model that has it")
                 raise ValueError(
                     f"{title} is in none of the parts: pass zokern.Streamed(model, parts=[...]) with a module around it that is called, "
@@ -116,7 +117,7 @@ class Streamed:
             terms: for each of these what is added to theta, if anything.
         Raises:
             ValueError: as of ``check``; a model that is compiled.
-            RuntimeError: in the first evaluation with terms, a parameter that is not read where it should be.
+            RuntimeError: no part ran; in the first evaluation with terms, a parameter that is not read where it should be.
         """
         for layout in layouts:
             self.check(layout)
@@ -125,6 +126,11 @@ class Streamed:
         new = [layout for layout, added in zip(layouts, terms) if added and layout not in self._proven]
         with windows.hooked(), self._watch(new, windows):
             yield
+        if not windows.seen and terms and all(terms):
+            raise RuntimeError(
+                "no part of the model ran in this evaluation, so the loss is not that of the perturbed weights: let the closure call the "
+                "model that zokern.Streamed was given, no copy and nothing that torch.compile made, or pass perturbation=zokern.Copied()"
+            )
         for layout in new:
             self._check_seen(layout, windows.seen)
         self._proven.update(new)
@@ -154,15 +160,19 @@ class Streamed:
                 for part, pieces in self._pieces_of(layout, source).items():
                     contents[part] += [(piece, added or []) for piece in pieces]
         if self.device is not None:
+            here = location([*self._part_of])
+            if not here or here != self._whole[0]:
+                self._whole = here, {part: Piece(part.params, None) for part in self.parts}
             for part in self.parts:  # and what has no noise
                 held = frozenset().union(*(piece.ids for piece, _ in contents[part]))
-                contents[part].append((self._whole[part].without(held), []))
+                contents[part].append((self._whole[1][part].without(held), []))
         return contents
 
     def _pieces_of(self, layout: Layout, theta: Layout) -> dict[Part, list[Piece]]:
-        if theta not in self._pieces:
+        here = location([*layout.params, *theta.params])  # a piece is of the dtypes, strides and devices of its parameters
+        if not here or here != self._pieces.get(theta, (None,))[0]:
             number = {p: i for i, p in enumerate(layout.params)}
-            self._pieces[theta] = found = {}
+            found: dict[Part, list[Piece]] = {}
             for part in self.parts:
                 mine: dict[torch.device, list[nn.Parameter]] = defaultdict(list)
                 for p in part.params:
@@ -170,25 +180,26 @@ class Streamed:
                         mine[p.device].append(p)
                 if mine:
                     found[part] = [Piece(params, theta.only(number[p] for p in params)) for params in mine.values()]
-        return self._pieces[theta]
+            self._pieces[theta] = here, found
+        return self._pieces[theta][1]
 
     def _watch(self, layouts: Sequence[Layout], windows: Windows) -> AbstractContextManager[Any]:
         if not layouts:
             return nullcontext()
-        titled = ((p, f"{self._name(p)}, of {self._part_of[p]},") for layout in layouts for p in layout.params)
+        titled = ((p, self._title(p)) for layout in layouts for p in layout.params)
         return RefuseReads(titled, lambda: windows.exchanging)
 
     def _check_seen(self, layout: Layout, seen: set[int]) -> None:
         if missed := [p for p in layout.params if id(p) not in seen]:
             others = f" (nor were {len(missed) - 1} others)" if len(missed) > 1 else ""
             raise RuntimeError(
-                f"{self._name(missed[0])}, of {self._part_of[missed[0]]}, was not reached by the forward pass{others}: leave it out of the "
+                f"{self._title(missed[0])} was not reached by the forward pass{others}: leave it out of the "
                 "optimizer where the model does not use it; else pass zokern.Streamed(model, parts=[...]) with the module that reads it "
                 "among the parts, or perturbation=zokern.Copied()"
             )
 
-    def _name(self, p: torch.Tensor) -> str:
-        return repr(next(name for name, other in self.model.named_parameters() if other is p))
+    def _title(self, p: torch.Tensor) -> str:
+        return f"{self._names[p]!r}, of {self._part_of[p]},"
 
 
 def _elsewhere(model: nn.Module, device: torch.device | str | None) -> torch.device | None:

@@ -68,7 +68,7 @@ class Windows:
                 filled = [(rest, terms) for piece, terms in filled if (rest := piece.without(self.shown)).params]
             depth = len(self.open)
             slot = self.ahead.place(part, depth) if self.ahead else (depth, 0)
-            made = self.scratch.views(slot, filled)
+            made = self.scratch.views(slot, filled, lambda: self._largest(depth))
             self._fill(slot, filled, made)
             window = Window(part, frozenset().union(*(piece.ids for piece, _ in filled)))
             self.open.append(window)
@@ -101,9 +101,12 @@ class Windows:
         part, slot = ahead.following(depth)
         filled = self.contents.get(part, []) if part else []
         if filled and all(piece.ids.isdisjoint(self.shown) for piece, _ in filled):
-            made = self.scratch.views(slot, filled)
+            made = self.scratch.views(slot, filled, lambda: self._largest(depth))
             with ahead.aside():
                 self._fill(slot, filled, made)
+
+    def _largest(self, depth: int) -> int:
+        return max((sum(piece.bytes for piece, _ in self.contents[part]) for part in self.contents if part.depth == depth), default=0)
 
     def _fill(self, slot: Slot, filled: Filled, made: list[Made]) -> None:
         if self.holds.get(slot) != filled:  # made ahead; or made before, of a block that is called again and again

@@ -47,7 +47,7 @@ def make(
     given: dict[str, Any] = settings.optimizer_settings | {name: value for name, value in rates.items() if value is not None}
     given |= {name: getattr(torch, value) for name, value in given.items() if name in takes and takes[name].kind is torch.dtype}
     if zeroth and "perturbation" in takes and not (settings.split or "").startswith("intra"):  # which cuts parameters
-        given["perturbation"] = streamed or perturbation_of(model, given.get("perturbation"))
+        given["perturbation"] = streamed or perturbation_of(model, given.get("perturbation"), zeroth.derivative is None)
     if "blocks" in given:
         given["blocks"] = _layers(model, "--blocks", "leave it out")
     try:

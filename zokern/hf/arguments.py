@@ -52,6 +52,16 @@ def check(args: Any, trainer: "ZOTrainer") -> None:
         raise ValueError(f"{args.n_gpu} GPUs in one process: launch one a GPU (torchrun, accelerate launch), or set CUDA_VISIBLE_DEVICES")
 
 
+def check_compiled(trainer: "ZOTrainer") -> None:
+    """Raise ValueError for a model that is to be compiled and whose parameters are to be exchanged while it runs."""
+    zo = trainer.zeroth_order.perturbed
+    if trainer.args.torch_compile and zo is not None and zo.param_groups[0].get("perturbation") == "streamed":
+        raise ValueError(
+            "torch_compile=True holds the weights where they are, and weights in 16 bits are streamed: leave it out, or pass "
+            'optimizer_cls_and_kwargs=(zokern.MeZO, {"perturbation": zokern.Copied()})'
+        )
+
+
 def check_optimizer(trainer: "ZOTrainer") -> None:
     """Raise TypeError for another optimizer than zokern's, ValueError for an argument that does not go with it, by name."""
     args, optimizer, (make, settings) = trainer.args, trainer.optimizer, trainer.optimizer_cls_and_kwargs

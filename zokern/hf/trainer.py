@@ -130,7 +130,7 @@ class ZOTrainer(Trainer):
             given = {name: rate for name, rate in rates.items() if name in taken} | settings
             trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
             if "perturbation" in taken:
-                given["perturbation"] = perturbation_of(model, given.get("perturbation"))
+                given["perturbation"] = perturbation_of(model, given.get("perturbation"), make.derivative is None)
             groups: list[dict[str, Any]] = [{"params": trained}]
             if given.get("weight_decay"):
                 decayed = set(self.get_decay_parameter_names(model))
@@ -142,6 +142,7 @@ class ZOTrainer(Trainer):
             if not isinstance(optimizer, ClosureOptimizer):
                 raise TypeError(f"{make!r} made a {type(optimizer).__name__}: pass one that makes a zokern optimizer")
             self.optimizer = optimizer
+        arguments.check_compiled(self)
         distributed.check_equal(self.zeroth_order)
         return self.optimizer
 

@@ -7,7 +7,8 @@ import torch
 
 from ..estimators import Closure, LossClosure
 from ..kernels import backend_for
-from ..ops.staging import tell_autograd
+from ..kernels.location import location
+from ..kernels.tables import Table
 from ..signals import let_through, whole
 from .base import ZerothOrder
 
@@ -28,7 +29,8 @@ class Graph:
     and losses differ in their last bits from those of such a step. A mask of four dimensions is taken as it is, both times.
 
     Args:
-        optimizer: with parameters on one NVIDIA GPU, q <= 8 and defer=False.
+        optimizer: with parameters on one NVIDIA GPU, q <= 8 and defer=False; weights in place or copied. ``load_state_dict`` brings
+            another copy, for which a new graph has to be made.
         closure: () -> loss, as for ``step``; of fixed shapes, without waiting for the device, reading its batch from tensors that stay
             where they are: copy each new batch into them.
     Raises:
@@ -51,6 +53,8 @@ class Graph:
         self._behind = 0  # what the clock shows, known without looking
         self._seen: torch.Tensor | None = None  # and the count
         self._graph = torch.cuda.CUDAGraph()
+        optimizer.flush()  # a replay begins and ends at theta
+        optimizer._make_state()  # in memory that is no capture's
         self._warm_up(closure)
         self._capture(closure)
 
@@ -58,8 +62,8 @@ class Graph:
     def __call__(self) -> torch.Tensor:
         """One step. -> mean of the losses, a 0-dim float64 tensor on the device, overwritten by the next call."""
         optimizer, groups = self.optimizer, self.optimizer.param_groups
-        optimizer.layout.tables()  # looks where the parameters are
-        if self._settings() != self._fixed or optimizer.layout.location != self._captured_location:
+        optimizer.flush()
+        if self._settings() != self._fixed or location(_tensors(optimizer)) != self._location:
             raise ValueError("the optimizer's settings or its parameters' memory changed since the capture: make a new zokern.graph")
         for group, live, shown in zip(groups, self._live, self._shown):
             for name in LIVE:
@@ -72,7 +76,7 @@ class Graph:
         if groups[0]["skipped"] is not self._seen:
             self._skipped.copy_(torch.as_tensor(groups[0]["skipped"]), non_blocking=True)
         self._graph.replay()
-        tell_autograd(optimizer.layout.params)
+        optimizer.weights.moved_by_graph()
         keys = [replace(key, step=(key.step + behind) % (1 << 32)) for key, _ in self._estimate.terms]
         optimizer.last = replace(self._estimate, terms=[(key, c) for key, (_, c) in zip(keys, self._estimate.terms)])
         self._seen, self._behind = self._skipped.clone(), behind + 1
@@ -94,8 +98,9 @@ class Graph:
         with torch.cuda.stream(stream), torch.no_grad():
             for _ in range(WARM_UP):
                 let_through(closure)
-            self._tables, _ = self.optimizer.layout.tables()  # kept, because the graph reads their copies on the device
-            self._captured_location = self.optimizer.layout.location
+            self._tables = _tables(self.optimizer)  # kept, because the graph reads their copies on the device
+            self._tensors = _tensors(self.optimizer)  # kept, or others could come to lie where the graph reads and writes
+            self._location = location(self._tensors)
             for table in self._tables:
                 nothing = torch.zeros(1, table.groups, device=self.device)
                 backend_for(self.device).add_noise_(table, [self.optimizer._key()], nothing, None)
@@ -112,6 +117,7 @@ class Graph:
             current, own = torch.cuda.current_stream(self.device), torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
             with torch.no_grad(), torch.cuda.stream(current), torch.cuda.graph(self._graph, stream=own), cuda.clock(self._clock):
                 self._estimate = optimizer._ask(Closure(closure))
+                optimizer.weights.rounding = optimizer._rounding_key()
                 optimizer._update(self._estimate)
                 optimizer.weights.apply_pending()
                 self._loss = torch.stack(self._estimate.losses).mean()
@@ -144,10 +150,23 @@ def _checked(optimizer: ZerothOrder) -> torch.device:
         raise ValueError(f"zokern.graph: q={group['q']}: pass q <= {most}")
     if group.get("defer"):
         raise ValueError("zokern.graph: defer=True: pass defer=False")
-    if group["perturbation"] == "streamed" or group["rounding"] == "stochastic":
-        raise ValueError(f"zokern.graph: perturbation={group['perturbation']!r}, rounding={group['rounding']!r}: pass zokern.Copied()")
+    if group["perturbation"] == "streamed":
+        raise ValueError('zokern.graph: perturbation="streamed", whose parameters have no fixed addresses: pass zokern.Copied()')
     if len({float(group["weight_decay"]) for group in optimizer.param_groups}) > 1:
         raise ValueError("zokern.graph: weight_decay differs between groups: pass one for all")
-    if optimizer.layout.tables()[1]:
-        raise ValueError("zokern.graph: a parameter is not contiguous: pass .contiguous()")
     return device
+
+
+def _tensors(optimizer: ZerothOrder) -> list[torch.Tensor]:
+    """What a step reads and writes: the model's parameters, and what holds theta, which may be they."""
+    (theta,) = optimizer.weights.theta
+    return [*optimizer.layout.params, *theta.params]
+
+
+def _tables(optimizer: ZerothOrder) -> list[Table]:
+    """Of the passes of a step: over theta, and from there into the model's parameters where these are others."""
+    (theta,), (model,) = optimizer.weights.theta, optimizer.weights.parts
+    found = [theta.tables(), *([theta.tables(model.params)] if theta is not model else [])]
+    if any(strided for _, strided in found):
+        raise ValueError("zokern.graph: a parameter is not contiguous: pass .contiguous()")
+    return [table for tables, _ in found for table in tables]

@@ -14,7 +14,8 @@ from ..noise.spec import NOISES
 from ..signals import whole
 from .contract import ClosureOptimizer
 from .saved import check_saved, logged
-from .settings import COMMON, OF_PARAMETERS, Blocks, Number, ParamsT, Settings, check_settings
+from .settings import COMMON, OF_PARAMETERS, Blocks, Number, ParamsT, Perturbation, Settings, check_settings
+from .watch import warn
 
 TRAINABLE = attrgetter("requires_grad")
 
@@ -51,7 +52,16 @@ class Trained(ClosureOptimizer):
             for group, ratios in zip(self.param_groups, kept_by_magnitude(self.param_groups, sparsity)):
                 group["keep"] = ratios
         self._lay_out()
+        if self.param_groups[0].get("rounding") == "stochastic" and not _in_sixteen(self._kind, self.layout.params):
+            raise ValueError('rounding="stochastic": the weights are kept in float32, which is stored as it is: leave it out')
         self._begin_run()
+        if given is None and self._kind and self._kind.name == "copied":
+            mebibytes = 4 * sum(p.numel() for p in self.layout.params) / 2**20
+            warn(
+                f"there are weights in 16 bits, and so theta is kept in float32 beside them, {mebibytes:,.1f} MiB: pass "
+                "perturbation=zokern.Streamed(model), which needs memory for the largest part of the model, or "
+                "perturbation=zokern.Copied() where this is meant"
+            )
 
     @classmethod
     def given(cls, arguments: dict[str, Any]) -> dict[str, Any]:
@@ -85,16 +95,26 @@ class Trained(ClosureOptimizer):
     def _settle(self, params: list[torch.Tensor]) -> Kind:
         """Say how the weights are perturbed and rounded where the settings leave it open. -> the kind of perturbation."""
         first = self.param_groups[0]
-        sixteen = any(p.itemsize == 2 for p in params)
-        kind = self._kind or kind_of(first.get("perturbation") or ("copied" if sixteen and self.derivative is None else "in-place"))
-        moved = sixteen and kind.name != "copied"  # whether theta is in 16 bits
-        rounding = first.get("rounding") or ("stochastic" if moved and (kind.name != "in-place" or self.derivative) else "nearest")
-        if rounding == "stochastic" and not moved:
-            dtype = "float32" if sixteen else str(params[0].dtype).removeprefix("torch.")
-            raise ValueError(f'rounding="stochastic": the weights are kept in {dtype}, which is stored as it is: leave it out')
+        kind, rounding = self._settled(self._kind or first.get("perturbation"), first.get("rounding"), params)
         for group in self.param_groups:
             group.update({name: value for name, value in (("perturbation", kind.name), ("rounding", rounding)) if name in self.known()})
         return kind
+
+    def _settled(self, perturbation: Perturbation, rounding: str | None, params: list[torch.Tensor]) -> tuple[Kind, str]:
+        kind = kind_of(perturbation or ("copied" if _sixteen(params) and self.derivative is None else "in-place"))
+        drawn = _in_sixteen(kind, params) and (kind.name != "in-place" or self.derivative)
+        return kind, rounding or ("stochastic" if drawn else "nearest")
+
+    def _check_added(self, params: list[torch.Tensor]) -> None:
+        """Refuse parameters with which something else would have been chosen where the constructor was told nothing."""
+        asked = self._kind if self.defaults.get("perturbation") else None, self.defaults.get("rounding")
+        before, now = (self._settled(*asked, laid_out) for laid_out in (self.layout.params, [*self.layout.params, *params]))
+        for name, then, here in (("perturbation", before[0].name, now[0].name), ("rounding", before[1], now[1])):
+            if then != here:
+                raise ValueError(
+                    f"the added parameters are the first in 16 bits, with which {name} would have been {here!r}, and is {then!r}: make the "
+                    f"optimizer of all parameters at once, or say {name}={then!r} when it is made"
+                )
 
     def _check_weights(self, weights: PerturbedWeights) -> None:
         """Refuse parameters or settings, as they are laid out, that the optimizer cannot do with."""
@@ -145,6 +165,7 @@ class Trained(ClosureOptimizer):
                 if name in group:
                     group[name] = [group[name][i] for i in live]
             if made:
+                self._check_added(group["params"])
                 if "block" in first:  # of its own, after all others
                     group.setdefault("block", [1 + max(max(g["block"], default=-1) for g in self.param_groups[:-1])] * len(live))
                 if "keep" in first:
@@ -218,6 +239,15 @@ def check_frozen(trained: dict[Any, str], frozen: dict[Any, str], step: int) -> 
         changed = "was frozen (requires_grad=False) when the optimizer was given it, and is not now"
         back = "freeze it again (add_param_group adds to most)"
     raise RuntimeError(f"step {step}: {title} {changed}: make a new optimizer of what is to be trained, or {back}")
+
+
+def _sixteen(params: list[torch.Tensor]) -> bool:
+    return any(p.itemsize == 2 for p in params)
+
+
+def _in_sixteen(kind: Kind | None, params: list[torch.Tensor]) -> bool:
+    """Whether theta is stored in 16 bits."""
+    return _sixteen(params) and kind is not None and kind.name != "copied"
 
 
 def _named(group: Settings) -> list[tuple[torch.Tensor, str]]:
