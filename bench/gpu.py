@@ -57,7 +57,8 @@ def suite(name, estimate, limit, wanted, dry="--quick", **more):
 
 BUILD = "{python} setup.py build_ext --inplace"
 TEST = "{python} -m pytest -q -p no:cacheprovider --tb=short --continue-on-collection-errors -m gpu"
-TESTS = " ".join(f"python_tests/{room}" for room in ("kernels", "ops", "optim", "trajectory", "test_streamed_gpu.py"))  # where tests are marked gpu
+ROOMS = "kernels", "ops", "optim", "trajectory", "test_streamed_gpu.py"  # where tests are marked gpu
+TESTS = " ".join(f"python_tests/{room}" for room in ROOMS)
 SECTIONS = "SpeedOfLight ComputeWorkloadAnalysis MemoryWorkloadAnalysis SchedulerStats WarpStateStats LaunchStats Occupancy"
 PROFILE = " ".join(
     ("{ncu} --clock-control none --profile-from-start off -k 'regex:^(add_noise|update)_kernel'",)

@@ -79,7 +79,7 @@ def test_every_adapter_trains_is_judged_and_replayed(few, tmp_path, adapter):
 
 @pytest.mark.parametrize("adapter", ["full", "lora"])
 @pytest.mark.parametrize("task_type, dtype", [("masked", "float32"), ("causal", "bfloat16")])
-def test_a_prompted_model_is_trained_in_place_and_replayed(few, language_models, tmp_path, task_type, dtype, adapter):
+def test_a_prompted_model_is_trained_and_replayed(few, language_models, tmp_path, task_type, dtype, adapter):
     given = [
         *few,
         "--model",

@@ -89,11 +89,11 @@ def test_settings_of_an_earlier_version_are_read():
     record = json.loads(OLD.read_text())
     settings = Settings.of(record)
     expected = dict(model="a/model", task="sst2", task_type="masked", optimizer="zo-adam", betas=(0.8, 0.9), q=2, lr=1e-3, eps=1e-2)
-    assert settings == Settings.flat(expected | dict(device="cpu", out="run")).checked()
-    assert settings.optimizer_settings == {"betas": (0.8, 0.9), "q": 2}
+    then = dict(perturbation="in-place", rounding="nearest")  # as all runs were, when there was no option for it
+    assert settings == Settings.flat(expected | then | dict(device="cpu", out="run")).checked()
+    assert settings.optimizer_settings == {"betas": (0.8, 0.9), "q": 2, **then}
     again = settings.record()
-    assert again.pop("task_type") == "masked" and again.pop("offload") is None  # which there was not
-    assert {name: record[name] for name in again} == again
+    assert again == {name: value for name, value in record.items() if name in again} | then | {"task_type": "masked", "offload": None}
     with pytest.raises(BadInput, match="'task_type' is missing"):
         Settings.of({name: value for name, value in record.items() if name != "ask"})
 

@@ -120,17 +120,13 @@ class Watch(transformers.TrainerCallback):
 
 @pytest.mark.parametrize("mode", MODES)
 def test_evaluation_is_at_theta_and_the_best_model_is_loaded_at_the_end(mode, trainer_of, tmp_path):
-    """It is that of step 2; what is learnt there goes on as theta."""
-    data, watch = rows("opt-cls", 6), Watch()
-
-    def metric(p, found=iter([2.0, 1.0, 3.0])):
-        return {"odd": next(found)}
-
+    """What is loaded is theta from then on."""
+    data, watch, found = rows("opt-cls", 6), Watch(), iter([2.0, 1.0, 3.0])
     trainer = trainer_of(
         "opt-cls",
         model=sixteen("opt-cls"),
         optimizer=mezo(mode),
-        trainer={"eval_dataset": data, "callbacks": [watch], "compute_metrics": metric},
+        trainer={"eval_dataset": data, "callbacks": [watch], "compute_metrics": lambda p: {"odd": next(found)}},
         eval_strategy="steps",
         eval_steps=2,
         save_strategy="steps",
@@ -265,7 +261,8 @@ def test_adapters_are_streamed_where_that_is_asked_for(method, trainer_of):
     """By the wrapped model's parts: the same bits of loss as in place at the first step, whose weights are theta + eps z to the bit."""
     seen = []
     for perturbation in ("streamed", "in-place"):
-        trainer = trainer_of("opt-cls", model=adapt(sixteen("opt-cls"), method), optimizer=(zokern.MeZO, EPS | {"perturbation": perturbation}))
+        optimizer = zokern.MeZO, EPS | {"perturbation": perturbation}
+        trainer = trainer_of("opt-cls", model=adapt(sixteen("opt-cls"), method), optimizer=optimizer)
         trainer.train()
         assert trainer.zeroth_order.param_groups[0]["perturbation"] == perturbation
         seen.append((trainer.state.log_history[0]["loss_plus"], weights(trainer.model)))

@@ -146,3 +146,23 @@ def test_a_run_that_rounds_at_random_goes_on_in_float32(kind):
     fresh.load_state_dict(optimizer.state_dict())
     go_on(net, optimizer), go_on(other, fresh)
     assert same(net.parameters(), other.parameters()) and fresh.param_groups[0]["rounding"] == "stochastic"
+
+
+@pytest.mark.parametrize("kind", ["copied", "copied-own"])
+def test_a_check_leaves_a_theta_that_was_loaded(kind):
+    net, optimizer = trained(kind)
+    other = copy.deepcopy(net)
+    fresh = MeZO(other.named_parameters(), lr=1e-2, eps=1e-2, perturbation=kind)
+    fresh.load_state_dict(optimizer.state_dict())
+    fresh.check(lambda: loss_of(other))
+    assert same(theta(other, fresh), theta(net, optimizer)) and all("theta" in held for held in fresh.state.values())
+    go_on(net, optimizer), go_on(other, fresh)
+    assert same(theta(other, fresh), theta(net, optimizer))
+
+
+def test_a_parameter_of_another_shape_is_refused_each_time():
+    net, optimizer = trained("copied")
+    net[0].bias.data = torch.zeros(9, dtype=torch.bfloat16)
+    for _ in range(2):
+        with pytest.raises(ValueError, match=r"has shape \(9,\) now, it had \(7,\)"):
+            optimizer.flush()

@@ -19,6 +19,10 @@ class Copied:
     so that weights in 16 bits do not drift, and in float32 an update is not lost. Nothing is exchanged, so that CUDA graphs, torch.compile
     and inference engines may hold the model's addresses. ``state_dict`` holds theta, as "theta" of each parameter.
 
+    What is written to the model's parameters between steps becomes theta, element by element: those that still are what theta is in their
+    dtype keep it. (Not through ``p.data``, where torch counts no writes: write under torch.no_grad().) A state that is loaded has its own
+    theta, which the model then shows, whichever of the two is loaded first. A model that is moved or cast takes theta along.
+
     Args:
         dtype: torch.float32 (the default), 4 bytes a weight: a model in 16 bits trains as one in float32 does, but for the rounding of
             what it computes with. None: each parameter's own, 2 bytes a weight in 16 bits.
@@ -55,7 +59,7 @@ class CopiedWeights(PerturbedWeights):
         super().__init__(layout)
         self.copied, self.state = copied, state
         self._shown = _Shown(self.parts)
-        if any("theta" in state.get(p, ()) for p in layout.params):
+        if self._kept:
             self.theta  # noqa: B018  from here on what is written to the model is seen
 
     @property
@@ -77,6 +81,11 @@ class CopiedWeights(PerturbedWeights):
         return theta
 
     @property
+    def _kept(self) -> bool:
+        """Whether the state holds a theta: else the model's parameters are it."""
+        return any("theta" in self.state.get(p, ()) for p in self.layout.params)
+
+    @property
     def displaced(self) -> bool:
         return self.passes_per_sweep is None and any(self._shown.stale) or super().displaced
 
@@ -88,7 +97,7 @@ class CopiedWeights(PerturbedWeights):
 
     def apply_pending(self) -> None:
         self._apply_updates()
-        if self.passes_per_sweep is None and (self._theta or any("theta" in self.state.get(p, ()) for p in self.layout.params)):
+        if self.passes_per_sweep is None and self._kept:
             self._show_theta()
 
     def finish(self) -> None:
@@ -101,7 +110,7 @@ class CopiedWeights(PerturbedWeights):
 
     @contextmanager
     def undisturbed(self) -> Iterator[list[list[torch.Tensor]]]:
-        made, displaced = self._theta is not None, self.displaced
+        made, displaced = self._kept, self.displaced
         held = [[p.detach().to("cpu", copy=True) for p in part.params] for part in self.parts] if displaced else []
         with super().undisturbed() as theta:
             yield theta
@@ -125,12 +134,13 @@ class CopiedWeights(PerturbedWeights):
         if self._theta is None or self.displaced:
             return
         for i, part in enumerate(self.parts):
-            before, self._shown.places[i] = self._shown.places[i], _places(part)
-            if before != self._shown.places[i]:
+            before, seen = self._shown.places[i], _places(part)
+            if before != seen:
                 part.tables()  # refuses parameters of another shape
-                changed = [(p, old.dtype) for p, old, now in zip(part.params, before, self._shown.places[i]) if old != now]
+                changed = [(p, old.dtype) for p, old, now in zip(part.params, before, seen) if old != now]
                 for p, dtype in changed:
                     self._take_over(p, dtype)
+                self._shown.places[i] = seen
                 if any(p.dtype != dtype for p, dtype in changed):
                     self._shown.stale[i] = True
                     self._show(i, [])

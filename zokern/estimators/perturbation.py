@@ -50,7 +50,10 @@ class PerturbedWeights:
         rounding: by which key updates that come now are rounded into 16-bit weights; None: to nearest.
         passes_per_sweep: None; or in a replay, where all passes are known, how many of them are made in one read and write of the weights.
             Each rounds as it would by itself, so that the bits are the same; ``finish`` makes those that wait.
+        in_place: whether a measurement moves what is stored, and so rounds it.
     """
+
+    in_place = False
 
     def __init__(self, layout: Layout, theta: Layout | None = None) -> None:
         self.layout = layout
@@ -136,9 +139,9 @@ class PerturbedWeights:
             rule, terms, numbers, state_rounding: as ``zokern.ops.update_`` takes them.
             state: parameters -> for each state of the rule, that of each parameter. Default: none.
         """
-        self.finish()
         slots = [state(layout.params) for layout in self.parts]  # all of them before anything moves
         for i, theta in enumerate(self.theta):
+            self._sweep(i)
             before = self.pending[i].then([], decay)
             own = before.terms, before.decay, state_rounding, self.rounding or "nearest"
             self._made(i, NOTHING, lambda: ops.update_(theta, rule, terms, numbers, slots[i], *own))  # noqa: B023
@@ -217,7 +220,7 @@ class InPlace(PerturbedWeights):
     float32 weights hardly notice and 16-bit weights do (docs/precision.md).
     """
 
-    name = "in-place"
+    in_place = True
 
     @contextmanager
     def _showing(self, terms: list[list[Term]]) -> Iterator[None]:

@@ -3,13 +3,12 @@
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, MutableMapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any
+from typing import Any, TypeAlias
 from weakref import WeakKeyDictionary, WeakSet
 
 import torch
 from torch import nn
 
-from ..kernels.location import Location, location
 from ..layout import Layout
 from ..ops.arguments import Term
 from .ahead import Ahead
@@ -21,6 +20,8 @@ from .source import Source, bring, device_of
 from .windows import Windows
 
 WITH_STREAMS = "cuda"  # devices on which a part is made while another one computes
+
+Facts: TypeAlias = list[tuple[torch.dtype, torch.device, tuple[int, ...]]]
 
 
 class Streamed:
@@ -70,8 +71,8 @@ class Streamed:
         self.device = _elsewhere(model, device)
         self._scratch = Scratch(self.device)
         self._ahead: Ahead | None = None
-        self._whole: tuple[Location, dict[Part, Piece]] = b"", {}
-        self._pieces: WeakKeyDictionary[Layout, tuple[Location, dict[Part, list[Piece]]]] = WeakKeyDictionary()  # by theta
+        self._whole: tuple[Facts, dict[Part, Piece]] = [], {}
+        self._pieces: WeakKeyDictionary[Layout, tuple[Facts, dict[Part, list[Piece]]]] = WeakKeyDictionary()  # by theta
         self._covered: WeakSet[Layout] = WeakSet()
         self._proven: WeakSet[Layout] = WeakSet()  # whose parameters were read where they should be
 
@@ -100,7 +101,10 @@ class Streamed:
             if p not in self._part_of:
                 title = f"theta[{i}]" + (f" ({name!r})" if (name := self._names.get(p) or layout.names[i]) else "")
                 if p not in self._names:
-                    raise ValueError(f"{title} is not a parameter of the model that zokern.Streamed was given: pass the model that has it")
+                    raise ValueError(
+                        f"{title} is not a parameter of the model that zokern.Streamed was given: pass the model that has it; or, where it "
+                        "is cut from one, as zokern.splits.Intra does, perturbation=zokern.Copied()"
+                    )
                 raise ValueError(
                     f"{title} is in none of the parts: pass zokern.Streamed(model, parts=[...]) with a module around it that is called, "
                     "such as the model itself, or leave parts out"
@@ -160,17 +164,17 @@ class Streamed:
                 for part, pieces in self._pieces_of(layout, source).items():
                     contents[part] += [(piece, added or []) for piece in pieces]
         if self.device is not None:
-            here = location([*self._part_of])
-            if not here or here != self._whole[0]:
-                self._whole = here, {part: Piece(part.params, None) for part in self.parts}
+            facts = _facts(self._part_of)
+            if facts != self._whole[0]:
+                self._whole = facts, {part: Piece(part.params, None) for part in self.parts}
             for part in self.parts:  # and what has no noise
                 held = frozenset().union(*(piece.ids for piece, _ in contents[part]))
                 contents[part].append((self._whole[1][part].without(held), []))
         return contents
 
     def _pieces_of(self, layout: Layout, theta: Layout) -> dict[Part, list[Piece]]:
-        here = location([*layout.params, *theta.params])  # a piece is of the dtypes, strides and devices of its parameters
-        if not here or here != self._pieces.get(theta, (None,))[0]:
+        facts = _facts(layout.params)
+        if theta not in self._pieces or facts != self._pieces[theta][0]:
             number = {p: i for i, p in enumerate(layout.params)}
             found: dict[Part, list[Piece]] = {}
             for part in self.parts:
@@ -180,7 +184,7 @@ class Streamed:
                         mine[p.device].append(p)
                 if mine:
                     found[part] = [Piece(params, theta.only(number[p] for p in params)) for params in mine.values()]
-            self._pieces[theta] = here, found
+            self._pieces[theta] = facts, found
         return self._pieces[theta][1]
 
     def _watch(self, layouts: Sequence[Layout], windows: Windows) -> AbstractContextManager[Any]:
@@ -200,6 +204,11 @@ class Streamed:
 
     def _title(self, p: torch.Tensor) -> str:
         return f"{self._names[p]!r}, of {self._part_of[p]},"
+
+
+def _facts(params: Iterable[torch.Tensor]) -> Facts:
+    """What a piece of some parameters is made for: model.to() changes it."""
+    return [(p.dtype, p.device, p.stride()) for p in params]
 
 
 def _elsewhere(model: nn.Module, device: torch.device | str | None) -> torch.device | None:

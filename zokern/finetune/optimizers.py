@@ -9,6 +9,7 @@ import torch
 from ..errors import BadInput, need
 from ..estimators import Layers, Streamed, layers, perturbation_of
 from ..optim import ClosureOptimizer, named, splits
+from .options import title
 from .settings import FIRST_ORDER, FO, Settings
 
 FO_ADAPTED, FO_NEW_HEAD = 10, 100  # times --fo's own lr, for adapters, and with a new head on a model as small as MiniLM (found there)
@@ -46,8 +47,10 @@ def make(
     rates = {name: getattr(settings, name) for name in ("lr", "eps", "seed") if zeroth and name in takes}
     given: dict[str, Any] = settings.optimizer_settings | {name: value for name, value in rates.items() if value is not None}
     given |= {name: getattr(torch, value) for name, value in given.items() if name in takes and takes[name].kind is torch.dtype}
-    if zeroth and "perturbation" in takes and not (settings.split or "").startswith("intra"):  # which cuts parameters
-        given["perturbation"] = streamed or perturbation_of(model, given.get("perturbation"), zeroth.derivative is None)
+    if zeroth and "perturbation" in takes:
+        kind = streamed or perturbation_of(model, given.get("perturbation"), zeroth.derivative is None)
+        cuts = (settings.split or "").startswith("intra")  # parameters, which are then none of the model's
+        given["perturbation"] = "copied" if cuts and isinstance(kind, Streamed) else kind
     if "blocks" in given:
         given["blocks"] = _layers(model, "--blocks", "leave it out")
     try:
@@ -57,7 +60,9 @@ def make(
     except BadInput:
         raise
     except ValueError as error:
-        raise BadInput(f"--optimizer {settings.optimizer}: {error}") from None
+        asked = ((f'{name}="{value}": ', f"{title(name)} {value}: ") for name, value in settings.optimizer_settings.items())
+        told = next((option + str(error).removeprefix(text) for text, option in asked if str(error).startswith(text)), None)
+        raise BadInput(told or f"--optimizer {settings.optimizer}: {error}") from None
     return cls, options
 
 

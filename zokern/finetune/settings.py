@@ -206,8 +206,10 @@ class Settings:
 
     def _faults_of_halves(self, what: str) -> Iterator[str]:
         given, zeroth = self.optimizer_settings, self.zeroth_class
-        if given.get("blocks") and self.split and self.split.startswith("intra"):
-            yield f"--blocks does not go with --split {self.split}, which divides the parameters of a block: pass another split"
+        streamed = given.get("perturbation") == "streamed"
+        for asked, holds in (("--blocks", given.get("blocks")), ("--perturbation streamed", streamed)):
+            if holds and self.split and self.split.startswith("intra"):
+                yield f"{asked} does not go with --split {self.split}, which divides the parameters of a block: pass another split"
         if given.get("share_forward") and (zeroth is None or zeroth.derivative):
             yield f"--share-forward with --zo {self.zo}, which has no forward pass to share: leave it out, or pass --zo {ZO}"
         if zeroth is not None and self.adapter == ("head",):
@@ -236,7 +238,8 @@ class Settings:
     def record(self) -> dict[str, Any]:
         """For run.json and the log, as JSON has it: the settings of the optimizer beside the others."""
         own = asdict(self)
-        flat = own | own.pop("optimizer_settings")
+        given = own.pop("optimizer_settings")
+        flat = own | dict.fromkeys(self._formerly()) | given
         return {name: list(value) if isinstance(value, tuple) else value for name, value in flat.items()}
 
     @classmethod
@@ -261,7 +264,14 @@ class Settings:
         for name in known:
             if name in cls.__dataclass_fields__ and name not in (*values, *ADDED):
                 raise BadInput(f"{name!r} is missing: use the zokern that made it")
-        return cls.flat(values | {"trust_remote_code": False}).checked()
+        settings = cls.flat(values | {"trust_remote_code": False}).checked()
+        former = {name: value for name, value in settings._formerly().items() if name not in values}
+        return replace(settings, optimizer_settings=former | settings.optimizer_settings)
+
+    def _formerly(self) -> dict[str, Any]:
+        """Settings of the optimizer that an earlier zokern did not have, and so did not record, with what they were then."""
+        takes = self.zeroth_class.declared() if self.zeroth_class else {}
+        return {name: setting.formerly for name, setting in takes.items() if setting.formerly is not None}
 
 
 def _unset(value: Any, setting: Setting | None) -> bool:

@@ -36,8 +36,8 @@ class ZerothOrder(Trained):
         measurements: what decided the newest step, or the one measured, in the order of the requests: its losses, 0-dim float64 tensors.
         forwards: forward passes of a step.
         flushes: how often, between steps, pending terms have been applied by a pass of their own.
-        discarded_measurements: measurements that no step followed, and flushes between the halves of a step. Each costs one rounding of
-            the weights. Counted when the next step measures.
+        discarded_measurements: measurements that no step followed, and flushes between the halves of a step. In place each costs one
+            rounding of the weights. Counted when the next step measures.
     """
 
     def _begin_run(self, skipped: int = 0) -> None:

@@ -81,11 +81,23 @@ COMMON = {
     "seed": Setting(int, "an integer in [0, 2**64)", lambda x: 0 <= index(x) < 1 << 64, "Fixes the noise.", shared=True),
     "noise": choice("Normals, or signs, which are cheaper to make.", "gaussian", "rademacher", kept=True),
     "perturbation": replace(
-        choice("Where perturbed weights are: in place, in scratch memory part by part, or in a copy.", None, *NAMED, kept=True),
+        choice(
+            "Where perturbed weights are: in place; or, the default in 16 bits, in scratch memory part by part; or in a copy.",
+            None,
+            *NAMED,
+            kept=True,
+        ),
         formerly="in-place",
     ),
     "rounding": replace(
-        choice("How updates are rounded into weights in 16 bits.", None, "nearest", "stochastic", kept=True), formerly="nearest"
+        choice(
+            "How updates are rounded into weights in 16 bits; stochastic by default where these are not perturbed in place.",
+            None,
+            "nearest",
+            "stochastic",
+            kept=True,
+        ),
+        formerly="nearest",
     ),
     "blocks": Setting(bool, "layers", lambda x: True, "Estimate each layer by itself."),
     "sparsity": Setting(float, *SHARE, "Share of all elements that the noise leaves alone."),

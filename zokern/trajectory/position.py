@@ -19,7 +19,7 @@ class Writes(NamedTuple):
 
     Attributes:
         weights: whose passes they are; another one once a state has been loaded.
-        flushes, discarded: flushes; measurements that no step followed.
+        flushes, discarded: flushes; measurements that no step followed, of weights in place, which these have moved.
         others: for each contiguous parameter, writes that were not the optimizer's passes.
     """
 
@@ -33,7 +33,8 @@ class Writes(NamedTuple):
         # A pass counts once in the weights, and once in the version of each contiguous parameter.
         weights = optimizer.weights
         others = [p._version - passes for part, passes in zip(weights.parts, weights.passes) for p in part.params if p.is_contiguous()]
-        return cls(weights, optimizer.flushes, optimizer.discarded_measurements + optimizer._unfinished, others)
+        discarded = weights.in_place * (optimizer.discarded_measurements + optimizer._unfinished)
+        return cls(weights, optimizer.flushes, discarded, others)
 
     def disturbed_until(self, now: "Writes", step: int) -> str | None:
         """What else than steps and flushes has moved the weights since, for a message; None where nothing has. ``step``: of now."""

@@ -229,7 +229,7 @@ def record(
     optimizer._measured, step = None, optimizer.param_groups[0]["step"]
     if resume and (step or b"\n" in before):
         return _resumed(optimizer, path, before, step, every, model)
-    if step or any(held.keys() - {"theta"} for held in optimizer.state.values()):
+    if step or any(held.keys() - {"theta"} or _beyond(p, **held) for p, held in optimizer.state.items()):
         state = f"at step {step}" if step else "at step 0 and has state"
         raise BadInput(f"the optimizer is {state}: record from a new optimizer on, or pass resume=True with the log of its run")
     line = header_line(header_of(optimizer, notes, model))
@@ -241,6 +241,11 @@ def record(
         log.close()
         raise
     return Recorder(optimizer, log, every, flushed=False)
+
+
+def _beyond(p: torch.Tensor, theta: torch.Tensor) -> bool:
+    """Whether theta is more than the parameter shows of it, so that the run does not begin with what the header tells of."""
+    return not bool((theta == p).all())
 
 
 def _resumed(optimizer: ZerothOrder, path: Path, before: bytes, step: int, every: int, model: torch.nn.Module | None) -> Recorder:
