@@ -22,6 +22,7 @@ from . import (
     kernels,
     memory,
     models,
+    offload,
     optimizers,
     precision,
     problems,
@@ -36,7 +37,7 @@ from . import (
 from .oracle import Refused
 
 SUITES = ("kernels", "forms", "step", "memory", "replay", "optimizers", "trainer", "drift")  # "all" of them
-BY_THEMSELVES = ("rounding", "convergence")
+BY_THEMSELVES = ("rounding", "convergence", "offload")
 LOST = 3  # exit status: the cases that are left need another process
 
 
@@ -102,6 +103,7 @@ def work_of(arguments, device) -> list:
             (precision, cases.precisions(**few), lambda case: precision.missing(case, arguments.out)),
             (effective_rank, cases.effective_ranks(arguments.quick), nothing),
         ],
+        "offload": [(offload, offload.cases(arguments.quick, arguments.dtype), of_model)],
     }
     work, told = [], set()
     for name in SUITES if arguments.suite == "all" else (arguments.suite,):
@@ -159,12 +161,11 @@ def usable(device) -> bool:
 
 def parser(prog: str = "python -m bench") -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog=prog, description=__doc__.partition(": ")[2])
-    suites = ("kernels", "forms", "step", "memory", "replay", "optimizers", "trainer", "drift", "rounding", "convergence", "all")
     parser.add_argument(
         "--suite",
-        choices=suites,
+        choices=(*SUITES, *BY_THEMSELVES, "all"),
         default="all",
-        help="all: those that tell what this machine does with random weights, not rounding and convergence",
+        help="all: those that tell what this machine does with random weights, not rounding, convergence and offload",
     )
     parser.add_argument("--quick", action="store_true", help="tiny sizes, to see that everything works: the times mean nothing")
     parser.add_argument("--out", type=Path, default=Path("out/bench.jsonl"), help="JSON lines, appended (out/bench.jsonl)")

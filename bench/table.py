@@ -3,7 +3,7 @@
 import math
 import textwrap
 
-from . import forms, kernels, modes, replay, resident, rounding, runs, step, trainer
+from . import forms, kernels, modes, offload, replay, resident, rounding, runs, step, trainer
 from .cases import FULL, LEAN
 
 NOTES = {
@@ -26,6 +26,8 @@ Steps a second, K steps a pass; R=K: K steps of three passes in place, by one re
 L=K: K steps from their log, by Trajectory.replay; torch: torch.normal and add_ for each tensor, step by step.""",
     "trainer": """\
 A step in milliseconds with its quartiles, of Trainer and of a plain loop in turns; over: what Trainer takes more.""",
+    "offload": """\
+GB: the most memory of its own that the process held, less its libraries'; all ended with the same weights, bit for bit.""",
     "drift": """\
 Steps: rms distance of the weights from where they began, in units of eps = 1e-3; 0: no bit differs.
 Updates: the part that reaches the weights, or their copy (standard error), rounded as the mode does by default.
@@ -68,6 +70,7 @@ def text(records) -> str:
         "replay": of_replay,
         "trainer": of_trainer,
         "drift": of_drift,
+        "offload": of_offload,
     }
     for suite, row in rows.items():
         cases = by_case([record for record in records if record["suite"] == suite and record["op"] != resident.OP])
@@ -344,6 +347,17 @@ def of_drift(case) -> dict[str, str]:
         "copied own": shown(modes.OWN),
         "published": shown(step.PUBLISHED),
     }
+
+
+def of_offload(case) -> dict[str, str]:
+    any_one = next(iter(case.values()))
+    row = {"what": any_one["op"], "model": any_one["model"], "weights GB": f"{any_one['weights_bytes'] / 1e9:.2f}"}
+    row["part GB"] = f"{any_one['largest_part_bytes'] / 1e9:.2f}"
+    for place, short in ((offload.MEMORY, "memory"), (offload.HOST, "host"), (offload.DISK, "file")):
+        found = case[place]
+        row[f"{short}: GB"] = f"{(found['peak_anonymous_bytes'] - found['libraries_bytes']) / 1e9:.2f}"
+        row["steps/s" if short == "memory" else f"{short} steps/s"] = f"{found['steps_per_s']:.3f}"
+    return row
 
 
 def of_rounding(records) -> list[dict[str, str]]:
