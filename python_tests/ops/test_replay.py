@@ -118,12 +118,12 @@ def test_a_run_as_it_was_logged(transformer, tokens, monkeypatch, dtype, options
     """The passes that training made, caught at the primitive, bring the first weights to the last."""
     model, logged, plain = transformer.to(dtype), [], ops.add_noise_
     first = [p.detach().clone() for p in model.parameters()]
-    optimizer = zokern.MeZO(model.parameters(), lr=1e-2, eps=1e-2, **options)
+    optimizer = zokern.MeZO(model.parameters(), lr=1e-2, eps=1e-2, perturbation="in-place", **options)
 
-    def logging(layout, terms, decay=1.0):
+    def logging(layout, terms, decay=1.0, **how):
         terms = list(terms)
         logged.append((terms, decay))
-        plain(layout, terms, decay)
+        plain(layout, terms, decay, **how)
 
     monkeypatch.setattr(ops, "add_noise_", logging)
     for _ in range(4):
