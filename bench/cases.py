@@ -374,13 +374,15 @@ def convergences(quick=False, data=None) -> list[Convergence]:
     ]
 
 
-IN_16_BITS = ("float32", "bfloat16, in place", "bfloat16, streamed", "bfloat16, streamed, stochastic", "bfloat16, copied")
+DRIFTS = "bfloat16, in place, lr 0"  # learns nothing
+IN_16_BITS = ("float32", "bfloat16, in place", "bfloat16, streamed", "bfloat16, streamed, stochastic", "bfloat16, copied", DRIFTS)
 
 
 def precisions(quick=False, data=None) -> list[Precision]:
     """The runs of a pretrained model, all of one seed before the next."""
     steps, every, batch, seeds, tested = (2, 1, 2, 1, 4) if quick else (500, 50, 8, 3, 256)
-    return [Precision(name, seed, steps, every, batch, 64, 5e-6, tested, data) for seed in range(seeds) for name in IN_16_BITS]
+    rates = {name: 0.0 if name == DRIFTS else 5e-6 for name in IN_16_BITS}
+    return [Precision(name, seed, steps, every, batch, 64, lr, tested, data) for seed in range(seeds) for name, lr in rates.items()]
 
 
 def equal(queries) -> dict[str, int]:

@@ -6,7 +6,7 @@ from .cases import IN_16_BITS, MEZO, SGD, SVRG
 from .effective_rank import GD
 from .runs import by_alpha, by_method, slow_down
 
-COLORS = {MEZO: "C3", SVRG: "C0", SGD: "C1"} | dict(zip(IN_16_BITS, ("0.3", "C3", "C1", "C0", "C2")))
+COLORS = {MEZO: "C3", SVRG: "C0", SGD: "C1"} | dict(zip(IN_16_BITS, ("0.3", "C3", "C1", "C0", "C2", "C5")))
 
 
 def curves(records, problem, scale="log", loss="training loss"):

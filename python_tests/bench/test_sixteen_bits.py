@@ -159,7 +159,8 @@ def test_a_run_that_is_there_is_not_made_again(tmp_path, monkeypatch):
 def test_the_runs_are_every_way_with_every_seed():
     listed = cases.precisions()
     assert {case.candidate for case in listed} == set(precision.CANDIDATES) and {case.seed for case in listed} == {0, 1, 2}
-    assert len(listed) == 15 and all(case.steps == 500 for case in listed)
+    assert len(listed) == 18 and all(case.steps == 500 for case in listed)
+    assert {case.candidate for case in listed if case.lr == 0} == {cases.DRIFTS}
 
 
 def test_the_picture_of_the_runs(tmp_path):
