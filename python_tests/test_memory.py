@@ -86,7 +86,7 @@ import re, torch, zokern
 from torch import nn
 torch.set_num_threads(1)
 def model(*widths):
-    return nn.Sequential(*(nn.Sequential(nn.Linear(a, b), nn.Tanh()) for a, b in zip(widths, widths[1:]))).to(torch.{dtype}).eval()
+    return nn.Sequential(*(nn.Sequential(nn.Linear(a, b, dtype=torch.{dtype}), nn.Tanh()) for a, b in zip(widths, widths[1:]))).eval()
 def run(model):
     layout, streamed = zokern.Layout(model.named_parameters()), zokern.Streamed(model)
     x = torch.ones(1, model[0][0].in_features, dtype=torch.{dtype})
