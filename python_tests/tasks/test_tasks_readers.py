@@ -91,7 +91,7 @@ def independent(model, tokenizer, prompt, option, virtual=0):
         before, ids = [tokenizer.bos_token_id], [tokenizer.bos_token_id, *ids]
     assert ids[: len(before)] == before and length > 0
     logits = model(input_ids=torch.tensor([ids])).logits[0, virtual:].double().log_softmax(-1)
-    return sum(logits[t - 1, ids[t]] for t in range(len(ids) - length, len(ids))) / length
+    return float(sum(logits[t - 1, ids[t]] for t in range(len(ids) - length, len(ids))) / length)
 
 
 @pytest.mark.parametrize("begins", [True, False])
@@ -165,7 +165,7 @@ def test_the_loss_of_the_right_option_alone(models, bpe):
     asked = reader(task, "causal", bpe, objective="option")
     rows = [example("copa"), example("copa", label=1)]
     options = [("The man fell because ", "the ice was thin."), ("The man fell because ", "I sang.")]
-    means = [independent(model, bpe, *pair).item() for pair in options]
+    means = [independent(model, bpe, *pair) for pair in options]
     lengths = [len(bpe(a + b)["input_ids"]) - len(bpe(a.strip())["input_ids"]) for a, b in options]
     assert lengths[0] != lengths[1]  # the mean goes over tokens, not rows
     expected = -sum(m * n for m, n in zip(means, lengths)) / sum(lengths)
