@@ -6,7 +6,7 @@ from functools import partial
 import own_optimizer  # noqa: F401  registers an optimizer from outside
 import torch
 
-from zokern import Copied, MeZO, MeZOSVRG, ZOAdam, ZOConservative, ZOMomentum, ZOSign
+from zokern import FZOO, MEAZO, Copied, EvolutionStrategies, MeZO, MeZOSVRG, ZOAdam, ZOConservative, ZOMomentum, ZOSign
 from zokern.estimators import Closure, finite_difference
 from zokern.optim import optimizers
 
@@ -54,12 +54,22 @@ def answered(weights, closure, keys, eps):
         return done.value
 
 
-def block_by_block(params, **settings):
+def block_by_block(params, make=MeZO, **settings):
     """Every trainable parameter a block."""
     params = list(params)
     tensors = [p for entry in params for p in (entry["params"] if isinstance(entry, dict) else [entry])]
     tensors = [t[1] if isinstance(t, tuple) else t for t in tensors]
-    return MeZO(params, blocks=[[t] for t in tensors] or None, **settings)
+    return make(params, blocks=[[t] for t in tensors] or None, **settings)
+
+
+def evolution(params, eps=1e-3, **settings):
+    """Whose radius has another name."""
+    return EvolutionStrategies(params, sigma=eps, **settings)
+
+
+def count_of(optimizer):
+    """What a loss that is not finite, of several, adds to."""
+    return optimizer.dropped if optimizer.drops else optimizer.skipped
 
 
 OPTIMIZERS = {
@@ -77,6 +87,12 @@ OPTIMIZERS = {
     "ZOAdam": ZOAdam,
     "ZOAdam signs": partial(ZOAdam, noise="rademacher"),
     "ZOAdam amsgrad bfloat16": partial(ZOAdam, amsgrad=True, state_dtype=torch.bfloat16),
+    "EvolutionStrategies": partial(evolution, population=4),
+    "EvolutionStrategies mirrored": partial(evolution, population=4, mirrored=True, shaping="none", sparsity=0.3),
+    "EvolutionStrategies rewards": partial(evolution, population=3, shaping="ranks", noise="rademacher", maximize=True),
+    "FZOO": partial(FZOO, q=3),
+    "MEAZO q=2": partial(MEAZO, q=2),
+    "MEAZO blocks": partial(block_by_block, make=MEAZO),
     "MeZOSVRG copy": partial(SVRG, anchor="copy"),
     "MeZOSVRG replay": Replayed,
     "MeZOSVRG signs": partial(Replayed, noise="rademacher"),

@@ -6,8 +6,11 @@ from .kernels import backends, use_backend
 from .layout import Layout
 from .noise import NoiseKey
 from .optim import (
+    FZOO,
+    MEAZO,
     Annealing,
     Check,
+    EvolutionStrategies,
     ForwardGradient,
     Hybrid,
     MeZO,
@@ -24,10 +27,13 @@ from .trajectory import Trajectory, record
 from .version import __version__
 
 __all__ = [
+    "FZOO",
+    "MEAZO",
     "Annealing",
     "Check",
     "Copied",
     "Estimate",
+    "EvolutionStrategies",
     "ForwardGradient",
     "Hybrid",
     "Layers",

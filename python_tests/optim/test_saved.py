@@ -18,6 +18,7 @@ SAME += [{"ZOAdam", "ZOAdam signs", "ZOAdam amsgrad bfloat16", "ZOAdam in place"
 SAME += [{"MeZOSVRG copy", "MeZOSVRG replay", "MeZOSVRG signs", "MeZOSVRG copy in place"}]
 SAME += [{"MeZOSVRG copy copied", "MeZOSVRG replay copied"}]
 SAME += [{"MeZO sparse", "MeZO signs"}]
+SAME += [{"EvolutionStrategies", "EvolutionStrategies rewards"}, {"MEAZO", "MEAZO q=2"}]
 
 
 def parameters(names=("a", "b"), shapes=((5, 3), (7,))):

@@ -7,9 +7,11 @@ from .kinds import Perturbation, perturbation_of
 from .layers import Layers, layers
 from .losses import Closure, Driver, Estimator, Log, LossClosure, Losses, Point
 from .perturbation import InPlace, PerturbedWeights
+from .population import SHAPINGS, normalised, population
 from .streamed import Streamed
 
 __all__ = [
+    "SHAPINGS",
     "Closure",
     "Copied",
     "Driver",
@@ -27,7 +29,9 @@ __all__ = [
     "average",
     "finite_difference",
     "layers",
+    "normalised",
     "one_sided",
     "perturbation_of",
+    "population",
     "two_point",
 ]

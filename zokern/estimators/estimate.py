@@ -1,13 +1,13 @@
 """A gradient estimate: a list of terms (key, coefficient), never a tensor of the model's size."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from ..noise import NoiseKey
 from ..ops.arguments import Term
 
-LARGEST = 1e18  # directional derivative: the square of a larger one, times that of an element of z, is more than float32 holds
+LARGEST = 1e18  # directional derivative: the square of a larger one, times that of an element of z, is more than float32 holds; or loss
 
 
 @dataclass(frozen=True)
@@ -21,12 +21,15 @@ class Estimate:
         projected_grad: the directional derivative as measured: float64, 0-dim, [coefficient groups] where eps differs between groups or
             there are blocks, with a leading dimension of queries where there are several; None for an estimate made from terms alone.
         skipped: 0-dim bool tensor: a loss was not finite, or the derivative beyond 1e18, so the estimate moves nothing.
+        dropped: of a population, whose estimate does without members whose loss is not finite: how many these are, a 0-dim tensor. None:
+            one such loss skips the estimate.
     """
 
     terms: list[Term]
     losses: tuple[torch.Tensor, ...] = ()
     projected_grad: torch.Tensor | None = None
     skipped: torch.Tensor = torch.tensor(False)
+    dropped: torch.Tensor | None = None
 
     @classmethod
     def along(cls, key: NoiseKey, grad: torch.Tensor, losses: tuple[torch.Tensor, ...], failed: torch.Tensor | None = None) -> "Estimate":
@@ -38,8 +41,15 @@ class Estimate:
 
     @property
     def loss(self) -> torch.Tensor | None:
-        """Mean of the losses, 0-dim float64; None for an estimate made from terms alone."""
-        return torch.stack(self.losses).mean() if self.losses else None
+        """Mean of the losses, those of dropped members left out, 0-dim float64; None for an estimate made from terms alone."""
+        if not self.losses:
+            return None
+        losses = torch.stack(self.losses)
+        return losses.mean() if self.dropped is None else torch.where(torch.isfinite(losses), losses, torch.nan).nanmean()
+
+    def opposite(self) -> "Estimate":
+        """The same with every term the other way: up where it was down."""
+        return replace(self, terms=[(key, -c) for key, c in self.terms])
 
 
 def average(estimates: list[Estimate]) -> Estimate:

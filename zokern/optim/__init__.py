@@ -5,8 +5,11 @@ from .base import ZerothOrder
 from .check import Check
 from .conservative import ZOConservative
 from .contract import ClosureOptimizer, logged_as, named, optimizers, register
+from .evolution_strategies import EvolutionStrategies
 from .forward_gradient import ForwardGradient
+from .fzoo import FZOO
 from .hybrid import Hybrid, HybridStep, splits
+from .meazo import MEAZO
 from .mezo import MeZO
 from .momentum import ZOMomentum
 from .settings import Setting
@@ -15,9 +18,12 @@ from .stateful import Stateful
 from .svrg import Annealing, MeZOSVRG
 
 __all__ = [
+    "FZOO",
+    "MEAZO",
     "Annealing",
     "Check",
     "ClosureOptimizer",
+    "EvolutionStrategies",
     "ForwardGradient",
     "Hybrid",
     "HybridStep",

@@ -40,11 +40,11 @@ class ZerothOrder(Trained):
             rounding of the weights. Counted when the next step measures.
     """
 
-    def _begin_run(self, skipped: int = 0) -> None:
+    def _begin_run(self, skipped: int = 0, dropped: int = 0) -> None:
         self.last: Estimate | None = None
         self.measurements: list[torch.Tensor] = []
         self.flushes = self.discarded_measurements = 0
-        self.watch: Watch = Watch(skipped)
+        self.watch: Watch = Watch(skipped, dropped)
         self._replicas: Replicas = Replicas()
         self._measured: Estimate | None = None  # by ``measure``, for ``step`` to move along
         self._unfinished: bool = False  # whether it was measured, and not moved
@@ -225,7 +225,8 @@ class ZerothOrder(Trained):
                 try:
                     request = asking.send(numbers)
                 except StopIteration as done:
-                    return cast(Estimate, done.value)
+                    estimate = cast(Estimate, done.value)
+                    return estimate.opposite() if self.param_groups[0].get("maximize") else estimate
                 numbers = driver.answer(request)
                 self.measurements.extend(numbers)
 
@@ -250,8 +251,10 @@ class ZerothOrder(Trained):
         for group in self.param_groups:
             group["step"] += 1
             group["skipped"] = group["skipped"] + estimate.skipped
+            if estimate.dropped is not None:
+                group["dropped"] = group["dropped"] + estimate.dropped
         first = self.param_groups[0]
-        self.watch.step(first["step"] - 1, first["skipped"], estimate.projected_grad)
+        self.watch.step(first["step"] - 1, first["skipped"], estimate.projected_grad, first["dropped"] if self.drops else None)
         return estimate.loss
 
     def _rounding_key(self) -> NoiseKey | None:

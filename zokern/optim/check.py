@@ -42,7 +42,7 @@ class Check:
         bits: significant bits that they have: 24 of float32, 8 of bfloat16; fewer where they were rounded before, or are counted.
         difference: what a step measures, L(theta + eps z) - L(theta - eps z), or - L(theta) where the estimator is one-sided: the root
             mean square over directions and blocks. None of ForwardGradient, and where the loss at theta was not finite.
-        eps: perturbation radius in units of theta, of the first group; None of ForwardGradient, which has none.
+        eps: perturbation radius in units of theta, of the first group; None of ForwardGradient, which has none. ``radius``: its name.
         slopes: one tuple for each direction and block: the central differences at eps / 3, eps and 3 eps, loss per unit of theta; of
             ForwardGradient the derivative alone. Divided by the first group's eps, where groups differ.
         update: size of an element's update, root mean square over elements, in units of theta, at the largest lr that is scheduled.
@@ -55,6 +55,7 @@ class Check:
     bits: int
     difference: float | None = None
     eps: float | None = None
+    radius: str = "eps"
     slopes: list[tuple[float, ...]] = field(default_factory=list)
     update: float = 0.0
     lost: float | None = None
@@ -97,31 +98,32 @@ class Check:
 
     def _of_differences(self, difference: float) -> list[str]:
         """What is wrong with the differences that a step measures: one sentence at most."""
+        name = self.radius
         spaced = f"a step measures a difference of {difference:.2g}, and losses of {self.bits} bits are {self.rounding:.2g} apart"
         if difference == 0 or difference < CLEAR * self.rounding:
             if self.dtype in ("bfloat16", "float16"):
                 return [f"{spaced}: compute the loss in float32, as in cross_entropy(logits.float(), labels), not in {self.dtype}"]
             if difference == 0:
                 return [
-                    f"the loss is the same, bit for bit, at theta + eps z and theta - eps z with eps={self.eps:g}: it does not depend on "
-                    "the parameters given, was rounded to 16 bits on its way, or is counted, as an accuracy is; pass the parameters that "
-                    "the closure reads, compute the loss in float32, or pass a larger eps"
+                    f"the loss is the same, bit for bit, at theta + {name} z and theta - {name} z with {name}={self.eps:g}: it does not "
+                    "depend on the parameters given, was rounded to 16 bits on its way, or is counted, as an accuracy is; pass the "
+                    f"parameters that the closure reads, compute the loss in float32, or pass a larger {name}"
                 ]
             if self.bits <= BITS[torch.float16]:
                 return [
                     f"{spaced}: they were rounded to 16 bits on their way, or are counted; compute them in float32, or pass smooth=False"
                 ]
-            return [f"{spaced}, so that it is mostly rounding: pass a larger eps, or compute the loss in float64"]
+            return [f"{spaced}, so that it is mostly rounding: pass a larger {name}, or compute the loss in float64"]
         below, here, above = zip(*self.slopes)
         if not _finite([*below, *here]):
-            return [f"the loss at theta + eps z is not finite, where it is finite at theta: pass a smaller eps than {self.eps:g}"]
+            return [f"the loss at theta + {name} z is not finite, where it is finite at theta: pass a smaller {name} than {self.eps:g}"]
         down, up = self._apart
         if min(down, up) <= DIFFER:
             return []
-        rms = ", ".join(f"{_rms(slopes):.3g} at {name}" for name, slopes in zip(("eps / 3", "eps", "3 eps"), (below, here, above)))
+        rms = ", ".join(f"{_rms(slopes):.3g} at {name}" for name, slopes in zip(self._scales, (below, here, above)))
         return [
-            f"slopes along the same noise do not agree about eps={self.eps:g} ({rms}; {down:.0%} and {up:.0%} apart): a step follows "
-            "something else than the gradient; pass a smaller eps or, where the model computes in 16 bits, a larger one"
+            f"slopes along the same noise do not agree about {name}={self.eps:g} ({rms}; {down:.0%} and {up:.0%} apart): a step "
+            f"follows something else than the gradient; pass a smaller {name} or, where the model computes in 16 bits, a larger one"
         ]
 
     @property
@@ -130,6 +132,10 @@ class Check:
         if not self.smooth or self.difference is None:
             return True
         return self.wobble <= WOBBLE * self.difference and max(self._apart) <= AGREE
+
+    @property
+    def _scales(self) -> tuple[str, str, str]:
+        return f"{self.radius} / 3", self.radius, f"3 {self.radius}"
 
     @property
     def _apart(self) -> tuple[float, float]:
@@ -148,7 +154,8 @@ class Check:
                 lines.append(f"slope       {slopes[-1]:.6g}")
             else:
                 below, here, above = slopes
-                lines.append(f"slope       {here:.6g} at eps = {self.eps:g}; {below:.6g} at eps / 3, {above:.6g} at 3 eps")
+                less, same, more = self._scales
+                lines.append(f"slope       {here:.6g} at {same} = {self.eps:g}; {below:.6g} at {less}, {above:.6g} at {more}")
         if self.slopes:
             lost = "" if self.lost is None else f", lost to rounding in {self.lost:.0%} of the weights in 16 bits"
             lines.append(f"update      {self.update:.2g} an element{lost}")
@@ -163,8 +170,9 @@ def check(optimizer: "ZerothOrder", closure: LossClosure | Driver, smooth: bool 
         losses = tuple(map(float, driver.answer(Losses(optimizer.weights, [Point([])] * 2))))
         dtype = str(given[0].dtype).removeprefix("torch.") if isinstance(given[0], torch.Tensor) else "number"
         group, differences, moves = optimizer.param_groups[0], [], []
-        eps = float(group["eps"]) if "eps" in group else None
-        found = Check(losses, dtype, _bits(given), eps=eps, smooth=smooth)
+        radius = optimizer.radius
+        eps = float(group[radius]) if radius in group else None
+        found = Check(losses, dtype, _bits(given), eps=eps, radius=radius, smooth=smooth)
         for direction in range(DIRECTIONS if _finite(losses) else 0):
             key = NoiseKey.of(group["seed"], group["step"], CHECK, direction)
             if eps is None:
@@ -195,7 +203,7 @@ def _slopes(
     optimizer: "ZerothOrder", driver: Driver, key: NoiseKey, eps: float, scales: Sequence[float], base: float
 ) -> tuple[list[tuple[float, ...]], list[float]]:
     """-> (for each block the slopes along z(key), one a scale of eps; for each block the difference that a step would measure)."""
-    weights, radius = optimizer.weights, optimizer._setting("eps")
+    weights, radius = optimizer.weights, optimizer._setting(optimizer.radius)
     parts = range(len(weights.parts))
     points = [Point([(key, side * scale * radius)], part) for part in parts for scale in scales for side in (1, -1)]
     losses = iter(map(float, driver.answer(Losses(weights, points))))
@@ -207,13 +215,13 @@ def _slopes(
 
 def _moved(optimizer: "ZerothOrder", theta: list[list[torch.Tensor]], key: NoiseKey, slopes: Sequence[float]) -> tuple[float, float | None]:
     """-> (an element's update along z(key), root mean square; the share of elements in 16 bits that it leaves where they are, or None)."""
-    eps, rounded = optimizer.param_groups[0].get("eps"), optimizer.param_groups[0].get("rounding") != "stochastic"
+    eps, rounded = optimizer.param_groups[0].get(optimizer.radius), optimizer.param_groups[0].get("rounding") != "stochastic"
     slope_of = dict(zip(optimizer.layout.blocks, slopes))
     squares = moving = still = sixteen = 0.0
     for part, i, p in [(part, i, p) for part, held in zip(optimizer.weights.parts, theta) for i, p in enumerate(held)]:
         group = optimizer.param_groups[part.coefficient_groups[part.group[i]][0]]
         slope = slope_of[part.block[i]]
-        size = optimizer.update_size(group, slope if eps is None else slope * float(eps) / float(group["eps"]))
+        size = optimizer.update_size(group, slope if eps is None else slope * float(eps) / float(group[optimizer.radius]))
         count = p.numel() * part.keep[i]
         squares, moving = squares + count * size**2, moving + count
         if rounded and p.element_size() == 2 and p.numel() and size and math.isfinite(size):

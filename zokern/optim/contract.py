@@ -30,6 +30,8 @@ class ClosureOptimizer(torch.optim.Optimizer):
         derivative: what the loss is asked for: None, its value; "forward", a derivative in forward mode; "backward", a gradient.
         full_batch: some steps need the loss of the full batch, as ``step(closure, full_closure)``: those where ``full_batch_due``.
         full_batch_rate: the setting that is their learning rate in lr's place; who schedules lr, or scales it for a group, scales it alike.
+        radius: the setting that is the perturbation radius, in units of theta.
+        drops: a measurement that is not finite is left out, with a count, where others are; of other classes it skips the step.
         replayable: a step can be made again from its ``measurements``.
         capturable: by zokern.graph: its update is made of terms alone.
         decide_steps: the methods that decide which passes over the weights a step makes: a subclass with one of its own is another
@@ -44,6 +46,8 @@ class ClosureOptimizer(torch.optim.Optimizer):
     derivative: ClassVar[str | None] = None
     full_batch: ClassVar[bool] = False
     full_batch_rate: ClassVar[str | None] = None
+    radius: ClassVar[str] = "eps"
+    drops: ClassVar[bool] = False
     replayable: ClassVar[bool] = True
     capturable: ClassVar[bool] = False
     decide_steps: ClassVar[Sequence[str]] = "repeat", "apply", "_estimate", "_update", "_ask", "_measure", "_key", "_setting", "_decay"
@@ -65,6 +69,10 @@ class ClosureOptimizer(torch.optim.Optimizer):
         """name -> Setting, with its default, of what the constructor takes, in its order."""
         default = {name: None if p.default is Parameter.empty else p.default for name, p in signature(cls).parameters.items()}
         return {name: replace(cls.known()[name], default=default[name]) for name in default if name in cls.known()}
+
+    @classmethod
+    def check_together(cls, settings: Settings) -> None:
+        """Raise ValueError, with the cure, where settings of a parameter group, each in its range, do not go together."""
 
     @classmethod
     def losses_in(cls, settings: Settings) -> slice:

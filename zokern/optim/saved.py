@@ -59,7 +59,8 @@ def check_saved(optimizer: "Trained", state_dict: dict[str, Any]) -> None:
         _check_shapes(i, state_dict, theirs["params"], mine["params"], again)
     try:
         for i, group in enumerate(saved):
-            check_settings(optimizer.known(), dict(group), i, saved[0])
+            check_settings(optimizer.known(), settings_of := dict(group), i, saved[0])
+            optimizer.check_together(settings_of)
             for name in PER_PARAMETER.keys() & group.keys():
                 held, setting = group[name], PER_PARAMETER[name][1]
                 if not isinstance(held, list | tuple) or len(held) != len(group["params"]) or not all(map(setting.holds, held)):

@@ -78,6 +78,7 @@ COMMON = {
     "q": Setting(int, "an integer >= 1, < 2**24", lambda x: 1 <= index(x) < 1 << 24, "Directions a step, averaged.", shared=True),
     "estimator": choice("two-point or one-sided differences of the loss.", "two-point", "one-sided"),
     "defer": flag("Leave each update to the next step's first pass."),
+    "maximize": flag("The closure returns a reward, which is to grow, not a loss."),
     "seed": Setting(int, "an integer in [0, 2**64)", lambda x: 0 <= index(x) < 1 << 64, "Fixes the noise.", shared=True),
     "noise": choice("Normals, or signs, which are cheaper to make.", "gaussian", "rademacher", kept=True),
     "perturbation": replace(
@@ -104,6 +105,7 @@ COMMON = {
     # What an optimizer counts.
     "step": Setting(int, "an integer in [0, 2**32)", lambda x: 0 <= index(x) < 1 << 32, shared=True),
     "skipped": Setting(int, "an integer in [0, 2**32)", lambda x: 0 <= int(x) < 1 << 32),
+    "dropped": Setting(int, "an integer in [0, 2**63)", lambda x: 0 <= int(x) < 1 << 63),
     "noise_spec": Setting(int, "the number of a noise specification", lambda x: index(x) > 0, shared=True),
 }
 # What a group has one of for each parameter, the constructor's argument that it is made of, and what it may be.

@@ -73,7 +73,7 @@ class Trained(ClosureOptimizer):
         """Steps so far whose loss was not finite. Reading it waits for the device."""
         return int(self.param_groups[0]["skipped"])
 
-    def _begin_run(self, skipped: int = 0) -> None:
+    def _begin_run(self, skipped: int = 0, dropped: int = 0) -> None:
         """Make what a run does not need to be resumed."""
 
     def _all_weights(self) -> list[PerturbedWeights]:
@@ -153,12 +153,13 @@ class Trained(ClosureOptimizer):
         made = hasattr(self, "weights")
         if made:
             first = self.param_groups[0]
-            shared = [name for name, setting in self.known().items() if setting.shared or name == "skipped"]
+            shared = [name for name, setting in self.known().items() if setting.shared or name in ("skipped", "dropped")]
             param_group = {**{name: first[name] for name in shared if name in first}, **param_group}
         super().add_param_group(param_group)
         group = self.param_groups[-1]
         try:
             check_settings(self.known(), group, len(self.param_groups) - 1, self.param_groups[0])
+            self.check_together(group)
             named = _named(group)
             live = [i for i, (p, _) in enumerate(named) if p.requires_grad]
             for name in ("params", "param_names"):
@@ -215,7 +216,7 @@ class Trained(ClosureOptimizer):
         pending = state.pop("_pending", [])
         super().__setstate__(state)
         self._lay_out()
-        self._begin_run(self.param_groups[0].get("skipped", 0))
+        self._begin_run(*(self.param_groups[0].get(counted, 0) for counted in ("skipped", "dropped")))
         for weights, held in zip(self._all_weights(), pending):
             weights.pending = list(held)
 

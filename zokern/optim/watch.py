@@ -23,13 +23,14 @@ _made: Counter[str] = Counter()  # optimizers of each kind that have measured in
 
 
 class Watch:
-    """Warns, once each, of steps that move nothing though nothing fails. ``skipped``: of how many it did, before the run went on.
+    """Warns, once each, of steps that move nothing though nothing fails. ``skipped``, ``dropped``: how many steps and members were, before
+    the run went on.
 
     Numbers on a GPU are looked at when they have arrived, a step or two later, and those of steps in between are not: no step waits.
     """
 
-    def __init__(self, skipped: int = 0) -> None:
-        self._skipped_before, self._equal = skipped, 0
+    def __init__(self, skipped: int = 0, dropped: int = 0) -> None:
+        self._skipped_before, self._dropped_before, self._equal = skipped, dropped, 0
         self._told: set[str] = set()
         self._arriving: Any = None  # (numbers, event after which they are there, of which step)
 
@@ -44,14 +45,16 @@ class Watch:
                 "cross_entropy(logits.float(), labels); to convert the loss itself afterwards does not help",
             )
 
-    def step(self, step: int, skipped: torch.Tensor, grad: torch.Tensor | None) -> None:
-        """Look at a step that was made. ``skipped``: so far, a 0-dim tensor. ``grad``: its projected gradient, or several, or None."""
-        if {"skipped", "equal"} <= self._told:
+    def step(self, step: int, skipped: torch.Tensor, grad: torch.Tensor | None, dropped: torch.Tensor | int | None = None) -> None:
+        """Look at a step that was made. ``skipped``, ``dropped``: steps and members of a population so far, 0-dim tensors. ``grad``: its
+        projected gradient, or several, or None."""
+        if {"skipped", "equal"} | ({"dropped"} if dropped is not None else set()) <= self._told:
             return
         if self._arriving is None:
             # Skipped are those of all steps so far: none goes unnoticed while an earlier count is on its way.
             skipped = skipped.double().reshape(1)
-            there = torch.cat([skipped, torch.ones_like(skipped) if grad is None else grad.double().reshape(-1)])
+            without = torch.zeros_like(skipped) + (0 if dropped is None else dropped)
+            there = torch.cat([skipped, without, torch.ones_like(skipped) if grad is None else grad.double().reshape(-1)])
             self._arriving = there, None, f"step {step}"
             if there.is_cuda:
                 here, arrived = torch.empty_like(there, device="cpu", pin_memory=True), torch.cuda.Event()  # type: ignore[no-untyped-call]
@@ -61,10 +64,12 @@ class Watch:
         numbers, arrived, which = self._arriving
         if arrived is None or arrived.query():
             self._arriving = None
-            skips, *grads = numbers.tolist()
+            skips, drops, *grads = numbers.tolist()
             self._equal = 0 if any(grads) else self._equal + 1
             if skips > self._skipped_before:
                 self._tell("skipped", f"{which} was skipped: a loss was not finite. Later ones are only counted, in `skipped`.")
+            elif drops > self._dropped_before:
+                self._tell("dropped", f"{which} had members whose loss was not finite. Later ones are only counted, in `dropped`.")
             if self._equal >= EQUAL:
                 self._tell(
                     "equal",

@@ -52,13 +52,18 @@ class Trajectory:
         return cls(reader.header, steps, checksums, path, len(data) - len(rest), bool(rest))
 
     def losses(self) -> np.ndarray:
-        """What each step returned: the mean of its losses, float64 [steps]; NaN where one was not finite."""
+        """What each step returned: the mean of its losses, float64 [steps]; NaN where one was not finite, or of a population where none
+        was."""
         counts, measurements = np.diff(np.array(self.steps.ends, np.int64), prepend=0), np.array(self.steps.measurements)
         starts, means = np.cumsum(counts) - counts, np.full(len(counts), np.nan)
-        losses = logged_class(self.header).losses_in(self.header["groups"][0])
+        cls = logged_class(self.header)
+        losses = cls.losses_in(self.header["groups"][0])
         for count in np.unique(counts):
             (mine,) = np.nonzero(counts == count)
-            means[mine] = measurements[starts[mine, None] + np.arange(count)[losses]].mean(1)
+            these = measurements[starts[mine, None] + np.arange(count)[losses]]
+            left = ~np.isnan(these) if cls.drops else np.ones_like(these, bool)
+            with np.errstate(invalid="ignore"):
+                means[mine] = np.where(left, these, 0).sum(1) / left.sum(1)
         return means
 
     def replay(self, params: Any, step: int | None = None, passes_per_sweep: int = 96, progress: Progress | None = None) -> ZerothOrder:

@@ -1,0 +1,104 @@
+"""From the losses or rewards of a population, each measured along noise of its own, to one estimate."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+
+from ..noise import NoiseKey
+from ..ops.arguments import Number, Term
+from .estimate import LARGEST, Estimate
+from .losses import Estimator, Losses, Point
+from .perturbation import PerturbedWeights
+
+Shaping = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+STEADY = 1e-8  # added to the standard deviation of z-scores
+
+
+def total(values: torch.Tensor) -> torch.Tensor:
+    """Sum of a tensor [n], by pairs: in an order that no device decides, so that a replay comes to the same bits."""
+    while (n := len(values)) > 1:
+        values = torch.cat([values[: n // 2] + values[n - n // 2 :], values[n // 2 : n - n // 2]])
+    return values[0]
+
+
+def mean_and_spread(values: torch.Tensor, finite: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """-> (mean, population standard deviation) of the finite ones of a tensor [n]; NaN where there is none."""
+    count = finite.sum()
+    mean = total(torch.where(finite, values, 0.0)) / count
+    return mean, (total(torch.where(finite, values - mean, 0.0).square()) / count).sqrt()
+
+
+def centred(values: torch.Tensor, finite: torch.Tensor) -> torch.Tensor:
+    """Less their mean, and no more. Equal values move nothing, and the mean of the estimate is as without."""
+    return values - mean_and_spread(values, finite)[0]
+
+
+def z_scores(values: torch.Tensor, finite: torch.Tensor) -> torch.Tensor:
+    """(value - mean) / (standard deviation + 1e-8), of the population."""
+    mean, spread = mean_and_spread(values, finite)
+    return (values - mean) / (spread + STEADY)
+
+
+def centred_ranks(values: torch.Tensor, finite: torch.Tensor) -> torch.Tensor:
+    """From -1/2, the smallest, to 1/2, the greatest; equal values share the mean of their ranks.
+
+    Reference: Salimans et al. 2017, "Evolution Strategies as a Scalable Alternative to Reinforcement Learning", section 2.1.
+    """
+    values = torch.where(finite, values, torch.nan)  # which is neither below anything nor above it
+    below, above = (values > values[:, None]).sum(0), (values < values[:, None]).sum(0)
+    return (below - above).double() / (2 * (finite.sum() - 1))
+
+
+SHAPINGS: dict[str, Shaping] = {"z-score": z_scores, "ranks": centred_ranks, "none": centred}
+
+
+def population(weights: PerturbedWeights, keys: Sequence[NoiseKey], sigma: Number, mirrored: bool, shaping: str) -> Estimator:
+    """g = (1 / N) sum_n s_n z_n over the N members whose number is finite, with s_n the shaped number at theta + sigma z_n.
+
+    Args:
+        weights: what is perturbed.
+        keys: one a member, or where they are mirrored one a pair, at theta + sigma z and at theta - sigma z.
+        sigma: perturbation radius in units of theta: a number, or a tensor [coefficient groups].
+        mirrored: whether there are pairs.
+        shaping: a name of ``SHAPINGS``.
+    Returns:
+        A generator, see ``losses``. Members whose number is not finite, or beyond 1e18, are dropped; with fewer than two others nothing
+        moves.
+    References: Salimans et al. 2017, Algorithm 1; Qiu et al. 2025, "Evolution Strategies at Scale: LLM Fine-Tuning Beyond Reinforcement
+    Learning", Algorithm 2.
+    """
+    sides = (sigma, -sigma) if mirrored else (sigma,)
+    losses = yield Losses(weights, [Point([(key, side)]) for key in keys for side in sides])
+    values = torch.stack(losses)
+    finite = values.abs() < LARGEST
+    measured = (values[0::2] - values[1::2]) / 2 if mirrored else centred(values, finite)
+    shaped = torch.where(finite, SHAPINGS[shaping](values, finite), 0.0)
+    moves = (shaped[0::2] - shaped[1::2] if mirrored else shaped) / finite.sum()
+    return _estimate(keys, moves, losses, finite, measured, sigma, failed=finite.sum() < 2)
+
+
+def normalised(weights: PerturbedWeights, keys: Sequence[NoiseKey], eps: Number) -> Estimator:
+    """g = sum_i (l_i - l_0) / (N s) z_i over the N finite losses l_i at theta + eps z_i, with l_0 that at theta and s the population
+    standard deviation of the l_i. Arguments and what is returned as of ``population``.
+
+    Reference: Dang et al. 2025, "FZOO: Fast Zeroth-Order Optimizer for Fine-Tuning Large Language Models towards Adam-Scale Speed",
+    Algorithm 1.
+    """
+    losses = yield Losses(weights, [Point([]), *(Point([(key, eps)]) for key in keys)])
+    base, values = losses[0], torch.stack(losses[1:])
+    finite = values.abs() < LARGEST
+    spread = mean_and_spread(values, finite)[1]
+    moves = torch.where(finite & (spread > 0), (values - base) / (finite.sum() * spread), 0.0)
+    failed = (finite.sum() < 2) | ~(base.abs() < LARGEST)
+    return _estimate(keys, moves, losses, finite, values - base, eps, failed)
+
+
+def _estimate(
+    keys: Sequence[NoiseKey], moves: torch.Tensor, losses: list[torch.Tensor], finite: torch.Tensor, differences: torch.Tensor,
+    radius: Number, failed: torch.Tensor,
+) -> Estimate:  # fmt: skip
+    skipped = failed | ~(moves.abs() < LARGEST).all()
+    known = torch.where(torch.isfinite(differences), differences, 0.0)
+    grad = (known[:, None] if isinstance(radius, torch.Tensor) and radius.dim() else known) * (1 / radius)
+    terms: list[Term] = list(zip(keys, torch.where(skipped, 0.0, moves).unbind()))
+    return Estimate(terms, tuple(losses), grad, skipped, (~finite).sum())
