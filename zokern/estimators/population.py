@@ -45,7 +45,8 @@ def centred_ranks(values: torch.Tensor, finite: torch.Tensor) -> torch.Tensor:
     Reference: Salimans et al. 2017, "Evolution Strategies as a Scalable Alternative to Reinforcement Learning", section 2.1.
     """
     values = torch.where(finite, values, torch.nan)  # which is neither below anything nor above it
-    below, above = (values > values[:, None]).sum(0), (values < values[:, None]).sum(0)
+    other = values.unsqueeze(1)
+    below, above = (values > other).sum(0), (values < other).sum(0)
     return (below - above).double() / (2 * (finite.sum() - 1))
 
 
@@ -71,9 +72,9 @@ def population(weights: PerturbedWeights, keys: Sequence[NoiseKey], sigma: Numbe
     losses = yield Losses(weights, [Point([(key, side)]) for key in keys for side in sides])
     values = torch.stack(losses)
     finite = values.abs() < LARGEST
-    measured = (values[0::2] - values[1::2]) / 2 if mirrored else centred(values, finite)
+    measured = _differences(values) * 0.5 if mirrored else centred(values, finite)
     shaped = torch.where(finite, SHAPINGS[shaping](values, finite), 0.0)
-    moves = (shaped[0::2] - shaped[1::2] if mirrored else shaped) / finite.sum()
+    moves = (_differences(shaped) if mirrored else shaped) / finite.sum()
     return _estimate(keys, moves, losses, finite, measured, sigma, failed=finite.sum() < 2)
 
 
@@ -93,12 +94,18 @@ def normalised(weights: PerturbedWeights, keys: Sequence[NoiseKey], eps: Number)
     return _estimate(keys, moves, losses, finite, values - base, eps, failed)
 
 
+def _differences(values: torch.Tensor) -> torch.Tensor:
+    """Of each pair, the first less the second: [n] -> [n / 2]."""
+    first, second = values.reshape(-1, 2).unbind(1)
+    return first - second
+
+
 def _estimate(
     keys: Sequence[NoiseKey], moves: torch.Tensor, losses: list[torch.Tensor], finite: torch.Tensor, differences: torch.Tensor,
     radius: Number, failed: torch.Tensor,
 ) -> Estimate:  # fmt: skip
     skipped = failed | ~(moves.abs() < LARGEST).all()
     known = torch.where(torch.isfinite(differences), differences, 0.0)
-    grad = (known[:, None] if isinstance(radius, torch.Tensor) and radius.dim() else known) * (1 / radius)
+    grad = (known.unsqueeze(1) if isinstance(radius, torch.Tensor) and radius.dim() else known) * (1 / radius)
     terms: list[Term] = list(zip(keys, torch.where(skipped, 0.0, moves).unbind()))
     return Estimate(terms, tuple(losses), grad, skipped, (~finite).sum())

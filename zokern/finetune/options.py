@@ -16,6 +16,7 @@ HINTS: dict[Any, Any] = {kind: kind | None for kind in (float, int, str)}
 HINTS |= {bool: bool, tuple: tuple[float, ...], torch.dtype: str | None}
 KINDS = {bool: (bool, "true or false"), int: (Integral, "an integer"), float: (Real, "a number"), str: (str, "text")}
 COMMANDS = ("config", "resume", "context")  # what a command takes beside its settings
+DECIDED = ("maximize",)  # settings that follow from the command: finetune has losses, evolve rewards
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ def _optimizer_options() -> dict[str, Option]:
     taken: dict[str, dict[str, Setting]] = defaultdict(dict)
     for optimizer, cls in optimizers().items():
         for name, setting in cls.declared().items():
-            if setting.kind in HINTS and name not in COMMANDS:
+            if setting.kind in HINTS and name not in (*COMMANDS, *DECIDED):
                 taken[name][optimizer] = setting
     return {name: _of_optimizers(name, by_optimizer) for name, by_optimizer in taken.items()}
 

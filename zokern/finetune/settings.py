@@ -16,7 +16,7 @@ from ..optim import ClosureOptimizer, Setting, named, optimizers
 from ..optim.settings import COMMON, POSITIVE
 from ..tasks import READERS
 from ..tasks.reader import OBJECTIVES
-from .options import HINTS, brief, choose, fit, fitting, option, options_of, shown, title
+from .options import DECIDED, HINTS, brief, choose, fit, fitting, option, options_of, shown, title
 
 # The first k blocks zeroth-order; so many of the deepest blocks first-order, or those of the numbers 1+3 (of one number: +2), all or a
 # share of each parameter; so many at random, drawn again every so many steps.
@@ -158,7 +158,7 @@ class Settings:
         for name in given:
             if zeroth is None and name not in takes:
                 raise BadInput(f"{title(name)} is of the zeroth-order half, and --zo is none: leave it out, or pass --zo {ZO}")
-            if name not in takes or takes[name].kind not in HINTS:
+            if name not in takes or takes[name].kind not in HINTS or name in DECIDED:
                 what, others = ("--zo", zo_choices()[:-1]) if self.halves else ("--optimizer", optimizers())
                 having = " or ".join(other for other in others if name in named(other).declared())
                 cure = f", or pass {having}" if having else ""

@@ -36,7 +36,7 @@ class FZOO(Population):
     """
 
     name = "fzoo"
-    lr_scale = 10.0
+    lr_scale = 0.3
     settings = {
         "q": replace(COMMON["q"], cure="an integer >= 2, < 2**24", holds=lambda x: 2 <= x < 1 << 24, help="Directions a step."),
     }

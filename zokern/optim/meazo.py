@@ -32,7 +32,7 @@ class MEAZO(ZerothOrder):
     """
 
     name = "meazo"
-    lr_scale = 10.0
+    lr_scale = 0.1
     settings = {
         "beta": Setting(float, *SHARE, "What is kept of the average of squared projected gradients a step."),
         "delta": Setting(float, *POSITIVE, "Added to the denominator."),
