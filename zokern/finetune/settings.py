@@ -4,50 +4,37 @@ import math
 import os
 import re
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field, replace
-from itertools import count
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import torch
 
-from ..errors import BadInput, nearest
-from ..optim import ClosureOptimizer, Setting, named, optimizers
-from ..optim.settings import COMMON, POSITIVE
+from ..errors import BadInput
+from ..optim import ClosureOptimizer, named, optimizers
 from ..tasks import READERS
 from ..tasks.reader import OBJECTIVES
-from .options import DECIDED, HINTS, brief, choose, fit, fitting, option, options_of, shown, title
+from .options import fitting, option, title
+from .run_settings import DTYPES, ZO, Length, Natural, Positive, RunSettings, Seed, free, zo_choices
 
 # The first k blocks zeroth-order; so many of the deepest blocks first-order, or those of the numbers 1+3 (of one number: +2), all or a
 # share of each parameter; so many at random, drawn again every so many steps.
 BLOCKS = r"(\d+|\+\d+|\d+(\+\d+)+)"
 SPLIT = re.compile(rf"depth:\d+|inter:{BLOCKS}|intra:{BLOCKS}(:0?\.\d+)?|lisa:\d+:\d+")
 FIRST_ORDER = {"adamw": (torch.optim.AdamW, 1e-5), "sgd": (torch.optim.SGD, 2e-5)}  # with LoHO's lr, on RoBERTa-large
-ZO, FO = "mezo", "adamw"  # what moves the two halves of a model where nothing else is asked for
+FO = "adamw"  # what moves the first-order half of a model where nothing else is asked for
 LORA, VIRTUAL = {"lora", "dora"}, {"prefix", "prompt"}  # adapters
 PATHS = ("model", "data", "eval_data")  # or names on the hub
-ADDED = ("offload", "trust_remote_code")  # settings that a record may be without: they are as without them then
-EACH_TIME = ("out", "overwrite", "trust_remote_code")  # of the command line alone: what a file of another run says of them is not taken
-# Kinds of values, with what each is to be and whether it is.
-Natural = Annotated[int, "an integer >= 1", lambda x: x >= 1]
-Length = Annotated[int, "an integer >= 4", lambda x: x >= 4]
-Seed = Annotated[int, "an integer in [0, 2**32)", lambda x: 0 <= x < 1 << 32]  # numpy's generators take no more
-Positive = Annotated[float, POSITIVE[0], POSITIVE[1]]
 Ratio = Annotated[float, "a number >= 1", lambda x: 1 <= x < math.inf]
 Split = Annotated[str, "depth:3, inter:4, inter:1+3, intra:4:0.5 or lisa:2:20", SPLIT.fullmatch]
 Columns = Annotated[tuple[str, ...], "one column or two", lambda x: len(x) <= 2]
 SIZES = "three integers, the last one may be 0, as '512,256,256'"
 Rows = Annotated[tuple[int, ...], SIZES, lambda x: len(x) == 3 and min(x[:2]) >= 1 and x[2] >= 0]
-DTYPES, SCHEDULES = ("float32", "bfloat16", "float16"), ("linear", "cosine", "constant")
-
-
-def zo_choices() -> tuple[str, ...]:
-    """What the zeroth-order half of a model may be moved by."""
-    return *(name for name, cls in optimizers().items() if not (cls.takes_model or cls.full_batch)), "none"
+SCHEDULES = ("linear", "cosine", "constant")
 
 
 @dataclass(frozen=True)
-class Settings:
+class Settings(RunSettings):
     """What to fine-tune, on what, and how; ``help`` in each field's metadata says what it is. ``checked()`` fills in what follows from
     the rest."""
 
@@ -112,11 +99,6 @@ class Settings:
     overwrite: bool = option("Replace an earlier run in --out.", False)
 
     @property
-    def halves(self) -> bool:
-        """Whether the optimizer is made of two: one for the parameters by backpropagation, one for the others."""
-        return named(self.optimizer).divides
-
-    @property
     def zeroth_class(self) -> type[ClosureOptimizer] | None:
         """The optimizer that perturbs weights: --optimizer, or where that has two halves --zo; None where that half is frozen."""
         name = (self.zo or ZO) if self.halves else self.optimizer
@@ -141,29 +123,11 @@ class Settings:
             fo=given.fo or FO if given.halves else given.fo,
             save_every=given.save_every or given.eval_every,
             device=given.device or ("cuda" if torch.cuda.is_available() else "cpu"),
-            out=given.out or _free("zokern-finetune"),
+            out=given.out or free("zokern-finetune"),
         )
         for fault in settings._faults():
             raise BadInput(fault)
         return settings
-
-    def _optimizer_settings(self) -> dict[str, object]:
-        """Those that are given, each one that the optimizer takes and in its range."""
-        for name in self.optimizer_settings.keys() & vars(self).keys():
-            raise BadInput(f"optimizer_settings holds {name!r}, which the run has a setting of its own for: pass Settings({name}=...)")
-        zeroth = self.zeroth_class
-        takes = named(self.optimizer).declared() | (zeroth.declared() if zeroth else {"weight_decay": COMMON["weight_decay"]})
-        given = {"lr": self.lr, "eps": self.eps} | self.optimizer_settings
-        given = {name: value for name, value in given.items() if not _unset(value, takes.get(name))}
-        for name in given:
-            if zeroth is None and name not in takes:
-                raise BadInput(f"{title(name)} is of the zeroth-order half, and --zo is none: leave it out, or pass --zo {ZO}")
-            if name not in takes or takes[name].kind not in HINTS or name in DECIDED:
-                what, others = ("--zo", zo_choices()[:-1]) if self.halves else ("--optimizer", optimizers())
-                having = " or ".join(other for other in others if name in named(other).declared())
-                cure = f", or pass {having}" if having else ""
-                raise BadInput(f"{title(str(name))} is no option of {what} {zeroth and zeroth.name}: leave it out{cure}")
-        return {name: _of_kind(name, value, takes[name]) for name, value in given.items() if name in self.optimizer_settings}
 
     def _faults(self) -> Iterator[str]:
         """What does not go together, the first fault first."""
@@ -234,63 +198,3 @@ class Settings:
             yield f"--optimizer {self.optimizer} {what} keeps state in memory, as much as the weights: pass {ZO}, or {without}"
         if self.offload == "disk" and "anchor" in takes and given.get("anchor") != "replay":
             yield f"--optimizer {self.optimizer} {what} would keep a copy of the weights in memory: pass --anchor replay"
-
-    def record(self) -> dict[str, Any]:
-        """For run.json and the log, as JSON has it: the settings of the optimizer beside the others."""
-        own = asdict(self)
-        given = own.pop("optimizer_settings")
-        flat = own | dict.fromkeys(self._formerly()) | given
-        return {name: list(value) if isinstance(value, tuple) else value for name, value in flat.items()}
-
-    @classmethod
-    def flat(cls, values: dict[str, Any]) -> "Settings":
-        """Settings of values by option, as ``record`` and the command line have them."""
-        own = {name: value for name, value in values.items() if name in cls.__dataclass_fields__}
-        return cls(**own, optimizer_settings={name: value for name, value in values.items() if name not in own})
-
-    @classmethod
-    def of(cls, record: dict[str, Any]) -> "Settings":
-        """The settings that ``record`` wrote, here or in an earlier zokern, checked, but for whether a model's code is trusted.
-
-        Raises:
-            BadInput: a setting that is not known here, one that is missing, or what ``checked`` refuses.
-        """
-        known = options_of(cls)
-        names = {old: name for name, option in known.items() for old in (name, *option.formerly)}
-        for name in record:
-            if name not in names:
-                raise BadInput(f"{brief(name)} is no setting of this zokern{nearest(name, known)}: use the zokern that made it")
-        values = {names[name]: value for name, value in record.items()}
-        for name in known:
-            if name in cls.__dataclass_fields__ and name not in (*values, *ADDED):
-                raise BadInput(f"{name!r} is missing: use the zokern that made it")
-        settings = cls.flat(values | {"trust_remote_code": False}).checked()
-        former = {name: value for name, value in settings._formerly().items() if name not in values}
-        return replace(settings, optimizer_settings=former | settings.optimizer_settings)
-
-    def _formerly(self) -> dict[str, Any]:
-        """Settings of the optimizer that an earlier zokern did not have, and so did not record, with what they were then."""
-        takes = self.zeroth_class.declared() if self.zeroth_class else {}
-        return {name: setting.formerly for name, setting in takes.items() if setting.formerly is not None}
-
-
-def _unset(value: Any, setting: Setting | None) -> bool:
-    """Whether a value stands for none, as in a file that names every option."""
-    return value in (None, (), []) or value is False and not (setting and setting.default)
-
-
-def _of_kind(name: str, value: Any, setting: Setting) -> Any:
-    value = fit(title(name), value, HINTS[setting.kind])
-    if setting.choices:
-        choose(name, value, setting.choices)
-        return value
-    try:
-        setting.check(name, value, "")
-    except ValueError:
-        raise BadInput(f"{title(name)} {shown(value)}: pass {setting.cure}") from None
-    return value
-
-
-def _free(name: str) -> str:
-    """The name, or the first of name-2, name-3, ... that is not there."""
-    return next(free for n in count(1) if not Path(free := name if n == 1 else f"{name}-{n}").exists())
