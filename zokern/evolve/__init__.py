@@ -1,0 +1,11 @@
+"""Fine-tune a language model by rewards of what it writes, with evolution strategies: what is behind ``zokern evolve``.
+
+Everything in here raises ``BadInput`` for what a user can cause: one line with the thing, its value and the cure.
+"""
+
+from ..errors import BadInput
+from .generate import Completions, Generator
+from .prompts import Row
+from .rewards import Rewards, Scores
+
+__all__ = ["BadInput", "Completions", "Generator", "Rewards", "Row", "Scores"]

@@ -1,0 +1,213 @@
+"""Rewards of completions: several functions with weights, in TRL's signature, or built in."""
+
+import importlib
+import importlib.util
+import inspect
+import math
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from numbers import Real
+from pathlib import Path
+from types import ModuleType
+from typing import Any, TypeAlias
+
+from ..errors import BadInput, first_line, nearest, refusing
+from .builtin_rewards import BUILTIN, Score
+from .prompts import Row
+
+Function: TypeAlias = Callable[..., Sequence[float]]
+FORMS = "module:function, file.py:function or one of " + ", ".join(f"{name}:{argument}" for name, (argument, _) in BUILTIN.items())
+GIVEN = ("prompts", "completions")
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What completions are worth.
+
+    Attributes:
+        values: of each row, the weighted sum of all functions; NaN where one of them gave NaN.
+        means: name -> mean over the rows, of each function by itself.
+    """
+
+    values: list[float]
+    means: dict[str, float]
+
+
+class Rewards:
+    """Functions with weights; call it with rows and their completions.
+
+    A function has TRL's signature, ``reward(completions, **columns) -> list[float]``, higher being better. It is given by their names, and
+    of these what it takes: ``completions``, ``prompts`` and the other columns of the rows, each a list with one item a row. A completion is
+    a text; where the prompt is a list of messages, it is one too: ``[{"role": "assistant", "content": text}]``. A row without a column
+    that others have gives None there.
+
+    NaN is let through with a warning, so that an optimizer leaves that member out.
+
+    Args:
+        functions: each a function, or a text: "module:function", looked for in the working directory first; "file.py:function"; or built
+            in (``builtin_rewards``): "exact:COLUMN", "contains:COLUMN", "f1:COLUMN", "regex:PATTERN", "number:MARK:COLUMN", "length:N".
+        weights: one a function. Default 1 each.
+    Raises:
+        BadInput: of a function that is not found, is asynchronous, raises, or returns anything but one finite number or NaN a row.
+    """
+
+    def __init__(self, functions: Sequence[str | Function], weights: Sequence[float] = ()):
+        if isinstance(functions, str) or not functions:
+            raise BadInput(f"rewards {functions!r}: pass a list with one function or more: {FORMS}")
+        self.weights = [float(weight) for weight in weights or [1.0] * len(functions)]
+        if len(self.weights) != len(functions) or not all(map(math.isfinite, self.weights)):
+            raise BadInput(f"reward weights {list(weights)} do not fit {len(functions)} rewards: pass one finite number for each")
+        self.functions: dict[str, _Builtin | _Given] = {}
+        for function in functions:
+            made = _built_in(function) if isinstance(function, str) and function.partition(":")[0] in BUILTIN else _Given(function)
+            if made.name in self.functions:
+                raise BadInput(f"reward {made.name!r} is there twice: pass it once, with its weight, or under another name")
+            self.functions[made.name] = made
+
+    def check(self, rows: Sequence[Row]) -> None:
+        """Refuse rows without a column that a function needs, before anything is generated for them."""
+        for function in self.functions.values():
+            function.check(rows)
+
+    def __call__(self, rows: Sequence[Row], completions: Sequence[str]) -> Scores:
+        each = {name: function(rows, completions) for name, function in self.functions.items()}
+        values = [sum(weight * value for weight, value in zip(self.weights, given)) for given in zip(*each.values(), strict=True)]
+        return Scores(values, {name: sum(found) / max(1, len(found)) for name, found in each.items()})
+
+
+class _Builtin:
+    def __init__(self, name: str, score: Score):
+        self.name, self.score = name, score
+
+    def check(self, rows: Sequence[Row]) -> None:
+        self(rows, [""] * len(rows))
+
+    def __call__(self, rows: Sequence[Row], completions: Sequence[str]) -> list[float]:
+        return [self.score(text, row) for text, row in zip(completions, rows, strict=True)]
+
+
+class _Given:
+    """A function of the user's, and its name: as it was written, or its own."""
+
+    def __init__(self, given: str | Function):
+        self.function = _found(given) if isinstance(given, str) else given
+        self.name = given if isinstance(given, str) else getattr(given, "__name__", type(given).__name__)
+        if not callable(self.function):
+            raise BadInput(f"reward {self.name!r} is a {type(self.function).__name__}, no function: pass {FORMS}")
+        call = getattr(self.function, "__call__", None)  # noqa: B004
+        if inspect.iscoroutinefunction(self.function) or inspect.iscoroutinefunction(call):
+            raise BadInput(f"reward {self.name!r} is asynchronous, which is not supported: pass a function that returns its numbers")
+        try:
+            parameters = inspect.signature(self.function).parameters.values()
+        except (TypeError, ValueError):  # of a function in C
+            parameters = {}.values()
+        self.takes_all = not parameters or any(p.kind is p.VAR_KEYWORD for p in parameters)
+        self.takes = {p.name: p.default is p.empty for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+
+    def check(self, rows: Sequence[Row]) -> None:
+        columns = dict.fromkeys(column for row in rows for column in row.columns)
+        if taken := [column for column in GIVEN if column in columns]:
+            raise BadInput(f"a column is called {taken[0]!r}, which reward {self.name!r} is given by that name: rename it")
+        for name, required in self.takes.items():
+            if required and name not in columns and name not in GIVEN:
+                known = ", ".join((*GIVEN, *columns))
+                raise BadInput(f"reward {self.name!r} takes {name!r}, which is no column: it is given {known}{nearest(name, columns)}")
+
+    def __call__(self, rows: Sequence[Row], completions: Sequence[str]) -> list[float]:
+        try:
+            returned = self._returned(rows, completions)
+        except Exception as error:
+            raise BadInput(f"reward {self.name!r} raised {first_line(error)} for {self._culprit(rows, completions)}: correct it") from error
+        found = returned.tolist() if hasattr(returned, "tolist") else returned
+        if not isinstance(found, list | tuple):
+            raise BadInput(f"reward {self.name!r} returned {_brief(found)}: return a list with one number for each of the {len(rows)} rows")
+        if len(found) != len(rows):
+            raise BadInput(f"reward {self.name!r} returned {len(found)} numbers for {len(rows)} rows ({_named(rows)}): return one a row")
+        return self._checked(rows, [value.item() if hasattr(value, "item") else value for value in found])
+
+    def _returned(self, rows: Sequence[Row], completions: Sequence[str]) -> Any:
+        columns = dict.fromkeys(column for row in rows for column in row.columns)
+        given: dict[str, list] = {column: [row.columns.get(column) for row in rows] for column in columns}
+        given["prompts"] = [row.prompt for row in rows]
+        given["completions"] = [
+            text if isinstance(row.prompt, str) else [{"role": "assistant", "content": text}] for row, text in zip(rows, completions)
+        ]
+        return self.function(**{name: value for name, value in given.items() if self.takes_all or name in self.takes})
+
+    def _culprit(self, rows: Sequence[Row], completions: Sequence[str]) -> str:
+        """The first row for which alone the function raises, and what was written there; all of them where it does not."""
+        for row, text in zip(rows, completions):
+            try:
+                self._returned([row], [text])
+            except Exception:
+                return f"{row.location} (completion {_brief(text)})"
+        return _named(rows)
+
+    def _checked(self, rows: Sequence[Row], values: list) -> list[float]:
+        for row, value in zip(rows, values):
+            if not isinstance(value, Real) or math.isinf(value):
+                raise BadInput(f"reward {self.name!r} returned {_brief(value)} for {row.location}: return a finite number")
+        missing = [row for row, value in zip(rows, values) if math.isnan(value)]
+        if missing:
+            said = f"reward {self.name!r} returned NaN for {_named(missing)}: the mean reward is NaN, and this member is left out"
+            warnings.warn(said, RuntimeWarning, stacklevel=2)
+        return [float(value) for value in values]
+
+
+def _named(rows: Sequence[Row]) -> str:
+    return ", ".join(row.location for row in rows[:3]) + (f" and {len(rows) - 3} more" if len(rows) > 3 else "")
+
+
+def _brief(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:80]}..."
+
+
+def _built_in(spec: str) -> _Builtin:
+    name, _, argument = spec.partition(":")
+    wanted, make = BUILTIN[name]
+    if not argument:
+        raise BadInput(f"reward {spec!r} is not whole: write {name}:{wanted}")
+    return _Builtin(spec, make(argument))
+
+
+def _found(spec: str) -> Any:
+    """What "module:function" or "file.py:function" names."""
+    where, _, name = spec.rpartition(":")
+    if not where or not name:
+        raise BadInput(f"reward {spec!r} is not known: pass {FORMS}{nearest(spec.partition(':')[0], BUILTIN)}")
+    module = _module_of_file(spec, where) if where.endswith(".py") else _module(spec, where)
+    if not hasattr(module, name):
+        raise BadInput(f"reward {spec!r}: {where} has no {name!r}{nearest(name, vars(module))}: pass a function that is there")
+    return getattr(module, name)
+
+
+def _module(spec: str, name: str) -> ModuleType:
+    with _searching(Path.cwd()), refusing(f"reward {spec!r}: {name} cannot be imported{nearest(name, BUILTIN)}", f"pass {FORMS}"):
+        return importlib.import_module(name)
+
+
+def _module_of_file(spec: str, file: str) -> ModuleType:
+    path = Path(file).expanduser().resolve()
+    if not path.is_file():
+        raise BadInput(f"reward {spec!r}: {file} does not exist: check the path")
+    made = importlib.util.spec_from_file_location(f"rewards_of_{path.stem}", path)
+    assert made is not None and made.loader is not None  # of any name that ends in .py
+    module = importlib.util.module_from_spec(made)
+    with _searching(path.parent), refusing(f"reward {spec!r}: {file} cannot be imported", "correct it"):
+        sys.modules[made.name] = module  # where dataclasses and pickle look for it
+        made.loader.exec_module(module)
+    return module
+
+
+@contextmanager
+def _searching(folder: Path) -> Iterator[None]:
+    """Modules of the folder can be imported in here, as by a script in it."""
+    sys.path.insert(0, str(folder))
+    try:
+        yield
+    finally:
+        sys.path.remove(str(folder))
