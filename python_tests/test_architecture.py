@@ -32,8 +32,8 @@ ARROWS = {
     "__init__": {"estimators", "kernels", "layout", "noise", "ops", "optim", "trajectory", "version"},
     "hf": {"__init__", "errors", "estimators", "optim", "signals", "tasks"},
     "finetune": {"__init__", "documents", "errors", "estimators", "hf", "mapped", "optim", "tasks", "trajectory"},
-    "evolve": {"errors", "finetune", "tasks"},
-    "cli": {"documents", "errors", "finetune", "trajectory"},
+    "evolve": {"__init__", "errors", "estimators", "finetune", "hf", "optim", "tasks"},
+    "cli": {"documents", "errors", "evolve", "finetune", "trajectory"},
     "__main__": {"cli"},
 }
 

@@ -1,4 +1,4 @@
-"""zokern finetune | evaluate | replay | info | bench."""
+"""zokern finetune | evolve | evaluate | replay | info | bench."""
 
 from .commands import app
 from .streams import lasting

@@ -2,16 +2,21 @@
 
 import json
 import sys
+from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from .. import evolve, finetune
 from ..errors import BadInput, need
-from ..finetune import Settings, finetune, resume
+from ..evolve.restore import replay as replay_evolved
 from ..finetune.options import Option, options_of, title
+from ..finetune.output import EVOLVE
+from ..finetune.output import command_of as command_of_run
 from ..finetune.restore import Evaluation, as_lines, evaluate, folder_and_log, read, replay, steps_of
+from ..finetune.run_settings import RunSettings
 from ..trajectory import describe, lines
 from .options import command_of
 from .streams import fail, failing, tell
@@ -27,22 +32,33 @@ def zokern() -> None:
     """
 
 
-RESUME = Option("resume", str | None, "Go on with the run in this folder from its newest checkpoint, or to more --steps; no other options.")
+RESUME = Option("resume", str | None, "Go on with the run in this folder, or to more --steps; no other options.")
 
 
 @app.command("finetune")
-@command_of(options_of(Settings) | {"resume": RESUME})
+@command_of(options_of(finetune.Settings) | {"resume": RESUME})
 def train(values: dict[str, Any], given: set[str]) -> None:
     """Fine-tune a language model by forward passes. With no options: a demonstration that needs no network."""
+    _run(finetune.Settings, finetune.finetune, finetune.resume, values, given)
+
+
+@app.command("evolve")
+@command_of(options_of(evolve.Settings) | {"resume": RESUME})
+def climb(values: dict[str, Any], given: set[str]) -> None:
+    """Fine-tune a language model by rewards of what it writes, with evolution strategies."""
+    _run(evolve.Settings, evolve.evolve, evolve.resume, values, given)
+
+
+def _run(kind: type[RunSettings], begin: Callable, go_on: Callable, values: dict[str, Any], given: set[str]) -> None:
     run = values.pop("resume")
-    settings = Settings.flat(values)
+    settings: Any = kind.flat(values)
     if run is None:
-        result = finetune(settings, say=tell)
+        result = begin(settings, say=tell)
     elif others := given - {"resume", "steps", "trust_remote_code"}:
         options = ", ".join(map(title, sorted(others)))
         raise BadInput(f"--resume {run} goes on with that run's own settings, and takes --steps alone: leave out {options}")
     else:
-        result = resume(run, tell, settings.steps if "steps" in given else None, settings.trust_remote_code)
+        result = go_on(run, tell, settings.steps if "steps" in given else None, settings.trust_remote_code)
     tell("\n".join(result.lines()))
     if result.interrupted:
         raise typer.Exit(130)
@@ -58,7 +74,7 @@ def judge(values: dict[str, Any], given: set[str]) -> None:
 @app.command("replay")
 @failing()
 def make(
-    run: Annotated[str, typer.Argument(help="A run's folder (--out of finetune), or the trajectory in it.")],
+    run: Annotated[str, typer.Argument(help="A run's folder (--out of finetune or evolve), or the trajectory in it.")],
     out: Annotated[str, typer.Option(help="A new folder for model and tokenizer.")],
     step: Annotated[str | None, typer.Option(help="Steps to make, or best. Without it: all.", show_default=False)] = None,
     model: Annotated[str | None, typer.Option(help="The base model, where it has moved.", show_default=False)] = None,
@@ -69,8 +85,9 @@ def make(
 ) -> None:
     """Make a fine-tuned model again from the base model and a trajectory, without a forward pass, bit for bit."""
     steps = steps_of(run, step)
+    again = replay_evolved if command_of_run(folder_and_log(run)[0]) == EVOLVE else replay
     with need("tqdm").tqdm(total=steps, unit="step", dynamic_ncols=True, delay=0.01) as bar:
-        replay(run, out, steps, model, passes_per_sweep, lambda done: bar.update(done - bar.n), trust_remote_code)
+        again(run, out, steps, model, passes_per_sweep, lambda done: bar.update(done - bar.n), trust_remote_code)
     tell(f"saved      {out}: the model after step {steps} of {run}")
 
 

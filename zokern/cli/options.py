@@ -40,6 +40,8 @@ def _parameter(option: Option) -> inspect.Parameter:
     shown = typer.Option(*flags, help=option.help, show_default=option.default not in (None, (), False))
     hint: Any = option.hint if as_option(option.hint) is bool else as_option(option.hint) | None
     default, where = written(option.default), inspect.Parameter.KEYWORD_ONLY
+    if option.several:
+        hint, default = list[str], list(option.default)
     return inspect.Parameter(option.name, where, default=default, annotation=Annotated[hint, shown])
 
 
@@ -50,7 +52,8 @@ def _config(options: dict[str, Option]) -> inspect.Parameter:
     def configure(context: typer.Context, path: Path | None) -> Path | None:
         if path is not None and not context.resilient_parsing:
             values = configured(path, context.info_name or "", options)
-            context.default_map = {**(context.default_map or {}), **{name: written(value) for name, value in values.items()}}
+            texts = {name: list(value) if options[name].several else written(value) for name, value in values.items()}
+            context.default_map = {**(context.default_map or {}), **texts}
         return path
 
     text = "YAML or JSON file with any of these options; the command line goes before it."
@@ -62,8 +65,8 @@ def configured(path: Path, command: str, options: dict[str, Option]) -> dict[str
     """Options of a command by name, as a configuration file has them; of a run's record its settings, but where its results were."""
     found = _read(path)
     if isinstance(found.get("settings"), dict):
-        if command != "finetune":
-            raise BadInput(f"--config {path} is the record of a run, for finetune: pass the run's folder, {path.parent}, as --model")
+        if command != (own := found.get("command", "finetune")):
+            raise BadInput(f"--config {path} is the record of a run, for {own}: pass the run's folder, {path.parent}, as --model")
         found = {name: value for name, value in found["settings"].items() if name not in EACH_TIME}
     names = {spelling: name for name, option in options.items() for spelling in (name, *option.aliases, *option.formerly)}
     values: dict[str, Any] = {}
@@ -79,7 +82,9 @@ def configured(path: Path, command: str, options: dict[str, Option]) -> dict[str
             raise BadInput(f"{what} is there twice as {seen[name]!r}: remove one")
         seen[name], hint = key, options[name].hint
         if value is not None:  # as if it were not there
-            values[name] = fit(what, parsed(what, value, hint) if isinstance(value, str) else value, hint)
+            if isinstance(value, str):
+                value = [value] if options[name].several else parsed(what, value, hint)
+            values[name] = fit(what, value, hint)
     return values
 
 

@@ -5,7 +5,11 @@ Everything in here raises ``BadInput`` for what a user can cause: one line with 
 
 from ..errors import BadInput
 from .generate import Completions, Generator
+from .job import evolve, resume
+from .members import Members
 from .prompts import Row
+from .report import Result
 from .rewards import Rewards, Scores
+from .settings import Settings
 
-__all__ = ["BadInput", "Completions", "Generator", "Rewards", "Row", "Scores"]
+__all__ = ["BadInput", "Completions", "Generator", "Members", "Result", "Rewards", "Row", "Scores", "Settings", "evolve", "resume"]

@@ -78,7 +78,7 @@ class Generator:
         return most and most - (virtual or 0)
 
     @torch.no_grad()
-    def __call__(self, prompts: Sequence[list[int]], seed: int | None = None) -> Completions:
+    def __call__(self, prompts: Sequence[list[int]], seed: int | Sequence[int] | None = None) -> Completions:
         """Completions of prompts, given as tokens."""
         if self.model.training:
             raise BadInput("the model is in training mode, in which dropout changes what it writes: call model.eval()")

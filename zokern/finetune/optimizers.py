@@ -29,13 +29,27 @@ def with_rates(settings: Settings) -> Settings:
     cls = settings.zeroth_class
     if cls is None:
         return settings
-    takes = cls.declared()
-    usual = (PROBED if settings.head == "probe" else NEW_HEAD) if small else points[method].lr[1]
+    usual = (PROBED if settings.head == "probe" else NEW_HEAD) if small else None
+    rates = starting_rates(cls, method, {"lr": settings.lr, "eps": settings.eps} | settings.optimizer_settings, usual)
+    own = {name: rates.pop(name, None) for name in ("lr", "eps")}
+    return replace(settings, **own, optimizer_settings=rates | settings.optimizer_settings)
+
+
+def starting_rates(cls: type[ClosureOptimizer], method: str, given: dict[str, Any], usual: float | None = None) -> dict[str, Any]:
+    """lr, the perturbation radius and other learning rates by name: those given, else where a search for them begins.
+
+    Args:
+        method: a name of ``zokern.hf.STARTING_POINTS``.
+        usual: lr that suits MeZO. Default None: the method's.
+    """
+    takes, point = cls.declared(), need("zokern.hf").STARTING_POINTS[method]
+    radius = (given.get(cls.radius) or point.eps) if cls.radius in takes else None
     own = takes["lr"].default if method == "full" else None  # of all parameters each optimizer has its own
-    lr = settings.lr or own or usual * cls.lr_scale
+    if radius is not None and cls.lr_of_radius is not None:
+        own = radius * cls.lr_of_radius
+    lr = given.get("lr") or own or (usual or point.lr[1]) * cls.lr_scale
     rates = {name: setting.times_lr * lr for name, setting in takes.items() if setting.times_lr}
-    eps = settings.eps or (points[method].eps if "eps" in takes else None)
-    return replace(settings, lr=lr, eps=eps, optimizer_settings=rates | settings.optimizer_settings)
+    return {"lr": lr} | ({cls.radius: radius} if radius is not None else {}) | rates
 
 
 def make(
@@ -52,7 +66,7 @@ def make(
         cuts = (settings.split or "").startswith("intra")  # parameters, which are then none of the model's
         given["perturbation"] = "copied" if cuts and isinstance(kind, Streamed) else kind
     if "blocks" in given:
-        given["blocks"] = _layers(model, "--blocks", "leave it out")
+        given["blocks"] = layers_of(model, "--blocks", "leave it out")
     try:
         options = _halves(settings, model, given) if cls.divides else given
         trained: Any = model if cls.takes_model else [(name, p) for name, p in model.named_parameters() if p.requires_grad]
@@ -68,7 +82,7 @@ def make(
 
 def _halves(settings: Settings, model: torch.nn.Module, given: dict[str, Any]) -> dict[str, Any]:
     """What makes an optimizer of two: which parameters are in which half, and what moves each."""
-    blocks = _layers(model, f"--optimizer {settings.optimizer}", "pass another optimizer").params
+    blocks = layers_of(model, f"--optimizer {settings.optimizer}", "pass another optimizer").params
     cls, zeroth = named(settings.optimizer), settings.zeroth_class
     own = {name: value for name, value in given.items() if name in cls.declared()}
     fo = partial(FIRST_ORDER[settings.fo or FO][0], lr=settings.fo_lr, weight_decay=given.get("weight_decay", 0.0))
@@ -91,7 +105,7 @@ def split_of(text: str, seed: int) -> splits.Depth | splits.Inter | splits.LISA:
     return splits.Inter(blocks) if kind == "inter" else splits.Intra(blocks, *map(float, numbers[1:]))
 
 
-def _layers(model: torch.nn.Module, option: str, cure: str) -> Layers:
+def layers_of(model: torch.nn.Module, option: str, cure: str) -> Layers:
     try:
         return layers(model)
     except ValueError as error:

@@ -29,6 +29,7 @@ class Option:
             being given, so that there is a --no-... as well.
         aliases: other names of it, those of the Hugging Face Trainer or of peft.
         formerly: what earlier versions called it, in files that they wrote.
+        several: of a tuple of texts: whether it is given once for each, and not with commas between them.
         choices: of a str: the values that there are, or a function that tells them.
     """
 
@@ -38,6 +39,7 @@ class Option:
     default: Any = None
     aliases: tuple[str, ...] = ()
     formerly: tuple[str, ...] = ()
+    several: bool = False
     choices: Any = None
 
 

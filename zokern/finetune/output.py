@@ -23,16 +23,22 @@ import torch
 from ..documents import Unreadable, of_json
 from ..errors import BadInput, need, writing
 from .options import fit, shown
+from .run_settings import Made
 from .settings import Settings
 
 RUN, INITIAL, TRAJECTORY, CHECKPOINTS = "run.json", "initial.safetensors", "trajectory.jsonl", "checkpoints"
 # In run.json, beside the settings.
 HELD: dict[str, Any] = {"labels": tuple[str, ...], "digest": str, "initial": str | None, "zokern": str, "extended": tuple[int, ...] | None}
 HELD |= dict.fromkeys(("before", "probed"), dict[str, float])
+FINETUNE, EVOLVE = "finetune", "evolve"  # the commands whose runs there are; run.json of the first says none
 LOG, METRICS, CURVE = "log.jsonl", "metrics.json", "curve.png"
 LOCK = ".zokern-lock"  # there while a process writes into the folder
 DRAFT = ".zokern-draft."  # how the name of what is not whole yet begins
 WEIGHTS = ".zokern-weights.safetensors"  # what a model computes with that lives in a file, while it does
+
+
+class Another(BadInput):
+    """A folder holds the run of another command."""
 
 
 @contextmanager
@@ -164,24 +170,47 @@ def extend(path: Path, record: dict[str, Any], settings: dict[str, Any]) -> Call
     return undo
 
 
+def command_of(folder: str | Path) -> str:
+    """The command whose run is in a folder; as of finetune where its run.json does not say, or cannot be read."""
+    try:
+        return str(of_json((Path(folder).expanduser() / RUN).read_text(encoding="utf-8"))["command"])
+    except (OSError, ValueError, LookupError, TypeError):
+        return FINETUNE
+
+
 def run_of(folder: str | Path) -> tuple[Settings, dict[str, Any]]:
-    """-> (the settings of the run in a folder, all that its run.json says)."""
+    """-> (the settings of the run of zokern finetune in a folder, all that its run.json says)."""
+    return recorded(folder, FINETUNE, Settings, HELD)
+
+
+def recorded(folder: str | Path, command: str, settings: type[Made], held: dict[str, Any]) -> tuple[Made, dict[str, Any]]:
+    """-> (the settings of the run in a folder, all that its run.json says).
+
+    Args:
+        command: whose run it is. settings: their class.
+        held: name -> kind of what run.json holds beside them.
+    """
     path = Path(folder).expanduser() / RUN
     try:
         record = of_json(path.read_text(encoding="utf-8"))
         if not isinstance(record, dict) or not isinstance(record.get("settings"), dict):
             raise BadInput("it holds no settings")
-        for name, kind in HELD.items():
+        own = fit("'command'", record.get("command", FINETUNE), str)
+        if own != command:
+            raise Another(f"{str(folder)!r} holds a run of zokern {shown(own)}: pass the --out of one of zokern {command}")
+        for name, kind in held.items():
             fit(repr(name), record.get(name), kind)
+    except Another as error:
+        raise BadInput(str(error)) from None
     except OSError as error:
         why = f"{RUN} is missing" if isinstance(error, FileNotFoundError) else f"{RUN}: {error.strerror}"
-        raise BadInput(f"{str(folder)!r} holds no run of zokern finetune ({why}): pass the --out of one") from None
+        raise BadInput(f"{str(folder)!r} holds no run of zokern {command} ({why}): pass the --out of one") from None
     except ValueError as error:
         line = f", line {error.line}" if isinstance(error, Unreadable) else ""
         reason = "it is not text" if isinstance(error, UnicodeDecodeError) else error
         raise BadInput(f"{str(path)!r}{line} is damaged: {reason}; restore the file") from None
     try:
-        return Settings.of(record["settings"]), record
+        return settings.of(record["settings"]), record
     except BadInput as error:  # another zokern wrote them, or they are none
         raise BadInput(f"{str(path)!r}, of zokern {shown(record['zokern'])}: in its settings {error}; or restore the file") from None
 

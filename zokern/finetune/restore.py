@@ -92,7 +92,8 @@ def _folders_of(model: str) -> tuple[Path | None, Path | None]:
     """-> (the folder of the run that a model is of, or None; the folder of its adapter, where it is nothing but that, or None)."""
     path = Path(os.path.expanduser(model)).absolute()
     inside = {"adapter": path.parent, output.CHECKPOINTS: path.parent.parent}  # of a run
-    run = next((p for p in (path, inside.get(path.name), inside.get(path.parent.name)) if p and (p / output.RUN).is_file()), None)
+    around = [p for p in (path, inside.get(path.name), inside.get(path.parent.name)) if p and (p / output.RUN).is_file()]
+    run = next((p for p in around if output.command_of(p) == output.FINETUNE), None)
     adapters = () if (path / "config.json").is_file() else (path, path / "adapter")
     return run, next((p for p in adapters if (p / "adapter_config.json").is_file()), None)
 
@@ -203,7 +204,8 @@ def steps_of(run: str, step: str | None = None) -> int:
         if not step.isdecimal():
             raise BadInput(f"--step {step}: pass a number of steps, or best")
         return int(step)
-    metric, judged = _task_of(*output.run_of(path)).metric, path / output.LOG
+    metric = "reward" if output.command_of(path) == output.EVOLVE else _task_of(*output.run_of(path)).metric
+    judged = path / output.LOG
     try:
         lines = judged.read_text(encoding="utf-8").split("\n")[:-1]  # behind the last one is nothing, or what a killed process left of it
         best = best_of([json.loads(line) for line in lines], metric)
@@ -225,7 +227,7 @@ def read(log: str) -> Trajectory:
         return Trajectory.read(log)
     except (OSError, ValueError) as error:
         run = Path(log).parent
-        if not Path(log).exists() and (run / output.RUN).is_file():
+        if not Path(log).exists() and (run / output.RUN).is_file() and output.command_of(run) == output.FINETUNE:
             name = output.run_of(run)[0].optimizer
             if not named(name).replayable:
                 why = "which has no trajectory, since its first-order steps are not decided by a few numbers"

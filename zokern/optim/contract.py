@@ -37,6 +37,7 @@ class ClosureOptimizer(torch.optim.Optimizer):
         decide_steps: the methods that decide which passes over the weights a step makes: a subclass with one of its own is another
             optimizer, which registers itself.
         lr_scale: where a search for lr may begin, as a multiple of what suits MeZO.
+        lr_of_radius: the same as a multiple of the perturbation radius, where that is how it is chosen.
     """
 
     name: ClassVar[str] = ""
@@ -52,6 +53,7 @@ class ClosureOptimizer(torch.optim.Optimizer):
     capturable: ClassVar[bool] = False
     decide_steps: ClassVar[Sequence[str]] = "repeat", "apply", "_estimate", "_update", "_ask", "_measure", "_key", "_setting", "_decay"
     lr_scale: ClassVar[float] = 1.0
+    lr_of_radius: ClassVar[float | None] = None
 
     @staticmethod
     def profile_hook_step(func: Any) -> Any:  # torch wraps ``step`` with it: signals wait in its hooks, too

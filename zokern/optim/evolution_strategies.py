@@ -73,7 +73,7 @@ class EvolutionStrategies(Population):
 
     name = "es"
     radius = "sigma"
-    lr_scale = 0.5
+    lr_of_radius = 0.5
     settings = {
         "sigma": Setting(float, *POSITIVE, "Perturbation radius, in units of theta."),
         "population": Setting(int, "an integer >= 2, < 2**24", lambda x: 2 <= x < 1 << 24, "Members a step.", shared=True),

@@ -1,0 +1,89 @@
+"""A run from end to end: prepared, evolved, reported."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+from ..errors import BadInput, Unwritable
+from ..finetune import output
+from .prepare import Run, prepare
+from .report import Result, report
+from .restore import run_of
+from .rewards import Function
+from .settings import Settings
+from .train import Training
+
+
+def evolve(settings: Settings, say: Callable[[str], None] = print, rewards: Sequence[Function] = ()) -> Result:
+    """Fine-tune by rewards as the settings say and write model, curve and logs into ``settings.out``.
+
+    Args:
+        say: called with each line that the user should read. Default print.
+        rewards: functions in TRL's signature, ``reward(completions, **columns) -> list[float]``, or texts as of ``settings.reward``, in
+            place of that.
+    Raises:
+        BadInput: anything about the settings, the data, the rewards or the model that prevents it. Nothing is written then. What a reward
+            function does wrong in the middle of a run, too: the iterations before are in the folder, and can be gone on with.
+    Reference: Qiu et al. 2025, "Evolution Strategies at Scale: LLM Fine-Tuning Beyond Reinforcement Learning".
+    """
+    settings = settings.checked()
+    assert settings.out
+    with output.claimed(settings.out, settings.overwrite) as path:
+        return _done(prepare(settings, path, say, rewards), say)
+
+
+def resume(
+    folder: str,
+    say: Callable[[str], None] = print,
+    steps: int | None = None,
+    trust_remote_code: bool = False,
+    rewards: Sequence[Function] = (),
+) -> Result:
+    """Go on with a run that was stopped, or with one that is done, from its last iteration, as if it had not been: bit for bit.
+
+    Args:
+        folder: the ``out`` of the run.
+        say, rewards: as of ``evolve``.
+        steps: more than the run was asked for. Default None: as many as it was asked for.
+        trust_remote_code: run the code that comes with the model. Default False, whatever the run was begun with.
+    Raises:
+        BadInput: there is no such run, it is done and no more iterations are asked for, or data, rewards or model are not what they were.
+    """
+    run_of(folder)  # there is one
+    path = Path(folder).expanduser().absolute()
+    with output.locked(path):
+        settings, record = run_of(folder)
+        more, done = "a larger --steps", (path / output.METRICS).is_file()
+        if steps is not None and steps < settings.steps:
+            raise BadInput(f"--steps {steps} with --resume {folder!r}, a run of {settings.steps} iterations: pass {more}, or leave it out")
+        if steps in (None, settings.steps) and done:
+            raise BadInput(f"--resume {folder!r}: that run is done ({output.METRICS} is there): pass {more}, or begin another with --out")
+        settings = replace(settings, out=str(path), steps=steps or settings.steps, trust_remote_code=trust_remote_code)
+        return _done(prepare(settings, path, say, rewards, record), say)
+
+
+def _done(run: Run, say: Callable[[str], None]) -> Result:
+    """The iterations and what follows. Where they fail before the first one, the folder is as it was."""
+    path = run.path
+    undo: Callable[[], None] | None = None
+    if run.resumed is None:
+        own = {name: p for name, p in run.loaded.model.named_parameters() if name in run.loaded.new}
+        output.begin(path, run.record(), own)
+        undo = partial(output.clear, path)
+    elif run.resumed["settings"]["steps"] != run.settings.steps:
+        undo = output.extend(path, run.resumed, run.settings.record())
+    training = Training(run)
+    try:
+        if run.resumed is not None:
+            output.load_initial(path, run.resumed, run.loaded.model)
+        training.train(say)
+        return report(run, training)
+    except Exception as error:
+        if undo is not None and not run.steps_made:
+            undo()
+        elif isinstance(error, Unwritable):
+            raise Unwritable(f"{error}, then zokern evolve --resume {path}") from error
+        elif isinstance(error, BadInput):
+            raise BadInput(f"{error}; the {training.steps} iterations before are whole: zokern evolve --resume {path}") from error
+        raise

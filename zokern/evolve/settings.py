@@ -1,0 +1,104 @@
+"""Everything that decides a run of zokern evolve, each option with the one line that says what it is."""
+
+import math
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+
+from ..errors import BadInput
+from ..finetune.options import fitting, option, title
+from ..finetune.run_settings import DTYPES, Natural, Positive, RunSettings, Seed, free
+from ..finetune.settings import LORA, VIRTUAL
+from ..optim import optimizers
+from .generate import CACHES
+from .rewards import FORMS
+
+PATHS = ("model", "data", "eval_data")
+Temperature = Annotated[float, "a number >= 0", lambda x: 0 <= x < math.inf]
+
+
+def takers() -> tuple[str, ...]:
+    """Optimizers that can climb rewards."""
+    return tuple(name for name, cls in optimizers().items() if "maximize" in cls.declared())
+
+
+@dataclass(frozen=True)
+class Settings(RunSettings):
+    """What to fine-tune by rewards, and how; ``help`` in each field's metadata says what it is. ``checked()`` fills in what follows from
+    the rest."""
+
+    model: str | None = option("Local folder or hub id of a causal language model.")
+    trust_remote_code: bool = option("Run the Python code that comes with --model. Read it first.", False)
+    data: str | None = option("csv, tsv, json, jsonl or parquet file, or a hub data set (name or name:config): one prompt a row.")
+    eval_data: str | None = option("The same, for held-out rows. Without it: a fifth of --data.")
+    prompt: str | None = option("Column of prompts, texts or lists of chat messages. Without it: prompt, messages or question.")
+    reward: tuple[str, ...] = option(f"What a completion is worth, given once or several times: {FORMS}.", (), several=True)
+    reward_weights: tuple[float, ...] = option("One a reward, as '1,0.1'. Without it: 1 each.", ())
+    rows: Natural = option("Prompts an iteration, drawn anew for each. Every member of the population answers all of them.", 64)
+    max_new_tokens: Natural = option("Tokens of a completion, at most.", 64, "max_completion_length")
+    temperature: Temperature = option("0: the likeliest token. Above: drawn, by a seed of each member's own.", 0.0)
+    stop: tuple[str, ...] = option("Text where a completion ends; may be given several times.", (), several=True)
+    batch_size: Natural = option("Prompts that the model answers at once.", 64, "generation_batch_size")
+    cache: str = option("Of keys and values: dynamic grows; static has its full size from the start.", "dynamic", choices=CACHES)
+    adapter: tuple[str, ...] = option("What is trained: full, lora, dora, prefix, prompt, or patterns of parameter names.", ("full",))
+    rank: Natural | None = option("Of LoRA and DoRA. Without it: 8.", None, "lora_r")
+    virtual_tokens: Natural | None = option("Of prefix and prompt tuning. Without it: 5, or 10 of prompt.", None, "num_virtual_tokens")
+    optimizer: str = option(lambda: f"One of {', '.join(takers())}.", "es", choices=takers)
+    lr: Positive | None = option("Learning rate. Without it: of es half of --sigma, of others their own.", None, "learning_rate")
+    optimizer_settings: dict[str, object] = field(default_factory=dict)
+    seed: Seed = option("Fixes the split, the prompts of each iteration and the noise.", 0)
+    steps: Natural = option("Iterations: each is one update of the weights.", 100, "max_steps", "iterations")
+    eval_every: Natural = option("Iterations between evaluations on held-out rows.", 10, "eval_steps")
+    keep: str = option("Weights that are saved: last, or best, of the evaluation with the best reward.", "last", choices=("last", "best"))
+    dtype: str = option("float32, bfloat16 or float16.", "float32", choices=DTYPES)
+    device: str | None = option("cpu or cuda. Without it: a GPU where there is one.")
+    out: str | None = option("Folder for model, curve and logs. Without it: zokern-evolve, or -2, ...", None, "output_dir")
+    overwrite: bool = option("Replace an earlier run in --out.", False)
+
+    lr_ratio = offload = None  # options of finetune's models
+
+    @classmethod
+    def optimizers(cls) -> tuple[str, ...]:
+        return takers()
+
+    def checked(self) -> "Settings":
+        """The same with what follows from the rest filled in, the learning rate excepted.
+
+        Raises:
+            BadInput: a value of another type or out of range, or options that do not go together, by the names of the options.
+        """
+        given: Settings = fitting(self)
+        paths = {name: os.path.expanduser(getattr(given, name) or "") for name in PATHS}
+        local: dict[str, Any] = {name: str(Path(path).absolute()) for name, path in paths.items() if os.path.exists(path)}
+        settings = replace(
+            given,
+            **local,  # from wherever the run is gone on with
+            optimizer_settings=given._optimizer_settings(),
+            adapter=given.adapter or ("full",),
+            device=given.device or ("cuda" if torch.cuda.is_available() else "cpu"),
+            out=given.out or free("zokern-evolve"),
+        )
+        for fault in settings._faults():
+            raise BadInput(fault)
+        return settings
+
+    def _faults(self) -> Iterator[str]:
+        """What does not go together, the first fault first."""
+        adapters = set(self.adapter)
+        for name, what in (("model", "a causal language model's folder or hub id"), ("data", "a file or a hub data set")):
+            if getattr(self, name) is None:
+                yield f"{title(name)} is missing: pass {what}"
+        for name, fits, cure in (
+            ("rank", adapters & LORA, "is of LoRA and DoRA: pass --adapter lora, or leave it out"),
+            ("virtual_tokens", adapters & VIRTUAL, "is of prefix and prompt tuning: pass --adapter prefix, or leave it out"),
+        ):
+            if getattr(self, name) and not fits:
+                yield f"{title(name)} {cure}"
+        if "head" in adapters:
+            yield "--adapter head: a model that writes has no head of its own: pass full, lora, dora, prefix, prompt or patterns"
+        if (mirrored := self.optimizer_settings.get("mirrored")) and int(str(self.optimizer_settings.get("population", 2))) % 2:
+            yield f"--population {self.optimizer_settings['population']} with --mirrored {mirrored}: members are pairs: pass an even number"

@@ -1,0 +1,164 @@
+"""The iterations of a run: a population answers, one update follows, held-out rows are judged now and then. It can be stopped and gone on
+with: the log of its steps, and the model that it began with, are all of it."""
+
+import json
+import math
+import signal
+import threading
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from .. import Trajectory, record
+from ..errors import BadInput, need
+from ..finetune import output
+from ..finetune.metrics_of_model import best_of
+from ..optim import ZerothOrder
+from .members import spread
+from .prepare import Run, optimizer_of
+
+METRIC = "reward"
+PATIENCE = 10  # iterations on end without two finite members after which a run is given up
+
+
+class Training:
+    """Makes the iterations of a run, and writes its logs.
+
+    Attributes:
+        optimizer: at the iteration that was made last.
+        history: what is logged: a dict an iteration, and one an evaluation.
+        stopped: whether the user has asked for the end, which comes after a whole iteration.
+        interrupted: whether that was before the last one.
+    """
+
+    def __init__(self, run: Run):
+        self.run, self.settings = run, run.settings
+        self.optimizer: ZerothOrder
+        self.history: list[dict[str, Any]] = []
+        self.stopped = self.interrupted = False
+
+    @property
+    def steps(self) -> int:
+        return int(self.optimizer.param_groups[0]["step"])
+
+    @property
+    def best(self) -> dict[str, Any] | None:
+        """The best evaluation after an iteration or more."""
+        return best_of(self.history, METRIC)
+
+    def total(self, name: str) -> float:
+        """Of what iterations logged under a name."""
+        return math.fsum(entry[name] for entry in self.history if name in entry)
+
+    def train(self, say: Callable[[str], None]) -> None:
+        """To the last iteration. Ctrl-C stops between two of them; a second one interrupts as ever."""
+        before = signal.getsignal(signal.SIGINT)
+
+        def stop(*_: Any) -> None:
+            self.stopped = True
+            signal.signal(signal.SIGINT, before)
+
+        heard = threading.current_thread() is threading.main_thread()  # which alone hears of signals
+        if heard:
+            signal.signal(signal.SIGINT, stop)
+        try:
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "step .* was skipped", RuntimeWarning)  # they are counted in the summary
+                warnings.filterwarnings("ignore", "step .* had members", RuntimeWarning)
+                self._iterate()
+        finally:
+            if heard:
+                signal.signal(signal.SIGINT, before)
+        if self.interrupted:
+            say(f"stopped after iteration {self.steps} of {self.settings.steps}: zokern evolve --resume {self.run.path}")
+
+    def _iterate(self) -> None:
+        run, settings = self.run, self.settings
+        log = run.path / output.TRAJECTORY
+        self.optimizer = self._replayed(log) if run.resumed else optimizer_of(settings, run.loaded.model)
+        notes = {"model": run.loaded.name, "rows a step": settings.rows}
+        bar = need("tqdm").tqdm(total=settings.steps, initial=self.steps, unit="iteration", dynamic_ncols=True)
+        with bar, record(self.optimizer, log, notes, resume=run.resumed is not None, model=run.loaded.model):
+            self._load_history()
+            if not self.history:
+                self._log({"step": 0} | {f"eval_{name}": value for name, value in run.before.items()})
+            while self.steps < settings.steps and not self.stopped:
+                entry = self._iteration()
+                run.steps_made += 1
+                bar.update()
+                bar.set_postfix_str(", ".join(f"{name} {entry[name]:.3f}" for name in ("reward", "best") if entry[name] is not None))
+                self._log(entry)
+                if self.steps % settings.eval_every == 0 or self.steps == settings.steps:
+                    self._log({"step": self.steps} | {f"eval_{name}": value for name, value in run.judge().items()})
+            self.interrupted = self.steps < settings.steps
+
+    def _iteration(self) -> dict[str, Any]:
+        """One update. -> what there is to log of it."""
+        began, dropped = time.perf_counter(), self._dropped
+        members = self.run.members(self.steps)
+        with self.run.loaded.computing():
+            self.optimizer.step(members)
+        members.stop()
+        mean, best, deviation, _ = spread(members.means)
+        self._give_up()
+        several = members.functions if len(members.functions) > 1 else {}
+        return {
+            "step": self.steps,
+            "reward": mean,
+            "best": best,
+            "spread": deviation,
+            **several,
+            "dropped": self._dropped - dropped,
+            "tokens": members.tokens,
+            "tokens_per_second": members.tokens / members.generating,
+            "seconds": time.perf_counter() - began,
+            "noise_seconds": members.noise,
+        }
+
+    @property
+    def _dropped(self) -> int:
+        return int(self.optimizer.param_groups[0].get("dropped", 0))
+
+    def _give_up(self) -> None:
+        last = [entry for entry in self.history if "best" in entry][-PATIENCE + 1 :]
+        if self.optimizer.last and self.optimizer.last.skipped and len(last) == PATIENCE - 1 and all(e["reward"] is None for e in last):
+            raise BadInput(
+                f"no two members had a finite reward in {PATIENCE} iterations up to {self.steps}, lr {self.settings.lr:g}: pass a smaller "
+                "--lr or --sigma, or look at the rewards"
+            )
+
+    def _replayed(self, log: Path) -> ZerothOrder:
+        """The optimizer of a run that goes on, and the model's weights where it was."""
+        model = self.run.loaded.model
+        if not log.exists() or b"\n" not in log.read_bytes():
+            log.unlink(missing_ok=True)
+            return optimizer_of(self.settings, model)
+        trajectory = Trajectory.read(log)
+        steps = min(len(trajectory), self.settings.steps)
+        with need("tqdm").tqdm(total=steps, unit="iteration", desc="replay", dynamic_ncols=True, delay=1.0) as bar:
+            return trajectory.replay(model, step=steps, progress=lambda done: bar.update(done - bar.n))
+
+    def _load_history(self) -> None:
+        """What was logged of the iterations that the weights have; what came after them comes again."""
+        path = self.run.path / output.LOG
+        lines = path.read_text(encoding="utf-8").split("\n")[:-1] if path.is_file() and self.run.resumed else []
+        try:
+            found = [json.loads(line) for line in lines]
+            self.history = [entry for entry in found if entry["step"] <= self.steps]
+        except (ValueError, LookupError, TypeError):
+            raise BadInput(f"{str(path)!r} is damaged: restore it, or remove it") from None
+        output.write(path, "".join(f"{json.dumps(entry)}\n" for entry in self.history))
+
+    def _log(self, entry: dict[str, Any]) -> None:
+        finite = {name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in entry.items()}
+        self.history.append(finite)
+        output.append(self.run.path / output.LOG, f"{json.dumps(finite)}\n")
+
+
+def noise_share(history: list[dict[str, Any]]) -> float:
+    """Of iterations: seconds in passes over the weights, of all seconds."""
+    made = [entry for entry in history if "noise_seconds" in entry]
+    seconds = math.fsum(entry["seconds"] for entry in made)
+    return math.fsum(entry["noise_seconds"] for entry in made) / seconds if seconds else 0.0
