@@ -183,6 +183,11 @@ def test_adapters(model, tokenizer, method):
     assert made.texts == [generate([prompt]).texts[0] for prompt in ids]
     if method != "prefix":  # of which a plain call of the model does not know how to go without a cache
         assert made == plain(adapted, tokenizer, ids, 6)
+    if method == "lora":
+        assert Generator(adapted, tokenizer, 6, cache="static")(ids) == made
+    else:
+        with pytest.raises(BadInput, match="cache 'static' cannot hold the virtual tokens of peft's .*: pass 'dynamic'"):
+            Generator(adapted, tokenizer, 6, cache="static")
 
 
 @pytest.mark.parametrize("batch_size", [4, 64])
