@@ -183,16 +183,24 @@ def test_adapters(model, tokenizer, method):
     assert made.texts == [generate([prompt]).texts[0] for prompt in ids]
     if method != "prefix":  # of which a plain call of the model does not know how to go without a cache
         assert made == plain(adapted, tokenizer, ids, 6)
+    if method == "lora":
+        assert Generator(adapted, tokenizer, 6, cache="static")(ids) == made
+    else:
+        with pytest.raises(BadInput, match="cache 'static' cannot hold the virtual tokens of peft's .*: pass 'dynamic'"):
+            Generator(adapted, tokenizer, 6, cache="static")
 
 
 @pytest.mark.parametrize("batch_size", [4, 64])
 def test_a_stop_ends_a_text_and_is_left_out(model, tokenizer, batch_size):
     ids = prompts(tokenizer, TEXTS["many"])
     free = Generator(model, tokenizer, 12)(ids)
-    stops = [free.texts[0][3:6], free.texts[4][1:2], "no such text"]
-    made = Generator(model, tokenizer, 12, batch_size, stops=stops)(ids)
-    assert made == plain(model, tokenizer, ids, 12, stops=stops)
-    assert sum(a != b for a, b in zip(made.texts, free.texts)) > 2 and len(ids) < made.tokens < free.tokens
+    long = next(
+        text[2:8] for text in free.texts if text[2:8].isascii() and len(tokenizer(text[2:8], add_special_tokens=False)["input_ids"]) > 2
+    )
+    for stops in ([long], [free.texts[4][1:2], "no such text", long]):
+        made = Generator(model, tokenizer, 12, batch_size, stops=stops)(ids)
+        assert made == plain(model, tokenizer, ids, 12, stops=stops)
+        assert made.texts != free.texts and len(ids) < made.tokens < free.tokens
 
 
 def test_nan_weights_give_texts_all_the_same(model, tokenizer):

@@ -41,6 +41,18 @@ def test_a_fifth_of_the_rows_is_held_out_by_the_seed(tmp_path, suffix):
     assert load(path, seed=1)[2] != held_out
 
 
+@pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
+def test_messages_of_a_file(tmp_path, suffix):
+    _, *found = load(
+        write(tmp_path / f"chats{suffix}", [{"messages": CHAT, "answers": ["4", "four"]}, {"messages": CHAT[1:], "answers": []}])
+    )
+    (chat,), (question,) = found if len(found[0][0].prompt) == 2 else found[::-1]
+    assert (chat.prompt, chat.columns) == (CHAT, {"answers": ["4", "four"]}) and (question.prompt, question.columns) == (
+        CHAT[1:],
+        {"answers": []},
+    )
+
+
 def test_rows_of_their_own_are_held_out(tmp_path):
     path, other = write(tmp_path / "a.jsonl", DATA), write(tmp_path / "b.csv", [{"extra": "x", "prompt": "9 + 9 = "}])
     _, train, held_out = load(path, eval_data=other)

@@ -90,6 +90,7 @@ def test_numbers_of_any_kind(returned):
         ([1, 1, 1, math.inf], "returned inf for 'sums', line 3: return a finite number"),
         ([1, [1], 1, 1], "returned [1] for 'sums', line 1"),
         ([1, 1j, 1, 1], "returned 1j for 'sums', line 1"),
+        ([1, torch.ones(2), 1, 1], "returned [1.0, 1.0] for 'sums', line 1"),
     ],
 )
 def test_what_is_no_list_of_numbers_is_refused(returned, said):

@@ -31,7 +31,7 @@ class Completions:
 
 
 class Generator:
-    """Writes completions with a model as it is at that moment: call it with the tokens of prompts and a seed.
+    """Writes completions with a model as it is at that moment: call it with the tokens of prompts and a seed, an integer from 0.
 
     A row ends with the tokenizer's or the model's end of text, with a stop, or after ``max_new_tokens``. Other defaults of the model's own
     generation config (sampling, penalties) do not count. The prompts of a batch are padded on the left; batches go from long prompts to
@@ -63,6 +63,8 @@ class Generator:
             raise BadInput(f"temperature {temperature}: pass 0, which is greedy, or a positive number")
         if cache not in CACHES:
             raise BadInput(f"cache {cache!r}: pass one of {', '.join(CACHES)}")
+        if cache == "static" and getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False):
+            raise BadInput("cache 'static' cannot hold the virtual tokens of peft's prefix and prompt tuning: pass 'dynamic'")
         if isinstance(stops, str) or not all(stops):
             raise BadInput(f"stops {stops!r}: pass a list of texts, none of them empty")
         if model.config.is_encoder_decoder:
@@ -106,28 +108,27 @@ class Generator:
             yield from (rows[i : i + self.batch_size] for i in range(0, len(rows), self.batch_size))
 
     @contextmanager
-    def _plain(self) -> Iterator[list[int]]:
+    def _plain(self) -> Iterator[set[int]]:
         """In here the model's ``generate`` does nothing that its own generation config asks for; yields what ends a text."""
         base = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
-        theirs, known = base.generation_config, self.tokenizer.eos_token_id
-        also = theirs.eos_token_id
-        ends = [*{*([] if known is None else [known]), *([] if also is None else also if isinstance(also, list) else [also])}]
+        theirs = base.generation_config
+        ends = {self.tokenizer.eos_token_id, *(also if isinstance(also := theirs.eos_token_id, list) else [also])} - {None}
         base.generation_config = need("transformers").GenerationConfig(
             do_sample=False,
             num_beams=1,
             max_new_tokens=self.max_new_tokens,
-            eos_token_id=ends or None,
+            eos_token_id=sorted(ends) or None,
             pad_token_id=self._pad,
             use_cache=True,
             cache_implementation=None if self.cache == "dynamic" else self.cache,
-            disable_compile=True,  # compiled code would not see weights that Streamed lays elsewhere
+            disable_compile=True,  # compiled code may not see weights that Streamed lays elsewhere
         )
         try:
             yield ends
         finally:
             base.generation_config = theirs
 
-    def _completed(self, prompts: list[list[int]], ends: list[int], uniforms: torch.Tensor | None) -> list[tuple[str, int]]:
+    def _completed(self, prompts: list[list[int]], ends: set[int], uniforms: torch.Tensor | None) -> list[tuple[str, int]]:
         """(text, number of tokens) of each prompt of a batch."""
         device = device_of(self.model)
         ids, mask = padded(prompts, self._pad, left=True).to(device), padded([[1] * len(p) for p in prompts], 0, left=True).to(device)

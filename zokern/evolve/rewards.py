@@ -108,7 +108,7 @@ class _Given:
         self.takes = {p.name: p.default is p.empty for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
 
     def check(self, rows: Sequence[Row]) -> None:
-        columns = dict.fromkeys(column for row in rows for column in row.columns)
+        columns = _columns(rows)
         if taken := [column for column in GIVEN if column in columns]:
             raise BadInput(f"a column is called {taken[0]!r}, which reward {self.name!r} is given by that name: rename it")
         for name, required in self.takes.items():
@@ -126,11 +126,10 @@ class _Given:
             raise BadInput(f"reward {self.name!r} returned {_brief(found)}: return a list with one number for each of the {len(rows)} rows")
         if len(found) != len(rows):
             raise BadInput(f"reward {self.name!r} returned {len(found)} numbers for {len(rows)} rows ({_named(rows)}): return one a row")
-        return self._checked(rows, [value.item() if hasattr(value, "item") else value for value in found])
+        return self._checked(rows, [value.tolist() if hasattr(value, "tolist") else value for value in found])
 
     def _returned(self, rows: Sequence[Row], completions: Sequence[str]) -> Any:
-        columns = dict.fromkeys(column for row in rows for column in row.columns)
-        given: dict[str, list] = {column: [row.columns.get(column) for row in rows] for column in columns}
+        given: dict[str, list] = {column: [row.columns.get(column) for row in rows] for column in _columns(rows)}
         given["prompts"] = [row.prompt for row in rows]
         given["completions"] = [
             text if isinstance(row.prompt, str) else [{"role": "assistant", "content": text}] for row, text in zip(rows, completions)
@@ -155,6 +154,10 @@ class _Given:
             said = f"reward {self.name!r} returned NaN for {_named(missing)}: the mean reward is NaN, and this member is left out"
             warnings.warn(said, RuntimeWarning, stacklevel=2)
         return [float(value) for value in values]
+
+
+def _columns(rows: Sequence[Row]) -> list[str]:
+    return list(dict.fromkeys(column for row in rows for column in row.columns))
 
 
 def _named(rows: Sequence[Row]) -> str:
