@@ -24,6 +24,7 @@ from . import (
     models,
     offload,
     optimizers,
+    populations,
     precision,
     problems,
     record,
@@ -38,7 +39,7 @@ from . import (
 from .oracle import Refused
 
 SUITES = ("kernels", "forms", "step", "memory", "replay", "optimizers", "trainer", "drift")  # "all" of them
-BY_THEMSELVES = ("rounding", "convergence", "offload", "rewards")
+BY_THEMSELVES = ("rounding", "convergence", "offload", "populations", "rewards")
 LOST = 3  # exit status: the cases that are left need another process
 
 
@@ -105,6 +106,7 @@ def work_of(arguments, device) -> list:
             (effective_rank, cases.effective_ranks(arguments.quick), nothing),
         ],
         "offload": [(offload, offload.cases(arguments.quick, arguments.dtype), of_model)],
+        "populations": [(populations, populations.cases(arguments.quick, arguments.dtype), of_model)],
         "rewards": [(rewards, rewards.cases(**few), lambda case: rewards.missing(case, arguments.out))],
     }
     work, told = [], set()
@@ -167,7 +169,7 @@ def parser(prog: str = "python -m bench") -> argparse.ArgumentParser:
         "--suite",
         choices=(*SUITES, *BY_THEMSELVES, "all"),
         default="all",
-        help="all: those that tell what this machine does with random weights, not rounding, convergence, offload and rewards",
+        help="all: those that tell what this machine does with random weights, not rounding, convergence, offload, populations and rewards",
     )
     parser.add_argument("--quick", action="store_true", help="tiny sizes, to see that everything works: the times mean nothing")
     parser.add_argument("--out", type=Path, default=Path("out/bench.jsonl"), help="JSON lines, appended (out/bench.jsonl)")

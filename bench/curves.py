@@ -58,3 +58,24 @@ def effective_rank(records):
     right.legend(fontsize="small")
     figure.suptitle(f"f(x) = x'Ax / 2 in {cases[0][MEZO]['n']} dimensions, to f = {cases[0][MEZO]['tolerance']:g}", fontsize="small")
     return figure
+
+
+def rewards(records):
+    """Mean reward on held-out rows by iteration, a line a seed, and of each population its mean and its best member."""
+    from matplotlib.figure import Figure
+
+    one = records[0]
+    figure = Figure(figsize=(7, 3.5), layout="constrained")
+    axes = figure.add_subplot(xlabel="iteration", ylabel="reward")
+    for i, r in enumerate(records):
+        made = [entry for entry in r["iterations"] if entry.get("best") is not None]
+        steps, color = [entry["step"] for entry in made], f"C{i}"
+        axes.plot(*zip(*r["curve"]), "o-", color=color, label=f"held-out rows, seed {r['seed']}")
+        axes.plot(steps, [entry["reward"] for entry in made], ":", color=color)
+        axes.plot(steps, [entry["best"] for entry in made], color=color, alpha=0.3)
+    axes.plot([], [], ":", color="0.3", label="mean of a population")
+    axes.plot([], [], color="0.3", alpha=0.3, label="its best member")
+    what = f"{one['population']} members, {one['rows']} rows each, sigma {one['sigma']:g}, lr {one['lr']:g}"
+    figure.suptitle(f"{one['op']}: {one['n']:,} parameters, {what}", fontsize="small")
+    axes.legend(fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
+    return figure

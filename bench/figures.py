@@ -45,6 +45,9 @@ def draw(records, folder: Path) -> list[Path]:
     if any(op == Precision.problem for op, _ in runs.by_method(records)):
         drawn.append(folder / "sixteen-bits.png")
         curves.curves(records, Precision.problem, "linear", "loss of held-out rows").savefig(drawn[-1], dpi=150)
+    if mine := [r for r in records if r["suite"] == "rewards"]:
+        drawn.append(folder / "rewards.png")
+        curves.rewards(mine).savefig(drawn[-1], dpi=150)
     if runs.by_alpha(records):
         drawn.append(folder / "effective-rank.png")
         curves.effective_rank(records).savefig(drawn[-1], dpi=150)

@@ -95,3 +95,37 @@ def of_optimizers(records) -> list[dict[str, str]]:
         }
         for r in own
     ]
+
+
+def of_populations(records) -> list[dict[str, str]]:
+    return [
+        {
+            "passes": r["candidate"],
+            "model": r["model"],
+            "dtype": r["dtype"],
+            "members": str(r["members"]),
+            "s": f"{r['median_s']:.3g}",
+            "of generation": f"{r['share_of_generation']:.2%}",
+            "x": f"{r['speedup']:.1f}",
+        }
+        for r in records
+        if r["suite"] == "populations"
+    ]
+
+
+def of_rewards(records) -> list[dict[str, str]]:
+    runs = [r for r in records if r["suite"] == "rewards"]
+    if not runs:
+        return []
+    one = runs[0]
+    return [
+        {
+            "task": one["op"],
+            "runs": str(len(runs)),
+            "iterations": str(one["steps"]),
+            "members": str(one["population"]),
+            "rows": str(one["rows"]),
+            "before": spread([r["before"]["reward"] for r in runs], "{:.3f}"),
+            "after": spread([r["after"]["reward"] for r in runs], "{:.3f}"),
+        }
+    ]
