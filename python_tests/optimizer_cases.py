@@ -6,7 +6,7 @@ from functools import partial
 import own_optimizer  # noqa: F401  registers an optimizer from outside
 import torch
 
-from zokern import Copied, MeZO, MeZOSVRG, ZOAdam, ZOConservative, ZOMomentum, ZOSign
+from zokern import AdaMeZO, Copied, MeZO, MeZOSVRG, ZOAdam, ZOConservative, ZOMomentum, ZOSign
 from zokern.estimators import Closure, finite_difference
 from zokern.optim import optimizers
 
@@ -77,6 +77,9 @@ OPTIMIZERS = {
     "ZOAdam": ZOAdam,
     "ZOAdam signs": partial(ZOAdam, noise="rademacher"),
     "ZOAdam amsgrad bfloat16": partial(ZOAdam, amsgrad=True, state_dtype=torch.bfloat16),
+    "AdaMeZO": partial(AdaMeZO, history=2),
+    "AdaMeZO q=2": partial(AdaMeZO, history=3, q=2, sparsity=0.3, noise="rademacher"),
+    "AdaMeZO copied": partial(AdaMeZO, perturbation="copied"),
     "MeZOSVRG copy": partial(SVRG, anchor="copy"),
     "MeZOSVRG replay": Replayed,
     "MeZOSVRG signs": partial(Replayed, noise="rademacher"),

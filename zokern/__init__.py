@@ -6,6 +6,7 @@ from .kernels import backends, use_backend
 from .layout import Layout
 from .noise import NoiseKey
 from .optim import (
+    AdaMeZO,
     Annealing,
     Check,
     ForwardGradient,
@@ -24,6 +25,7 @@ from .trajectory import Trajectory, record
 from .version import __version__
 
 __all__ = [
+    "AdaMeZO",
     "Annealing",
     "Check",
     "Copied",

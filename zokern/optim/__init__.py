@@ -1,6 +1,7 @@
 """The optimizers."""
 
 from .adam import ZOAdam
+from .adamezo import AdaMeZO
 from .base import ZerothOrder
 from .check import Check
 from .conservative import ZOConservative
@@ -15,6 +16,7 @@ from .stateful import Stateful
 from .svrg import Annealing, MeZOSVRG
 
 __all__ = [
+    "AdaMeZO",
     "Annealing",
     "Check",
     "ClosureOptimizer",
