@@ -21,6 +21,7 @@ from . import (
     forms,
     kernels,
     memory,
+    methods,
     models,
     offload,
     optimizers,
@@ -39,7 +40,7 @@ from . import (
 from .oracle import Refused
 
 SUITES = ("kernels", "forms", "step", "memory", "replay", "optimizers", "trainer", "drift")  # "all" of them
-BY_THEMSELVES = ("rounding", "convergence", "offload", "populations", "rewards")
+BY_THEMSELVES = ("rounding", "convergence", "methods", "offload", "populations", "rewards")
 LOST = 3  # exit status: the cases that are left need another process
 
 
@@ -105,6 +106,7 @@ def work_of(arguments, device) -> list:
             (precision, cases.precisions(**few), lambda case: precision.missing(case, arguments.out)),
             (effective_rank, cases.effective_ranks(arguments.quick), nothing),
         ],
+        "methods": [(methods, methods.cases(**few), lambda case: methods.missing(case, arguments.out))],
         "offload": [(offload, offload.cases(arguments.quick, arguments.dtype), of_model)],
         "populations": [(populations, populations.cases(arguments.quick, arguments.dtype), of_model)],
         "rewards": [(rewards, rewards.cases(**few), lambda case: rewards.missing(case, arguments.out))],
@@ -169,7 +171,7 @@ def parser(prog: str = "python -m bench") -> argparse.ArgumentParser:
         "--suite",
         choices=(*SUITES, *BY_THEMSELVES, "all"),
         default="all",
-        help="all: those that tell what this machine does with random weights, not rounding, convergence, offload, populations and rewards",
+        help="all: those that tell what this machine does with random weights",
     )
     parser.add_argument("--quick", action="store_true", help="tiny sizes, to see that everything works: the times mean nothing")
     parser.add_argument("--out", type=Path, default=Path("out/bench.jsonl"), help="JSON lines, appended (out/bench.jsonl)")
@@ -178,9 +180,13 @@ def parser(prog: str = "python -m bench") -> argparse.ArgumentParser:
     parser.add_argument("--threads", type=int, help="CPU threads (kernels: all; step: one, and then all)")
     parser.add_argument("--isa", choices=("scalar", "avx2", "avx512"), help="of the C++ backend (the best one)")
     parser.add_argument("--dtype", nargs="+", choices=list(models.DTYPES), help="only these (all)")
-    parser.add_argument("--problem", choices=[*problems.PROBLEMS, precision.PROBLEM, "effective rank"], help="of suite convergence (all)")
     parser.add_argument(
-        "--data", type=Path, help="of suites rounding, convergence, rewards and trainer: folder with train.tsv and test.tsv of SST-2"
+        "--problem", choices=[*problems.PROBLEMS, precision.PROBLEM, "effective rank"], help="of convergence, methods (all)"
+    )
+    parser.add_argument(
+        "--data",
+        type=Path,
+        help="folder with train.tsv and test.tsv of SST-2, for the suites that train",
     )
     parser.add_argument("--backend", choices=zokern.kernels.NAMES, help="force one (the best one)")
     return parser

@@ -71,7 +71,8 @@ class Pretrained:
         self.params = list(self.model.parameters())
         rows = self.reader.task.load(f"{data}/train.tsv")
         order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0)).tolist()
-        self.rows, self.held_out = ([self.reader.encode(rows[i]) for i in part] for part in (order[:EXAMPLES], order[EXAMPLES:][:JUDGED_BY]))
+        chosen = order[:EXAMPLES], order[EXAMPLES:][:JUDGED_BY]
+        self.rows, self.held_out = ([self.reader.encode(rows[i]) for i in part] for part in chosen)
         self.n, self.tested = EXAMPLES, self.reader.task.load(f"{data}/test.tsv")[:256]
 
     def loss(self, numbers):

@@ -97,6 +97,26 @@ def of_optimizers(records) -> list[dict[str, str]]:
     ]
 
 
+def of_methods(records) -> list[dict[str, str]]:
+    groups = {}
+    for r in records:
+        if r["suite"] == "methods" and not r["searched"]:
+            groups.setdefault((r["op"], r["candidate"]), []).append(r)
+    return [
+        {
+            "problem": problem,
+            "method": method,
+            "lr": f"{runs[0]['settings']['lr']:g}",
+            "runs": str(len(runs)),
+            "forwards": str(runs[0]["forwards"]),
+            "steps": str(runs[0]["steps"]),
+            "loss": spread([r["final_loss"] for r in runs], "{:.4f}"),
+            "accuracy": spread([r["test_accuracy"] for r in runs], "{:.3f}"),
+        }
+        for (problem, method), runs in groups.items()
+    ]
+
+
 def of_populations(records) -> list[dict[str, str]]:
     return [
         {

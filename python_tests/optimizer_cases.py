@@ -6,7 +6,7 @@ from functools import partial
 import own_optimizer  # noqa: F401  registers an optimizer from outside
 import torch
 
-from zokern import FZOO, MEAZO, Copied, EvolutionStrategies, MeZO, MeZOSVRG, ZOAdam, ZOConservative, ZOMomentum, ZOSign
+from zokern import FZOO, MEAZO, AdaMeZO, Copied, EvolutionStrategies, MeZO, MeZOSVRG, ZOAdam, ZOConservative, ZOMomentum, ZOSign
 from zokern.estimators import Closure, finite_difference
 from zokern.optim import optimizers
 
@@ -93,6 +93,9 @@ OPTIMIZERS = {
     "FZOO": partial(FZOO, q=3),
     "MEAZO q=2": partial(MEAZO, q=2),
     "MEAZO blocks": partial(block_by_block, make=MEAZO),
+    "AdaMeZO": partial(AdaMeZO, history=2),
+    "AdaMeZO q=2": partial(AdaMeZO, history=3, q=2, sparsity=0.3, noise="rademacher"),
+    "AdaMeZO copied": partial(AdaMeZO, perturbation="copied"),
     "MeZOSVRG copy": partial(SVRG, anchor="copy"),
     "MeZOSVRG replay": Replayed,
     "MeZOSVRG signs": partial(Replayed, noise="rademacher"),

@@ -45,6 +45,7 @@ OPTIMIZERS = {
     "ZOSign(params)": 0,
     "ZOConservative(params)": 0,
     "MeZOSVRG(params, anchor='replay')": 0,
+    "AdaMeZO(params)": 0,
     "ZOMomentum(params, state_dtype=torch.bfloat16)": 0.5,
     "ZOMomentum(params, weight_decay=0.1)": 1,
     "MeZOSVRG(params, anchor='copy', weight_decay=0.1)": 1,
@@ -55,6 +56,7 @@ STRIDED = {"MeZO(params, q=3)": 0, "MeZO(params, sparsity=0.5)": 0, "ZOMomentum(
 SIXTEEN = {
     "MeZO(params, q=3, perturbation='in-place')": 0,
     "MeZO(params, sparsity=0.5, perturbation='in-place')": 0,
+    "AdaMeZO(params, perturbation='in-place')": 0,
     "MeZO(params, perturbation='copied-own')": 0.5,
     "MeZO(params)": 1,
     "ZOMomentum(params, perturbation='in-place')": 1,

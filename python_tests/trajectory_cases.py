@@ -20,7 +20,10 @@ CASES = {
     "ForwardGradient": forward_gradient,
     "MeZO defer": partial(MeZO, defer=True),
     "MeZO defer one-sided": partial(MeZO, defer=True, q=2, estimator="one-sided"),
-    **{f"{name} streamed": OPTIMIZERS[name] for name in ("MeZO", "MeZO q=2", "MeZO blocks", "ZOConservative", "ZOAdam", "MeZOSVRG copy")},
+    **{
+        f"{name} streamed": OPTIMIZERS[name]
+        for name in ("MeZO", "MeZO q=2", "MeZO blocks", "ZOConservative", "ZOAdam", "AdaMeZO", "MeZOSVRG copy")
+    },
     "MeZOSVRG replay streamed": OPTIMIZERS["MeZOSVRG replay"],
     "MeZO defer streamed": partial(MeZO, defer=True),
     "MeZO sparse blocks": lambda params, **settings: OPTIMIZERS["MeZO blocks"](params, sparsity=0.4, **settings),

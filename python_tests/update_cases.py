@@ -7,11 +7,13 @@ import numpy as np
 import torch
 
 from zokern.kernels import reference
-from zokern.kernels.passes import RULES
+from zokern.kernels.passes import RULES as UPDATES
+from zokern.kernels.passes import WINDOWED_ADAM
 from zokern.kernels.tables import KEEP_ALL, Row, State, Table
 from zokern.noise import NoiseKey
 from zokern.noise.spec import ROUNDING, SIGNS, WEIGHTS
 
+RULES = {**UPDATES, WINDOWED_ADAM.name: WINDOWED_ADAM}
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 INTEGERS = {torch.float32: torch.int32, torch.bfloat16: torch.int16, torch.float16: torch.int16}
 NUMBERS = (-0.03, 0.9, 0.1, 0.99, 0.01, 1.5, 1e-8)
@@ -83,6 +85,7 @@ MASKED_LINES = [*LINES[1:5], Piece(64 * 20, 8 * 4096, 2, 2**31, columns=64, gap=
 # (rule, dtype of theta, dtype of the state)
 KINDS = [("sign", dtype, torch.float32) for dtype in DTYPES]
 KINDS += list(product(("momentum", "adam", "amsgrad"), DTYPES, (torch.float32, torch.bfloat16)))
+KINDS += [(WINDOWED_ADAM.name, dtype, torch.float32) for dtype in DTYPES]
 IN_16_BITS = [kind for kind in KINDS if kind[1] != torch.float32]
 
 
@@ -94,6 +97,12 @@ def keys_of(n, signs=False):
 
 def later_by(steps, keys):
     return [NoiseKey(key.seed, (key.step + steps) % 2**32, key.stream) for key in keys]
+
+
+def coefficients(rule, random):
+    """(a, b) of an update of random numbers [1 + the rule's of a key, keys, groups]. The last ones of several weigh squares."""
+    a, *b = random
+    return (a, b[0]) if len(b) == 1 else (a, torch.stack([*b[:-1], b[-1].abs()]))
 
 
 def with_special(theta):
@@ -116,7 +125,8 @@ def check_update(update_, rule, dtype, state_dtype, pieces, keys, decay=False, a
     generator = torch.Generator().manual_seed(len(keys))
     random = lambda *shape: torch.randn(*shape, generator=generator)  # noqa: E731
     slots, n = len(rule.state), len(rule.numbers)
-    a, b = random(len(keys), groups) / 8, random(len(keys), groups)
+    a, b = coefficients(rule, random(1 + rule.of_key, len(keys), groups))
+    a /= 8
     numbers = torch.tensor(NUMBERS[:n])[:, None] * (1 + torch.arange(groups) / 8)
     decay = 1 - torch.arange(1, groups + 1) / 64 if decay else None
     rounding_of = lambda probe: NoiseKey.of(2**64 - 5, 2**32 - 9, ROUNDING, probe)  # noqa: E731

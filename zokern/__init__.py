@@ -8,6 +8,7 @@ from .noise import NoiseKey
 from .optim import (
     FZOO,
     MEAZO,
+    AdaMeZO,
     Annealing,
     Check,
     EvolutionStrategies,
@@ -29,6 +30,7 @@ from .version import __version__
 __all__ = [
     "FZOO",
     "MEAZO",
+    "AdaMeZO",
     "Annealing",
     "Check",
     "Copied",

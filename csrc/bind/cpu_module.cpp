@@ -52,12 +52,12 @@ void replay_(int storage, uintptr_t rows, size_t n_rows, const Keys& keys, uintp
     zokern::replay(best, all, at<uint8_t>(instructions), n_instructions, at<float>(values), threads);
 }
 
-void update_(int storage, uintptr_t rows, size_t n_rows, const Keys& keys, uintptr_t in_theta, uintptr_t in_g, size_t groups,
+void update_(int storage, uintptr_t rows, size_t n_rows, const Keys& keys, uintptr_t in_theta, uintptr_t in_g, size_t of_key, size_t groups,
              uintptr_t decay, int code, uintptr_t numbers, size_t n_numbers, uintptr_t state, size_t n_slots, const Keys& state_rounding,
              const Keys& rounding, int threads, const std::string& isa) {
     const zokern::Isa& best = chosen(isa);
     const zokern::Pass all = pass(storage, storage, rows, n_rows, keys, rounding, groups, decay, state_rounding);
-    const zokern::Rule rule{code, at<float>(in_theta), at<float>(in_g), at<float>(numbers), n_numbers, at<int64_t>(state), n_slots};
+    const zokern::Rule rule{code, at<float>(in_theta), at<float>(in_g), of_key, at<float>(numbers), n_numbers, at<int64_t>(state), n_slots};
     pybind11::gil_scoped_release release;
     zokern::update(best, all, rule, threads);
 }

@@ -62,7 +62,7 @@ using Replay = void (*)(T* theta, const Run& run, const Passes& passes);
 
 /// What the elements of one run of an update share.
 struct Step {
-    const float *in_theta, *in_g;  // one a key
+    const float *in_theta, *in_g;  // one a key, and as many as the rule's sums ask for: [of_key][keys]
     const float* numbers;          // the rule's
 };
 
@@ -70,7 +70,7 @@ struct Step {
 template <class T>
 using Update = void (*)(T* theta, void* const* state, const Run& run, const Step& step);
 
-constexpr int kStorages = 3, kRules = 4, kSlots = 3;  // so many of Storage, of rules; the most slots that one has
+constexpr int kStorages = 3, kRules = 5, kSlots = 3;  // so many of Storage, of rules; the most slots that one has
 
 template <class T>
 struct Kernels {

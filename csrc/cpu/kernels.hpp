@@ -21,7 +21,8 @@ constexpr Kernels<T> kernels(Storage own) {
                    {{update<T, float, Sign>, nullptr},
                     {update<T, float, Momentum>, update<T, bfloat16, Momentum>},
                     {update<T, float, Adam>, update<T, bfloat16, Adam>},
-                    {update<T, float, Amsgrad>, update<T, bfloat16, Amsgrad>}}};
+                    {update<T, float, Amsgrad>, update<T, bfloat16, Amsgrad>},
+                    {update<T, float, WindowedAdam>, nullptr}}};
     fill<T, T>(all.add_noise[static_cast<int>(own)]);
     return all;
 }

@@ -234,13 +234,13 @@ void replay(const Isa& isa, const Pass& pass, const uint8_t* instructions, size_
 void update(const Isa& isa, const Pass& pass, const Rule& rule, int max_threads) {
     const bool in_bfloat16 = !pass.state_rounding.empty();
     const size_t n_keys = pass.keys.size(), state_size = in_bfloat16 ? sizeof(bfloat16) : sizeof(float);
-    const std::vector<float> in_theta = by_group(rule.in_theta, n_keys, pass.groups), in_g = by_group(rule.in_g, n_keys, pass.groups),
+    const std::vector<float> in_theta = by_group(rule.in_theta, n_keys, pass.groups), in_g = by_group(rule.in_g, rule.of_key * n_keys, pass.groups),
                              numbers = by_group(rule.numbers, rule.n_numbers, pass.groups);
     in_parallel(isa, pass, max_threads, [&](const auto& kernels, auto* theta, const Run& run, const Place& place) {
         void* state[kSlots];
         for (size_t s = 0; s < rule.n_slots; ++s)
             state[s] = reinterpret_cast<char*>(rule.state[place.row * rule.n_slots + s]) + place.begin * state_size;
-        const Step step{in_theta.data() + place.group * n_keys, in_g.data() + place.group * n_keys,
+        const Step step{in_theta.data() + place.group * n_keys, in_g.data() + place.group * rule.of_key * n_keys,
                         numbers.data() + place.group * rule.n_numbers};
         kernels.update[rule.code][in_bfloat16](theta, state, run, step);
     });

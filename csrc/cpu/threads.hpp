@@ -29,7 +29,8 @@ struct Pass {
 struct Rule {
     int code;
     const float* in_theta;  // [keys]
-    const float* in_g;      // [keys]
+    const float* in_g;      // [of_key][keys]
+    size_t of_key;          // numbers of a key there
     const float* numbers;   // [n_numbers]
     size_t n_numbers;
     const int64_t* state;  // addresses [rows][n_slots]

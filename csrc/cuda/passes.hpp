@@ -75,13 +75,13 @@ struct Replay : Pass {            // keys are in the order in which they are use
     uint32_t n_instructions;
 };
 
-enum class Rule { sign, momentum, adam, amsgrad };
+enum class Rule { sign, momentum, adam, amsgrad, windowed_adam };
 
 struct Update : Pass {
     ConstantKeys<1> only_key;  // the first of them
     const int64_t* states;     // [n_spans][the rule's slots]: addresses of what belongs to the first element of the span
     Numbers a;                 // [n_keys][groups], what each z' is multiplied by on its way to theta
-    Numbers b;                 // [n_keys][groups], and to g
+    Numbers b;                 // [numbers of a key][n_keys][groups], by which it goes into the rule's sums
     bool decays, at_random;
     Numbers decay;             // [groups], where decays
     Numbers numbers;           // [the rule's][groups]

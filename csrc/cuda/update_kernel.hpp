@@ -1,5 +1,5 @@
-// The kernel: theta <- decay * theta + sum_k a_k z'(key_k), and then a rule of g = sum_k b_k z'(key_k), over the span of one thread
-// block. Numbers: docs/noise_spec.md.
+// The kernel: theta <- decay * theta + sum_k a_k z'(key_k), and then a rule of its sums of b_k and z'(key_k), such as g, over the span of
+// one thread block. Numbers: docs/noise_spec.md.
 #pragma once
 
 #include "elements.hpp"
@@ -9,18 +9,39 @@
 namespace zokern {
 namespace {
 
-/// One step of rule R on n elements: theta, g, and the states.
+/// Element i of several arrays.
+template <int count, int rows, int n>
+__device__ __forceinline__ void take(Float* mine, const float (&all)[rows][n], int i) {
+#pragma unroll
+    for (int row = 0; row < count; ++row) mine[row].r = all[row][i];
+}
+template <int count, int rows, int n>
+__device__ __forceinline__ void give(const Float* mine, float (&all)[rows][n], int i) {
+#pragma unroll
+    for (int row = 0; row < count; ++row) all[row][i] = mine[row].r;
+}
+
+/// z of one key into the sums of element i.
+template <class Sums, int n>
+__device__ __forceinline__ void add(float (&sums)[Sums::sums][n], int i, float z, const float* b) {
+    Float mine[Sums::sums];
+    take<Sums::sums>(mine, sums, i);
+    Sums::add(mine, Float{z}, b);
+    give<Sums::sums>(mine, sums, i);
+}
+
+/// One step of rule R on n elements: theta, the sums, and the states.
 template <class R, int n>
-__device__ __forceinline__ void step(float (&x)[n], const float (&g)[n], float (&s)[R::slots + 1][n], const float* numbers) {
+__device__ __forceinline__ void step(float (&x)[n], const float (&sums)[R::Sums::sums][n], float (&s)[R::slots + 1][n],
+                                     const float* numbers) {
 #pragma unroll
     for (int i = 0; i < n; ++i) {
-        Float here{x[i]}, mine[R::slots + 1];
-#pragma unroll
-        for (int slot = 0; slot < R::slots; ++slot) mine[slot].r = s[slot][i];
-        R::step(here, Float{g[i]}, mine, numbers);
+        Float here{x[i]}, summed[R::Sums::sums], mine[R::slots + 1];
+        take<R::Sums::sums>(summed, sums, i);
+        take<R::slots>(mine, s, i);
+        R::step(here, summed, mine, numbers);
         x[i] = here.r;
-#pragma unroll
-        for (int slot = 0; slot < R::slots; ++slot) s[slot][i] = mine[slot].r;
+        give<R::slots>(mine, s, i);
     }
 }
 
@@ -54,6 +75,7 @@ __global__ void __launch_bounds__(kThreads, kOne ? 0 : 4) update_kernel(const __
     float numbers[R::numbers];
 #pragma unroll
     for (int j = 0; j < R::numbers; ++j) numbers[j] = p.numbers[j * p.groups + group];
+    using Sums = typename R::Sums;
     const float a0 = kOne ? p.a[group] : 0, b0 = kOne ? p.b[group] : 0;
 
     const auto on_under = [&](uint32_t high) {
@@ -62,25 +84,28 @@ __global__ void __launch_bounds__(kThreads, kOne ? 0 : 4) update_kernel(const __
         return [&, only](auto& row, const auto& place) {
             auto& x = row[0];
             constexpr int n = sizeof x / sizeof x[0];
-            float g[n] = {}, s[R::slots + 1][n];
+            float sums[Sums::sums][n] = {}, s[R::slots + 1][n];
 #pragma unroll
             for (int slot = 0; slot < R::slots; ++slot) read(s[slot], place, states[slot] + place.at);
 #pragma unroll
             for (int i = 0; i < n; ++i) x[i] *= decay;
 #pragma unroll 1
             for (uint32_t k = 0; k < n_keys; ++k) {
-                const float a = kOne ? a0 : p.a[k * p.groups + group], b = kOne ? b0 : p.b[k * p.groups + group];
-                const auto add = [&](int, int i, float z) { x[i] = __fmaf_rn(a, z, x[i]), g[i] = __fmaf_rn(b, z, g[i]); };
+                const float a = kOne ? a0 : p.a[k * p.groups + group];
+                float b[Sums::of_key];
+#pragma unroll
+                for (int j = 0; j < Sums::of_key; ++j) b[j] = kOne ? b0 : p.b[(j * n_keys + k) * p.groups + group];
+                const auto add_z = [&](int, int i, float z) { x[i] = __fmaf_rn(a, z, x[i]), add<Sums>(sums, i, z, b); };
                 const auto schedule = [&](uint32_t high) { return p.schedule(k, now, high); };
                 const auto mask = [&] { return mask_of(schedule(place.high)); };
                 if (kOne)
-                    each_z<false, 1, n>(place.q, place.high, only, one, add);
+                    each_z<false, 1, n>(place.q, place.high, only, one, add_z);
                 else if (p.signs)
-                    each_z<true, true, 1, n>(place.q, place.high, schedule(high_of<true>(place.high)), mask, keep_threshold, one, add);
+                    each_z<true, true, 1, n>(place.q, place.high, schedule(high_of<true>(place.high)), mask, keep_threshold, one, add_z);
                 else
-                    each_z<false, true, 1, n>(place.q, place.high, schedule(place.high), mask, keep_threshold, one, add);
+                    each_z<false, true, 1, n>(place.q, place.high, schedule(place.high), mask, keep_threshold, one, add_z);
             }
-            step<R>(x, g, s, numbers);
+            step<R>(x, sums, s, numbers);
 #pragma unroll
             for (int slot = 0; slot < R::slots; ++slot) {
                 const auto bits_of = [&](uint32_t high) { return p.state_rounding.schedule(slot, now, high); };
@@ -98,8 +123,9 @@ __global__ void __launch_bounds__(kThreads, kOne ? 0 : 4) update_kernel(const __
 
 template <class T, class S, class R>
 auto kernel_of(const Update& pass) {
-    const bool one = pass.n_keys == 1 && !(pass.signs || pass.masked || pass.pitched || pass.at_random);
-    return one ? update_kernel<T, S, R, true> : update_kernel<T, S, R, false>;
+    if constexpr (R::Sums::of_key == 1)
+        if (pass.n_keys == 1 && !(pass.signs || pass.masked || pass.pitched || pass.at_random)) return update_kernel<T, S, R, true>;
+    return update_kernel<T, S, R, false>;
 }
 
 template <class T, class R>
@@ -113,6 +139,7 @@ auto kernel_of(const Update& pass, Rule rule, Storage state) {
         case Rule::momentum: return kernel_of<T, Momentum>(pass, state);
         case Rule::adam: return kernel_of<T, Adam>(pass, state);
         case Rule::amsgrad: return kernel_of<T, Amsgrad>(pass, state);
+        case Rule::windowed_adam: return kernel_of<T, float, WindowedAdam>(pass);
         default: return kernel_of<T, float, Sign>(pass);  // which has no state
     }
 }

@@ -4,13 +4,12 @@ import numpy as np
 import pytest
 import torch
 from replay_cases import RUNS, A, B, check_replay
-from update_cases import MIXED, POSITIONS, Piece
+from update_cases import MIXED, POSITIONS, RULES, Piece, coefficients
 
 import zokern
 from zokern import Layout, NoiseKey, ops, use_backend
 from zokern.kernels import cpu
 from zokern.kernels import reference as reference_backend
-from zokern.kernels.passes import RULES
 from zokern.kernels.tables import State, Table, contiguous
 from zokern.noise import reference
 from zokern.noise.spec import PERTURBATION, SIGNS
@@ -111,7 +110,7 @@ def updated(backend, rule, dtype, state_dtype, n_keys, decay, rows=ROWS):
     state[1:] = [[v.abs() for v in slot] for slot in state[1:]]
     held = State(state_dtype, torch.tensor([[slot[i].data_ptr() for slot in state] for i in range(len(rows))], dtype=torch.int64))
     for step in (1, 2):
-        a, b = torch.randn(2, n_keys, 3, generator=generator)
+        a, b = coefficients(rule, torch.randn(1 + rule.of_key, n_keys, 3, generator=generator))
         numbers = torch.rand(len(rule.numbers), 3, generator=generator) + 0.01
         rounding = [NoiseKey(5, step, 3 << 24 | s) for s in range(len(state))] if state_dtype == torch.bfloat16 else None
         backend.update_(table_of(theta, rows), rule, keys_of(n_keys), a, b, decay, numbers, held, rounding)

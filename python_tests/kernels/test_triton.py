@@ -146,6 +146,7 @@ def test_update(rule, dtype, state):
 
 
 KINDS_MASKED = [("sign", 0, torch.float32), ("momentum", 1, torch.bfloat16), ("adam", 3, torch.float32), ("amsgrad", 2, torch.bfloat16)]
+KINDS_MASKED += [("windowed-adam", 4, torch.float32)]
 
 
 @pytest.mark.parametrize("rule, n, state", KINDS_MASKED, ids=str)
@@ -160,6 +161,7 @@ def test_update_anywhere(dtype, state, position):
 
 
 KINDS_ROUNDED = [("sign", 1, F16, F32), ("momentum", 2, BF16, BF16), ("adam", 1, F16, BF16), ("amsgrad", 1, BF16, F32)]
+KINDS_ROUNDED += [("windowed-adam", 2, BF16, F32)]
 
 
 @pytest.mark.parametrize("rule, n, dtype, state", KINDS_ROUNDED, ids=str)

@@ -97,7 +97,13 @@ def test_a_run_of_passes(pieces, dtype, signs):
     check_replay(backend.replay_, dtype, pieces, of_signs(run) if signs else run, DEVICE)
 
 
-UPDATED = [("sign", F16, F32, 1), ("momentum", F32, F32, 1), ("adam", BF16, BF16, 2), ("amsgrad", F32, BF16, 1)]
+UPDATED = [
+    ("sign", F16, F32, 1),
+    ("momentum", F32, F32, 1),
+    ("adam", BF16, BF16, 2),
+    ("amsgrad", F32, BF16, 1),
+    ("windowed-adam", F16, F32, 2),
+]
 
 
 @pytest.mark.parametrize("rule, dtype, state, n", UPDATED, ids=kind)

@@ -12,7 +12,7 @@ from optimizer_cases import OPTIMIZERS, Half
 from torch.nn.functional import cross_entropy
 
 import zokern
-from zokern import Check, ForwardGradient, Hybrid, MeZO, MeZOSVRG, NoiseKey, Trajectory, ZOAdam, ZOMomentum, ZOSign, splits
+from zokern import AdaMeZO, Check, ForwardGradient, Hybrid, MeZO, MeZOSVRG, NoiseKey, Trajectory, ZOAdam, ZOMomentum, ZOSign, splits
 from zokern.noise.spec import CHECK
 
 EVERY = {**OPTIMIZERS, "MeZO deferred": partial(MeZO, defer=True), "ForwardGradient": ForwardGradient}
@@ -87,6 +87,7 @@ SIZES = {
     "MeZO": (lambda p: MeZO(p, lr=0.1, q=4), lambda g: 0.1 * g / 2),
     "MeZO, warming up": (lambda p: MeZO([{"params": p, "initial_lr": 0.5}], lr=0.0), lambda g: 0.5 * g),
     "ZOAdam": (lambda p: ZOAdam(p, lr=0.1), lambda g: 0.1),
+    "AdaMeZO": (lambda p: AdaMeZO(p, lr=0.1), lambda g: 0.1),
     "ZOSign": (lambda p: ZOSign(p, lr=0.1), lambda g: 0.1),
     "ZOSign scalar": (lambda p: ZOSign(p, lr=0.1, form="scalar", q=4), lambda g: 0.05),
     "ZOMomentum": (lambda p: ZOMomentum(p, lr=0.1, momentum=0.6), lambda g: 0.1 * g / 0.8),

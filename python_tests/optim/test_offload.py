@@ -67,6 +67,7 @@ MAKE = {
     "deferred": partial(MeZO, defer=True),
     "decay": partial(MeZO, weight_decay=0.1),
     "adam": zokern.ZOAdam,
+    "adamezo": partial(zokern.AdaMeZO, history=2),
     "svrg, replay": partial(SVRG, anchor="replay", lr_full=1e-3, q=2),
     "svrg, copy": partial(SVRG, anchor="copy", lr_full=1e-3, q=2),
 }

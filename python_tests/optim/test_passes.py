@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from zokern import MeZO, MeZOSVRG, ZOAdam, ZOConservative, ZOMomentum, ZOSign
+from zokern import AdaMeZO, MeZO, MeZOSVRG, ZOAdam, ZOConservative, ZOMomentum, ZOSign
 from zokern.kernels import backend_for
 
 PASSES = {
@@ -18,6 +18,7 @@ PASSES = {
     "ZOSign, scalar": (lambda p: ZOSign(p, form="scalar"), 3),
     "ZOMomentum": (lambda p: ZOMomentum(p), 3),
     "ZOAdam": (lambda p: ZOAdam(p, weight_decay=0.1), 3),
+    "AdaMeZO": (lambda p: AdaMeZO(p, weight_decay=0.1, history=2), 3),
     "ZOConservative": (lambda p: ZOConservative(p), 6),
     "MeZOSVRG, replay": (lambda p: MeZOSVRG(p, q=100, anchor="replay"), 5),
     "MeZOSVRG, copy": (lambda p: MeZOSVRG(p, q=100, anchor="copy"), 5),

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from zokern import MeZO, NoiseKey, ZOAdam, ZOConservative, ZOMomentum, ZOSign
+from zokern import AdaMeZO, MeZO, NoiseKey, ZOAdam, ZOConservative, ZOMomentum, ZOSign
 
 STEPS, SEED = 6, 11
 SIZES = (37, 5, 61)
@@ -62,6 +62,15 @@ def adam(params, grad, state, t, lr, amsgrad=False, corrected=True):
     return [p - lr * (x / c1) / ((y / c2).sqrt() + delta) for p, x, y in zip(params, m, w)]
 
 
+def window(params, grad, state, t, lr, corrected=True):
+    """Adam over the gradients of the last four steps alone."""
+    grads, begun, steps = state.setdefault("grads", []), {}, 4
+    grads.append(grad)
+    for n, past in enumerate(grads[-steps:-1]):
+        adam(params, past, begun, n + 1, lr)
+    return adam(params, grad, begun, min(t, steps), lr, corrected=corrected)
+
+
 ADAM = dict(lr=1e-2, betas=(0.8, 0.95), delta=1e-3)
 RULES = {
     "MeZO": (MeZO, sgd, dict(lr=1e-3)),
@@ -70,6 +79,8 @@ RULES = {
     "ZOAdam": (ZOAdam, adam, ADAM),
     "ZOAdam amsgrad": (ZOAdam, lambda *a: adam(*a, amsgrad=True), dict(ADAM, amsgrad=True)),
     "ZOAdam uncorrected": (ZOAdam, lambda *a: adam(*a, corrected=False), dict(ADAM, bias_correction=False)),
+    "AdaMeZO": (AdaMeZO, window, dict(ADAM, history=4)),
+    "AdaMeZO uncorrected": (AdaMeZO, lambda *a: window(*a, corrected=False), dict(ADAM, history=4, bias_correction=False)),
 }
 ESTIMATORS = {
     "two-point": {},

@@ -9,7 +9,7 @@ import torch
 from hybrid_cases import Net
 from optimizer_cases import OPTIMIZERS
 
-from zokern import ForwardGradient, Hybrid, MeZO, MeZOSVRG, ZOAdam, splits
+from zokern import AdaMeZO, ForwardGradient, Hybrid, MeZO, MeZOSVRG, ZOAdam, splits
 
 MAKE = {**OPTIMIZERS, "ForwardGradient": ForwardGradient}
 # Optimizers that differ in the values of their settings alone, which a state brings along.
@@ -147,13 +147,21 @@ FORGED = {
     "block": [[], None, ["a", "b"], [0, 0, 0]],
     "betas": [(0.9,), (0.9, 1.0), 0.9],
     "trail": [5, {}, {"anchor": 0, "g_full": 1, "good": True, "moves": ()}],
+    "window": [
+        5,
+        {},
+        {"keys": (((1, 2, 3),),), "coefficients": torch.zeros(2, 2), "live": torch.tensor([True])},
+        {"keys": (((1, 2, 3, 4),),), "coefficients": torch.zeros(1, 2), "live": torch.tensor([True])},
+        {"keys": (((1, 2, -3),),), "coefficients": torch.zeros(1, 2), "live": torch.tensor([True])},
+        {"keys": (((1, 2, 3),),), "coefficients": torch.zeros(1, 2), "live": torch.tensor([1])},
+    ],
 }
 
 
 @pytest.mark.parametrize("group", [0, 1])
 @pytest.mark.parametrize("name", FORGED)
 def test_a_setting_that_no_state_holds_is_refused_before_anything_changes(name, group):
-    makers = {"betas": ZOAdam, "trail": MeZOSVRG, "keep": partial(MeZO, sparsity=0.3)}
+    makers = {"betas": ZOAdam, "trail": MeZOSVRG, "window": AdaMeZO, "keep": partial(MeZO, sparsity=0.3)}
     params = [torch.nn.Parameter(torch.randn(4)) for _ in range(3)]
     blocks = {"blocks": [[p] for p in params]} if name == "block" else {}
     optimizer = makers.get(name, MeZO)([{"params": params[:2]}, {"params": params[2:]}], **blocks)

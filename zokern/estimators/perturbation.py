@@ -140,11 +140,27 @@ class PerturbedWeights:
             state: parameters -> for each state of the rule, that of each parameter. Default: none.
         """
         slots = [state(layout.params) for layout in self.parts]  # all of them before anything moves
+        self._update(
+            decay, lambda i, theta, **own: ops.update_(theta, rule, terms, numbers, slots[i], state_rounding=state_rounding, **own)
+        )
+
+    def windowed_adam(
+        self, window: Sequence[Sequence[Term]], weights: tuple[Sequence[Number], Sequence[Number]], numbers: Sequence[Number],
+        decay: Number = 1.0,
+    ) -> None:  # fmt: skip
+        """theta <- Adam's step from decay * theta, by moments of the terms of several steps, with what is pending in the same pass.
+
+        Args: as ``zokern.ops.windowed_adam_`` takes them.
+        """
+        self._update(decay, lambda i, theta, **own: ops.windowed_adam_(theta, window, weights, numbers, **own))
+
+    def _update(self, decay: Number, make: Callable[..., None]) -> None:
+        """make(number of a part, its theta, pending, decay and rounding of the op): a pass over each part."""
         for i, theta in enumerate(self.theta):
             self._sweep(i)
             before = self.pending[i].then([], decay)
-            own = before.terms, before.decay, state_rounding, self.rounding or "nearest"
-            self._made(i, NOTHING, lambda: ops.update_(theta, rule, terms, numbers, slots[i], *own))  # noqa: B023
+            own = dict(pending=before.terms, decay=before.decay, rounding=self.rounding or "nearest")
+            self._made(i, NOTHING, lambda: make(i, theta, **own))  # noqa: B023
 
     def apply_pending(self) -> None:
         """Bring the model's weights to theta; in place, up to one rounding for each pass since they last were there."""
@@ -309,9 +325,9 @@ class StreamedWeights(PerturbedWeights):
     def over(self, tensors: list[torch.Tensor]) -> "StreamedWeights":
         return StreamedWeights(self.layout, self.shower, self.layout.over(tensors))
 
-    def update(self, *arguments: Any, **options: Any) -> None:
+    def _update(self, decay: Number, make: Callable[..., None]) -> None:
         with self._whole_update():
-            super().update(*arguments, **options)
+            super()._update(decay, make)
 
     def _apply_updates(self) -> None:
         if any(waiting.moves for waiting in self.pending):

@@ -45,8 +45,8 @@ class Backend(Protocol):
         state: State, state_rounding: Keys | None, rounding: NoiseKey | None = None,
     ) -> None:  # fmt: skip
         """theta <- decay theta + sum_k a_k z(key_k), and then the rule, with g = sum_k b_k z(key_k): a, b [keys, groups], decay [groups],
-        numbers [the rule's, groups]. ``state_rounding``: one key a state to round it with, or None; ``rounding``: as in
-        ``add_noise_``."""
+        numbers [the rule's, groups]. Of ``passes.WINDOWED_ADAM`` b is [4, keys, groups], by which g, m and v are summed.
+        ``state_rounding``: one key a state to round it with, or None; ``rounding``: as in ``add_noise_``."""
 
 
 if TYPE_CHECKING:

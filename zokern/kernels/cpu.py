@@ -60,6 +60,7 @@ def update_(
         *_memory_and_keys(table, keys),
         a.data_ptr(),
         b.data_ptr(),
+        rule.of_key,
         table.groups,
         0 if decay is None else decay.data_ptr(),
         rule.code,

@@ -11,7 +11,7 @@ from ..noise import NoiseKey
 
 Keys: TypeAlias = Sequence[NoiseKey]
 
-INTERFACE = 4  # of compiled code: raised when what it is handed changes its form
+INTERFACE = 5  # of compiled code: raised when what it is handed changes its form
 STORAGE = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 
 # A run of passes is a list of instructions, each with a value v for every group. What one does is any of these, in this order:
@@ -41,12 +41,14 @@ def signs(keys: Keys) -> bool:
 
 @dataclass(frozen=True)
 class Rule:
-    """A rule by its name, the small integer by which kernels know it, and what it calls its numbers and its states."""
+    """A rule by its name, the small integer by which kernels know it, and what it calls its numbers and its states. ``of_key``: how many
+    numbers a key has beside that in theta: its coefficient in g, and where there are more, those by which g goes into other sums."""
 
     name: str
     code: int
     numbers: tuple[str, ...]
     state: tuple[str, ...]
+    of_key: int = 1
 
 
 _ADAM = ("-lr / bc1", "b1", "1 - b1", "b2", "1 - b2", "1 / sqrt(bc2)", "delta")
@@ -59,3 +61,6 @@ RULES = {
         Rule("amsgrad", 3, _ADAM, ("m", "v", "w")),
     )
 }
+# Adam without state: m and v are summed of the g of several steps, whose keys follow each other. A key has its coefficient in g; what it
+# keeps of g so far, 0 where a step begins; the weights of g in m and of g^2 in v, 0 where a step does not end.
+WINDOWED_ADAM = Rule("windowed-adam", 4, ("-lr / bc1", "1 / sqrt(bc2)", "delta"), (), 4)

@@ -79,20 +79,30 @@ def update_(
     load, store, bits_type = STORAGE[table.dtype]
     load_state, _, state_bits = STORAGE[state.dtype]
     at_random = AT_RANDOM.get(table.dtype) if rounding else None
+    sums, add, step = RULES[rule.name]
     for row, i, line, column, first, count in _runs(table):
         part = _array(row.address, line * row.pitch + column, count, bits_type)
         slots = [_array(address, line * row.columns + column, count, state_bits) for address in state.addresses[i].tolist()]
         x = load(part)
-        g = np.zeros_like(x)
+        summed = (np.zeros_like(x),) * sums
         if scale is not None:
             x = scale[row.group] * x
-        for key, c, d in zip(keys, in_theta[:, row.group], in_g[:, row.group]):
+        for k, key in enumerate(keys):
             z = masked_noise(key, row.keep_threshold, first, count)
-            x, g = fma(c, z, x), fma(d, z, g)
-        x, *kept = RULES[rule.name](x, g, n[:, row.group], *map(load_state, slots))
+            x, summed = fma(in_theta[k, row.group], z, x), add(z, in_g[..., k, row.group], *summed)
+        x, *kept = step(x, *summed, n[:, row.group], *map(load_state, slots))
         part[:] = at_random(x, random_halves(rounding, first, count)) if rounding and at_random else store(x)
         for s, (slot, value) in enumerate(zip(slots, kept)):
             slot[:] = value if state_rounding is None else stochastic_bfloat16(value, random_halves(state_rounding[s], first, count))
+
+
+def _gradient(z: Array, b: Array, g: Array) -> tuple[Array, ...]:
+    return (fma(b, z, g),)
+
+
+def _moments(z: Array, b: Array, g: Array, m: Array, v: Array) -> tuple[Array, ...]:
+    g = fma(b[0], z, b[1] * g)
+    return g, fma(b[2], g, m), fma(b[3] * g, g, v)
 
 
 def _sign(x: Array, g: Array, n: Array) -> tuple[Array, ...]:
@@ -108,10 +118,25 @@ def _adam(x: Array, g: Array, n: Array, m: Array, v: Array, *greatest: Array) ->
     """``greatest``: of AMSGrad, the greatest v so far, which then stands for the last one."""
     m, v = fma(n[1], m, n[2] * g), fma(n[3], v, (n[4] * g) * g)
     kept = (v, *(np.where(v > w, v, w) for w in greatest))
-    return fma(n[0], m / fma(np.sqrt(kept[-1]), n[5], n[6]), x), m, *kept
+    return _adam_move(x, m, kept[-1], n[0], n[5], n[6]), m, *kept
 
 
-RULES: dict[str, Callable[..., tuple[Array, ...]]] = {"sign": _sign, "momentum": _momentum, "adam": _adam, "amsgrad": _adam}
+def _windowed_adam(x: Array, g: Array, m: Array, v: Array, n: Array) -> tuple[Array, ...]:
+    return (_adam_move(x, m, v, *n),)
+
+
+def _adam_move(x: Array, m: Array, v: Array, lr: Array, scale: Array, delta: Array) -> Array:
+    return fma(lr, m / fma(np.sqrt(v), scale, delta), x)
+
+
+# name -> how many sums of the noise it needs, how a key goes into them, the step
+RULES: dict[str, tuple[int, Callable[..., tuple[Array, ...]], Callable[..., tuple[Array, ...]]]] = {
+    "sign": (1, _gradient, _sign),
+    "momentum": (1, _gradient, _momentum),
+    "adam": (1, _gradient, _adam),
+    "amsgrad": (1, _gradient, _adam),
+    "windowed-adam": (3, _moments, _windowed_adam),
+}
 
 
 def _runs(table: Table) -> Iterator[tuple[Row, int, int, int, int, int]]:

@@ -6,6 +6,7 @@ from typing import TypeAlias
 
 import torch
 
+from ..kernels.passes import Rule
 from ..noise import NoiseKey
 from ..noise.spec import ROUNDING, WEIGHTS
 
@@ -42,6 +43,24 @@ def check_number(name: str, value: Number, groups: int) -> Number:
     elif not isinstance(value, Real):
         raise TypeError(f"{name} is {value!r}: pass a number, a 0-dim tensor, or one value per group, [{groups}]")
     return value
+
+
+def check_numbers(rule: Rule, numbers: Iterable[Number], groups: int) -> list[Number]:
+    """Refuse what are not the numbers of a rule. -> list of them."""
+    numbers = list(numbers)
+    if len(numbers) != len(rule.numbers):
+        raise ValueError(f"numbers has {len(numbers)} values: pass the {len(rule.numbers)} of {rule.name!r}: {', '.join(rule.numbers)}")
+    for n, value in enumerate(numbers):
+        check_number(f"numbers[{n}] ({rule.numbers[n]})", value, groups)
+    return numbers
+
+
+def merged(terms: Iterable[Term]) -> dict[NoiseKey, Number]:
+    """One coefficient a key."""
+    coefficients: dict[NoiseKey, Number] = {}
+    for key, c in terms:
+        coefficients[key] = coefficients[key] + c if key in coefficients else c
+    return coefficients
 
 
 def check_decay(decay: Number, groups: int, name: str = "decay") -> Number | None:

@@ -27,8 +27,9 @@ def stage(values: Sequence[Number], groups: int, device: torch.device) -> torch.
             else:
                 row.fill_(float(values[k]))
         return staged
-    if len(tensors) == len(values) and len({(v.device, v.dtype) for v in tensors.values()}) == 1 and not known:
-        return torch.stack([v.expand(groups) for v in tensors.values()]).to(device, torch.float32, non_blocking=device.type == "cuda")
+    if values and len(tensors) == len(values) and len({(v.device, v.dtype) for v in tensors.values()}) == 1:
+        stacked = torch.stack([v.expand(groups) for v in tensors.values()])
+        return stacked.float() if known else stacked.to(device, torch.float32, non_blocking=device.type == "cuda")
     plain = [0.0 if k in tensors else float(v.item() if isinstance(v, torch.Tensor) else v) for k, v in enumerate(values)]
     host = torch.tensor(plain, dtype=torch.float32).view(-1, 1)  # at once: one by one they cost several microseconds each
     if groups > 1:

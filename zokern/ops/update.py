@@ -18,7 +18,7 @@ from ..layout import Layout
 from ..memory import check_memory, lines
 from ..noise import NoiseKey
 from ..noise.spec import ROUNDING
-from .arguments import Number, Term, check_decay, check_kind, check_number, check_terms, rounding_key
+from .arguments import Number, Term, check_decay, check_kind, check_numbers, check_terms, merged, rounding_key
 from .staging import gathered, stage, tell_autograd
 
 STATE_DTYPES = (torch.float32, torch.bfloat16)
@@ -66,14 +66,10 @@ def update_(
     if rule not in RULES:
         raise ValueError(f"rule={rule!r} is unknown: pass one of {', '.join(map(repr, RULES))}")
     named, groups = RULES[rule], len(layout.coefficient_groups)
-    in_g, in_theta = _merged(check_terms("terms", terms, groups)), _merged(check_terms("pending", pending, groups))
+    in_g, in_theta = merged(check_terms("terms", terms, groups)), merged(check_terms("pending", pending, groups))
     check_kind("terms and pending", [*in_g, *in_theta])
     rounded_by = rounding_key(rounding, list(in_g))
-    numbers, scale = list(numbers), check_decay(decay, groups)
-    if len(numbers) != len(named.numbers):
-        raise ValueError(f"numbers has {len(numbers)} values: pass the {len(named.numbers)} of {rule!r}: {', '.join(named.numbers)}")
-    for n, value in enumerate(numbers):
-        check_number(f"numbers[{n}] ({named.numbers[n]})", value, groups)
+    numbers, scale = check_numbers(named, numbers, groups), check_decay(decay, groups)
     slots = [list(slot) for slot in state]
     tables, strided = layout.tables()
     seen = [rule, *map(location, slots)]
@@ -100,14 +96,6 @@ def update_(
         for (part, *parts), start in gathered([], [layout.params[i], *(slot[i] for slot in slots)]):
             run(layout.table_of(i, part, start), _addresses([parts], checked.dtype))
     tell_autograd(layout.params)
-
-
-def _merged(terms: list[Term]) -> dict[NoiseKey, Number]:
-    """One coefficient a key."""
-    merged: dict[NoiseKey, Number] = {}
-    for key, c in terms:
-        merged[key] = merged[key] + c if key in merged else c
-    return merged
 
 
 @dataclass(eq=False)

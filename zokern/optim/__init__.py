@@ -1,6 +1,7 @@
 """The optimizers."""
 
 from .adam import ZOAdam
+from .adamezo import AdaMeZO
 from .base import ZerothOrder
 from .check import Check
 from .conservative import ZOConservative
@@ -20,6 +21,7 @@ from .svrg import Annealing, MeZOSVRG
 __all__ = [
     "FZOO",
     "MEAZO",
+    "AdaMeZO",
     "Annealing",
     "Check",
     "ClosureOptimizer",

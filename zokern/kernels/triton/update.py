@@ -1,5 +1,5 @@
-"""theta <- decay * theta + sum_k a_k z(key_k), and then a rule of g = sum_k b_k z(key_k), one launch for many tensors. Numbers:
-docs/noise_spec.md."""
+"""theta <- decay * theta + sum_k a_k z(key_k), and then a rule of its sums of b_k and z(key_k), such as g, one launch for many tensors.
+Numbers: docs/noise_spec.md."""
 
 import triton
 import triton.language as tl
@@ -18,7 +18,7 @@ ROW = 1024
 SLOW = 256
 
 ONE = tl.constexpr(spec.ONE)
-SIGN, MOMENTUM, ADAM, AMSGRAD = (tl.constexpr(code) for code in range(4))  # the codes of passes.RULES
+SIGN, MOMENTUM, ADAM, AMSGRAD, WINDOWED_ADAM = (tl.constexpr(code) for code in range(5))  # the codes of passes.Rule
 
 
 @triton.jit
@@ -29,6 +29,8 @@ def move(x, g, s0, s1, s2, n0, n1, n2, n3, n4, n5, n6, RULE: tl.constexpr):
     elif RULE == MOMENTUM:
         s0 = fma(s0, n1, g)
         x = fma(s0, n0, x)
+    elif RULE == WINDOWED_ADAM:
+        x = adam_move(x, s0, tl.sqrt_rn(s1), n0, n1, n2)
     else:
         s0 = fma(s0, n1, n2 * g)
         s1 = fma(s1, n3, n4 * g * g)
@@ -37,8 +39,13 @@ def move(x, g, s0, s1, s2, n0, n1, n2, n3, n4, n5, n6, RULE: tl.constexpr):
             root = tl.sqrt_rn(s2)
         else:
             root = tl.sqrt_rn(s1)
-        x = fma(tl.div_rn(s0, fma(root, n5, n6)), n0, x)
+        x = adam_move(x, s0, root, n0, n5, n6)
     return x, s0, s1, s2
+
+
+@triton.jit
+def adam_move(x, m, root, n0, n1, n2):
+    return fma(tl.div_rn(m, fma(root, n1, n2)), n0, x)
 
 
 @triton.jit
@@ -61,13 +68,37 @@ def add_keys(
         g = tl.zeros_like(x)
         x, g = add_key(x, g, q, inside, high, seed0, step0, stream0, a0, b0, keep_threshold, one, EACH, SIGNS, MASKED)
     else:
-        # Zeros made of x, which the compiler does not know for a constant: it would lay them out otherwise than x.
-        g = (x.to(tl.int32, bitcast=True) & (one - ONE)).to(tl.float32, bitcast=True)
+        g = zeros(x, one)
         for k in range(n_keys):
             seed, step, stream = load_key(keys, k, n_keys)
             a_k, b_k = tl.load(a + k * groups), tl.load(b + k * groups)
             x, g = add_key(x, g, q, inside, high, seed, step, stream, a_k, b_k, keep_threshold, one, EACH, SIGNS, MASKED)
     return x, g
+
+
+@triton.jit
+def add_steps(
+    x, q, inside, high, keys, a, b, n_keys, groups, keep_threshold, one, EACH: tl.constexpr, SIGNS: tl.constexpr, MASKED: tl.constexpr
+):  # fmt: skip
+    """-> (x + sum_k a_k z(key_k), g, m, v): Adam's moments of g of several steps, whose keys follow each other."""
+    g = zeros(x, one)
+    m, v = g, g
+    for k in range(n_keys):
+        seed, step, stream = load_key(keys, k, n_keys)
+        z = noise(q, inside, high, seed, step, stream, keep_threshold, one, EACH, SIGNS, MASKED)
+        x = fma(z, tl.load(a + k * groups), x)
+        of_key, to_next = b + k * groups, n_keys * groups
+        coefficient, kept = tl.load(of_key), tl.load(of_key + to_next)
+        in_m, in_v = tl.load(of_key + 2 * to_next), tl.load(of_key + 3 * to_next)
+        g = fma(z, coefficient, kept * g)
+        m, v = fma(g, in_m, m), fma(in_v * g, g, v)
+    return x, g, m, v
+
+
+@triton.jit
+def zeros(x, one):
+    """Made of x, which the compiler does not know for a constant: it would lay them out otherwise than x."""
+    return (x.to(tl.int32, bitcast=True) & (one - ONE)).to(tl.float32, bitcast=True)
 
 
 @triton.jit
@@ -96,7 +127,7 @@ def update_kernel(
     keys,  # int32 [n_keys, 4]: seed mod 2^32, seed >> 32, step, stream
     rounding,  # int32 [ROUND + slots, 4]: by which theta is rounded, and each state in bfloat16
     a,  # float32 [n_keys, groups]
-    b,  # float32 [n_keys, groups]
+    b,  # float32 [the rule's of a key, n_keys, groups]
     decay,  # float32 [groups]
     numbers,  # float32 [the rule's, groups]
     n_keys,
@@ -117,8 +148,8 @@ def update_kernel(
     EACH: tl.constexpr = 4 if DTYPE == tl.float32 and STATE == tl.float32 else 8  # elements in a row that a lane takes
     ALIGN: tl.constexpr = 128 if SIGNS else EACH
     SHIFT: tl.constexpr = 7 if SIGNS else 2  # of the elements of a Philox block
-    SLOTS: tl.constexpr = RULE
-    NUMBERS: tl.constexpr = RULE + 1 if RULE < ADAM else 7
+    SLOTS: tl.constexpr = RULE if RULE < WINDOWED_ADAM else 0
+    NUMBERS: tl.constexpr = RULE + 1 if RULE < ADAM else 7 if RULE < WINDOWED_ADAM else 3
     address, pitch, _, _, numel, columns, first, step, group, keep_threshold = load_span(spans, PITCHED)
     a += group
     b += group
@@ -157,10 +188,14 @@ def update_kernel(
         s2 = load_state(p2, held, STATE, EACH) if SLOTS > 2 else x
         if DECAY:
             x *= scale
-        x, g = add_keys(
-            x, blocks_of(first, at, line, column, step, SHIFT, PITCHED), inside, high,
-            seed0, step0, stream0, a0, b0, keys, a, b, n_keys, groups, keep_threshold, one, ONE_KEY, EACH, SIGNS, MASKED,
-        )  # fmt: skip
+        q = blocks_of(first, at, line, column, step, SHIFT, PITCHED)
+        if RULE == WINDOWED_ADAM:
+            x, g, s0, s1 = add_steps(x, q, inside, high, keys, a, b, n_keys, groups, keep_threshold, one, EACH, SIGNS, MASKED)
+        else:
+            x, g = add_keys(
+                x, q, inside, high, seed0, step0, stream0, a0, b0, keys, a, b, n_keys, groups,
+                keep_threshold, one, ONE_KEY, EACH, SIGNS, MASKED,
+            )  # fmt: skip
         x, s0, s1, s2 = move(x, g, s0, s1, s2, n0, n1, n2, n3, n4, n5, n6, RULE)
         block = blocks_of(first, at, line, column + inside, step, 3, PITCHED)
         store(start, here, x, block, high, r_seed, r_step, r_stream, DTYPE, EACH, ROUND)
@@ -185,10 +220,12 @@ def update_kernel(
         s2 = widen(tl.load(p2.to(tl.pointer_type(STATE)) + j, below)) if SLOTS > 2 else x
         if DECAY:
             x *= scale
-        x, g = add_keys(
-            x, i, 0, 0, seed0, step0, stream0, a0, b0, keys, a, b, n_keys, groups,
-            keep_threshold, one, ONE_KEY, 0, SIGNS, MASKED,
-        )  # fmt: skip
+        if RULE == WINDOWED_ADAM:
+            x, g, s0, s1 = add_steps(x, i, 0, 0, keys, a, b, n_keys, groups, keep_threshold, one, 0, SIGNS, MASKED)
+        else:
+            x, g = add_keys(
+                x, i, 0, 0, seed0, step0, stream0, a0, b0, keys, a, b, n_keys, groups, keep_threshold, one, ONE_KEY, 0, SIGNS, MASKED
+            )  # fmt: skip
         x, s0, s1, s2 = move(x, g, s0, s1, s2, n0, n1, n2, n3, n4, n5, n6, RULE)
         store_at(theta + here, below, x, i, r_seed, r_step, r_stream, DTYPE, ROUND)
         if SLOTS > 0:
@@ -200,9 +237,9 @@ def update_kernel(
 
 
 def update_(table, rule, keys, a, b, decay, numbers, state, state_rounding, rounding=None) -> None:
-    """One step of ``rule`` (of passes.RULES) on every tensor of ``table``: a, b float32 [len(keys), groups], decay float32
-    [groups] or None, numbers float32 [the rule's, groups], state_rounding one key a state where ``state`` is in bfloat16, rounding that of
-    theta or None."""
+    """One step of ``rule``, a passes.Rule, on every tensor of ``table``: a float32 [len(keys), groups], b likewise, or [the rule's of_key,
+    len(keys), groups] where that is several, decay float32 [groups] or None, numbers float32 [the rule's, groups], state_rounding one key a
+    state where ``state`` is in bfloat16, rounding that of theta or None."""
     rows = spans(table)
     if not rows.shape[0]:
         return
