@@ -13,7 +13,7 @@ from attack import tiny
 from safetensors.torch import load_file, save_file
 
 import zokern
-from zokern import ForwardGradient, MeZO, MeZOSVRG, ZOAdam, ZOConservative, ZOMomentum, ZOSign
+from zokern import FZOO, MEAZO, AdaMeZO, EvolutionStrategies, ForwardGradient, MeZO, MeZOSVRG, ZOAdam, ZOConservative, ZOMomentum, ZOSign
 
 SAVED, RECORDED, FURTHER = 5, 7, 10  # steps after which a run is saved, its log is closed, and it ends
 SKIPPED = 3  # the step whose loss is not finite
@@ -82,6 +82,13 @@ CASES = {
     "mezo-svrg-copy": lambda net, groups: MeZOSVRG(groups, q=3, anchor="copy", weight_decay=0.125, lr_full=2**-8, **LINEAR),
     "mezo-svrg-replay": lambda net, groups: MeZOSVRG(groups, q=2, anchor="replay", sparsity=0.375, lr_full=2**-8, **LINEAR),
     "mezo-svrg-signs": lambda net, groups: MeZOSVRG(groups, q=3, anchor="replay", noise="rademacher", lr_full=2**-8, **LINEAR),
+    "es": lambda net, groups: EvolutionStrategies(groups, population=5, weight_decay=0.125, lr=2**-7, sigma=2**-5),
+    "es-mirrored-ranks-signs": lambda net, groups: EvolutionStrategies(
+        groups, population=6, mirrored=True, shaping="ranks", maximize=True, sparsity=0.375, noise="rademacher", lr=2**-7, sigma=2**-5
+    ),
+    "fzoo": lambda net, groups: FZOO(groups, q=3, weight_decay=0.125, lr=2**-7, eps=2**-5),
+    "meazo": lambda net, groups: MEAZO(groups, q=2, beta=0.5, delta=2**-10, lr=2**-7, eps=2**-5),
+    "adamezo": lambda net, groups: AdaMeZO(groups, history=3, q=2, weight_decay=0.125, **ADAM),
     "forward-gradient": lambda net, groups: ForwardGradient(groups, q=2, lr=2**-9, weight_decay=0.125),
 }
 
