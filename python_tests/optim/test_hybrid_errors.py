@@ -8,7 +8,7 @@ from hybrid_cases import ADAMW, EMBED, HEAD, LISA, SGD, ZO, Net, weights
 from tolerances import RESTORED
 from torch import nn
 
-from zokern import Hybrid, MeZO, splits
+from zokern import EvolutionStrategies, Hybrid, MeZO, splits
 
 
 def alias():
@@ -53,6 +53,7 @@ def alias_in_blocks(*places):
         (dict(fo=None), TypeError, "fo is a NoneType: pass a callable"),
         (dict(fo=lambda params: None), TypeError, "fo makes NoneType: pass what makes a torch Optimizer"),
         (dict(zo=partial(MeZO, defer=True)), ValueError, "defer=True: .*leave defer=False"),
+        (dict(zo=partial(EvolutionStrategies, maximize=True)), ValueError, "maximize=True, and fo goes down .*leave maximize=False"),
         (dict(zo=None, share_forward=True), ValueError, "share_forward=True with zo=None"),
         (dict(fo=torch.optim.LBFGS), ValueError, "fo makes LBFGS, whose step evaluates the loss itself: pass one that takes .grad"),
         (dict(split=LISA, fo=torch.optim.Adagrad), ValueError, "fo makes Adagrad, which keeps state for all parameters from the start"),

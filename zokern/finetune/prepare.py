@@ -132,7 +132,9 @@ def prepare(settings: Settings, path: Path, say: Callable[[str], None], resumed:
 
 def _described(run: Run) -> str:
     settings, loaded = run.settings, run.loaded
-    rates = [f"{title(name)[2:]} {value:g}" for name in ("lr", "eps", "fo_lr") if (value := getattr(settings, name))]
+    given = settings.optimizer_settings | {name: getattr(settings, name) for name in ("lr", "eps", "fo_lr")}
+    radius = settings.zeroth_class.radius if settings.zeroth_class else "eps"
+    rates = [f"{title(name)[2:]} {value:g}" for name in ("lr", radius, "fo_lr") if (value := given.get(name))]
     halves = f" of {settings.zo} and {settings.fo}" if settings.halves else ""
     new = ", new classification head" if loaded.fresh_head else ""
     how = f"{settings.optimizer}{halves}, {run.method}, {run.trained_parameters:,} parameters, {', '.join(rates)}"

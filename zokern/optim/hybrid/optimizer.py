@@ -263,6 +263,8 @@ class Hybrid(ClosureOptimizer):
             return
         if self.zo.param_groups[0].get("defer"):
             raise ValueError("zo made an optimizer with defer=True: Hybrid evaluates the model at theta itself; leave defer=False")
+        if self.zo.param_groups[0].get("maximize"):
+            raise ValueError("zo made an optimizer with maximize=True, and fo goes down along the same loss: leave maximize=False")
         if self.zo.full_batch:
             raise ValueError(f"zo made a {zo}, whose anchors need a full batch: pass another, such as {CURES['zo']}")
         if getattr(self.zo._kind, "offloaded", False):
