@@ -327,7 +327,7 @@ def trained(device, quick=False, dtypes=None, threads=None, data=None) -> list[T
     return [Trained("tiny", 2, 8, threads, 10, 5)] if quick else [Trained("MiniLM", 16, 32, threads, 100, 10, data)]
 
 
-WITHOUT_STATE = ("MeZO", "MeZO, q=4", "MeZO, half masked", "MeZO, 3 blocks", "ZOSign", "ZOConservative")
+WITHOUT_STATE = ("MeZO", "MeZO, q=4", "MeZO, half masked", "MeZO, 3 blocks", "ZOSign", "ZOConservative", "AdaMeZO")
 WITH_STATE = ("MeZOSVRG", "ZOMomentum", "ZOAdam")
 
 

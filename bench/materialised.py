@@ -126,12 +126,36 @@ class Adam(MeZO):
     slots = 2
 
     def update(self, direction, g):
-        (b1, b2), t = BETAS, self.steps + 1
+        for p, m, v in self.moments(direction, g):
+            self.go(p, m, v, self.steps + 1)
+
+    def moments(self, direction, g):
+        """Yields each parameter with its m and v, as they are after a step."""
+        b1, b2 = BETAS
         for (p, z), m, v in zip(self.noise(direction), *self.state):
             z.mul_(g)
-            m.mul_(b1).add_(z, alpha=1 - b1)
-            v.mul_(b2).addcmul_(z, z, value=1 - b2)
-            p.addcdiv_(m, v.sqrt().div_((1 - b2**t) ** 0.5).add_(DELTA), value=-LR / (1 - b1**t))
+            yield p, m.mul_(b1).add_(z, alpha=1 - b1), v.mul_(b2).addcmul_(z, z, value=1 - b2)
+
+    def go(self, p, m, v, t):
+        b1, b2 = BETAS
+        p.addcdiv_(m, v.sqrt().div_((1 - b2**t) ** 0.5).add_(DELTA), value=-LR / (1 - b1**t))
+
+
+class Window(Adam):
+    """AdaMeZO: m and v begin at 0 in every step, and go through the last ones again."""
+
+    def __init__(self, params, keep=None, block=None, draw=None, history=20):
+        super().__init__(params, draw=draw)
+        self.history, self.past = history, []
+
+    def update(self, direction, g):
+        self.past = [*self.past, (direction, g)][-self.history :]
+        for tensor in (*self.state[0], *self.state[1]):
+            tensor.zero_()
+        for step in self.past:
+            made = list(self.moments(*step))
+        for p, m, v in made:
+            self.go(p, m, v, len(self.past))
 
 
 class FusedAdam(MeZO):

@@ -6,7 +6,7 @@ and the states. Beside it the same rule with z in memory.
 
 import gc
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 import torch
@@ -30,11 +30,24 @@ CHECKED = 4  # steps
 
 @dataclass(frozen=True)
 class Own:
-    """zokern's optimizers by name, and the same rules by hand. ``steps``: of one call that is timed: a whole cycle of the rule."""
+    """zokern's optimizers by name, and the same rules by hand.
+
+    Attributes:
+        steps: of one call that is timed: a whole cycle of the rule.
+        beside: others of zokern's by name, timed in the same run, each with the rule by hand that it is checked against.
+        begun: steps that are taken before any is timed: windows are full then.
+    """
 
     ours: dict
     theirs: dict
     steps: int = 1
+    beside: dict = field(default_factory=dict)
+    begun: int = 0
+
+    @property
+    def pairs(self):
+        """(zokern's, by hand) of all that must lead to the same weights."""
+        return [*itertools.product(self.ours.values(), self.theirs.values()), *self.beside.values()]
 
 
 def thirds(params):
@@ -51,6 +64,10 @@ def of(optimizer, **settings):
     return partial(optimizer, lr=LR, eps=EPS, **settings)
 
 
+def window(history):
+    return of(zokern.AdaMeZO, history=history, betas=BETAS, delta=DELTA), partial(by_hand.Window, history=history)
+
+
 svrg = partial(of, zokern.MeZOSVRG, lr_full=LR, q=2)
 adam = {MATERIALISED: by_hand.Adam, FUSED: by_hand.FusedAdam}
 OPTIMIZERS = {
@@ -61,6 +78,16 @@ OPTIMIZERS = {
     "ZOSign": Own({"zokern.ZOSign": of(zokern.ZOSign)}, {MATERIALISED: by_hand.Sign}),
     "ZOMomentum": Own({"zokern.ZOMomentum": of(zokern.ZOMomentum, momentum=MOMENTUM)}, {MATERIALISED: by_hand.Momentum}),
     "ZOAdam": Own({"zokern.ZOAdam": of(zokern.ZOAdam, betas=BETAS, delta=DELTA)}, adam),
+    "AdaMeZO": Own(
+        {"zokern.AdaMeZO, history=20": window(20)[0]},
+        {MATERIALISED: window(20)[1]},
+        beside={
+            "zokern.MeZO": (of(zokern.MeZO), by_hand.MeZO),
+            "zokern.ZOAdam": (of(zokern.ZOAdam, betas=BETAS, delta=DELTA), by_hand.Adam),
+            **{f"zokern.AdaMeZO, history={history}": window(history) for history in (1, 10, 50)},
+        },
+        begun=50,
+    ),
     "ZOConservative": Own({"zokern.ZOConservative": of(zokern.ZOConservative)}, {MATERIALISED: by_hand.Conservative}),
     "MeZOSVRG": Own(
         {"zokern.MeZOSVRG, copy": svrg(anchor="copy"), "zokern.MeZOSVRG, replay": svrg(anchor="replay")},
@@ -102,14 +129,17 @@ def measure(case: OwnPart, device) -> list[dict]:
     torch.set_num_threads(case.threads)
     own, sizes = OPTIMIZERS[case.optimizer], shapes(case.model)
     layout, optimizers = None, {}
-    for name, ours in own.ours.items():
-        for theirs in own.theirs.values():
-            check(ours, theirs, weights(sizes, case.dtype, device))
-            gc.collect()  # of a billion weights and their states the GPU has no room for many
+    for ours, theirs in own.pairs:
+        check(ours, theirs, weights(sizes, case.dtype, device))
+        gc.collect()  # of a billion weights and their states the GPU has no room for many
+    zokerns = own.ours | {name: ours for name, (ours, _) in own.beside.items()}
+    for name, ours in zokerns.items():
         optimizers[name] = ours(weights(sizes, case.dtype, device))
         layout = optimizers[name].layout
     for name, theirs in own.theirs.items():
         optimizers[name] = theirs(weights(sizes, case.dtype, device), layout.keep, layout.block)
+    for optimizer in optimizers.values():
+        stepper(optimizer, own.begun)()
     candidates = {name: stepper(optimizer, own.steps) for name, optimizer in optimizers.items()}
     floor = weights(sizes, case.dtype, device)
     candidates[FLOOR] = lambda: [p.data.mul_(1) for p in floor]
@@ -121,7 +151,7 @@ def measure(case: OwnPart, device) -> list[dict]:
         return {
             "suite": "optimizers",
             "op": case.optimizer,
-            **record.backend(device, name in own.ours),
+            **record.backend(device, name in zokerns),
             "dtype": case.dtype,
             "n": n,
             "threads": case.threads,
@@ -132,6 +162,7 @@ def measure(case: OwnPart, device) -> list[dict]:
             "ns_per_element": samples[name].median / steps / n * 1e9,
             "weights_bytes": n * floor[0].element_size(),
             "state_bytes": None if name == FLOOR else state_bytes(optimizers[name]),
+            **({"speedup": None} if name in own.beside else {}),  # over another rule it says nothing
         }
 
     return record.lines(device, samples, FLOOR, MATERIALISED, describe)

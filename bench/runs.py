@@ -89,7 +89,7 @@ def of_optimizers(records) -> list[dict[str, str]]:
             "how": r["candidate"],
             "threads": str(r["threads"]),
             "ms a step": f"{r['step_s'] * 1e3:.1f}",
-            "x": f"{r['speedup']:.1f}",
+            "x": "" if r["speedup"] is None else f"{r['speedup']:.1f}",
             "of floor": f"{r['share_of_floor']:.2f}",
             "state": f"{r['state_bytes'] / r['weights_bytes']:.0f}",
         }

@@ -39,7 +39,8 @@ import triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from zokern.kernels.passes import RULES
+from zokern.kernels.passes import RULES as UPDATES
+from zokern.kernels.passes import WINDOWED_ADAM
 from zokern.kernels.spans import BLOCK
 from zokern.kernels.triton import add_noise, replay, update
 
@@ -49,7 +50,9 @@ CUDA_THREADS = 128  # of a block, kThreads in csrc/cuda/noise.hpp
 DTYPES = {"fp32": tl.float32, "bf16": tl.bfloat16, "fp16": tl.float16}
 # As C++ compilers write them in the names of functions.
 MANGLED = {"fp32": "f", "bf16": "13__nv_bfloat16", "fp16": "6__half"}
+RULES = {**UPDATES, WINDOWED_ADAM.name: WINDOWED_ADAM}
 MANGLED_RULES = {"sign": "4SignE", "momentum": "8MomentumE", "adam": "8AdamLikeILb0EEE", "amsgrad": "8AdamLikeILb1EEE"}
+MANGLED_RULES |= {WINDOWED_ADAM.name: "12WindowedAdamE"}
 POINTERS = {"spans": "*i64", "states": "*i64", "keys": "*i32", "rounding": "*i32", "instructions": "*u8"}
 INTEGERS = ("terms", "n_keys", "n_instructions", "groups", "one")
 MODULES = {"add_noise": add_noise, "replay": replay, "update": update}
@@ -288,6 +291,7 @@ def main():
         terms = [terms for terms in arguments.terms if terms != "2"]
         cases = list(product(["update"], arguments.dtype, terms, [True], arguments.rule, arguments.state, [signs]))
         cases = [case for case in cases if RULES[case[4]].state or case[5] == "fp32"]
+        cases = [case for case in cases if RULES[case[4]].of_key == 1 or case[2] == "n"]  # one kernel for any number of keys
     if arguments.passes:
         cases = list(product(["replay"], arguments.dtype, ["n"], [True], [None], ["fp32"], [signs]))
     lines, failures = [], []

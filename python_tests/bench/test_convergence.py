@@ -160,6 +160,7 @@ def test_own_parts_are_recorded(own):
     assert {state[op, "zokern.MeZO"] for op, how in state if how == "zokern.MeZO"} == {0}
     assert state["ZOSign", "zokern.ZOSign"] == state["ZOConservative", "zokern.ZOConservative"] == 0
     assert state["ZOMomentum", "zokern.ZOMomentum"] == 1 and state["ZOAdam", "zokern.ZOAdam"] == state["ZOAdam", optimizers.FUSED] == 2
+    assert {state[op, how] for op, how in state if how.startswith("zokern.AdaMeZO, history=")} == {0}
     assert state["MeZOSVRG", "zokern.MeZOSVRG, replay"] == 0
     assert state["MeZOSVRG", "zokern.MeZOSVRG, copy"] == 1 and state["MeZOSVRG", optimizers.MATERIALISED] == 2
     assert "ms a step" in printed
@@ -170,12 +171,11 @@ def test_a_wrong_rule_is_refused(name, monkeypatch):
     """Off by a thousandth in its learning rate; and one that draws another z."""
     rule = optimizers.OPTIMIZERS[name]
     params = [(160, 33), (3,), (41, 7)]
-    for ours in rule.ours.values():
-        for theirs in rule.theirs.values():
+    for ours, theirs in rule.pairs:
+        optimizers.check(ours, theirs, optimizers.weights(params, "fp32", CPU))
+        with monkeypatch.context() as patch, pytest.raises(Refused):
+            patch.setattr(materialised, "LR", materialised.LR * 1.001)
             optimizers.check(ours, theirs, optimizers.weights(params, "fp32", CPU))
-            with monkeypatch.context() as patch, pytest.raises(Refused):
-                patch.setattr(materialised, "LR", materialised.LR * 1.001)
-                optimizers.check(ours, theirs, optimizers.weights(params, "fp32", CPU))
-            with monkeypatch.context() as patch, pytest.raises(Refused):
-                patch.setattr(optimizers, "masked_noise", lambda key, *where: masked_noise(key.to(7), *where))
-                optimizers.check(ours, theirs, optimizers.weights(params, "fp32", CPU))
+        with monkeypatch.context() as patch, pytest.raises(Refused):
+            patch.setattr(optimizers, "masked_noise", lambda key, *where: masked_noise(key.to(7), *where))
+            optimizers.check(ours, theirs, optimizers.weights(params, "fp32", CPU))

@@ -45,6 +45,9 @@ UPDATES = [  # arch, rule, dtype, state, terms, kind, instructions
     (90, "sign", "bf16", "fp32", "n", ["--stochastic"], 26),
 ]
 
+# Of a key of windowed Adam, all that its moments ask for. Measured with triton 3.7: 35.9, 35.9, 35.3.
+WINDOWED = [(90, "bf16", 38), (80, "fp16", 38), (90, "fp32", 38)]
+
 
 def of_terms(arch, dtype, terms, kind=()):
     return ("--arch", str(arch), "--dtype", dtype, "--terms", str(terms), "--decay", "no", *kind)
@@ -58,6 +61,10 @@ def of_update(arch, rule, dtype, state, terms, kind):
     return ("--arch", str(arch), "--rule", rule, "--dtype", dtype, "--state", state, "--terms", terms, *kind)
 
 
+def of_window(arch, dtype):
+    return of_update(arch, "windowed-adam", dtype, "fp32", "n", ())
+
+
 @pytest.fixture(scope="module")
 def every_count(tmp_path_factory):
     """The lines of bench/sass.py for all of these, by Triton's own compiler, and what it printed."""
@@ -69,6 +76,7 @@ def every_count(tmp_path_factory):
     commands += [of_terms(*case) for *case, _ in KINDS_OF_PASS]
     commands += [of_passes(*case) for *case, _ in RUN]
     commands += [of_update(*case) for *case, _ in UPDATES]
+    commands += [of_window(*case) for *case, _ in WINDOWED]
     return counted_kernels.count(tmp_path_factory.mktemp("sass"), *commands)
 
 
@@ -115,3 +123,10 @@ def test_compiled_loop_of_an_update(count, arch, rule, dtype, state, terms, kind
     assert most is None or line["per_element"] <= most
     stores = {access.rsplit(".")[-1] for access in line["accesses"] if terms == "1" or access.startswith("STG")}
     assert stores == {"128"}
+
+
+@pytest.mark.parametrize("arch, dtype, most", WINDOWED)
+def test_compiled_loop_of_a_window(count, arch, dtype, most):
+    line = count(of_window(arch, dtype))
+    assert line["per_element_and_term"] <= most
+    assert {access.rsplit(".")[-1] for access in line["accesses"] if access.startswith("STG")} == {"128"}
