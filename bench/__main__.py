@@ -108,7 +108,7 @@ def work_of(arguments, device) -> list:
         ],
         "methods": [(methods, methods.cases(**few), lambda case: methods.missing(case, arguments.out))],
         "offload": [(offload, offload.cases(arguments.quick, arguments.dtype), of_model)],
-        "populations": [(populations, populations.cases(arguments.quick, arguments.dtype), of_model)],
+        "populations": [(populations, populations.cases(device, arguments.quick, arguments.dtype), of_model)],
         "rewards": [(rewards, rewards.cases(**few), lambda case: rewards.missing(case, arguments.out))],
     }
     work, told = [], set()
