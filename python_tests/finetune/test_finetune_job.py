@@ -265,7 +265,7 @@ REFUSED = {
     "batch": (dict(batch_size=49), "--batch-size 49 is more than the 48 training rows"),
     "no_model": (dict(model="./nowhere"), "--model './nowhere' does not exist"),
     "orphan": (dict(data=None, model=None, label="x"), "belong to --data"),
-    "optimizer": (dict(optimizer="adam"), "--optimizer adam: pass one of forward-gradient, hybrid, mezo, "),
+    "optimizer": (dict(optimizer="adam"), "--optimizer adam: pass one of adamezo, forward-gradient, hybrid, mezo, "),
     "typo": (dict(optimizer="mezzo"), "(did you mean 'mezo'?)"),
     "of_another": (dict(momentum=0.5), "--momentum is no option of --optimizer mezo: leave it out, or pass "),
     "eps_of_none": (dict(optimizer="forward-gradient", eps=1e-3), "--eps is no option of --optimizer forward-gradient"),

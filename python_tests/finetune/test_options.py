@@ -129,7 +129,7 @@ def test_flags_that_are_on_can_be_taken_off(few, tmp_path):
 def test_settings_that_the_run_has_of_its_own():
     with pytest.raises(BadInput, match="optimizer_settings holds 'lr', .* pass Settings.lr=...."):
         Settings(optimizer_settings={"lr": 1e-3}).checked()
-    with pytest.raises(BadInput, match="--eps is no option of --optimizer forward-gradient: leave it out, or pass mezo"):
+    with pytest.raises(BadInput, match="--eps is no option of --optimizer forward-gradient: leave it out, or pass adamezo or mezo"):
         Settings(optimizer="forward-gradient", eps=1e-3).checked()
 
 
@@ -184,7 +184,7 @@ def test_an_optimizer_of_another_package_is_an_option(few, tmp_path):
     assert done.returncode == 0, done.stderr
     said = json.loads(done.stdout)
     assert said[2] == "error: --power 2.0: pass a number in [0, 1]\n"
-    assert said[3] == "error: --delta is no option of --optimizer sign-momentum: leave it out, or pass zo-adam\n"
+    assert said[3] == "error: --delta is no option of --optimizer sign-momentum: leave it out, or pass adamezo or zo-adam\n"
     assert "--power" in said[4] and "sign-momentum: Of the projected gradient's size: 0 is the sign alone (a number in [0, 1])." in said[4]
     assert json.loads((tmp_path / "run" / "run.json").read_text())["settings"]["power"] == 1 and not (tmp_path / "no").exists()
     zokern("finetune", *few, "--out", tmp_path / "mezo", "--lr", "4e-3")

@@ -29,7 +29,7 @@ class AdaMeZO(ZerothOrder):
     Args:
         lr: step in units of theta. Default 1e-4.
         history: steps that the moments are of; >= 1. An update makes the noise of them all, in one pass, and so its cost grows with it
-            (docs/benchmarking.md). Default 20, after which betas[0] = 0.9 has forgotten 88 %.
+            (docs/benchmarking.md). Default 20, in which betas[0] = 0.9 has 88 % of its weight.
         betas, delta, bias_correction: as of ``ZOAdam``.
         Others: as of ``MeZO``, without defer.
     State: none of the size of a parameter. ``param_groups`` hold "window": the keys and coefficients of the last steps, and which of them
