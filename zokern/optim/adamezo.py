@@ -29,7 +29,7 @@ class AdaMeZO(ZerothOrder):
     Args:
         lr: step in units of theta. Default 1e-4.
         history: steps that the moments are of; >= 1. An update makes the noise of them all, in one pass, and so its cost grows with it
-            (docs/benchmarking.md). Default 20, after which betas[0] = 0.9 has forgotten 88 %.
+            (docs/benchmarking.md). Default 20, in which betas[0] = 0.9 has 88 % of its weight.
         betas, delta, bias_correction: as of ``ZOAdam``.
         maximize: True: the closure returns a reward. Default False.
         Others: as of ``MeZO``, without defer.
