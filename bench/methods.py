@@ -27,10 +27,10 @@ POINTS = 20  # of a curve, besides its first one
 METHODS = {
     "MeZO": (zokern.MeZO, (3e-4, 1e-3, 3e-3), (2e-6, 5e-6, 1e-5)),
     "ZO-Adam": (zokern.ZOAdam, (1e-3, 3e-3, 1e-2), (3e-5, 1e-4, 3e-4)),
-    "MEAZO": (zokern.MEAZO, (3e-4, 1e-3, 3e-3), (1e-5, 3e-5, 1e-4)),
-    "FZOO, q = 8": (zokern.FZOO, (1e-3, 3e-3, 1e-2), (3e-5, 1e-4, 3e-4)),
+    "MEAZO": (zokern.MEAZO, (1e-3, 3e-3, 1e-2), (1e-5, 3e-5, 1e-4)),
+    "FZOO, q = 8": (zokern.FZOO, (3e-3, 1e-2, 3e-2), (3e-5, 1e-4, 3e-4)),
     "AdaMeZO, 20 steps": (zokern.AdaMeZO, (1e-3, 3e-3, 1e-2), (3e-5, 1e-4, 3e-4)),
-    "ES, 16 mirrored": (partial(zokern.EvolutionStrategies, population=16, mirrored=True), (3e-3, 1e-2, 3e-2), (1e-4, 3e-4, 1e-3)),
+    "ES, 16 mirrored": (partial(zokern.EvolutionStrategies, population=16, mirrored=True), (3e-3, 1e-2, 3e-2, 1e-1), (1e-4, 3e-4, 1e-3)),
 }
 
 
