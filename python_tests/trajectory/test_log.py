@@ -1,13 +1,16 @@
 """Logs as they are read: whole, torn, edited, of others."""
 
 import json
+import math
+import warnings
 import zlib
 
 import numpy as np
 import pytest
+import torch
 from trajectory_cases import Net, batch, optimizer_of
 
-from zokern import Trajectory, record, trajectory
+from zokern import EvolutionStrategies, Trajectory, record, trajectory
 
 
 @pytest.fixture
@@ -147,7 +150,7 @@ def test_a_description(log):
     losses = run.losses()
     header, *rest = log.read_bytes().split(b"\n")
     expected = dict(
-        steps=7, skipped=1, followed=7, first_loss=losses[0], last_loss=losses[6], optimizer="MeZO", changed=["lr"], groups=2,
+        steps=7, skipped=1, dropped=0, followed=7, first_loss=losses[0], last_loss=losses[6], optimizer="MeZO", changed=["lr"], groups=2,
         tensors=5, parameters=77 + 63 + 63 + 9, dtypes={"float32": 212}, sparse_or_in_blocks=[], noise_spec=2, format=1,
         torn=True, notes={"by": "a test"},
         bytes=run.size, bytes_a_step=round((run.size - len(header) - 1) / 7, 1),
@@ -184,3 +187,19 @@ def test_no_flipped_bit_goes_unnoticed(recorded):
             torn += 1
             assert run.torn and [repr(step) for step in run.steps] == whole[:3] and at == len(data) - 1
     assert torn == 8
+
+
+def test_dropped_members_are_counted_in_the_summary(tmp_path):
+    """Of two steps, one with two members that are not finite; a loss that is not is none of the first step's mean."""
+    p = torch.nn.Parameter(torch.ones(5))
+    optimizer = EvolutionStrategies([p], population=4, maximize=True)
+    rewards = iter([1.0, math.nan, 2.0, math.inf, 1.0, 2.0, 3.0, 4.0])
+    with warnings.catch_warnings(), record(optimizer, tmp_path / "log"):
+        warnings.simplefilter("ignore", RuntimeWarning)
+        for _ in range(2):
+            optimizer.step(lambda: next(rewards))
+    log = Trajectory.read(tmp_path / "log")
+    said = trajectory.describe(log)
+    assert (said["dropped"], said["skipped"], optimizer.dropped) == (2, 0, 2)
+    assert log.losses().tolist() == [1.5, 2.5]
+    assert trajectory.lines(log)[0] == "EvolutionStrategies: 2 steps, reward 1.5 to 2.5, 2 members dropped"

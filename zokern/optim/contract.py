@@ -87,6 +87,11 @@ class ClosureOptimizer(torch.optim.Optimizer):
         losses = cls.losses_in(settings)
         return sum(not all(map(math.isfinite, step[losses])) for step in steps)
 
+    @classmethod
+    def dropped_in(cls, steps: Iterable[Sequence[float]], settings: Settings) -> int:
+        """How many members of populations were left out, given as in ``skipped_in``."""
+        return 0
+
     @property
     def full_batch_due(self) -> bool:
         """Whether the next step needs the loss of the full batch."""

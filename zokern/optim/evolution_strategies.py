@@ -35,6 +35,11 @@ class Population(ZerothOrder):
         members = cls.members_in(settings)
         return sum(sum(abs(x) < LARGEST for x in step[members]) < 2 for step in steps)
 
+    @classmethod
+    def dropped_in(cls, steps: Iterable[Sequence[float]], settings: Settings) -> int:
+        members = cls.members_in(settings)
+        return sum(not abs(x) < LARGEST for step in steps for x in step[members])
+
     def losses_by_name(self) -> dict[str, torch.Tensor]:
         """Of the newest step, 0-dim tensors: "loss_best" and "loss_worst" of the members, or, with maximize=True, "reward_..."."""
         group = self.param_groups[0]

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from ..estimators.estimate import LARGEST
 from ..optim.settings import PER_PARAMETER
 from .header import logged_class, settings_of
 from .text import header_line
@@ -17,7 +18,8 @@ def describe(trajectory: Trajectory) -> dict[str, Any]:
     """What a log says of its run, as JSON can hold it.
 
     Returns:
-        steps; skipped: steps that moved nothing, because a loss was not finite; followed: steps that can be replayed;
+        steps; skipped: steps that moved nothing, because a loss was not finite; dropped: members of populations that were left out for
+        that reason; followed: steps that can be replayed;
         first_loss, last_loss: None where there is none, or it was not finite;
         optimizer; settings: at step 0, a list where groups differ; changed: names of the settings that did;
         groups, tensors, parameters: how many; dtypes: name -> parameters; sparse_or_in_blocks: which of "keep" and "block" there are;
@@ -31,7 +33,8 @@ def describe(trajectory: Trajectory) -> dict[str, Any]:
     settings = settings_of(header)
     return {
         "steps": len(trajectory),
-        "skipped": _skipped(trajectory),
+        "skipped": _counted(trajectory, "skipped_in"),
+        "dropped": _counted(trajectory, "dropped_in"),
         "followed": min(trajectory.steps.changes.get("disturbed", ()), default=len(trajectory)),
         "first_loss": _finite(losses[:1]),
         "last_loss": _finite(losses[-1:]),
@@ -55,8 +58,9 @@ def describe(trajectory: Trajectory) -> dict[str, Any]:
 def lines(trajectory: Trajectory) -> list[str]:
     """What ``describe`` says, as lines to print."""
     d = describe(trajectory)
-    losses = "" if d["first_loss"] is None and d["last_loss"] is None else f", loss {_shown(d['first_loss'])} to {_shown(d['last_loss'])}"
-    skipped = f", {d['skipped']} skipped" if d["skipped"] else ""
+    what = "reward" if d["settings"].get("maximize") else "loss"
+    losses = "" if d["first_loss"] is None and d["last_loss"] is None else f", {what} {_shown(d['first_loss'])} to {_shown(d['last_loss'])}"
+    skipped = "".join(f", {d[name]} {said}" for name, said in (("skipped", "skipped"), ("dropped", "members dropped")) if d[name])
     text = [f"{d['optimizer']}: {_many(d['steps'], 'step')}{losses}{skipped}"]
     text.append("settings: " + ", ".join(f"{name}={_shown(value)}" for name, value in d["settings"].items()))
     if d["changed"]:
@@ -74,12 +78,12 @@ def lines(trajectory: Trajectory) -> list[str]:
     return text
 
 
-def _skipped(trajectory: Trajectory) -> int:
-    """How many steps moved nothing."""
-    if not np.isnan(trajectory.steps.measurements).any():
+def _counted(trajectory: Trajectory, what: str) -> int:
+    """What the optimizer's class counts of measurements."""
+    if bool((np.abs(trajectory.steps.measurements) < LARGEST).all()):
         return 0
     steps = (measurements for measurements, _ in trajectory.steps)
-    return logged_class(trajectory.header).skipped_in(steps, trajectory.header["groups"][0])
+    return int(getattr(logged_class(trajectory.header), what)(steps, trajectory.header["groups"][0]))
 
 
 def _finite(values: np.ndarray) -> float | None:
