@@ -1,9 +1,12 @@
 """Real tokenizers, trained on the licence, and tiny models that write much different text: random and with large weights."""
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
+
+from zokern.evolve import Settings
 
 transformers = pytest.importorskip("transformers")
 tokenizers = pytest.importorskip("tokenizers")
@@ -56,6 +59,43 @@ def tiny(vocabulary, kind="Llama", dtype=torch.float32, **more):
 @pytest.fixture
 def model(tokenizer):
     return tiny(len(tokenizer))
+
+
+@pytest.fixture(scope="session")
+def saved(tmp_path_factory, tokenizer):
+    """The folder of the tiny Llama."""
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    tiny(len(tokenizer)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def sums(tmp_path_factory):
+    """A jsonl file of 20 prompts, with answers."""
+    path = tmp_path_factory.mktemp("data") / "sums.jsonl"
+    path.write_text("".join(json.dumps({"prompt": f"{i} and {i} is", "answer": str(2 * i)}) + "\n" for i in range(20)))
+    return path
+
+
+@pytest.fixture
+def settings(saved, sums, tmp_path):
+    """A run of a quarter of a second; change it with ``replace``."""
+    few = dict(rows=4, max_new_tokens=4, steps=5, eval_every=2, device="cpu")
+    own = dict(sigma=0.05, population=4)
+    return Settings(str(saved), data=str(sums), out=str(tmp_path / "run"), optimizer_settings=own, **few)
+
+
+@pytest.fixture(autouse=True)
+def undrawn(request, monkeypatch):
+    """Drawing takes longer than all else in a small run: but for tests that take ``drawn`` they go without."""
+    if "drawn" not in request.fixturenames:
+        monkeypatch.setattr("zokern.evolve.report.draw", lambda *given: given[-1].touch())
+
+
+@pytest.fixture
+def drawn():
+    """For tests in whose runs the curve is drawn."""
 
 
 @pytest.fixture

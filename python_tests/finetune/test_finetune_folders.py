@@ -132,6 +132,31 @@ def test_a_folder_is_one_process_s_alone(few, tmp_path):
     assert zokern(*given[1], code=2).endswith(f"error: --out {str(new)!r} exists and is not empty: pass another folder\n")
 
 
+def test_a_run_that_is_interrupted_as_its_folder_is_filled_can_begin_again(few, tmp_path, monkeypatch):
+    """After a Ctrl-C behind each of the first moves the same command does what it would have done, also in this process."""
+    plain, moves, last = Path.replace, 0, -1
+
+    def interrupted(self, target):
+        nonlocal moves
+        moves += Path(target).parent.name == "new"
+        plain(self, target)
+        if moves == last:
+            moves = 10
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(Path, "replace", interrupted)
+    run = tmp_path / "run"
+    zokern("finetune", *few)
+    for given, most in (["finetune", *few, "--out", tmp_path / "new"], 2), (["replay", run, "--out", tmp_path / "new"], 3):
+        for at in range(1, most + 1):
+            moves, last = 0, at
+            zokern(*given, code=130)
+            again = ["finetune", "--resume", tmp_path / "new"] if (tmp_path / "new" / "run.json").exists() else given
+            zokern(*again)
+            assert equal(run, tmp_path / "new") and not list((tmp_path / "new").glob(".*"))
+            shutil.rmtree(tmp_path / "new")
+
+
 def test_a_run_begins_with_its_own_parameters(few, tmp_path):
     """Others, as a process leaves them that is killed while it replaces an earlier run, are refused."""
     run = tmp_path / "run"

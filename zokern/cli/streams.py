@@ -35,7 +35,7 @@ def failing() -> Iterator[None]:
         what = "a file" if error.filename is None else repr(os.fsdecode(error.filename))
         fail(f"{what} cannot be used ({error.strerror or first_line(error)}): check that it is there, and may be read or written")
     except torch.OutOfMemoryError as error:
-        cure = "pass a smaller --batch-size or --max-length, or --dtype bfloat16"
+        cure = "pass a smaller --batch-size, fewer tokens, or --dtype bfloat16"
         fail(f"no memory is left on the device ({first_line(error)}): {cure}")
     except RuntimeError as error:
         if str(error) != "Could not determine home directory.":  # pathlib's

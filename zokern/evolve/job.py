@@ -84,6 +84,6 @@ def _done(run: Run, say: Callable[[str], None]) -> Result:
             undo()
         elif isinstance(error, Unwritable):
             raise Unwritable(f"{error}, then zokern evolve --resume {path}") from error
-        elif isinstance(error, BadInput):
+        elif isinstance(error, BadInput) and run.steps_made:
             raise BadInput(f"{error}; the {training.steps} iterations before are whole: zokern evolve --resume {path}") from error
         raise

@@ -78,6 +78,11 @@ def judged(
     return written, rewards(rows, written.texts)
 
 
+def by_function(means: dict[str, float]) -> dict[str, float]:
+    """The mean of each function, by the name under which it is logged, where there are several."""
+    return {f"rewards/{name}": mean for name, mean in means.items()} if len(means) > 1 else {}
+
+
 def spread(means: Sequence[float]) -> tuple[float, float, float, int]:
     """-> (mean, best, population standard deviation, how many there are) of the finite ones; NaN where there is none."""
     good = [mean for mean in means if math.isfinite(mean)]

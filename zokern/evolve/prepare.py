@@ -18,10 +18,10 @@ from ..estimators import Copied, perturbation_of
 from ..finetune import output
 from ..finetune.model import Model, causal, settle_hub
 from ..finetune.optimizers import layers_of, starting_rates
-from ..finetune.options import title
+from ..finetune.options import shown, title
 from ..optim import ZerothOrder, named
 from .generate import Generator
-from .members import Members, judged
+from .members import Members, by_function, judged
 from .prompts import Row, encode
 from .prompts import load as load_rows
 from .rewards import Function, Rewards
@@ -71,14 +71,13 @@ class Run:
         return Members(self.generator, self.rewards, rows, self.tokens(rows), (settings.seed, step))
 
     def judge(self) -> dict[str, float]:
-        """Of the weights as they are: {"reward": mean over the held-out rows, "tokens": mean of a completion, a function's name: its mean
-        where there are several}."""
+        """Of the weights as they are: {"reward": mean over the held-out rows, "tokens": mean of a completion, and those of
+        ``by_function``}."""
         with self.loaded.computing():
             seed = self.settings.seed, HELD_OUT
             written, scores = judged(self.generator, self.rewards, self.held_out, self.tokens(self.held_out), seed)
-        several = scores.means if len(scores.means) > 1 else {}
         count = len(self.held_out)
-        return {"reward": sum(scores.values) / count, "tokens": written.tokens / count, **several}
+        return {"reward": sum(scores.values) / count, "tokens": written.tokens / count, **by_function(scores.means)}
 
     def record(self) -> dict[str, Any]:
         """What run.json says of a run that begins."""
@@ -153,6 +152,9 @@ def prepare(
 def rewards_of(settings: Settings, functions: Sequence[Function], resumed: dict[str, Any] | None = None) -> Rewards:
     """The rewards of the settings, or these functions in their place."""
     given: Sequence[Any] = functions or settings.reward
+    if not given and resumed:
+        began = ", ".join(map(shown, resumed["rewards"]))
+        raise BadInput(f"the run began with rewards given in Python, {began}: pass them to zokern.evolve.resume(folder, rewards=[...])")
     if not given:
         raise BadInput("--reward is missing: pass one or more, such as exact:answer or my_module:my_function")
     rewards = Rewards(given, settings.reward_weights)

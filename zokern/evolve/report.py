@@ -6,6 +6,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ..errors import need
 from ..finetune import output
 from ..finetune.report import peak_mib
@@ -79,8 +81,10 @@ def report(run: Run, training: Training) -> Result:
     """Write model, curve and metrics into the folder of a run whose iterations are made. -> the run in numbers."""
     settings, path, best = run.settings, run.path, training.best
     if settings.keep == "best" and best and best["step"] != training.steps:
-        run.loaded = weights_at(path, best["step"])
-        run.generator.model = run.loaded.model
+        then = weights_at(path, best["step"], trust_remote_code=settings.trust_remote_code).model
+        with torch.no_grad():
+            for p, q in zip(run.loaded.model.parameters(), then.parameters(), strict=True):
+                p.copy_(q)
     loaded = run.loaded
     trained = sum(p.numel() for _, p in loaded.trained())  # of the adapter, which becomes part of the weights as the model is saved
     with output.whole(path) as draft:

@@ -8,7 +8,7 @@ from typing import Any
 from ..errors import BadInput
 from ..finetune import output
 from ..finetune.model import Model, causal, settle_hub
-from ..finetune.restore import read
+from ..finetune.restore import folder_and_log, read
 from .settings import Settings
 
 # In run.json, beside the settings.
@@ -47,13 +47,14 @@ def weights_at(
     trust_remote_code: bool = False,
 ) -> Model:
     """The model of a run after some iterations, on the CPU."""
-    settings, record = run_of(run)
-    trajectory = read(str(Path(run).expanduser() / output.TRAJECTORY))
+    path, log = folder_and_log(str(run))
+    settings, record = run_of(path)
+    trajectory = read(str(log))
     if step is not None and not 0 <= step <= len(trajectory):
         raise BadInput(f"--step {step}: the trajectory has {len(trajectory)} steps: pass 0 to {len(trajectory)}")
     settings = replace(settings, device="cpu", model=model or settings.model, trust_remote_code=trust_remote_code)
     settle_hub(False, settings.model)
     loaded = causal(settings)
-    output.load_initial(Path(run).expanduser(), record, loaded.model)
+    output.load_initial(path, record, loaded.model)
     trajectory.replay(loaded.model, step=step, passes_per_sweep=passes_per_sweep, progress=progress)
     return loaded

@@ -44,7 +44,7 @@ class Rewards:
     a text; where the prompt is a list of messages, it is one too: ``[{"role": "assistant", "content": text}]``. A row without a column
     that others have gives None there.
 
-    NaN is let through with a warning, so that an optimizer leaves that member out.
+    NaN is let through, the first time with a warning, so that an optimizer leaves that member out.
 
     Args:
         functions: each a function, or a text: "module:function", looked for in the working directory first; "file.py:function"; or built
@@ -95,6 +95,7 @@ class _Given:
     def __init__(self, given: str | Function):
         self.function = _found(given) if isinstance(given, str) else given
         self.name = given if isinstance(given, str) else getattr(given, "__name__", type(given).__name__)
+        self.told = False  # that it returned NaN
         if not callable(self.function):
             raise BadInput(f"reward {self.name!r} is a {type(self.function).__name__}, no function: pass {FORMS}")
         call = getattr(self.function, "__call__", None)  # noqa: B004
@@ -150,9 +151,10 @@ class _Given:
             if not isinstance(value, Real) or math.isinf(value):
                 raise BadInput(f"reward {self.name!r} returned {_brief(value)} for {row.location}: return a finite number")
         missing = [row for row, value in zip(rows, values) if math.isnan(value)]
-        if missing:
+        if missing and not self.told:
+            self.told = True
             said = f"reward {self.name!r} returned NaN for {_named(missing)}: the mean reward is NaN, and this member is left out"
-            warnings.warn(said, RuntimeWarning, stacklevel=2)
+            warnings.warn(f"{said}. Later ones are only counted", RuntimeWarning, stacklevel=2)
         return [float(value) for value in values]
 
 

@@ -98,6 +98,8 @@ class Settings(RunSettings):
         ):
             if getattr(self, name) and not fits:
                 yield f"{title(name)} {cure}"
+        if not all(self.stop):
+            yield "--stop '' ends a text before it begins: leave it out, or pass a text"
         if "head" in adapters:
             yield "--adapter head: a model that writes has no head of its own: pass full, lora, dora, prefix, prompt or patterns"
         if (mirrored := self.optimizer_settings.get("mirrored")) and int(str(self.optimizer_settings.get("population", 2))) % 2:

@@ -15,12 +15,13 @@ from .. import Trajectory, record
 from ..errors import BadInput, need
 from ..finetune import output
 from ..finetune.metrics_of_model import best_of
-from ..optim import ZerothOrder
-from .members import spread
+from ..finetune.options import title
+from ..optim import ZerothOrder, named
+from .members import by_function, spread
 from .prepare import Run, optimizer_of
 
 METRIC = "reward"
-PATIENCE = 10  # iterations on end without two finite members after which a run is given up
+PATIENCE = 10  # skipped iterations on end after which a run is given up
 
 
 class Training:
@@ -77,40 +78,42 @@ class Training:
     def _iterate(self) -> None:
         run, settings = self.run, self.settings
         log = run.path / output.TRAJECTORY
-        self.optimizer = self._replayed(log) if run.resumed else optimizer_of(settings, run.loaded.model)
+        logged = self._logged() if run.resumed else []
+        self.optimizer = self._replayed(log, logged) if run.resumed else optimizer_of(settings, run.loaded.model)
         notes = {"model": run.loaded.name, "rows a step": settings.rows}
         bar = need("tqdm").tqdm(total=settings.steps, initial=self.steps, unit="iteration", dynamic_ncols=True)
         with bar, record(self.optimizer, log, notes, resume=run.resumed is not None, model=run.loaded.model):
-            self._load_history()
+            self.history = [entry for entry in logged if entry["step"] <= self.steps]
+            output.write(run.path / output.LOG, "".join(f"{json.dumps(entry)}\n" for entry in self.history))
             if not self.history:
                 self._log({"step": 0} | {f"eval_{name}": value for name, value in run.before.items()})
+            self._judge_if_due()
             while self.steps < settings.steps and not self.stopped:
                 entry = self._iteration()
                 run.steps_made += 1
                 bar.update()
-                bar.set_postfix_str(", ".join(f"{name} {entry[name]:.3f}" for name in ("reward", "best") if entry[name] is not None))
+                bar.set_postfix_str(", ".join(f"{name} {entry[name]:.3f}" for name in ("reward", "best")))
                 self._log(entry)
-                if self.steps % settings.eval_every == 0 or self.steps == settings.steps:
-                    self._log({"step": self.steps} | {f"eval_{name}": value for name, value in run.judge().items()})
+                self._give_up()
+                self._judge_if_due()
             self.interrupted = self.steps < settings.steps
 
     def _iteration(self) -> dict[str, Any]:
         """One update. -> what there is to log of it."""
-        began, dropped = time.perf_counter(), self._dropped
+        began, dropped, skipped = time.perf_counter(), self._dropped, self.optimizer.skipped
         members = self.run.members(self.steps)
         with self.run.loaded.computing():
             self.optimizer.step(members)
         members.stop()
         mean, best, deviation, _ = spread(members.means)
-        self._give_up()
-        several = members.functions if len(members.functions) > 1 else {}
         return {
             "step": self.steps,
             "reward": mean,
             "best": best,
             "spread": deviation,
-            **several,
+            **by_function(members.functions),
             "dropped": self._dropped - dropped,
+            "skipped": self.optimizer.skipped - skipped,
             "tokens": members.tokens,
             "tokens_per_second": members.tokens / members.generating,
             "seconds": time.perf_counter() - began,
@@ -121,35 +124,40 @@ class Training:
     def _dropped(self) -> int:
         return int(self.optimizer.param_groups[0].get("dropped", 0))
 
-    def _give_up(self) -> None:
-        last = [entry for entry in self.history if "best" in entry][-PATIENCE + 1 :]
-        if self.optimizer.last and self.optimizer.last.skipped and len(last) == PATIENCE - 1 and all(e["reward"] is None for e in last):
-            raise BadInput(
-                f"no two members had a finite reward in {PATIENCE} iterations up to {self.steps}, lr {self.settings.lr:g}: pass a smaller "
-                "--lr or --sigma, or look at the rewards"
-            )
+    def _judge_if_due(self) -> None:
+        """Now and then, and at the end, unless that is what was logged last."""
+        due = self.steps % self.settings.eval_every == 0 or self.steps == self.settings.steps
+        if due and f"eval_{METRIC}" not in self.history[-1]:
+            self._log({"step": self.steps} | {f"eval_{name}": value for name, value in self.run.judge().items()})
 
-    def _replayed(self, log: Path) -> ZerothOrder:
-        """The optimizer of a run that goes on, and the model's weights where it was."""
+    def _give_up(self) -> None:
+        last = [entry["skipped"] for entry in self.history if "skipped" in entry][-PATIENCE:]
+        if sum(last) == PATIENCE:
+            radius = title(named(self.settings.optimizer).radius)
+            cure = f"pass a smaller --lr than {self.settings.lr:g}, or a smaller {radius}, or look at the rewards"
+            raise BadInput(f"{PATIENCE} iterations running, up to {self.steps}, were skipped for want of finite rewards: {cure}")
+
+    def _replayed(self, log: Path, logged: list[dict[str, Any]]) -> ZerothOrder:
+        """The optimizer of a run that goes on, and the model's weights where it was: after the last iteration that both logs have."""
         model = self.run.loaded.model
         if not log.exists() or b"\n" not in log.read_bytes():
             log.unlink(missing_ok=True)
             return optimizer_of(self.settings, model)
         trajectory = Trajectory.read(log)
-        steps = min(len(trajectory), self.settings.steps)
+        steps = min([len(trajectory), self.settings.steps, *(entry["step"] for entry in logged[-1:])])
         with need("tqdm").tqdm(total=steps, unit="iteration", desc="replay", dynamic_ncols=True, delay=1.0) as bar:
             return trajectory.replay(model, step=steps, progress=lambda done: bar.update(done - bar.n))
 
-    def _load_history(self) -> None:
-        """What was logged of the iterations that the weights have; what came after them comes again."""
+    def _logged(self) -> list[dict[str, Any]]:
+        """What a run that goes on has logged, without a line that was cut off."""
         path = self.run.path / output.LOG
-        lines = path.read_text(encoding="utf-8").split("\n")[:-1] if path.is_file() and self.run.resumed else []
         try:
+            lines = path.read_text(encoding="utf-8").split("\n")[:-1] if path.is_file() else []
             found = [json.loads(line) for line in lines]
-            self.history = [entry for entry in found if entry["step"] <= self.steps]
-        except (ValueError, LookupError, TypeError):
+            assert all(isinstance(entry["step"], int) for entry in found)
+        except (ValueError, LookupError, TypeError, AssertionError):
             raise BadInput(f"{str(path)!r} is damaged: restore it, or remove it") from None
-        output.write(path, "".join(f"{json.dumps(entry)}\n" for entry in self.history))
+        return found
 
     def _log(self, entry: dict[str, Any]) -> None:
         finite = {name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in entry.items()}

@@ -151,11 +151,22 @@ def causal(settings: Asked) -> Model:
     model, tokenizer, missing, _ = pretrained(settings, auto)
     if missing:
         raise BadInput(f"{_named(settings.model)} comes without {missing[0]}, which would be random: pass a causal language model")
+    if _looks_ahead(model.eval()):
+        kind = type(model).__name__
+        raise BadInput(f"{_named(settings.model)} ({kind}) looks at later tokens to tell the next one: pass a causal language model")
     model = model.to(device_named(settings.device or "cpu"), dtype)
     had = {id(p) for p in model.parameters()}
     model = adapted(settings, model).eval()
     new = tuple(name for name, p in model.named_parameters() if id(p) not in had)
     return Model(settings.model or "", model, tokenizer, auto, dtype, new)
+
+
+@torch.no_grad()
+def _looks_ahead(model: Any) -> bool:
+    """Whether what comes after a token changes what the model says of it, as in masked language models, which load as causal ones, too."""
+    one, other = model(input_ids=torch.tensor([[0, 1], [0, 2]], device=model.device)).logits[:, 0]
+    rounding = 16 * torch.finfo(one.dtype).eps * float(one.abs().max())
+    return bool((one - other).abs().max() > rounding)
 
 
 def pretrained(
@@ -196,7 +207,7 @@ def pretrained(
     except BadInput:
         raise
     except Exception as error:  # transformers', its tokenizers' and the hub's own, and KeyError for want of a file
-        raise BadInput(_why(settings.model, error, kind)) from None
+        raise BadInput(_why(settings.model, error, kind, hasattr(settings, "task_type"))) from None
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
     if getattr(model.config, "pad_token_id", None) is None:
@@ -226,7 +237,7 @@ def _path(settings: Asked) -> str:
         fault = "is a file: pass its folder" if path.is_file() else "does not exist: check the path"
         if path.is_dir():
             fault = "has no config.json: pass a folder written by save_pretrained"
-            if (path / "adapter_config.json").is_file():
+            if any((folder / "adapter_config.json").is_file() for folder in (path, path / "adapter")):
                 fault = "is an adapter, and a base model is needed here: pass the folder of a whole model"
         raise BadInput(f"--model {settings.model!r} {fault}")
     return str(path) if path.is_dir() else settings.model
@@ -237,14 +248,15 @@ def device_named(name: str) -> torch.device:
         return torch.empty(0, device=name).device
 
 
-def _why(name: str | None, error: Exception, auto: str) -> str:
+def _why(name: str | None, error: Exception, auto: str, by_type: bool) -> str:
     what = _named(name)
     if "trust_remote_code" in str(error):  # transformers' advice, which it gives before it runs anything
         return f"{what} comes with Python code of its own, which is not run: read it, and pass --trust-remote-code if you trust it"
     if "Unrecognized configuration class" in str(error):
         kind = str(error).split("class <class '")[-1].split("'")[0].rsplit(".", 1)[-1]
         task_type = next(task_type for task_type, name in CLASSES.items() if name == auto)
-        return f"{what} ({kind}) is no model for --task-type {task_type}: pass a model that {auto} knows, or another --task-type"
+        wanted, other = (f"model for --task-type {task_type}", ", or another --task-type") if by_type else (f"{task_type} model", "")
+        return f"{what} ({kind}) is no {wanted}: pass a model that {auto} knows{other}"
     if name and not is_local(name):
         return f"{what} is no folder here and could not be had from the hub ({first_line(error)}): check the path, the name or the network"
     return f"{what} cannot be loaded ({first_line(error)}): check that its files are whole"

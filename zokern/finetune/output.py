@@ -16,6 +16,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from tempfile import mkdtemp
 from typing import Any
 
 import torch
@@ -57,7 +58,7 @@ def claimed(out: str, overwrite: bool | None = None) -> Iterator[Path]:
 
 
 def _half(path: Path) -> bool:
-    """Whether a process was killed as the contents of a folder that is no run came into place: then they may come again."""
+    """Whether a process ended as the contents of a folder that is no run came into place: then they may come again."""
     return path.is_dir() and not (path / RUN).exists() and any(held.is_dir() for held in path.glob(f"{DRAFT}*"))
 
 
@@ -88,7 +89,7 @@ def locked(path: Path, clean: bool = True) -> Iterator[None]:
     """The folder is this process's alone until it leaves the block, or ends anyhow. It is made if need be, and goes if it stays empty.
 
     Args:
-        clean: remove the drafts that processes have left which were killed.
+        clean: remove the drafts that processes have left which did not end well.
     """
     made = [folder for folder in (path, *path.parents) if not folder.exists()]
     with writing(path):
@@ -251,17 +252,18 @@ def load_initial(folder: Path, record: dict[str, Any], model: torch.nn.Module) -
 
 @contextmanager
 def whole(path: Path) -> Iterator[Path]:
-    """Yields a temporary folder, whose contents move into ``path`` when all went well and vanish when anything did not."""
-    draft = path / f"{DRAFT}{os.getpid()}"
+    """Yields a temporary folder, whose contents move into ``path`` when all went well and vanish when anything did not. A move that is cut
+    short, by Ctrl-C as by a kill, leaves what has not moved yet: by that a later command sees what happened (``_half``)."""
     with writing(path):
-        draft.mkdir()
+        draft = Path(mkdtemp(prefix=DRAFT, dir=path))  # a name of its own: what another process left stays until all has moved
         try:
             yield draft
-            for made in sorted(draft.iterdir(), key=lambda made: made.name == RUN):  # with that it is a run
-                target = path / made.name
-                if target.is_dir():
-                    shutil.rmtree(target)
-                made.replace(target)
-            _remove(path.glob(f"{DRAFT}*"))
-        finally:
+        except BaseException:
             shutil.rmtree(draft, ignore_errors=True)
+            raise
+        for made in sorted(draft.iterdir(), key=lambda made: made.name == RUN):  # with that it is a run
+            target = path / made.name
+            if target.is_dir():
+                shutil.rmtree(target)
+            made.replace(target)
+        _remove(path.glob(f"{DRAFT}*"))

@@ -57,6 +57,9 @@ def evaluate(what: Evaluation) -> dict[str, Any]:
         raise BadInput("--model is missing: pass a run's folder, a model's or an adapter's folder, or a hub id")
     run, adapter = _folders_of(what.model)
     own = what.task is None and what.data is None
+    if own and run is None and output.command_of(what.model) == output.EVOLVE:
+        judged = f"was judged by its rewards, which are in its {output.LOG}: pass --task or --data, to judge it by something else"
+        raise BadInput(f"--model {what.model!r} is a run of zokern evolve, and {judged}")
     if own and run is None:
         raise BadInput(f"--task and --data are missing, and {what.model!r} is no run's folder, which knows its own: pass one of them")
     ran = output.run_of(run)[0] if run else Settings()

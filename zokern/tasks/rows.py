@@ -55,7 +55,7 @@ class Table:
         self.name, self.columns, self.rows = name, list(columns), rows
         self.locations = locations or [f"row {i}" for i in range(1, len(rows) + 1)]
         if not rows:
-            raise BadInput(f"data {name!r} holds no rows: pass a file with a header and at least one row of each class")
+            raise BadInput(f"data {name!r} holds no rows: pass a file with a header and rows")
 
 
 def is_local(name: str) -> bool:
@@ -78,7 +78,7 @@ def read(name: str, split: str = "train") -> Table:
         raise BadInput(f"data {name!r} ends in {suffix!r}: pass one of {', '.join(SUFFIXES)}")
     lines = _lines(name, path)
     if not any(line.strip() for line in lines):
-        raise BadInput(f"data {name!r} is empty: pass a file with at least one row of each class")
+        raise BadInput(f"data {name!r} is empty: pass a file with rows")
     if suffix in (".csv", ".tsv"):
         separator = "\t" if suffix == ".tsv" else ","
         _check_separator(name, suffix, lines, separator)
