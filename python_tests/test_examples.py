@@ -35,6 +35,7 @@ TOGETHER = {
     "plain_loop.py": (["--steps", "3", "--rows", "16"], "held-out loss 0."),
     "trainer_lora.py": (["--steps", "4", "--rows", "16"], "accuracy 0."),
     "svrg_sst2.py": (["--steps", "3", "--rows", "16", "--data", "sst2"], "after: {'accuracy': "),
+    "evolve_rewards.py": (["--steps", "2", "--rows", "16", "--population", "4"], "held-out reward 0."),
 }
 
 
@@ -108,6 +109,7 @@ def test_an_example_takes_a_causal_model(name, here, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", [name, *arguments, "--model", "llama"])
     made = runpy.run_path(str(EXAMPLES / name), run_name="__main__")
     assert expected in capsys.readouterr().out
-    assert made["lr"] == STARTING_POINTS["lora" if name == "trainer_lora.py" else "full"].lr[1]
+    published = STARTING_POINTS["lora" if name == "trainer_lora.py" else "full"].lr[1]
+    assert made["lr"] == (5e-4 if name == "evolve_rewards.py" else published)
     if name == "trainer_lora.py":
         assert Trajectory.read("trainer-lora/trajectory.jsonl").header["groups"][0]["lr"] == made["lr"]
