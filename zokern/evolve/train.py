@@ -144,6 +144,12 @@ class Training:
             log.unlink(missing_ok=True)
             return optimizer_of(self.settings, model)
         trajectory = Trajectory.read(log)
+        header = trajectory.header
+        theirs = header["optimizer"], header["groups"][0]["seed"], header["groups"][0]["lr"]
+        own = named(self.settings.optimizer).__name__, self.settings.seed, self.settings.lr
+        for name, found, ours in zip(("optimizer", "seed", "lr"), theirs, own):
+            if found != ours:
+                raise BadInput(f"{str(log)!r} is of another run ({name} {found}, and here {ours}): restore it, or begin the run again")
         steps = min([len(trajectory), self.settings.steps, *(entry["step"] for entry in logged[-1:])])
         with need("tqdm").tqdm(total=steps, unit="iteration", desc="replay", dynamic_ncols=True, delay=1.0) as bar:
             return trajectory.replay(model, step=steps, progress=lambda done: bar.update(done - bar.n))
