@@ -44,7 +44,7 @@ def brief(completions):
 
 
 def call(at, act):
-    """``vowels``, in whose call of that number something else happens: one of ``act(values)``'s kind is returned."""
+    """``vowels``, whose call of that number, from 1, gives ``act(values)``."""
     calls = 0
 
     def vowels_then(completions):
@@ -329,7 +329,7 @@ def test_rewards_and_rows_are_those_that_the_run_began_with(settings, sums, tmp_
     run(settings, tmp_path / "other", seed=1, data=str(data))
     held = own.read_bytes()
     own.write_bytes(theirs.read_bytes())
-    with pytest.raises(BadInput, match=r"trajectory.jsonl' is of another run \(seed 1, and here 0\): restore it"):
+    with pytest.raises(BadInput, match=r"trajectory.jsonl' is of another run \(seed 1, here 0\): restore it"):
         go_on(tmp_path / "run")
     own.write_bytes(held)
     initial = tmp_path / "run" / "initial.safetensors"
