@@ -1,5 +1,5 @@
-"""Runs of ``zokern finetune`` that are killed, interrupted, left without space, or meet in one folder, and are gone on with, end as the one
-that nothing happened to, bit for bit."""
+"""Runs of ``zokern finetune`` and ``zokern evolve`` that are killed, interrupted, left without space, or meet in one folder, and are gone
+on with, end as the one that nothing happened to, bit for bit."""
 
 import shutil
 import signal
@@ -15,7 +15,7 @@ from attack.strength import dice, times
 pytest.importorskip("transformers")
 pytest.importorskip("typer")
 pytestmark = pytest.mark.skipif(sys.platform != "linux" or not shutil.which("cc"), reason="needs a C compiler, and Linux")
-NAMES = list(tiny.RUNS)[: times(1, len(tiny.RUNS))]
+NAMES = ["evolve", *list(tiny.RUNS)[: times(1, len(tiny.RUNS))]]
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +23,8 @@ def forks(tmp_path_factory):
     folder = tmp_path_factory.mktemp("forks")
     model = tiny.make(folder)
     forks = Forks(folder, ["finetune", *model, "--out", folder / "warm"])
-    forks.model = model
+    forks.given = {name: ["finetune", *model, *more] for name, more in tiny.RUNS.items()}
+    forks.given["evolve"] = ["evolve", *tiny.make_writer(folder)]
     yield forks
     forks.close()
 
@@ -34,7 +35,7 @@ def whole(forks):
 
     @cache
     def run(name, *more):
-        out, given = forks.folder / f"whole, {name}{' '.join(more)}", ["finetune", *forks.model, *tiny.RUNS[name], *more]
+        out, given = forks.folder / f"whole, {name}{' '.join(more)}", [*forks.given[name], *more]
         ended = forks.run(*given, "--out", out, below=out)
         assert ended.code == 0, ended.error
         return given, out, ended
@@ -44,7 +45,7 @@ def whole(forks):
 
 def again(given, out):
     """What goes on with a run, or begins it where it had not begun."""
-    return ["finetune", "--resume", out] if (out / "run.json").exists() else [*given, "--out", out]
+    return [given[0], "--resume", out] if (out / "run.json").exists() else [*given, "--out", out]
 
 
 def ends_badly(ended, out):
@@ -60,7 +61,7 @@ def test_killed(name, forks, whole, found, tmp_path):
     on, again."""
     given, untouched, ended = whole(name)
     throw, events = dice("kill", name), len(ended.events)
-    last = 1 + max(i for i, event in enumerate(ended.events) if f"checkpoint-{tiny.LAST}/" in event)
+    last = 1 + max((i for i, event in enumerate(ended.events) if f"checkpoint-{tiny.LAST}/" in event), default=0)
     for chain in range(times(3, 25)):
         out, places, code = tmp_path / str(chain), [], -signal.SIGKILL
         while code == -signal.SIGKILL:
@@ -165,8 +166,11 @@ def test_a_replay_that_is_killed(forks, whole, found, tmp_path):
     for i in range(times(1, 30)):
         out = tmp_path / str(i)
         found["kills"] += forks.run(*given, out, below=out, kill=throw.randint(1, events)).code == -signal.SIGKILL
+        left = {path.name for path in out.glob("*")} - {".zokern-lock"}
+        done = left == {path.name for path in (tmp_path / "all").iterdir()}  # it was killed at its very end
         ended = forks.run(*given, out)
-        if ended.code or (out / "model.safetensors").read_bytes() != (untouched / "model.safetensors").read_bytes():
+        (out / ".zokern-lock").unlink(missing_ok=True)
+        if ended.code and not done or (out / "model.safetensors").read_bytes() != (untouched / "model.safetensors").read_bytes():
             found.blame(f"{i}: code {ended.code}, {ended.error[-300:]}")
         elif sorted(p.name for p in out.iterdir()) != sorted(p.name for p in (tmp_path / "all").iterdir()):
             found.blame(f"{i}: {sorted(p.name for p in out.iterdir())}")

@@ -7,6 +7,7 @@ import torch
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"the film is a story of people and time bad good".split(), *map(str, range(80))]
 LAST = 25
+LOGGED = ("loss", "eval_loss", "reward", "eval_reward")
 # Two batches a step, of 64 rows: no whole number of epochs; the last checkpoint is that of the last step.
 PLAIN = ["--batch-size", "4", "--accumulate", "2", "--steps", LAST, "--save-every", "5", "--eval-every", "10", "--max-length", "16"]
 PLAIN += ["--lr", "1e-2", "--device", "cpu", "--no-check"]
@@ -37,6 +38,21 @@ def make(folder: Path) -> list:
     return ["--model", folder / "model", "--data", folder / "data.csv", *PLAIN]
 
 
+def make_writer(folder: Path) -> list:
+    """A causal model, prompts and a reward, in a folder that ``make`` has filled. -> the options of a run of ``zokern evolve``."""
+    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+    model, prompts, judge = folder / "writer", folder / "prompts.csv", folder / "judge.py"
+    AutoTokenizer.from_pretrained(folder / "model").save_pretrained(model)
+    torch.manual_seed(0)
+    small = dict(hidden_size=8, num_hidden_layers=2, num_attention_heads=2, intermediate_size=16, max_position_embeddings=32)
+    LlamaForCausalLM(LlamaConfig(vocab_size=len(WORDS), initializer_range=0.6, **small)).save_pretrained(model)
+    prompts.write_text("\n".join(["prompt", *(f"a film {i}" for i in range(20))]) + "\n")
+    judge.write_text("def judge(completions):\n    return [len(text) for text in completions]\n")
+    few = "--rows 4 --max-new-tokens 2 --steps 9 --eval-every 3 --population 3 --sigma 0.1 --device cpu".split()
+    return ["--model", model, "--data", prompts, "--reward", f"{judge}:judge", *few]
+
+
 def weights(run: Path) -> dict:
     """All that is saved of a model, as bytes."""
     files = [path.relative_to(run) for path in run.glob("**/*model.safetensors")]
@@ -65,7 +81,7 @@ def differ(run: Path, whole: Path, losses=True) -> str | None:
             "weights": weights(run),
             "trajectory": steps(run),
             "metrics": {name: json.loads((run / "metrics.json").read_text())[name] for name in ("before", "after", "best", "steps")},
-            "losses": losses and [(e["step"], x) for e in log if (x := e.get("loss", e.get("eval_loss"))) is not None],
+            "losses": losses and [(e["step"], e[name]) for e in log for name in LOGGED if name in e],
             "files": sorted(path.name for path in run.iterdir()),
         }
 

@@ -44,7 +44,7 @@ def brief(completions):
 
 
 def call(at, act):
-    """``vowels``, in whose call of that number something else happens: one of ``act(values)``'s kind is returned."""
+    """``vowels``, whose call of that number, from 1, gives ``act(values)``."""
     calls = 0
 
     def vowels_then(completions):
@@ -325,6 +325,13 @@ def test_rewards_and_rows_are_those_that_the_run_began_with(settings, sums, tmp_
     with pytest.raises(BadInput, match="the rows are not those that the run began with: restore --data"):
         go_on(tmp_path / "run")
     data.write_text(sums.read_text())
+    own, theirs = tmp_path / "run" / "trajectory.jsonl", tmp_path / "other" / "trajectory.jsonl"
+    run(settings, tmp_path / "other", seed=1, data=str(data))
+    held = own.read_bytes()
+    own.write_bytes(theirs.read_bytes())
+    with pytest.raises(BadInput, match=r"trajectory.jsonl' is of another run \(seed 1, here 0\): restore it"):
+        go_on(tmp_path / "run")
+    own.write_bytes(held)
     initial = tmp_path / "run" / "initial.safetensors"
     held = initial.read_bytes()
     initial.write_bytes(held + b"more")

@@ -144,6 +144,11 @@ class Training:
             log.unlink(missing_ok=True)
             return optimizer_of(self.settings, model)
         trajectory = Trajectory.read(log)
+        theirs = {"optimizer": trajectory.header["optimizer"], **trajectory.header["groups"][0]}
+        ours = {"optimizer": named(self.settings.optimizer).__name__, "seed": self.settings.seed, "lr": self.settings.lr}
+        for name, own in ours.items():
+            if theirs[name] != own:
+                raise BadInput(f"{str(log)!r} is of another run ({name} {theirs[name]}, here {own}): restore it, or begin the run again")
         steps = min([len(trajectory), self.settings.steps, *(entry["step"] for entry in logged[-1:])])
         with need("tqdm").tqdm(total=steps, unit="iteration", desc="replay", dynamic_ncols=True, delay=1.0) as bar:
             return trajectory.replay(model, step=steps, progress=lambda done: bar.update(done - bar.n))
@@ -153,11 +158,12 @@ class Training:
         path = self.run.path / output.LOG
         try:
             lines = path.read_text(encoding="utf-8").split("\n")[:-1] if path.is_file() else []
-            found = [json.loads(line) for line in lines]
-            assert all(isinstance(entry["step"], int) for entry in found)
-        except (ValueError, LookupError, TypeError, AssertionError):
-            raise BadInput(f"{str(path)!r} is damaged: restore it, or remove it") from None
-        return found
+            found: list[dict[str, Any]] = [json.loads(line) for line in lines]
+            if all(isinstance(entry["step"], int) for entry in found):
+                return found
+        except (ValueError, LookupError, TypeError):
+            pass
+        raise BadInput(f"{str(path)!r} is damaged: restore it, or remove it")
 
     def _log(self, entry: dict[str, Any]) -> None:
         finite = {name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in entry.items()}
