@@ -58,6 +58,7 @@ if given.model:
     tokenizer = AutoTokenizer.from_pretrained(given.model, trust_remote_code=False)
     model = AutoModelForCausalLM.from_pretrained(given.model, dtype=torch.float32, trust_remote_code=False)
 else:
+    torch.set_num_threads(1)  # on tensors this small several wait for each other
     model, tokenizer = tiny_model()
 generator = Generator(model.eval(), tokenizer, max_new_tokens=3 if given.model else 1)
 rewards = Rewards([is_right])

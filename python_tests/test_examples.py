@@ -78,12 +78,13 @@ def here(tmp_path, monkeypatch):
         (tmp_path / "sst2" / f"{split}.tsv").write_text("\n".join(["sentence\tlabel", *rows]) + "\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(demo_data, "docstring_sentences", partial(demo_data.docstring_sentences, each=100))
-    always = torch.is_warn_always_enabled()
+    always, threads = torch.is_warn_always_enabled(), torch.get_num_threads()
     torch.set_warn_always(True)
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message="Converting a tensor with requires_grad=True to a scalar")
         yield tmp_path
     torch.set_warn_always(always)
+    torch.set_num_threads(threads)
 
 
 @pytest.mark.parametrize("name", TOGETHER)
