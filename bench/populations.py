@@ -21,8 +21,8 @@ LR, SIGMA = 5e-4, 1e-3
 
 @dataclass(frozen=True)
 class Iteration:
-    """``rounds`` times the passes of an iteration of ``members``, and once what they write: each answers ``rows`` prompts of ``tokens`` with
-    ``new`` tokens."""
+    """The passes of an iteration of ``members``, ``rounds`` times, and once what they write: each answers ``rows`` prompts of ``tokens``
+    with ``new`` tokens."""
 
     model: str
     dtype: str
