@@ -243,7 +243,7 @@ def test_what_is_no_causal_model(tokenizer, given, tmp_path):
         ("--max-new-tokens 126", "tokens of the prompt and --max-new-tokens 126 are more than the 128 positions of the model: shorten the"),
         ("--population 1", "--population 1: pass an integer >= 2"),
         ("--population 5 --mirrored", "--population 5 with --mirrored True: members are pairs: pass an even number"),
-        ("--optimizer mezo", "--optimizer mezo: pass one of es, "),
+        ("--optimizer mezo", "--optimizer mezo: pass one of adamezo, es, "),
         ("--optimizer fzoo", "is no option of --optimizer fzoo: leave it out, or pass es"),
         ("--momentum 0.9", "--momentum is no option of --optimizer es: leave it out"),
         ("--shaping best", "--shaping best: pass one of z-score, ranks, none"),
