@@ -36,7 +36,7 @@ class Iteration:
 def cases(device, quick=False, dtypes=None) -> list[Iteration]:
     if quick:
         return [Iteration("tiny", "fp32", 4, 2, 4, 2, 1)]
-    of_model = ("OPT-1.3B", 30, 200, 64, 64, 3) if device.type == "cuda" else (smollm2.NAME, 30, 64, 24, 4, 2)
+    of_model = ("OPT-1.3B", 30, 200, 64, 64, 3) if device.type == "cuda" else (smollm2.NAME, 30, 64, 24, 16, 1)
     model, *sizes = of_model
     return [Iteration(model, dtype, *sizes) for dtype in ("fp32", "bf16") if not dtypes or dtype in dtypes]
 
