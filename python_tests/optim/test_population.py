@@ -237,6 +237,16 @@ def test_a_reward_is_maximised(make):
     assert float(reward_of()) > before + 1
 
 
+@pytest.mark.parametrize("make", MAKES.values(), ids=MAKES)
+def test_steps_without_a_finite_number_are_not_said_to_have_equal_ones(make):
+    opt = make(start())
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        for _ in range(7):
+            opt.step(lambda: math.nan)
+    assert opt.skipped == 7 and [str(w.message) for w in said if "did not differ" in str(w.message)] == []
+
+
 def test_an_update_of_many_members_is_one_pass():
     """From the last member to the new theta: the way back and thirty terms are one call over the weights."""
     from zokern import ops

@@ -105,7 +105,7 @@ def _estimate(
     radius: Number, failed: torch.Tensor,
 ) -> Estimate:  # fmt: skip
     skipped = failed | ~(moves.abs() < LARGEST).all()
-    known = torch.where(torch.isfinite(differences), differences, 0.0)
+    known = torch.where(torch.isfinite(differences), differences, torch.where(failed, torch.nan, 0.0))  # of a skipped step there is none
     grad = (known.unsqueeze(1) if isinstance(radius, torch.Tensor) and radius.dim() else known) * (1 / radius)
     terms: list[Term] = list(zip(keys, torch.where(skipped, 0.0, moves).unbind()))
     return Estimate(terms, tuple(losses), grad, skipped, (~finite).sum())
