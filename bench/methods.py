@@ -1,8 +1,9 @@
 """Suite ``methods``: MeZO, ZO-Adam, MEAZO, FZOO, AdaMeZO and evolution strategies beside each other, at equal numbers of forward passes, on
 the classification problems of suite ``convergence``: MiniLM's last layers, and every parameter of SmolLM2-135M.
 
-Each method's learning rate is the one of a few with the lowest loss after a share of the forward passes, on a seed of its own. A method on
-a problem is a case, and one that the file of records holds is not made again. Steps of a method with more forward passes are fewer.
+Each method's learning rate is the one with the lowest loss after a share of the forward passes, on a seed of its own: of 1, 3, 10, 30 ...
+those around a first guess, and on until both neighbours of the best are worse. A method on a problem is a case, and one that the file of
+records holds is not made again. Steps of a method with more forward passes are fewer.
 """
 
 import json
@@ -23,14 +24,15 @@ from .precision import AT_ONCE, EXAMPLES, JUDGED_BY
 
 MINILM, SMOLLM2 = "MiniLM, SST-2", f"{smollm2.NAME}, SST-2"
 POINTS = 20  # of a curve, besides its first one
-# How each is made, and learning rates to try, those of SmolLM2 last.
+RATES = [float(f"{m}e{e}") for e in range(-9, 1) for m in (1, 3)]
+# How each is made, and the learning rates that the search begins at: of MiniLM, of SmolLM2.
 METHODS = {
-    "MeZO": (zokern.MeZO, (3e-4, 1e-3, 3e-3), (2e-6, 5e-6, 1e-5)),
-    "ZO-Adam": (zokern.ZOAdam, (1e-3, 3e-3, 1e-2), (3e-5, 1e-4, 3e-4)),
-    "MEAZO": (zokern.MEAZO, (1e-3, 3e-3, 1e-2), (1e-5, 3e-5, 1e-4)),
-    "FZOO, q = 8": (zokern.FZOO, (3e-3, 1e-2, 3e-2), (3e-5, 1e-4, 3e-4)),
-    "AdaMeZO, 20 steps": (zokern.AdaMeZO, (1e-3, 3e-3, 1e-2), (3e-5, 1e-4, 3e-4)),
-    "ES, 16 mirrored": (partial(zokern.EvolutionStrategies, population=16, mirrored=True), (3e-3, 1e-2, 3e-2, 1e-1), (1e-4, 3e-4, 1e-3)),
+    "MeZO": (zokern.MeZO, 1e-3, 3e-6),
+    "ZO-Adam": (zokern.ZOAdam, 3e-3, 1e-4),
+    "MEAZO": (zokern.MEAZO, 3e-3, 3e-5),
+    "FZOO, q = 8": (zokern.FZOO, 1e-2, 1e-4),
+    "AdaMeZO, 20 steps": (zokern.AdaMeZO, 3e-3, 1e-4),
+    "ES, 16 mirrored": (partial(zokern.EvolutionStrategies, population=16, mirrored=True), 1e-2, 3e-4),
 }
 
 
@@ -51,7 +53,7 @@ def cases(quick=False, data=None) -> list[Method]:
     if quick:
         return [Method(problem, name, 4, 36, 36, (0,), data) for problem in (MINILM, SMOLLM2) for name in METHODS]
     minilm = [Method(MINILM, name, 64, 8_000, 8_000, (0, 1, 2), data) for name in METHODS]
-    return minilm + [Method(SMOLLM2, name, 8, 600, 200, (0, 1, 2), data) for name in METHODS]
+    return minilm + [Method(SMOLLM2, name, 8, 400, 120, (0, 1, 2), data) for name in METHODS]
 
 
 def missing(case: Method, out: Path) -> str:
@@ -73,6 +75,7 @@ class Pretrained:
         order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0)).tolist()
         chosen = order[:EXAMPLES], order[EXAMPLES:][:JUDGED_BY]
         self.rows, self.held_out = ([self.reader.encode(rows[i]) for i in part] for part in chosen)
+        self.held_out.sort(key=lambda row: max(len(ids) for ids, _ in row["candidates"]))  # for less padding
         self.n, self.tested = EXAMPLES, self.reader.task.load(f"{data}/test.tsv")[:256]
 
     def loss(self, numbers):
@@ -97,15 +100,28 @@ def problem_of(case: Method, seed, device):
 
 def measure(case: Method, device) -> list[dict]:
     """-> records: one a learning rate that was tried, then one a seed."""
-    rates = METHODS[case.candidate][2 if case.problem == SMOLLM2 else 1]
-    searched = [run(case, lr, SEARCH_SEED, case.searched, device) | {"searched": True} for lr in rates]
-    best = min(searched, key=lambda r: math.inf if r["final_loss"] is None else r["final_loss"])["settings"]["lr"]
-    return searched + [run(case, best, seed, case.forwards, device) | {"searched": False} for seed in case.seeds]
+    searched, best = search(case, METHODS[case.candidate][2 if case.problem == SMOLLM2 else 1], device)
+    return [r | {"searched": True} for r in searched] + [
+        run(case, best, seed, case.forwards, device) | {"searched": False} for seed in case.seeds
+    ]
+
+
+def search(case: Method, begin: float, device) -> tuple[list[dict], float]:
+    """-> the runs, and the learning rate of the best, whose neighbours among RATES have been tried, too."""
+    tried: dict[float, dict] = {}
+    best = begin
+    while True:
+        place = RATES.index(best)
+        wanted = [lr for lr in RATES[max(0, place - 1) : place + 2] if lr not in tried]
+        if not wanted:
+            return [tried[lr] for lr in sorted(tried)], best
+        tried |= {lr: run(case, lr, SEARCH_SEED, case.searched, device) for lr in wanted}
+        best = min(tried, key=lambda lr: math.inf if tried[lr]["final_loss"] is None else tried[lr]["final_loss"])
 
 
 def run(case: Method, lr, seed, forwards, device) -> dict:
-    """One run. Its curve: (forward passes, loss), of all training rows on MiniLM, of held-out rows on SmolLM2."""
-    problem = problem_of(case, seed, device)
+    """One run. Its curve: (forward passes, loss), of all training rows on MiniLM, of held-out rows on SmolLM2; of a search its two ends."""
+    problem, searching = problem_of(case, seed, device), seed == SEARCH_SEED
     radius = METHODS[case.candidate][0]
     name = getattr(radius, "func", radius).radius
     optimizer = radius(problem.params, lr=lr, seed=seed, **{name: EPS})
@@ -119,7 +135,7 @@ def run(case: Method, lr, seed, forwards, device) -> dict:
             optimizer.step(lambda: problem.loss(numbers))  # noqa: B023
             seconds += time.perf_counter() - begin
             made += optimizer.forwards
-            if made // (forwards / POINTS) > curve[-1][0] // (forwards / POINTS):
+            if not searching and made // (forwards / POINTS) > curve[-1][0] // (forwards / POINTS):
                 curve.append((made, problem.judged()))
     if curve[-1][0] != made:
         curve.append((made, problem.judged()))
@@ -143,6 +159,6 @@ def run(case: Method, lr, seed, forwards, device) -> dict:
         "seconds": seconds,
         "curve": [(n, loss if math.isfinite(loss) else None) for n, loss in curve],
         "final_loss": last if math.isfinite(last) else None,
-        **problem.figures(),
+        **({} if searching else problem.figures()),
         **record.where(device),
     }

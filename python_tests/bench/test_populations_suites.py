@@ -1,6 +1,7 @@
 """Suites ``populations``, ``methods`` and ``rewards``: what they time is right, and their records become tables and pictures."""
 
 import json
+import math
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -85,7 +86,14 @@ def test_every_method_makes_as_many_forward_passes(tmp_path):
             records += methods.measure(replace(case, candidate=name), CPU)
     for r in records:
         allowed = 72 if r["searched"] else 288
-        assert allowed - 17 < r["forwards_made"] == r["curve"][-1][0] <= allowed and r["final_loss"] < r["curve"][0][1]
+        assert allowed - 17 < r["forwards_made"] == r["curve"][-1][0] <= allowed
+        assert r["searched"] or r["final_loss"] < r["curve"][0][1]
+    for name in methods.METHODS:
+        own = [r for r in records if r["candidate"] == name]
+        losses = {r["settings"]["lr"]: math.inf if r["final_loss"] is None else r["final_loss"] for r in own if r["searched"]}
+        [best] = {r["settings"]["lr"] for r in own if not r["searched"]}
+        place = methods.RATES.index(best)
+        assert losses[best] == min(losses.values()) and set(methods.RATES[max(0, place - 1) : place + 2]) <= losses.keys()
     out = tmp_path / "records.jsonl"
     out.write_text("".join(json.dumps(r) + "\n" for r in records))
     assert "has MeZO" in methods.missing(case, out) and "has MeZO" not in methods.missing(replace(case, forwards=9), out)
