@@ -45,6 +45,10 @@ OPTIMIZERS = {
     "ZOSign(params)": 0,
     "ZOConservative(params)": 0,
     "MeZOSVRG(params, anchor='replay')": 0,
+    "EvolutionStrategies(params, population=6)": 0,
+    "EvolutionStrategies(params, population=6, mirrored=True, shaping='ranks')": 0,
+    "FZOO(params)": 0,
+    "MEAZO(params)": 0,
     "AdaMeZO(params)": 0,
     "ZOMomentum(params, state_dtype=torch.bfloat16)": 0.5,
     "ZOMomentum(params, weight_decay=0.1)": 1,
@@ -52,11 +56,12 @@ OPTIMIZERS = {
     "ZOAdam(params, amsgrad=True, state_dtype=torch.bfloat16)": 1.5,
     "ZOAdam(params)": 2,
 }
-STRIDED = {"MeZO(params, q=3)": 0, "MeZO(params, sparsity=0.5)": 0, "ZOMomentum(params)": 1}
+STRIDED = {"MeZO(params, q=3)": 0, "MeZO(params, sparsity=0.5)": 0, "EvolutionStrategies(params, population=6)": 0, "ZOMomentum(params)": 1}
 SIXTEEN = {
     "MeZO(params, q=3, perturbation='in-place')": 0,
     "MeZO(params, sparsity=0.5, perturbation='in-place')": 0,
     "AdaMeZO(params, perturbation='in-place')": 0,
+    "EvolutionStrategies(params, population=6, perturbation='in-place')": 0,
     "MeZO(params, perturbation='copied-own')": 0.5,
     "MeZO(params)": 1,
     "ZOMomentum(params, perturbation='in-place')": 1,

@@ -101,16 +101,16 @@ def test_gone_on_with_it_is_the_run_that_never_stopped(kind, settings, tmp_path)
     with warnings.catch_warnings():
         warnings.simplefilter("error", RuntimeWarning)
         result = run(settings, tmp_path / "whole")
-    members = result.members
+    calls = result.members + (kind == "fzoo")  # which measures the weights as they are, too
     assert result.steps == 5 and not result.interrupted and any(entry.get("spread") for entry in log_of(tmp_path / "whole"))
 
     # The first call is of the model before the first iteration; the second iteration is the third to be judged on held-out rows.
-    interrupt = call(1 + members + 2, lambda values: signal.raise_signal(signal.SIGINT) or values)
+    interrupt = call(1 + calls + 2, lambda values: signal.raise_signal(signal.SIGINT) or values)
     assert run(settings, tmp_path / "stopped", [interrupt]).interrupted
     assert len(log_of(tmp_path / "stopped")) == 4 and weights(tmp_path / "stopped") and not (tmp_path / "stopped" / "metrics.json").exists()
     assert not go_on(tmp_path / "stopped").interrupted and same(tmp_path / "stopped", tmp_path / "whole")
 
-    kill = call(2 + 3 * members - 1, lambda values: os.kill(os.getpid(), signal.SIGKILL))
+    kill = call(2 + 3 * calls - 1, lambda values: os.kill(os.getpid(), signal.SIGKILL))
     killed(lambda: run(settings, tmp_path / "killed", [kill]))
     assert go_on(tmp_path / "killed").steps == 5 and same(tmp_path / "killed", tmp_path / "whole")
 
@@ -153,7 +153,9 @@ def test_the_log_may_be_lost(settings, tmp_path):
     with pytest.raises(BadInput, match="log.jsonl' is damaged: restore it, or remove it$"):
         go_on(tmp_path / "run")
     (tmp_path / "run" / "log.jsonl").unlink()
-    assert go_on(tmp_path / "run").steps == 5 and weights(tmp_path / "run") == whole
+    said = []
+    assert resume(str(tmp_path / "run"), said.append, rewards=[vowels]).steps == 5 and weights(tmp_path / "run") == whole
+    assert any(line.endswith("log.jsonl' is gone: log and curve begin again at iteration 5") for line in said)
     go_on(tmp_path / "run", steps=6)
     run(settings, tmp_path / "whole", steps=6)
     assert weights(tmp_path / "run") == weights(tmp_path / "whole")
@@ -172,6 +174,38 @@ def test_stopped_before_the_first_iteration_and_twice(settings, tmp_path, monkey
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     go_on(tmp_path / "stopped")
     assert same(tmp_path / "stopped", tmp_path / "whole")
+
+
+@pytest.mark.parametrize("last", [0.3, 0.2])
+def test_the_best_is_told_where_it_is_better_than_the_last(last, settings, tmp_path):
+    judged, calls = {0: 0.1, 5: 0.3, 10: last, 11: last}, count()  # the last one of what is saved
+
+    def scripted(completions):
+        return [judged.get(next(calls), 0.0)] * len(completions)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # of members that all have the same reward
+        result = run(replace(settings, eval_every=1, steps=2), tmp_path / "run", [scripted])
+    told = [line for line in result.lines() if line.startswith("best ")]
+    assert result.best["step"] == 1 and len(told) == (last < 0.3)
+    assert all("0.300 on held-out rows after iteration 1:" in line for line in told)
+
+
+def test_what_is_measured_at_theta_is_no_member(settings, tmp_path):
+    """FZOO begins with the weights as they are, here the worst by far: no reward, spread or mean of the population holds that."""
+    each, calls = [-9.0, 0.25, 0.5, 1.0], count()
+
+    def scripted(completions):
+        call = next(calls)
+        return [each[call - 1] if 1 <= call <= 4 else 0.0] * len(completions)
+
+    made = replace(settings, **KINDS["fzoo"], steps=1)
+    result = run(made, tmp_path / "run", [scripted, brief], reward_weights=(1, 1e-9))
+    entry = log_of(tmp_path / "run")[1]
+    assert result.members == 3 and any(" 1 iterations of 3 members" in line for line in result.lines())
+    assert entry["reward"] == pytest.approx(1.75 / 3) == entry["rewards/scripted"] and entry["best"] == pytest.approx(1.0)
+    assert entry["spread"] == pytest.approx(torch.tensor(each[1:], dtype=torch.float64).std(correction=0).item())
+    assert entry["tokens"] > 3 * 4 * 3  # of all that was written
 
 
 @pytest.mark.parametrize("adapter", ["full", "lora"])

@@ -66,7 +66,7 @@ def test_a_member_is_worth_the_mean_of_its_rows(temperature, made, model_of, exp
         tokens += written.tokens
     means, *each = zip(*worth)
     assert len(set(means)) > 2 and members.means == pytest.approx(means) and float(reward) == pytest.approx(sum(means) / 6)
-    assert members.functions == {name: pytest.approx(sum(values) / 6) for name, values in zip(("vowels", "slow"), each)}
+    assert members.functions() == {name: pytest.approx(sum(values) / 6) for name, values in zip(("vowels", "slow"), each)}
     assert members.tokens == tokens
     shaped = torch.tensor(means, dtype=torch.float64)
     shaped = (shaped - shaped.mean()) / (shaped.std(correction=0) + 1e-8)

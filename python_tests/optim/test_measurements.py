@@ -8,6 +8,7 @@ import torch
 from optimizer_cases import OPTIMIZERS, Half, count_of
 
 from zokern import ForwardGradient, ops
+from zokern.estimators import Estimate
 
 SETTINGS = dict(lr=1e-4, eps=1e-2, seed=3)
 STEPS = 7
@@ -172,3 +173,17 @@ def test_readings_of_another_number_are_refused(name, due):
         with pytest.raises(ValueError, match=rf"measurements of step 0: {given}, but a step of \w+ has {due}"):
             optimizer.repeat([1.0] * given)
     assert all(map(torch.equal, before, bits(params)))
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_an_estimate_without_terms_is_a_gradient_of_zero(name):
+    ends = []
+    for terms in (0, 1):
+        params = parameters()
+        optimizer = OPTIMIZERS[name](params, **SETTINGS, weight_decay=0.1)
+        closure = closure_of(params)
+        optimizer.step(closure)
+        optimizer.apply(Estimate([(optimizer.last.terms[0][0], 0.0)][:terms]))
+        optimizer.step(closure)
+        ends.append(bits(params))
+    assert all(map(torch.equal, *ends))

@@ -26,8 +26,7 @@ class Members(Driver):
         rows, prompts: what is answered: rows, and the tokens of each.
         seed: with a temperature, member n draws by (*seed, n).
     Attributes:
-        means: the mean reward of each member so far; NaN where a function gave NaN.
-        functions: name -> mean reward by that function over all members and rows.
+        means: the mean reward at each point so far; NaN where a function gave NaN.
         tokens: generated.
         generating: seconds in generation and rewards. noise: other seconds, which are of passes over
             the weights.
@@ -39,9 +38,10 @@ class Members(Driver):
         self._each: list[Scores] = []
         self._since = self._now()
 
-    @property
-    def functions(self) -> dict[str, float]:
-        return {name: fmean(scores.means[name] for scores in self._each) for name in self._each[0].means} if self._each else {}
+    def functions(self, counted: slice = slice(None)) -> dict[str, float]:
+        """Name -> mean reward by that function over the rows of some points, by default all."""
+        each = self._each[counted]
+        return {name: fmean(scores.means[name] for scores in each) for name in each[0].means} if each else {}
 
     def answer(self, request: Request) -> list[torch.Tensor]:
         return request.measure(self._member)

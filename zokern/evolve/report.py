@@ -71,7 +71,7 @@ class Result:
 
     def _best(self) -> list[str]:
         """Where an evaluation on the way was better than the last one."""
-        if not self.best or self.best["step"] == self.steps:
+        if not self.best or self.best["step"] == self.steps or (self.kept == "last" and self.best[METRIC] <= self.after[METRIC]):
             return []
         how = ", which is saved" if self.kept == "best" else f": zokern replay {self.out} --step best --out FOLDER"
         return [f"best       reward {self.best[METRIC]:.3f} on held-out rows after iteration {self.best['step']}{how}"]
@@ -108,7 +108,7 @@ def report(run: Run, training: Training) -> Result:
         best=best,
         kept=settings.keep,
         steps=training.steps,
-        members=training.optimizer.forwards,
+        members=training.members,
         generated=int(training.total("tokens")),
         tokens_per_second=training.total("tokens") / generating if generating else 0.0,
         noise_share=noise_share(training.history),

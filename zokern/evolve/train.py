@@ -49,6 +49,11 @@ class Training:
         """The best evaluation after an iteration or more."""
         return best_of(self.history, METRIC)
 
+    @property
+    def members(self) -> int:
+        """Of an iteration."""
+        return len(range(self.optimizer.forwards)[self.optimizer.members_in(self.optimizer.param_groups[0])])
+
     def total(self, name: str) -> float:
         """Of what iterations logged under a name."""
         return math.fsum(entry[name] for entry in self.history if name in entry)
@@ -68,14 +73,14 @@ class Training:
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", "step .* was skipped", RuntimeWarning)  # they are counted in the summary
                 warnings.filterwarnings("ignore", "step .* had members", RuntimeWarning)
-                self._iterate()
+                self._iterate(say)
         finally:
             if heard:
                 signal.signal(signal.SIGINT, before)
         if self.interrupted:
             say(f"stopped after iteration {self.steps} of {self.settings.steps}: zokern evolve --resume {self.run.path}")
 
-    def _iterate(self) -> None:
+    def _iterate(self, say: Callable[[str], None]) -> None:
         run, settings = self.run, self.settings
         log = run.path / output.TRAJECTORY
         logged = self._logged() if run.resumed else []
@@ -84,6 +89,8 @@ class Training:
         bar = need("tqdm").tqdm(total=settings.steps, initial=self.steps, unit="iteration", dynamic_ncols=True)
         with bar, record(self.optimizer, log, notes, resume=run.resumed is not None, model=run.loaded.model):
             self.history = [entry for entry in logged if entry["step"] <= self.steps]
+            if self.steps and not logged:
+                say(f"{str(run.path / output.LOG)!r} is gone: log and curve begin again at iteration {self.steps}")
             output.write(run.path / output.LOG, "".join(f"{json.dumps(entry)}\n" for entry in self.history))
             if not self.history:
                 self._log({"step": 0} | {f"eval_{name}": value for name, value in run.before.items()})
@@ -105,13 +112,14 @@ class Training:
         with self.run.loaded.computing():
             self.optimizer.step(members)
         members.stop()
-        mean, best, deviation, _ = spread(members.means)
+        perturbed = self.optimizer.members_in(self.optimizer.param_groups[0])
+        mean, best, deviation, _ = spread(members.means[perturbed])
         return {
             "step": self.steps,
             "reward": mean,
             "best": best,
             "spread": deviation,
-            **by_function(members.functions),
+            **by_function(members.functions(perturbed)),
             "dropped": self._dropped - dropped,
             "skipped": self.optimizer.skipped - skipped,
             "tokens": members.tokens,

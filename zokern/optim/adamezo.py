@@ -86,8 +86,9 @@ class AdaMeZO(ZerothOrder):
         """The last ``history`` steps, with this one: their keys, and for each key a coefficient of every coefficient group; 0 where it was
         not there yet."""
         groups, device = len(self.layout.coefficient_groups), estimate.skipped.device
-        keys = tuple((key.seed, key.step, key.stream) for key, _ in estimate.terms)
-        coefficients = torch.stack([torch.as_tensor(c, dtype=torch.float64, device=device).expand(groups) for _, c in estimate.terms])
+        terms = estimate.terms or [(self._key(), 0.0)]
+        keys = tuple((key.seed, key.step, key.stream) for key, _ in terms)
+        coefficients = torch.stack([torch.as_tensor(c, dtype=torch.float64, device=device).expand(groups) for _, c in terms])
         live = (~estimate.skipped).unsqueeze(0)
         before, history = self.param_groups[0]["window"], self.param_groups[0]["history"]
         if before is None or history == 1:

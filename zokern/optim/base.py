@@ -79,6 +79,11 @@ class ZerothOrder(Trained):
         each = int(settings["q"]) * blocks
         return 1 + each if settings["estimator"] == "one-sided" else 2 * each
 
+    @classmethod
+    def members_in(cls, settings: Settings) -> slice:
+        """Which of a step's ``measurements`` are those of perturbed weights: all but a first one of theta itself."""
+        return slice(1 if settings.get("estimator") == "one-sided" else 0, None)
+
     @property
     def leaves_pending(self) -> bool:
         """Whether terms are pending between its steps, which ``flush`` applies."""

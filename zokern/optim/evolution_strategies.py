@@ -26,11 +26,6 @@ class Population(ZerothOrder):
         return int(self.param_groups[0]["dropped"])
 
     @classmethod
-    def members_in(cls, settings: Settings) -> slice:
-        """Which of a step's ``measurements`` are the members'."""
-        return slice(None)
-
-    @classmethod
     def skipped_in(cls, steps: Iterable[Sequence[float]], settings: Settings) -> int:
         members = cls.members_in(settings)
         return sum(sum(abs(x) < LARGEST for x in step[members]) < 2 for step in steps)

@@ -53,7 +53,7 @@ class MEAZO(ZerothOrder):
     def _update(self, estimate: Estimate) -> None:
         group, beta = self.param_groups[0], self._setting("beta")
         live = (~estimate.skipped).double()
-        mean = reduce(add, (torch.as_tensor(c) for _, c in estimate.terms))  # each is divided by q
+        mean = reduce(add, (torch.as_tensor(c) for _, c in estimate.terms), torch.tensor(0.0, dtype=torch.float64))  # each is divided by q
         new = (1 - beta) * live
         v = (1 - new) * self._second_moment(mean) + new * mean.square()
         for own in self.param_groups:
