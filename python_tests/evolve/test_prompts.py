@@ -2,6 +2,10 @@
 
 import csv
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -10,6 +14,17 @@ from zokern.evolve.prompts import encode, load, prompt_column, rows
 from zokern.tasks.rows import Table
 
 CHAT = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "2 + 2?"}]
+HUB = """
+import json
+from dataclasses import astuple
+from zokern.evolve.prompts import load
+name, *parts = load("team/sums:default", eval_data="team/sums:default")
+own = load("team/sums")[2]
+try:
+    load("team/other")
+except ValueError as error:
+    print(json.dumps([name, *([astuple(row) for row in rows] for rows in parts), len(own), str(error)]))
+"""
 DATA = [{"prompt": f"{i} + 1 = ", "answer": i + 1} for i in range(20)]
 
 
@@ -51,6 +66,29 @@ def test_messages_of_a_file(tmp_path, suffix):
         CHAT[1:],
         {"answers": []},
     )
+
+
+def test_rows_of_the_hub(tmp_path):
+    """From where ``datasets`` keeps what it had of the hub, as it does when offline: real files of its own, under a hub data set's name."""
+    datasets = pytest.importorskip("datasets")
+    files = {"train": write(tmp_path / "a.jsonl", DATA), "validation": write(tmp_path / "b.jsonl", DATA[:3])}
+    builder = datasets.load_dataset_builder("json", data_files=files, cache_dir=str(tmp_path / "made"))
+    builder.download_and_prepare()
+    for file in list(Path(builder.cache_dir).glob("json-*.arrow")):
+        file.rename(file.with_name(file.name.replace("json", "sums")))
+    of_config = Path(builder.cache_dir).parents[1]
+    of_config.rename(of_config.with_name("default"))
+    of_config.parent.rename(tmp_path / "team___sums")
+
+    offline = os.environ | {"HF_DATASETS_CACHE": str(tmp_path), "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run([sys.executable, "-c", HUB], env=offline, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    name, train, held_out, own, refused = json.loads(done.stdout)
+    assert name == "team/sums:default[train]" and [row[0] for row in train] == [entry["prompt"] for entry in DATA] and own == 4
+    assert held_out == [
+        [entry["prompt"], {"answer": entry["answer"]}, f"'team/sums:default[validation]', row {i}"] for i, entry in enumerate(DATA[:3], 1)
+    ]
+    assert refused.startswith("data 'team/other' is no file here and could not be had from the hub (")
 
 
 def test_rows_of_their_own_are_held_out(tmp_path):
