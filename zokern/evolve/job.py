@@ -1,12 +1,11 @@
 """A run from end to end: prepared, evolved, reported."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 from ..errors import BadInput, Unwritable
 from ..finetune import output
+from ..finetune.runs import opened, prolonged
 from .prepare import Run, prepare
 from .report import Result, report
 from .restore import run_of
@@ -54,36 +53,22 @@ def resume(
     path = Path(folder).expanduser().absolute()
     with output.locked(path):
         settings, record = run_of(folder)
-        more, done = "a larger --steps", (path / output.METRICS).is_file()
-        if steps is not None and steps < settings.steps:
-            raise BadInput(f"--steps {steps} with --resume {folder!r}, a run of {settings.steps} iterations: pass {more}, or leave it out")
-        if steps in (None, settings.steps) and done:
-            raise BadInput(f"--resume {folder!r}: that run is done ({output.METRICS} is there): pass {more}, or begin another with --out")
-        settings = replace(settings, out=str(path), steps=steps or settings.steps, trust_remote_code=trust_remote_code)
+        settings = prolonged(settings, folder, steps, "iterations", trust_remote_code)
         return _done(prepare(settings, path, say, rewards, record), say)
 
 
 def _done(run: Run, say: Callable[[str], None]) -> Result:
-    """The iterations and what follows. Where they fail before the first one, the folder is as it was."""
-    path = run.path
-    undo: Callable[[], None] | None = None
-    if run.resumed is None:
-        own = {name: p for name, p in run.loaded.model.named_parameters() if name in run.loaded.new}
-        output.begin(path, run.record(), own)
-        undo = partial(output.clear, path)
-    elif run.resumed["settings"]["steps"] != run.settings.steps:
-        undo = output.extend(path, run.resumed, run.settings.record())
+    """The iterations and what follows."""
     training = Training(run)
-    try:
+    with opened(run, output.EVOLVE):
         if run.resumed is not None:
-            output.load_initial(path, run.resumed, run.loaded.model)
-        training.train(say)
-        return report(run, training)
-    except Exception as error:
-        if undo is not None and not run.steps_made:
-            undo()
-        elif isinstance(error, Unwritable):
-            raise Unwritable(f"{error}, then zokern evolve --resume {path}") from error
-        elif isinstance(error, BadInput) and run.steps_made:
-            raise BadInput(f"{error}; the {training.steps} iterations before are whole: zokern evolve --resume {path}") from error
-        raise
+            output.load_initial(run.path, run.resumed, run.loaded.model)
+        try:
+            training.train(say)
+            return report(run, training)
+        except Unwritable:
+            raise
+        except BadInput as error:
+            if not run.steps_made:
+                raise
+            raise BadInput(f"{error}; the {training.steps} iterations before are whole: zokern evolve --resume {run.path}") from error

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import platform
 import random
 import time
 from collections.abc import Callable, Sequence
@@ -12,20 +11,20 @@ from typing import Any
 
 import torch
 
-from .. import __version__, backends
 from ..errors import BadInput, need, refusing, require
 from ..estimators import Copied, perturbation_of
 from ..finetune import output
 from ..finetune.model import Model, causal, settle_hub
 from ..finetune.optimizers import layers_of, starting_rates
-from ..finetune.options import shown, title
+from ..finetune.options import shown
+from ..finetune.runs import refuse_within, versions
 from ..optim import ZerothOrder, named
 from .generate import Generator
 from .members import Members, by_function, judged
 from .prompts import Row, encode
 from .prompts import load as load_rows
 from .rewards import Function, Rewards
-from .settings import PATHS, Settings
+from .settings import Settings
 
 PACKAGES = ("transformers", "safetensors", "matplotlib", "tqdm")  # asked for before any work, not after it
 HELD_OUT = (1 << 32) - 1  # in place of an iteration's number: the seed by which held-out rows are answered
@@ -86,14 +85,13 @@ class Run:
             "settings": self.settings.record(),
             "rewards": list(self.rewards.functions),
             "digest": self.digest(),
-            "zokern": __version__,
-            "torch": torch.__version__,
-            "transformers": need("transformers").__version__,
-            "python": platform.python_version(),
-            "machine": platform.machine(),
-            "backends": backends(),
+            **versions(),
             "before": self.before,
         }
+
+    def initial(self) -> dict[str, torch.Tensor]:
+        """The parameters that the model as loaded does not have, by name: those of an adapter."""
+        return {name: p for name, p in self.loaded.model.named_parameters() if name in self.loaded.new}
 
     def digest(self) -> str:
         """16 hex digits of what is trained on and judged by, in its order."""
@@ -122,10 +120,8 @@ def prepare(
         resumed: what run.json says of a run that goes on. Default None: it is a new one.
     """
     began = time.perf_counter()
-    for name in PATHS:
-        given = getattr(settings, name)
-        if given and not resumed and Path(given).absolute().is_relative_to(path):
-            raise BadInput(f"{title(name)} {given!r} is in --out {settings.out!r}, which the run would replace: pass another folder")
+    if not resumed:
+        refuse_within(settings, path)
     rewards = rewards_of(settings, functions, resumed)
     settle_hub(False, settings.model, settings.data, settings.eval_data)
     require(*PACKAGES)

@@ -1,11 +1,9 @@
 """Everything that decides a run of zokern evolve, each option with the one line that says what it is."""
 
 import math
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import torch
 
@@ -17,7 +15,6 @@ from ..optim import optimizers
 from .generate import CACHES
 from .rewards import FORMS
 
-PATHS = ("model", "data", "eval_data")
 Temperature = Annotated[float, "a number >= 0", lambda x: 0 <= x < math.inf]
 
 
@@ -72,11 +69,9 @@ class Settings(RunSettings):
             BadInput: a value of another type or out of range, or options that do not go together, by the names of the options.
         """
         given: Settings = fitting(self)
-        paths = {name: os.path.expanduser(getattr(given, name) or "") for name in PATHS}
-        local: dict[str, Any] = {name: str(Path(path).absolute()) for name, path in paths.items() if os.path.exists(path)}
         settings = replace(
             given,
-            **local,  # from wherever the run is gone on with
+            **given._local(),
             optimizer_settings=given._optimizer_settings(),
             adapter=given.adapter or ("full",),
             device=given.device or ("cuda" if torch.cuda.is_available() else "cpu"),

@@ -3,8 +3,6 @@ with: the log of its steps, and the model that it began with, are all of it."""
 
 import json
 import math
-import signal
-import threading
 import time
 import warnings
 from collections.abc import Callable
@@ -16,6 +14,7 @@ from ..errors import BadInput, need
 from ..finetune import output
 from ..finetune.metrics_of_model import best_of
 from ..finetune.options import title
+from ..finetune.runs import interruptible
 from ..optim import ZerothOrder, named
 from .members import by_function, spread
 from .prepare import Run, optimizer_of
@@ -60,25 +59,16 @@ class Training:
 
     def train(self, say: Callable[[str], None]) -> None:
         """To the last iteration. Ctrl-C stops between two of them; a second one interrupts as ever."""
-        before = signal.getsignal(signal.SIGINT)
-
-        def stop(*_: Any) -> None:
-            self.stopped = True
-            signal.signal(signal.SIGINT, before)
-
-        heard = threading.current_thread() is threading.main_thread()  # which alone hears of signals
-        if heard:
-            signal.signal(signal.SIGINT, stop)
-        try:
-            with warnings.catch_warnings():
-                warnings.filterwarnings("ignore", "step .* was skipped", RuntimeWarning)  # they are counted in the summary
-                warnings.filterwarnings("ignore", "step .* had members", RuntimeWarning)
-                self._iterate(say)
-        finally:
-            if heard:
-                signal.signal(signal.SIGINT, before)
+        with interruptible(self.stop), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "step .* was skipped", RuntimeWarning)  # they are counted in the summary
+            warnings.filterwarnings("ignore", "step .* had members", RuntimeWarning)
+            self._iterate(say)
         if self.interrupted:
             say(f"stopped after iteration {self.steps} of {self.settings.steps}: zokern evolve --resume {self.run.path}")
+
+    def stop(self) -> None:
+        """After the iteration that runs."""
+        self.stopped = True
 
     def _iterate(self, say: Callable[[str], None]) -> None:
         run, settings = self.run, self.settings

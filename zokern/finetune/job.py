@@ -1,13 +1,12 @@
 """A run from end to end: prepared, trained, reported."""
 
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
-from ..errors import BadInput
 from . import output
 from .prepare import Run, prepare
 from .report import Result, report
+from .runs import opened, prolonged
 from .settings import Settings
 
 
@@ -43,17 +42,14 @@ def resume(folder: str, say: Callable[[str], None] = print, steps: int | None = 
     path = Path(folder).expanduser().absolute()
     with output.locked(path):
         settings, record = output.run_of(folder)
-        more, done = "a larger --steps", (path / output.METRICS).is_file()
-        if steps is not None and steps < settings.steps:
-            raise BadInput(f"--steps {steps} with --resume {folder!r}, a run of {settings.steps} steps: pass {more}, or leave it out")
-        if steps in (None, settings.steps) and done:
-            raise BadInput(f"--resume {folder!r}: that run is done ({output.METRICS} is there): pass {more}, or begin another with --out")
-        settings = replace(settings, out=str(path), steps=steps or settings.steps, trust_remote_code=trust_remote_code)
+        settings = prolonged(settings, folder, steps, "steps", trust_remote_code)
         return _done(prepare(settings, path, say, record), say)
 
 
 def _done(run: Run, say: Callable[[str], None]) -> Result:
-    from .train import opened, train  # transformers, which takes seconds to import
+    from .train import go_on, train  # transformers, which takes seconds to import
 
-    with opened(run, say):
+    with opened(run, output.FINETUNE):
+        if run.resumed is not None:
+            go_on(run, run.resumed, say)
         return report(run, train(run, say))

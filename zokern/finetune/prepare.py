@@ -1,7 +1,6 @@
 """Before a run: whatever can be refused is refused here, and all that the training needs is loaded. Nothing is
 written but the weights that a model computes with which lives in a file."""
 
-import platform
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -10,7 +9,6 @@ from typing import Any
 
 import torch
 
-from .. import __version__, backends
 from ..errors import BadInput, need, require
 from ..tasks.reader import Features
 from . import output
@@ -22,7 +20,8 @@ from .model import LoadedModel, settle_network
 from .model import load as load_model
 from .optimizers import make, with_rates
 from .options import title
-from .settings import PATHS, Settings
+from .runs import refuse_within, versions
+from .settings import Settings
 
 PACKAGES = ("transformers", "accelerate", "peft", "sklearn", "safetensors", "matplotlib", "tqdm")  # asked for before any work, not after it
 
@@ -72,12 +71,7 @@ class Run:
             "labels": list(self.data.task.labels),
             "columns": self.data.columns,
             "digest": self.data.digest(),
-            "zokern": __version__,
-            "torch": torch.__version__,
-            "transformers": need("transformers").__version__,
-            "python": platform.python_version(),
-            "machine": platform.machine(),
-            "backends": backends(),
+            **versions(),
             "before": self.before,
             "probed": self.probed,
         }
@@ -99,10 +93,8 @@ def prepare(settings: Settings, path: Path, say: Callable[[str], None], resumed:
         resumed: what run.json says of a run that goes on. Default None: it is a new one.
     """
     began = time.perf_counter()
-    for name in PATHS:
-        given = getattr(settings, name)
-        if given and not resumed and Path(given).absolute().is_relative_to(path):
-            raise BadInput(f"{title(name)} {given!r} is in --out {settings.out!r}, which the run would replace: pass another folder")
+    if not resumed:
+        refuse_within(settings, path)
     settle_network(settings)
     require(*PACKAGES)
     settings = with_rates(settings)

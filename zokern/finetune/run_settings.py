@@ -1,5 +1,6 @@
 """What the settings of all kinds of run have in common: the optimizer's beside the run's own, and how they are recorded and read."""
 
+import os
 from dataclasses import asdict, fields, replace
 from itertools import count
 from pathlib import Path
@@ -20,6 +21,7 @@ Seed = Annotated[int, "an integer in [0, 2**32)", lambda x: 0 <= x < 1 << 32]  #
 Positive = Annotated[float, POSITIVE[0], POSITIVE[1]]
 Made = TypeVar("Made", bound="RunSettings")
 DTYPES = ("float32", "bfloat16", "float16")
+PATHS = ("model", "data", "eval_data")  # or names on the hub
 
 
 def zo_choices() -> tuple[str, ...]:
@@ -33,6 +35,8 @@ class RunSettings:
     optimizer: str
     lr: float | None
     optimizer_settings: dict[str, object]
+    steps: int
+    out: str | None
 
     @classmethod
     def optimizers(cls) -> tuple[str, ...]:
@@ -70,6 +74,11 @@ class RunSettings:
                 cure = f", or pass {having}" if having else ""
                 raise BadInput(f"{title(str(name))} is no option of {what} {zeroth and zeroth.name}: leave it out{cure}")
         return {name: _of_kind(name, value, takes[name]) for name, value in given.items() if name in self.optimizer_settings}
+
+    def _local(self) -> dict[str, Any]:
+        """The files and folders among ``PATHS``, absolute, so that the run can be gone on with from anywhere."""
+        paths = {name: os.path.expanduser(getattr(self, name) or "") for name in PATHS}
+        return {name: str(Path(path).absolute()) for name, path in paths.items() if os.path.exists(path)}
 
     def record(self) -> dict[str, Any]:
         """For run.json and the log, as JSON has it: the settings of the optimizer beside the others."""

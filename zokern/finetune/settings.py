@@ -1,12 +1,10 @@
 """Everything that decides a run, each option with the one line that says what it is."""
 
 import math
-import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import torch
 
@@ -24,7 +22,6 @@ SPLIT = re.compile(rf"depth:\d+|inter:{BLOCKS}|intra:{BLOCKS}(:0?\.\d+)?|lisa:\d
 FIRST_ORDER = {"adamw": (torch.optim.AdamW, 1e-5), "sgd": (torch.optim.SGD, 2e-5)}  # with LoHO's lr, on RoBERTa-large
 FO = "adamw"  # what moves the first-order half of a model where nothing else is asked for
 LORA, VIRTUAL = {"lora", "dora"}, {"prefix", "prompt"}  # adapters
-PATHS = ("model", "data", "eval_data")  # or names on the hub
 Ratio = Annotated[float, "a number >= 1", lambda x: 1 <= x < math.inf]
 Split = Annotated[str, "depth:3, inter:4, inter:1+3, intra:4:0.5 or lisa:2:20", SPLIT.fullmatch]
 Columns = Annotated[tuple[str, ...], "one column or two", lambda x: len(x) <= 2]
@@ -111,11 +108,9 @@ class Settings(RunSettings):
             BadInput: a value of another type or out of range, or options that do not go together, by the names of the options.
         """
         given: Settings = fitting(self)
-        paths = {name: os.path.expanduser(getattr(given, name) or "") for name in PATHS}
-        local: dict[str, Any] = {name: str(Path(path).absolute()) for name, path in paths.items() if os.path.exists(path)}
         settings = replace(
             given,
-            **local,  # from wherever the run is gone on with
+            **given._local(),
             optimizer_settings=given._optimizer_settings(),
             adapter=given.adapter or (("lora",) if given.model is None else ("full",)),
             task_type=given.task_type or "head",

@@ -2,19 +2,16 @@
 
 import json
 import math
-import signal
-import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
-from functools import partial
+from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 from tqdm import tqdm
 from transformers import PrinterCallback, TrainerCallback, TrainingArguments
 
-from ..errors import BadInput, Unwritable, first_line, writing
+from ..errors import BadInput, first_line, writing
 from ..hf import ZOTrainer, checkpoint, lora_plus
 from ..tasks import HeadReader, Reader
 from . import offload, output
@@ -23,6 +20,7 @@ from .metrics_of_model import best_of, metrics_of
 from .optimizers import make
 from .options import title
 from .prepare import Run
+from .runs import interruptible
 from .settings import ZO
 
 SHOWN = ("loss", "eval_loss", "eval_accuracy", "eval_f1", "eval_matthews")  # beside the bar
@@ -31,29 +29,8 @@ PATIENCE = 10  # steps on end without a finite loss after which a run is given u
 KEPT = 2  # checkpoints: should the machine stop while one is written, there is the one before
 
 
-@contextmanager
-def opened(run: Run, say: Callable[[str], None]) -> Iterator[None]:
-    """The folder of a run while it is trained: begun, or gone on with. Where that fails before the first step, it is as it was."""
-    path = run.path
-    undo: Callable[[], None] | None = None
-    if run.resumed is None:
-        output.begin(path, run.record(), run.initial())
-        undo = partial(output.clear, path)  # nothing has been learnt in it
-    elif run.resumed["settings"]["steps"] != run.settings.steps:
-        undo = output.extend(path, run.resumed, run.settings.record())
-    try:
-        if run.resumed is not None:
-            _go_on(run, run.resumed, say)
-        yield
-    except Exception as error:
-        if undo is not None and not run.steps_made:
-            undo()
-        elif isinstance(error, Unwritable):
-            raise Unwritable(f"{error}, then zokern finetune --resume {path}") from error
-        raise
-
-
-def _go_on(run: Run, record: dict[str, Any], say: Callable[[str], None]) -> None:
+def go_on(run: Run, record: dict[str, Any], say: Callable[[str], None]) -> None:
+    """Say where a run is gone on from, and bring the parameters that it began with where that is the first step."""
     steps, schedule, before = run.settings.steps, run.settings.schedule, record["settings"]["steps"]
     if run.checkpoint is None:
         say(f"no checkpoint is left in {run.path}: from the first step on")
@@ -66,22 +43,11 @@ def _go_on(run: Run, record: dict[str, Any], say: Callable[[str], None]) -> None
 
 
 def train(run: Run, say: Callable[[str], None]) -> "Training":
-    """Train to the last step. Ctrl-C stops between two of them, so that each is whole; a second one interrupts as ever."""
-    training, before = Training(run), signal.getsignal(signal.SIGINT)
-
-    def stop(*_: Any) -> None:
-        training.stopped = True
-        signal.signal(signal.SIGINT, before)
-
-    heard = threading.current_thread() is threading.main_thread()  # which alone hears of signals
-    if heard:
-        signal.signal(signal.SIGINT, stop)
-    try:
+    """Train to the last step, or to Ctrl-C."""
+    training = Training(run)
+    with interruptible(training.stop):
         with training.own_memory.watched() if run.settings.offload == "disk" and run.settings.device == "cpu" else nullcontext():
             training.train()
-    finally:
-        if heard:
-            signal.signal(signal.SIGINT, before)
     if training.interrupted:
         say(f"stopped after step {training.steps} of {run.settings.steps}: zokern finetune --resume {run.path}")
     return training
@@ -117,6 +83,10 @@ class Training(TrainerCallback):
         self._bar: Any = None
         self.reader, (rows, self.held_out) = self._reader()
         self.trainer: Any = self._trainer(rows)
+
+    def stop(self) -> None:
+        """After the step that runs."""
+        self.stopped = True
 
     @property
     def steps(self) -> int:
