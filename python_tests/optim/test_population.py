@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from zokern import FZOO, MEAZO, EvolutionStrategies, NoiseKey
+from zokern.estimators import SHAPINGS
 from zokern.noise.spec import NOISES
 
 STEPS, SEED, SIGMA, LR = 5, 11, 1e-2, 3e-2
@@ -206,6 +207,26 @@ def test_equal_numbers_and_none_move_nothing(make, numbers, skipped):
         opt.step(closure)
     assert opt.skipped == skipped
     assert all(torch.equal(p, old) for p, old in zip(params, before))
+
+
+@pytest.mark.parametrize("members", [3, 5, 6, 7, 8, 10, 30])
+def test_rewards_that_differ_by_rounding_are_equal(members):
+    """Means of the same rewards, summed in another order, differ in the last bit; and of numbers without a short binary form even the mean
+    of equal ones does."""
+    for k in range(1, 50):
+        for other in (k / 50, math.nextafter(k / 50, 0), math.nextafter(k / 50, 1)):
+            values = torch.tensor([k / 50, other] * members, dtype=torch.float64)[:members]
+            for finite in (torch.ones(members, dtype=torch.bool), torch.arange(members) > 0):
+                assert not any(shape(values, finite).any() for shape in SHAPINGS.values())
+                p = torch.nn.Parameter(torch.ones(5))
+                numbers = iter([0.5, *torch.where(finite, values, torch.nan).tolist()])
+                opt = FZOO([p], lr=1.0, q=members, maximize=True, perturbation="copied")
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore", RuntimeWarning)
+                    opt.step(lambda numbers=numbers: next(numbers))
+                assert torch.equal(p.detach(), torch.ones(5)) and opt.skipped == 0
+    spread = torch.tensor([0.93, 0.1, math.nextafter(0.93, 0), 2.0], dtype=torch.float64)
+    assert SHAPINGS["ranks"](spread, spread > 0).tolist() == pytest.approx([0, -0.5, 0, 0.5])
 
 
 @pytest.mark.parametrize("mirrored", [False, True])

@@ -12,6 +12,7 @@ from .perturbation import PerturbedWeights
 
 Shaping = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 STEADY = 1e-8  # added to the standard deviation of z-scores
+ROUNDING = 1e-12  # relative to the largest number: what differs by less is equal, as means of the same rewards in another order are
 
 
 def total(values: torch.Tensor) -> torch.Tensor:
@@ -21,22 +22,30 @@ def total(values: torch.Tensor) -> torch.Tensor:
     return values[0]
 
 
-def mean_and_spread(values: torch.Tensor, finite: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """-> (mean, population standard deviation) of the finite ones of a tensor [n]; NaN where there is none."""
+def rounding(values: torch.Tensor, finite: torch.Tensor) -> torch.Tensor:
+    """The difference between finite ones of a tensor [n] up to which they are equal, their digits aside."""
+    return ROUNDING * torch.where(finite, values.abs(), 0.0).amax()
+
+
+def deviations(values: torch.Tensor, finite: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """-> (values less their mean, population standard deviation) of the finite ones of a tensor [n]; both 0 where all are equal, NaN where
+    there is none."""
     count = finite.sum()
     mean = total(torch.where(finite, values, 0.0)) / count
-    return mean, (total(torch.where(finite, values - mean, 0.0).square()) / count).sqrt()
+    spread = (total(torch.where(finite, values - mean, 0.0).square()) / count).sqrt()
+    equal = spread <= rounding(values, finite)
+    return torch.where(equal, 0.0, values - mean), torch.where(equal, 0.0, spread)
 
 
 def centred(values: torch.Tensor, finite: torch.Tensor) -> torch.Tensor:
     """Less their mean, and no more. Equal values move nothing, and the mean of the estimate is as without."""
-    return values - mean_and_spread(values, finite)[0]
+    return deviations(values, finite)[0]
 
 
 def z_scores(values: torch.Tensor, finite: torch.Tensor) -> torch.Tensor:
     """(value - mean) / (standard deviation + 1e-8), of the population."""
-    mean, spread = mean_and_spread(values, finite)
-    return (values - mean) / (spread + STEADY)
+    less_mean, spread = deviations(values, finite)
+    return less_mean / (spread + STEADY)
 
 
 def centred_ranks(values: torch.Tensor, finite: torch.Tensor) -> torch.Tensor:
@@ -45,8 +54,8 @@ def centred_ranks(values: torch.Tensor, finite: torch.Tensor) -> torch.Tensor:
     Reference: Salimans et al. 2017, "Evolution Strategies as a Scalable Alternative to Reinforcement Learning", section 2.1.
     """
     values = torch.where(finite, values, torch.nan)  # which is neither below anything nor above it
-    other = values.unsqueeze(1)
-    below, above = (values > other).sum(0), (values < other).sum(0)
+    other, same = values.unsqueeze(1), rounding(values, finite)
+    below, above = (values - other > same).sum(0), (other - values > same).sum(0)
     return (below - above).double() / (2 * (finite.sum() - 1))
 
 
@@ -88,7 +97,7 @@ def normalised(weights: PerturbedWeights, keys: Sequence[NoiseKey], eps: Number)
     losses = yield Losses(weights, [Point([]), *(Point([(key, eps)]) for key in keys)])
     base, values = losses[0], torch.stack(losses[1:])
     finite = values.abs() < LARGEST
-    spread = mean_and_spread(values, finite)[1]
+    spread = deviations(values, finite)[1]
     moves = torch.where(finite & (spread > 0), (values - base) / (finite.sum() * spread), 0.0)
     failed = (finite.sum() < 2) | ~(base.abs() < LARGEST)
     return _estimate(keys, moves, losses, finite, values - base, eps, failed)
