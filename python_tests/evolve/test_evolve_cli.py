@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 
 import pytest
 import torch
@@ -50,6 +51,27 @@ def given(saved, sums, rewards):
     """The options of a small run, but for --out."""
     small = ["--rows", "4", "--max-new-tokens", "4", "--steps", "4", "--eval-every", "2", "--device", "cpu"]
     return ["evolve", "--model", saved, "--data", sums, "--reward", f"{rewards}:vowels", *small, *"--population 4 --sigma 0.05".split()]
+
+
+@pytest.mark.parametrize("name", ["judges_here.py", "judges_here", "deep.judges_there"])
+def test_a_run_is_gone_on_with_from_anywhere(given, name, tmp_path, monkeypatch):
+    """Its rewards are looked for where it began, too, by a path or a name that is relative to that."""
+    (tmp_path / "deep").mkdir()
+    for file in ("judges_here.py", "deep/judges_there.py"):
+        (tmp_path / file).write_text(REWARDS)
+    monkeypatch.chdir(tmp_path)
+    options = [f"{name}:vowels" if str(option).endswith(":vowels") else option for option in given]
+    zokern(*options, "--out", "run")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    for module in {"judges_here", "deep", "deep.judges_there"} & {*sys.modules}:
+        monkeypatch.delitem(sys.modules, module)
+    zokern("evolve", "--resume", "../run", "--steps", "6")
+    assert json.loads((tmp_path / "run" / "metrics.json").read_text())["steps"] == 6
+    if name.endswith(".py"):
+        (tmp_path / name).unlink()
+        said = zokern("evolve", "--resume", "../run", "--steps", "8", code=2)
+        assert f"reward '{name}:vowels': {name} does not exist in {tmp_path}, {tmp_path / 'elsewhere'}: check the path" in said
 
 
 @pytest.fixture

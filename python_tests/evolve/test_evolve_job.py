@@ -319,27 +319,61 @@ def test_a_member_that_is_nan_is_dropped_and_counted(settings, tmp_path):
     assert (result.dropped, result.skipped) == (1, 0)
     assert any("1 members dropped for want of a finite reward" in line for line in result.lines())
     assert [entry["dropped"] for entry in log_of(tmp_path / "run") if "dropped" in entry] == [1, 0, 0, 0, 0]
-    replay(str(tmp_path / "run"), str(tmp_path / "made"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", RuntimeWarning)  # what training has said, a replay does not say again
+        replay(str(tmp_path / "run"), str(tmp_path / "made"))
     assert equal(tmp_path / "made", tmp_path / "run")
 
 
 def test_all_members_nan(settings, saved, tmp_path, recwarn):
     """Iterations are skipped; ten on end are the end, of a run that can be gone on with."""
 
-    def vowels(completions):
-        return [math.nan] * len(completions)
+    def lost(judged=0):
+        calls = count()
 
-    done = run(settings, tmp_path / "short", [vowels], steps=4)
+        def vowels_or_nan(completions):
+            return vowels(completions) if next(calls) < judged else [math.nan] * len(completions)
+
+        vowels_or_nan.__name__ = "vowels"
+        return vowels_or_nan
+
+    with pytest.raises(BadInput, match="^the rewards vowels are NaN for every held-out row: correct them, or pass --eval-data"):
+        run(settings, tmp_path / "none", [lost()])
+    assert not (tmp_path / "none").exists()
+    recwarn.clear()
+    done = run(settings, tmp_path / "short", [lost(1)], steps=4)
     assert (done.skipped, done.dropped) == (4, 16)
     assert all(torch.allclose(p, q, atol=1e-6) for p, q in zip(tensors(tmp_path / "short").values(), tensors(saved).values(), strict=True))
     assert [str(warning.message).partition(" for ")[0] for warning in recwarn if warning.category is RuntimeWarning] == [
         "reward 'vowels' returned NaN"
     ]
-    assert all(entry.get("reward", entry.get("eval_reward")) is None for entry in log_of(tmp_path / "short"))
-    cure = "pass a smaller --lr than 0.025, or a smaller --sigma, or look at the rewards"
+    assert all(entry.get("reward", entry.get("eval_reward")) is None for entry in log_of(tmp_path / "short")[1:])
+    assert json.loads((tmp_path / "short" / "metrics.json").read_text())["after"]["reward"] is None
+    cure = "look at the rewards, or begin again with a smaller --lr than 0.025, or a smaller --sigma"
     with pytest.raises(BadInput, match=f"10 iterations running, up to 10, were skipped for want of finite rewards: {cure}; the 10 "):
-        run(settings, tmp_path / "run", [vowels], steps=20)
-    assert go_on(tmp_path / "run").steps == 20
+        run(settings, tmp_path / "run", [lost(1)], steps=25)
+    with pytest.raises(BadInput, match="10 iterations running, up to 20, were skipped"):
+        go_on(tmp_path / "run", [lost()])
+    assert go_on(tmp_path / "run").steps == 25
+
+
+def test_a_held_out_row_without_a_reward_is_not_counted(settings, tmp_path):
+    """So that the evaluations go on, and the best is found."""
+
+    def picky(prompts, completions, answer):
+        return [math.nan if prompt == lost else float(int(right)) for prompt, right in zip(prompts, answer)]
+
+    lost = None
+    mean_of_all = run(settings, tmp_path / "all", [picky], steps=1).before["reward"]
+    from zokern.evolve.prompts import load
+
+    held_out = load(settings.data, seed=settings.seed)[2]
+    lost, values = held_out[0].prompt, [float(row.columns["answer"]) for row in held_out]
+    assert mean_of_all == pytest.approx(sum(values) / 4)
+    with pytest.warns(RuntimeWarning, match="reward 'picky' returned NaN .* a held-out row is not counted"):
+        result = run(settings, tmp_path / "run", [picky], keep="best")
+    assert result.before["reward"] == result.after["reward"] == pytest.approx(sum(values[1:]) / 3)
+    assert result.best["step"] == 2 and result.dropped == 0
 
 
 def test_the_curve(drawn, settings, tmp_path):

@@ -152,6 +152,21 @@ def test_prompts_that_are_none(prompt, said):
         rows(Table("sums", ["prompt"], [{"prompt": CHAT}, {"prompt": prompt}]), "prompt")
 
 
+def test_a_column_that_a_row_lacks_is_none(tmp_path):
+    path = write(tmp_path / "a.jsonl", [{"prompt": "1?", "hint": "h"}, {"prompt": "2?", "answer": "2"}])
+    _, found, _ = load(path, eval_data=path)
+    assert [row.columns for row in found] == [{"hint": "h", "answer": None}, {"hint": None, "answer": "2"}]
+
+
+def test_a_text_that_begins_as_the_tokenizer_begins_texts_does_so_once(tokenizer, tokenizer_of):
+    bare = tokenizer("hi", add_special_tokens=False)["input_ids"]
+    assert encode([Row("<s>hi", {}, "here"), Row("hi", {}, "here")], tokenizer, 1, None) == [[1, *bare]] * 2
+    assert encode([Row("<s>hi", {}, "here")], tokenizer_of("$A", bos_token="<s>", eos_token="</s>"), 1, None) == [[1, *bare]]
+    [chat] = encode([Row(CHAT, {}, "here")], tokenizer, 1, None)
+    text = tokenizer.apply_chat_template(CHAT, add_generation_prompt=True, tokenize=False)
+    assert encode([Row(text, {}, "here")], tokenizer, 1, None) == [chat]
+
+
 def test_the_tokens_of_a_text_are_the_tokenizers_without_an_end(tokenizer, tokenizer_of):
     names = dict(bos_token="<s>", eos_token="</s>")
     forms = {"$A": ([], []), "<s> $A": ([1], []), "<s> $A </s>": ([1], [2])}

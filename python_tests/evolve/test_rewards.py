@@ -88,6 +88,7 @@ def test_numbers_of_any_kind(returned):
         ([1, "0.5", 1, 1], "returned '0.5' for 'sums', line 1: return a finite number"),
         ([1, 1, None, 1], "returned None for 'sums', line 2: return a finite number"),
         ([1, 1, 1, math.inf], "returned inf for 'sums', line 3: return a finite number"),
+        ([1, 10**400, 1, 1], "returned 1000000000"),
         ([1, [1], 1, 1], "returned [1] for 'sums', line 1"),
         ([1, 1j, 1, 1], "returned 1j for 'sums', line 1"),
         ([1, torch.ones(2), 1, 1], "returned [1.0, 1.0] for 'sums', line 1"),
@@ -106,10 +107,15 @@ def test_nan_is_let_through_with_a_warning():
     def judged(completions):
         return [1.0, math.nan, 1.0, 1.0]
 
-    with pytest.warns(RuntimeWarning, match="reward 'judged' returned NaN for 'sums', line 1: .* this member is left out"):
+    with pytest.warns(
+        RuntimeWarning,
+        match="reward 'judged' returned NaN for 'sums', line 1: a member is left out for that, a held-out row is not counted",
+    ):
         scores = Rewards([judged, short])(ROWS, TEXTS)
     assert math.isnan(scores.values[1]) and scores.values[0] == 0.0
-    assert math.isnan(scores.means["judged"]) and scores.means["short"] == -11 / 4
+    assert scores.means == {"judged": 1.0, "short": -11 / 4}
+    with pytest.warns(RuntimeWarning, match="returned NaN"):
+        assert math.isnan(Rewards([lambda completions: [math.nan]])(ROWS[:1], TEXTS[:1]).means["<lambda>"])
 
 
 def test_a_function_that_raises_is_named_with_the_row():
@@ -126,6 +132,32 @@ def test_a_function_that_raises_is_named_with_the_row():
 
     with pytest.raises(BadInput, match="ZeroDivisionError: division by zero for 'sums', line 0, .* and 1 more: correct it"):
         Rewards([crowded])(ROWS, TEXTS)
+
+
+def test_a_column_that_some_rows_lack_is_none_there():
+    rows = [Row("0?", {"hint": "h"}, "line 0"), *(Row(f"{i}?", {}, f"line {i}") for i in (1, 2))]
+
+    def hinted(completions, hint):
+        return [1.0 if h is None else len(h) / (len(text) - 2) for h, text in zip(hint, completions)]
+
+    rewards = Rewards([hinted])
+    rewards.check(rows)
+    assert rewards(rows[1:], ["a", "b"]).values == [1.0, 1.0]  # of a batch that has none
+    with pytest.raises(BadInput, match=r"raised ZeroDivisionError: .* for line 0 \(completion 'no'\): correct it$"):
+        Rewards([hinted])(rows[::-1], ["a", "b", "no"])
+
+
+def test_a_function_may_change_what_it_is_given():
+    rows = [Row([{"role": "user", "content": "2 + 2?"}], {"answers": ["4"]}, "here")]
+
+    def judged(prompts, completions, answers):
+        prompts[0].append(completions[0][0])
+        answers[0].append("four")
+        return [float(len(prompts[0]) + len(answers[0]))]
+
+    rewards = Rewards([judged])
+    assert [rewards(rows, ["4"]).values for _ in range(2)] == [[4.0], [4.0]]
+    assert rows == [Row([{"role": "user", "content": "2 + 2?"}], {"answers": ["4"]}, "here")]
 
 
 def test_what_a_function_needs_is_looked_for_before_anything_is_written():
@@ -214,6 +246,10 @@ def test_weights_and_functions_that_cannot_be():
         ("exact:x", "The Eiffel Tower", ["eiffel tower", " Eiffel, tower!\n"], ["eiffel", "", "eiffel towers"]),
         ("exact:x", ["no", "nope"], ["No.", "nope"], ["no nope"]),
         ("exact:x", 7, ["7"], ["7.5", "seven"]),
+        ("exact:x", "A", ["A", " (a)", "A."], ["", "the", "+", ".", "an", "B"]),
+        ("exact:x", "+", ["+", " +\n"], ["", "-", "a", "."]),
+        ("contains:x", ["A", "the"], ["The answer is A.", "(a)"], ["", "+", "an answer", "there"]),
+        ("f1:x", ">", [">"], ["", "<", "the"]),
         ("contains:x", "no", ["No.", "the answer is no, sir"], ["I know", "", "nothing"]),
         ("contains:x", ["New York", "NYC"], ["in NYC", "It is new york"], ["York, New"]),
         ("regex:^\\d+$", None, ["42"], ["x42", "4 2"]),
@@ -221,7 +257,8 @@ def test_weights_and_functions_that_cannot_be():
         ("number:####:x", "10 + 8 = 18\n#### 1,018", ["so\n#### 1018", "####1,018.0 #### 3", "#### $1018."], ["1018", "#### -1018"]),
         ("number:Answer::x", "-0.5", ["Answer: -0.50", "Answer: = -.5", "Answer:-$0.5"], ["Answer: 0.5", "Answer: about -0.5"]),
         ("number:=:x", 1e-05, ["= 0.00001", "=1e-5"], ["= 1"]),
-        ("number:=:x", 12, ["x = 12 apples"], ["= 120", "= 1.2"]),
+        ("number:=:x", 12, ["x = 12 apples"], ["= 120", "= 1.2", "= 1e99999999999999999999"]),
+        ("number:=:x", ["5", 6], ["= 6", "= 5.0"], ["= 7", "= 56"]),
     ],
 )  # fmt: skip
 def test_rewards_that_are_one_or_nothing(spec, answer, right, wrong):
@@ -240,8 +277,16 @@ def test_rewards_that_are_shares():
 
 
 def test_an_answer_that_is_no_number_is_refused():
-    with pytest.raises(BadInput, match="^here, column 'x': 'about 7' is no number, as reward 'number:####:x' needs: correct it"):
-        Rewards(["number:####:x"]).check([Row("?", {"x": "about 7"}, "here")])
+    for answer in ("about 7", ["7", "about 7"]):
+        with pytest.raises(BadInput, match="^here, column 'x': 'about 7' is no number, as reward 'number:####:x' needs: correct it"):
+            Rewards(["number:####:x"]).check([Row("?", {"x": answer}, "here")])
+
+
+@pytest.mark.parametrize("spec", ["exact:x", "contains:x", "f1:x", "number:=:x"])
+@pytest.mark.parametrize("answer", [None, [], "", " ", ["right", ""], [None]])
+def test_an_answer_that_is_blank_is_refused(spec, answer):
+    with pytest.raises(BadInput, match="^here has nothing in the column 'x', which a reward needs: beside the prompt it has x$"):
+        Rewards([spec]).check([Row("?", {"x": answer}, "here")])
 
 
 def test_a_run_without_warnings():

@@ -11,7 +11,7 @@ from ..estimators import Driver
 from ..estimators.losses import Request
 from .generate import Completions, Generator
 from .prompts import Row
-from .rewards import Rewards, Scores
+from .rewards import Rewards, Scores, mean
 
 
 class Members(Driver):
@@ -41,7 +41,7 @@ class Members(Driver):
     def functions(self, counted: slice = slice(None)) -> dict[str, float]:
         """Name -> mean reward by that function over the rows of some points, by default all."""
         each = self._each[counted]
-        return {name: fmean(scores.means[name] for scores in each) for name in each[0].means} if each else {}
+        return {name: mean([scores.means[name] for scores in each]) for name in each[0].means} if each else {}
 
     def answer(self, request: Request) -> list[torch.Tensor]:
         return request.measure(self._member)
@@ -54,14 +54,14 @@ class Members(Driver):
     def _member(self) -> float:
         self.stop()
         written, scores = judged(self.generator, self.rewards, self.rows, self.prompts, (*self.seed, len(self.means)))
-        mean = fmean(scores.values)
-        self.look(mean)
-        self.means.append(mean)
+        reward = fmean(scores.values)
+        self.look(reward)
+        self.means.append(reward)
         self._each.append(scores)
         self.tokens += written.tokens
         now = self._now()
         self.generating, self._since = self.generating + now - self._since, now
-        return mean
+        return reward
 
     def _now(self) -> float:
         device = next(self.generator.model.parameters()).device

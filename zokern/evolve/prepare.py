@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import random
 import time
 from collections.abc import Callable, Sequence
@@ -23,7 +24,7 @@ from .generate import Generator
 from .members import Members, by_function, judged
 from .prompts import Row, encode
 from .prompts import load as load_rows
-from .rewards import Function, Rewards
+from .rewards import Function, Rewards, mean
 from .settings import Settings
 
 PACKAGES = ("transformers", "safetensors", "matplotlib", "tqdm")  # asked for before any work, not after it
@@ -70,13 +71,13 @@ class Run:
         return Members(self.generator, self.rewards, rows, self.tokens(rows), (settings.seed, step))
 
     def judge(self) -> dict[str, float]:
-        """Of the weights as they are: {"reward": mean over the held-out rows, "tokens": mean of a completion, and those of
+        """Of the weights as they are: {"reward": mean over the held-out rows that have one, "tokens": mean of a completion, and those of
         ``by_function``}."""
         with self.loaded.computing():
             seed = self.settings.seed, HELD_OUT
             written, scores = judged(self.generator, self.rewards, self.held_out, self.tokens(self.held_out), seed)
         count = len(self.held_out)
-        return {"reward": sum(scores.values) / count, "tokens": written.tokens / count, **by_function(scores.means)}
+        return {"reward": mean(scores.values), "tokens": written.tokens / count, **by_function(scores.means)}
 
     def record(self) -> dict[str, Any]:
         """What run.json says of a run that begins."""
@@ -85,6 +86,7 @@ class Run:
             "settings": self.settings.record(),
             "rewards": list(self.rewards.functions),
             "digest": self.digest(),
+            "folder": str(Path.cwd()),
             **versions(),
             "before": self.before,
         }
@@ -142,6 +144,9 @@ def prepare(
     optimizer_of(settings, loaded.model)  # so that it is refused now
     say(_described(run))
     run.before = resumed["before"] if resumed else run.judge()
+    if math.isnan(run.before["reward"]):
+        cure = "correct them, or pass --eval-data with rows that they can judge"
+        raise BadInput(f"the rewards {', '.join(rewards.functions)} are NaN for every held-out row: {cure}")
     return run
 
 
@@ -153,7 +158,7 @@ def rewards_of(settings: Settings, functions: Sequence[Function], resumed: dict[
         raise BadInput(f"the run began with rewards given in Python, {began}: pass them to zokern.evolve.resume(folder, rewards=[...])")
     if not given:
         raise BadInput("--reward is missing: pass one or more, such as exact:answer or my_module:my_function")
-    rewards = Rewards(given, settings.reward_weights)
+    rewards = Rewards(given, settings.reward_weights, [resumed["folder"]] if resumed and resumed.get("folder") else [])
     if resumed and resumed["rewards"] != list(rewards.functions):
         then, now = ", ".join(resumed["rewards"]), ", ".join(rewards.functions)
         raise BadInput(f"the run began with the rewards {then}, and here are {now}: pass those it began with")

@@ -19,7 +19,7 @@ class Row:
 
     Attributes:
         prompt: text, or chat messages, each a dict with "role" and "content".
-        columns: all other columns of the row, for the rewards.
+        columns: all other columns of the table, for the rewards; None where the row lacks one.
         location: where it comes from, such as "'train.csv', line 7": errors name it.
     """
 
@@ -75,7 +75,7 @@ def rows(table: Table, prompt: str) -> list[Row]:
         fault = _fault(row.get(prompt))
         if fault:
             raise BadInput(f"{location}, column {prompt!r}: {fault}")
-        found.append(Row(row[prompt], {column: value for column, value in row.items() if column != prompt}, location))
+        found.append(Row(row[prompt], {column: row.get(column) for column in table.columns if column != prompt}, location))
     return found
 
 
@@ -97,8 +97,8 @@ def _fault(prompt: Any) -> str | None:
 def encode(rows: Sequence[Row], tokenizer: Tokenizer, max_new_tokens: int, positions: int | None) -> list[list[int]]:
     """The tokens of each prompt.
 
-    Text is taken as it stands, with what the tokenizer begins a text with; messages by the tokenizer's chat template, up to where the
-    assistant begins.
+    Text is taken as it stands, after the token that the tokenizer begins a text with, unless it begins with that itself, as one that a
+    template has made does; messages by the tokenizer's chat template, up to where the assistant begins.
 
     Args:
         positions: of the model, which has to hold a prompt and ``max_new_tokens``; None: as many as there are.
@@ -112,6 +112,8 @@ def _encoded(row: Row, tokenizer: Tokenizer, max_new_tokens: int, positions: int
         ids, added = tokens["input_ids"], tokens["special_tokens_mask"]
         while ids and added[-1]:  # an end of text, after which nothing is written
             ids, added = ids[:-1], added[:-1]
+        if len(ids) > 1 and added[0] and ids[1] == ids[0]:
+            ids = ids[1:]
     else:
         if tokenizer.chat_template is None:
             raise BadInput(

@@ -13,7 +13,7 @@ from ..finetune import output
 from ..finetune.report import peak_mib
 from .prepare import Run
 from .restore import weights_at
-from .train import METRIC, Training, noise_share
+from .train import METRIC, Training, noise_share, of_json
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,7 @@ def report(run: Run, training: Training) -> Result:
         load=loaded.load(str(settings.out)),
     )
     if not training.interrupted:
-        output.write(path / output.METRICS, json.dumps(asdict(result), indent=1))
+        output.write(path / output.METRICS, json.dumps(asdict(result) | {"after": of_json(after)}, indent=1))
     return result
 
 

@@ -13,7 +13,7 @@ from .settings import Settings
 
 # In run.json, beside the settings.
 HELD: dict[str, Any] = {"rewards": tuple[str, ...], "digest": str, "initial": str | None, "zokern": str, "extended": tuple[int, ...] | None}
-HELD |= {"before": dict[str, float]}
+HELD |= {"before": dict[str, float], "folder": str | None}
 
 
 def run_of(folder: str | Path) -> tuple[Settings, dict[str, Any]]:

@@ -129,10 +129,10 @@ class Training:
             self._log({"step": self.steps} | {f"eval_{name}": value for name, value in self.run.judge().items()})
 
     def _give_up(self) -> None:
-        last = [entry["skipped"] for entry in self.history if "skipped" in entry][-PATIENCE:]
+        last = [entry["skipped"] for entry in self.history if "skipped" in entry][-min(PATIENCE, self.run.steps_made) :]
         if sum(last) == PATIENCE:
             radius = title(named(self.settings.optimizer).radius)
-            cure = f"pass a smaller --lr than {self.settings.lr:g}, or a smaller {radius}, or look at the rewards"
+            cure = f"look at the rewards, or begin again with a smaller --lr than {self.settings.lr:g}, or a smaller {radius}"
             raise BadInput(f"{PATIENCE} iterations running, up to {self.steps}, were skipped for want of finite rewards: {cure}")
 
     def _replayed(self, log: Path, logged: list[dict[str, Any]]) -> ZerothOrder:
@@ -164,9 +164,13 @@ class Training:
         raise BadInput(f"{str(path)!r} is damaged: restore it, or remove it")
 
     def _log(self, entry: dict[str, Any]) -> None:
-        finite = {name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in entry.items()}
-        self.history.append(finite)
+        self.history.append(finite := of_json(entry))
         output.append(self.run.path / output.LOG, f"{json.dumps(finite)}\n")
+
+
+def of_json(entry: dict[str, Any]) -> dict[str, Any]:
+    """With None for numbers that JSON does not have."""
+    return {name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in entry.items()}
 
 
 def noise_share(history: list[dict[str, Any]]) -> float:

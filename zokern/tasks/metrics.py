@@ -26,10 +26,11 @@ def normalized(text: str) -> str:
 
 def token_f1(prediction: str, answers: Iterable[str]) -> float:
     """Harmonic mean of the precision and recall of words, against the answer that fits best."""
-    return max(_f1(normalized(prediction).split(), normalized(answer).split()) for answer in answers)
+    return max(words_f1(normalized(prediction).split(), normalized(answer).split()) for answer in answers)
 
 
-def _f1(found: list[str], right: list[str]) -> float:
+def words_f1(found: Sequence[str], right: Sequence[str]) -> float:
+    """Harmonic mean of the precision and recall of words."""
     if not found or not right:
         return float(found == right)
     return 2 * sum((Counter(found) & Counter(right)).values()) / (len(found) + len(right))

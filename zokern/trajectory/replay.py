@@ -52,7 +52,8 @@ def replay(trajectory: "Trajectory", params: Any, step: int | None, passes_per_s
         optimizer.weights.passes_per_sweep = passes_per_sweep
         try:
             with warnings.catch_warnings():
-                for known in (".* was skipped: a loss was not finite", ".* whose losses did not differ"):  # of which training has warned
+                for known in (".* was skipped: a loss was not finite", ".* whose losses did not differ", ".* had members whose loss"):
+                    # of which training has warned
                     warnings.filterwarnings("ignore", known, RuntimeWarning)
                 _repeat(trajectory, optimizer, step, progress)
         finally:
