@@ -27,12 +27,12 @@ POINTS = 20  # of a curve, besides its first one
 RATES = [float(f"{m}e{e}") for e in range(-9, 1) for m in (1, 3)]
 # How each is made, and the learning rates that the search begins at: of MiniLM, of SmolLM2.
 METHODS = {
-    "MeZO": (zokern.MeZO, 1e-3, 3e-6),
-    "ZO-Adam": (zokern.ZOAdam, 3e-3, 1e-4),
-    "MEAZO": (zokern.MEAZO, 3e-3, 3e-5),
-    "FZOO, q = 8": (zokern.FZOO, 1e-2, 1e-4),
-    "AdaMeZO, 20 steps": (zokern.AdaMeZO, 3e-3, 1e-4),
-    "ES, 16 mirrored": (partial(zokern.EvolutionStrategies, population=16, mirrored=True), 1e-2, 3e-4),
+    "MeZO": (zokern.MeZO, 1e-3, 3e-5),
+    "ZO-Adam": (zokern.ZOAdam, 3e-3, 1e-3),
+    "MEAZO": (zokern.MEAZO, 3e-3, 3e-4),
+    "FZOO, q = 8": (zokern.FZOO, 1e-2, 3e-3),
+    "AdaMeZO, 20 steps": (zokern.AdaMeZO, 3e-3, 1e-3),
+    "ES, 16 mirrored": (partial(zokern.EvolutionStrategies, population=16, mirrored=True), 1e-2, 1e-3),
 }
 
 
