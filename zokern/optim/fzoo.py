@@ -19,7 +19,8 @@ class FZOO(Population):
     theta <- (1 - lr weight_decay) theta - lr sum_i (l_i - l_0) / (q s) z_i
 
     s is about eps times the gradient's size, so that a step is about lr in units of theta, whatever that size: a normalised SGD. It is not
-    divided by eps, as in the authors' code. No state. Members whose loss is not finite are left out of s and q, and counted in ``dropped``.
+    divided by eps, as in the authors' code. No state. Members whose loss is not finite are left out of s and q, and counted in ``dropped``;
+    where all others are equal, to 1e-12 of the largest, nothing moves.
 
     Args:
         params: parameters, named parameters, or groups of them with their own lr, eps, weight_decay.
