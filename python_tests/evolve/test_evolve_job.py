@@ -176,38 +176,6 @@ def test_stopped_before_the_first_iteration_and_twice(settings, tmp_path, monkey
     assert same(tmp_path / "stopped", tmp_path / "whole")
 
 
-@pytest.mark.parametrize("last", [0.3, 0.2])
-def test_the_best_is_told_where_it_is_better_than_the_last(last, settings, tmp_path):
-    judged, calls = {0: 0.1, 5: 0.3, 10: last, 11: last}, count()  # the last one of what is saved
-
-    def scripted(completions):
-        return [judged.get(next(calls), 0.0)] * len(completions)
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # of members that all have the same reward
-        result = run(replace(settings, eval_every=1, steps=2), tmp_path / "run", [scripted])
-    told = [line for line in result.lines() if line.startswith("best ")]
-    assert result.best["step"] == 1 and len(told) == (last < 0.3)
-    assert all("0.300 on held-out rows after iteration 1:" in line for line in told)
-
-
-def test_what_is_measured_at_theta_is_no_member(settings, tmp_path):
-    """FZOO begins with the weights as they are, here the worst by far: no reward, spread or mean of the population holds that."""
-    each, calls = [-9.0, 0.25, 0.5, 1.0], count()
-
-    def scripted(completions):
-        call = next(calls)
-        return [each[call - 1] if 1 <= call <= 4 else 0.0] * len(completions)
-
-    made = replace(settings, **KINDS["fzoo"], steps=1)
-    result = run(made, tmp_path / "run", [scripted, brief], reward_weights=(1, 1e-9))
-    entry = log_of(tmp_path / "run")[1]
-    assert result.members == 3 and any(" 1 iterations of 3 members" in line for line in result.lines())
-    assert entry["reward"] == pytest.approx(1.75 / 3) == entry["rewards/scripted"] and entry["best"] == pytest.approx(1.0)
-    assert entry["spread"] == pytest.approx(torch.tensor(each[1:], dtype=torch.float64).std(correction=0).item())
-    assert entry["tokens"] > 3 * 4 * 3  # of all that was written
-
-
 @pytest.mark.parametrize("adapter", ["full", "lora"])
 def test_the_best_is_kept(adapter, settings, tmp_path):
     judged, calls = {0: 0.1, 5: 0.4, 10: 0.9, 15: 0.2, 20: 0.3, 21: 0.9}, count()  # the last one of what is saved
