@@ -37,6 +37,14 @@ ROBERTA = {
 OPT_13B = (64, 148, 245)
 REPORTED = {("RoBERTa-large", *case): numbers for case, numbers in ROBERTA.items()}
 REPORTED |= {("OPT-13B", dtype, 4, 400): OPT_13B for dtype in ("fp32", "bf16")}
+ROOMS = (40, 80, 141)  # GB of a GPU
+
+
+def largest(records) -> dict[int, dict[str, dict]]:
+    """GB of a GPU -> method -> the record of the largest model whose counted step of one row fits; only where one does."""
+    counted = [r for r in records if r["suite"] == "memory" and r["op"] == "counted" and r["batch"] == 1]
+    fitting = {room: sorted((r for r in counted if r["peak_bytes"] <= room * 1e9), key=lambda r: r["n"]) for room in ROOMS}
+    return {room: {r["candidate"]: r for r in found} for room, found in fitting.items() if found}
 
 
 def measure(case: Memory, device) -> list[dict]:

@@ -110,7 +110,7 @@ def of_methods(records) -> list[dict[str, str]]:
             "runs": str(len(runs)),
             "forwards": str(runs[0]["forwards"]),
             "steps": str(runs[0]["steps"]),
-            "loss": spread([r["final_loss"] for r in runs], "{:.4f}"),
+            "loss": spread([r["final_loss"] for r in runs], "{:.3f}"),
             "accuracy": spread([r["test_accuracy"] for r in runs], "{:.3f}"),
         }
         for (problem, method), runs in groups.items()

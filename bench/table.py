@@ -3,7 +3,7 @@
 import math
 import textwrap
 
-from . import forms, kernels, modes, offload, replay, resident, rounding, runs, step, trainer
+from . import forms, kernels, memory, modes, offload, replay, resident, rounding, runs, step, trainer
 from .cases import FULL, LEAN
 
 NOTES = {
@@ -280,21 +280,12 @@ def of_memory(case) -> dict[str, str]:
 
 
 def fits(records) -> str:
-    """Which model is the largest whose counted step leaves a GPU of so many GB its room, by method."""
-    counted = [r for r in records if r["op"] == "counted" and r["batch"] == 1]
     lines = []
-    for room in ROOMS if counted else ():
-        largest = {}
-        for r in counted:
-            if r["peak_bytes"] <= room * 1e9 and r["n"] > largest.get(r["candidate"], r | {"n": 0})["n"]:
-                largest[r["candidate"]] = r
-        by_method = {name: largest[name]["model"] if name in largest else "none" for name in (step.FORWARDS, step.SGD, step.ADAM)}
-        named = ", ".join(f"{name} {model}" for name, model in by_method.items())
-        lines.append(f"\nthe largest that fits in {room} GB ({counted[0]['dtype']}, 1x{counted[0]['tokens']}): {named}")
+    for room, by_method in memory.largest(records).items():
+        one = next(iter(by_method.values()))
+        models = (f"{name} {by_method[name]['model'] if name in by_method else 'none'}" for name in (step.FORWARDS, step.SGD, step.ADAM))
+        lines.append(f"\nthe largest that fits in {room} GB ({one['dtype']}, 1x{one['tokens']}): {', '.join(models)}")
     return "".join(lines)
-
-
-ROOMS = (40, 80, 141)
 
 
 def column(name, record) -> str:
