@@ -1,0 +1,159 @@
+"""docs/benchmarking.md: runs of several seeds, and the rounding of projected gradients."""
+
+from statistics import mean
+
+from .. import rounding, runs, table
+from .claim import on, power, rows
+
+claim = on("docs/benchmarking.md")
+FINETUNED = "finetune-text.jsonl"
+
+
+def methods(records) -> str:
+    shown = runs.of_methods(records)
+    return rows([r["method"], r["lr"], f"{int(r['steps']):,}", r["loss"], r["accuracy"]] for r in shown)
+
+
+@claim("MiniLM's pooler and a new head, {parameters:,} parameters", "methods-minilm.jsonl")
+def trained_of_minilm(records):
+    return {"parameters": records[0]["n"]}
+
+
+@claim("| method | lr | steps | training loss | test accuracy |\n|---|---|---|---|---|\n{methods}", "methods-minilm.jsonl")
+def methods_on_minilm(records):
+    return {"methods": methods(records)}
+
+
+@claim("the loss is of 128 held-out rows, {before:.3f} before, the accuracy of 256 test rows.", "methods-smollm2.jsonl")
+def loss_before(records):
+    (before,) = {r["curve"][0][1] for r in records}
+    return {"before": before}
+
+
+@claim("| method | lr | steps | held-out loss | test accuracy |\n|---|---|---|---|---|\n{methods}", "methods-smollm2.jsonl")
+def methods_on_smollm2(records):
+    return {"methods": methods(records)}
+
+
+@claim("and one of its seeds ended at {worst:.3f}.", "methods-smollm2.jsonl")
+def worst_seed(records):
+    return {"worst": max(r["final_loss"] for r in records.of(candidate="ES, 16 mirrored", searched=False))}
+
+
+def finetuned(records, **settings) -> list[dict]:
+    """The results of zokern finetune with these settings, one a seed."""
+    return [r["result"] for r in records if all(r["settings"][name] == value for name, value in settings.items())]
+
+
+def accuracy(results, when) -> str:
+    return runs.spread([r[when]["accuracy"] for r in results], "{:.3f}")
+
+
+@claim(
+    "untrained {untrained} held out; MeZO, 4,000 steps of 64 rows, {mezo}, and {mezo_test} in the test; MeZO-SVRG, 2,000 steps with an "
+    "anchor on all rows every second one, {svrg} and {svrg_test}. (It sees about {times:.1f} times as many rows for that.)",
+    FINETUNED,
+)
+def heads(records):
+    mezo, svrg = (finetuned(records, task="sst2", adapter=["head"], optimizer=name) for name in ("mezo", "mezo-svrg"))
+    forwards, steps = mezo[0]["forwards"], svrg[0]["steps"]
+    anchors = steps / 2  # all training rows twice there, a batch four times in the other steps
+    times = (anchors * 2 * svrg[0]["train_rows"] + (steps - anchors) * 4 * 64) / (forwards * 64)
+    figures = {"untrained": accuracy(mezo, "before"), "times": times}
+    for name, results in (("mezo", mezo), ("svrg", svrg)):
+        figures |= {name: accuracy(results, "after"), f"{name}_test": accuracy(results, "test")}
+    return figures
+
+
+@claim("the probe {probe}, after 150 MeZO steps {mezo}, after 60 of MeZO-SVRG {svrg}: no difference", FINETUNED)
+def probes(records):
+    mezo, svrg = (finetuned(records, task="sst2", adapter=["lora"], optimizer=name) for name in ("mezo", "mezo-svrg"))
+    return {"probe": accuracy(mezo, "probed"), "mezo": accuracy(mezo, "after"), "svrg": accuracy(svrg, "after")}
+
+
+@claim("(the upper half of the blocks, and the head), 100 steps of 32 rows: {after}, and {test} in the test.", FINETUNED)
+def hybrids(records):
+    results = finetuned(records, task="sst2", optimizer="hybrid")
+    return {"after": accuracy(results, "after"), "test": accuracy(results, "test")}
+
+
+@claim("RTE this model does not tell at all: {least:.2f} to {most:.2f} with everything that was tried.", FINETUNED)
+def untold(records):
+    means = []
+    for adapter in ("head", "lora"):
+        for optimizer in ("mezo", "mezo-svrg"):
+            results = finetuned(records, task="rte", adapter=[adapter], optimizer=optimizer)
+            means += [mean(r[when]["accuracy"] for r in results) for when in ("before", "probed", "after", "test") if results[0][when]]
+    return {"least": min(means), "most": max(means)}
+
+
+@claim("held-out accuracy {before} before, {after} after 400 steps.", "finetune-minilm.jsonl")
+def demonstration(records):
+    results = results_of(records, "docstrings of networkx and sympy")
+    return {"before": span(results, "accuracy_before", ".2f"), "after": span(results, "accuracy_after", ".3f")}
+
+
+@claim(
+    "seeds 0 to 2: {untrained} with the untrained head, {probed} after the linear probe, {after} after 60 MeZO steps (loss "
+    "{loss_untrained}, {loss_probed}, {loss_after})",
+    "finetune-minilm.jsonl",
+)
+def sst2_by_an_earlier_zokern(records):
+    results = results_of(records, "sst2/train.tsv")
+    stages = {"untrained": "before", "probed": "probe", "after": "after"}
+    figures = {name: span(results, f"accuracy_{stage}", ".3f") for name, stage in stages.items()}
+    return figures | {f"loss_{name}": span(results, f"loss_{stage}", ".3f") for name, stage in stages.items()}
+
+
+def results_of(records, data) -> list[dict]:
+    return [r["result"] for r in records if r.get("result", {}).get("data") == data]
+
+
+def span(results, field, shown) -> str:
+    least, most = (f(r[field] for r in results) for f in (min, max))
+    return f"{least:{shown}} to {most:{shown}}"
+
+
+@claim("the last, the demonstration by itself, took {seconds:.0f} s.", "finetune-minilm.jsonl")
+def demonstration_by_itself(records):
+    return {"seconds": records[-1]["result"]["seconds"]}
+
+
+@claim(
+    """
+| eps | points | directions | direction: along z, cosine | in float32: slope, cosine | in bfloat16: slope, cosine |
+|---|---|---|---|---|---|
+{directions}
+    """,
+    "rounding-smollm2.jsonl",
+)
+def rounded_points(records):
+    found = {(r["eps"], r["points"]): r for r in table.of_rounding(records.of(dtype="bf16"))}
+    named = {rounding.NEAREST: "to nearest", rounding.DITHERED: "dithered"}
+    shown = [(0.01, rounding.NEAREST)] + [(eps, points) for eps in (0.001, 0.0003) for points in named]
+    return {
+        "directions": rows(
+            [
+                power(eps),
+                named[points],
+                r["n"],
+                f"{r['along z']}, {r['cosine']}",
+                f"{r['slope']}, {r['cosine ']}",
+                f"{r['slope in 16 bits']}, {r[' cosine']}",
+            ]
+            for eps, points in shown
+            for r in (found[f"{eps:g}", points],)
+        )
+    }
+
+
+@claim(
+    "In float16 with eps = 1e-3, computed in float16 (16 directions): {along}, {cosine}; slope {slope}, cosine {half:.3f}. In bfloat16 "
+    "there is no bias to be seen then, and a cosine of {brain:.2f}:",
+    "rounding-smollm2.jsonl",
+)
+def rounded_in_float16(records):
+    half, brain = (records.one(dtype=d, eps=0.001, candidate=f"{rounding.NEAREST}, computed in {d}") for d in ("fp16", "bf16"))
+    (r,) = (r for r in table.of_rounding(records.of(dtype="fp16")) if (r["eps"], r["points"]) == ("0.001", rounding.NEAREST))
+    shown = {"along": r["along z"], "cosine": r["cosine"], "slope": r["slope in 16 bits"]}
+    return shown | {"half": half["cosine"], "brain": brain["cosine"]}
