@@ -59,7 +59,7 @@ def _of_page(page, text) -> list[Problem]:
 
 
 def compared(claim, text) -> tuple[list[Problem], list[tuple]]:
-    """What is wrong with one claim, and the spans of its figures on the page."""
+    """What is wrong with one claim, and the spans of its figures on the page, where they can be found."""
     try:
         values = claim.values()
     except Exception as error:
@@ -82,11 +82,9 @@ def compared(claim, text) -> tuple[list[Problem], list[tuple]]:
 def renewed(page, text) -> str:
     """The page with the figures of the records in every passage that is there but for its figures."""
     for claim in CLAIMS:
-        if claim.page != page:
-            continue
-        rough, values = list(claim.roughly().finditer(text)), claim.values()
-        if len(rough) == 1 and not claim.exactly().search(text):
-            for (start, end), value in reversed(list(zip(_spans(rough[0]), values))):
+        wrong, spans = compared(claim, text) if claim.page == page else ([], [])
+        if wrong and spans:
+            for (start, end), value in reversed(list(zip(spans, claim.values()))):
                 text = text[:start] + filled(text[start:end], value) + text[end:]
     return text
 

@@ -14,7 +14,7 @@ What is said in words ("twice", "a third") is left to the author.
 
 import re
 
-CODE = re.compile(r"^```.*?^```|<!--.*?-->|^    .*?$|`[^`]*`|\]\([^)]*\)", re.M | re.S)
+CODE = re.compile(r"^```.*?^```|<!--.*?-->|^    .*?$|`[^`\n]*(?:\n(?!\s*\n)[^`\n]*)*`|\]\([^)]*\)", re.M | re.S)
 PROGRAMS = "Python|torch|[Tt]riton|NumPy|transformers|peft|accelerate|datasets|CUDA|capability|wav2vec"
 VERSION = re.compile(rf"\b(?:{PROGRAMS})`?(?:\s(?:below|up\sto))?[\s-]\d+(?:\.\d+)+(?:\s(?:to|and)\s\d+(?:\.\d+)+)*")
 UNIT = re.compile(
