@@ -149,3 +149,35 @@ def of_rewards(records) -> list[dict[str, str]]:
             "after": spread([r["after"]["reward"] for r in runs], "{:.3f}"),
         }
     ]
+
+
+def of_accuracy(records) -> list[dict[str, str]]:
+    """By method, the runs at equal queries; and what their curves say at the seconds that MeZO's runs take, by the seconds of a step that
+    were measured in turns."""
+    timed = {(r["op"], r["candidate"]): r for r in records if r["suite"] == "accuracy" and r.get("queries_a_call")}
+    groups = {}
+    for r in records:
+        if r["suite"] == "accuracy" and not r.get("searched", True):
+            groups.setdefault((r["op"], r["queries"], r["candidate"]), []).append(r)
+    rows = []
+    for (problem, queries, method), made in groups.items():
+        one, time = made[0], timed.get((problem, method))
+        row = {
+            "problem": problem,
+            "method": method,
+            "lr": f"{one['settings']['lr']:g}",
+            "runs": str(len(made)),
+            "queries": f"{queries:,}",
+            "steps": str(one["steps"]),
+            "zero-shot": spread([r["curve"][0]["test_accuracy"] for r in made], "{:.3f}"),
+            "loss": spread([r["validation_loss"] for r in made], "{:.3f}"),
+            "accuracy": spread([r["test_accuracy"] for r in made], "{:.3f}"),
+        }
+        rows.append(row | {"seconds": "", "equal seconds": "", "GB": ""})
+        if time:
+            rows[-1] |= {"seconds": f"{seconds_of(time, queries):.0f}", "GB": f"{time['peak_bytes'] / 1e9:.2f}"}
+    return rows
+
+
+def seconds_of(timed, queries) -> float:
+    return timed["median_s"] / timed["queries_a_call"] * queries
