@@ -135,7 +135,7 @@ class Problem:
     @torch.no_grad()
     def _agree(self, padded) -> bool:
         batch = padded.collate(self.train[:4])
-        return torch.allclose(self.reader.scores(self.model, batch), padded.scores(self.model, batch), rtol=1e-3)
+        return torch.allclose(self.reader.scores(self.model, batch), padded.scores(self.model, batch), rtol=1e-4)
 
     def computing(self):
         return torch.autocast(self.case.device.type, torch.bfloat16) if self.case.dtype == "bf16" else nullcontext()
@@ -186,6 +186,15 @@ class Steps:
             optimizer.step()
             optimizer.zero_grad()
         self.made += 1
+
+    @property
+    def at_once(self) -> int:
+        """Steps from one anchor to the next; 1 without anchors."""
+        return self.optimizer.param_groups[0]["q"] if self.problem.case.anchors else 1
+
+    def cycle(self):
+        for _ in range(self.at_once):
+            self.step()
 
     def _rows(self, numbers):
         return [self.problem.train[i] for i in next(numbers).tolist()]
@@ -288,32 +297,32 @@ def point(problem: Problem, queries: int) -> dict:
 
 
 def timed(cases: list[Case], out: Path, budget: float) -> None:
-    """Seconds a step of each method, in turns, and the most memory that one needs: the weights, what the optimizer keeps, activations."""
-    steps, most = {}, {}
+    """Seconds of a method's steps from one anchor to the next, or of a step, in turns; and the most memory that they need: weights, what
+    the optimizer keeps, activations."""
+    calls, steps, most = {}, {}, {}
     for case in cases:
         problem = Problem(case, SEEDS[0])
         made = steps[case.method] = Steps(problem, METHODS[case.method].begin, SEEDS[0])
-        cycle = 2 if case.anchors else 1
+        calls[case.method] = made.cycle
         with Count(problem.model.parameters()) as count:
-            for _ in range(2 * cycle):  # the first one makes states that stay
-                made.step()
+            made.cycle(), made.cycle()  # the first one makes states that stay
         most[case.method], made.queries, made.made = count.most, 0, 0
-    calls = {name: (lambda made=made: [made.step() for _ in range(2 if made.problem.case.anchors else 1)]) for name, made in steps.items()}
     samples = interleave(calls, timer := Wall(cases[0].device, most=1), budget)
     for case in cases:
         made, found = steps[case.method], samples[case.method]
-        queries = made.queries / made.made * (2 if case.anchors else 1)
-        record.append(
-            out,
-            [
-                dict.fromkeys(record.FIELDS)
-                | case.named()
-                | record.backend(case.device, not case.by_backpropagation)
-                | {"timer": timer.name, "threads": torch.get_num_threads(), "rounds": len(found.seconds), "peak_bytes": most[case.method]}
-                | {"median_s": found.median, "q1_s": found.quartiles[0], "q3_s": found.quartiles[2], "queries_a_call": queries}
-                | record.where(case.device)
-            ],
-        )
+        measured = {
+            "timer": timer.name,
+            "threads": torch.get_num_threads(),
+            "median_s": found.median,
+            "q1_s": found.quartiles[0],
+            "q3_s": found.quartiles[2],
+            "rounds": len(found.seconds),
+            "queries_a_call": made.queries / made.made * made.at_once,
+            "queries": case.queries(False),
+            "peak_bytes": most[case.method],
+        }
+        own = record.backend(case.device, not case.by_backpropagation)
+        record.append(out, [dict.fromkeys(record.FIELDS) | case.named() | own | measured | record.where(case.device)])
 
 
 def records_of(path: Path) -> list[dict]:
