@@ -151,6 +151,23 @@ def of_rewards(records) -> list[dict[str, str]]:
     ]
 
 
+def of_variance(records) -> list[dict[str, str]]:
+    return [
+        {
+            "problem": r["op"],
+            "parameters": f"{r['n']:,}",
+            "after": f"{r['steps']:,} steps of {r['batch']}",
+            "|g|^2": f"{r['gradient_square']:.2g}",
+            "V": f"{r['row_variance']:.2g}",
+            "V / |g|^2": f"{r['noise_rows']:.0f}",
+            "an anchor needs": f"{r['examples'] + r['batch']}",
+            "V left": "" if r["changed_variance"] is None else f"{r['changed_variance'] / r['row_variance']:.2g}",
+        }
+        for r in records
+        if r["suite"] == "variance"
+    ]
+
+
 def of_accuracy(records) -> list[dict[str, str]]:
     """By method, what runs of equal queries end with, and what they have after as many seconds as MeZO's take, by the seconds of a step
     that were measured in turns."""
