@@ -14,6 +14,7 @@ import torch
 import zokern
 
 from . import (
+    anchors,
     cases,
     convergence,
     drift,
@@ -41,7 +42,7 @@ from . import (
 from .oracle import Refused
 
 SUITES = ("kernels", "forms", "step", "memory", "replay", "optimizers", "trainer", "drift")  # "all" of them
-BY_THEMSELVES = ("rounding", "convergence", "methods", "offload", "populations", "rewards", "variance")
+BY_THEMSELVES = ("rounding", "convergence", "methods", "offload", "populations", "rewards", "variance", "anchors")
 LOST = 3  # exit status: the cases that are left need another process
 
 
@@ -110,6 +111,7 @@ def work_of(arguments, device) -> list:
         "methods": [(methods, methods.cases(**few), lambda case: methods.missing(case, arguments.out))],
         "offload": [(offload, offload.cases(arguments.quick, arguments.dtype), of_model)],
         "populations": [(populations, populations.cases(device, arguments.quick, arguments.dtype), of_model)],
+        "anchors": [(anchors, anchors.cases(**few), lambda case: anchors.missing(case, arguments.out))],
         "variance": [(variance, variance.cases(**few), variance.missing)],
         "rewards": [(rewards, rewards.cases(**few), lambda case: rewards.missing(case, arguments.out))],
     }

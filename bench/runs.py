@@ -151,6 +151,24 @@ def of_rewards(records) -> list[dict[str, str]]:
     ]
 
 
+def of_anchors(records) -> list[dict[str, str]]:
+    groups = {}
+    for r in records:
+        if r["suite"] == "anchors" and not r["searched"]:
+            groups.setdefault(r["candidate"], []).append(r)
+    return [
+        {
+            "variant": variant,
+            "lr": f"{runs[0]['settings']['lr']:g}",
+            "runs": str(len(runs)),
+            "steps": f"{runs[0]['steps']:,}",
+            "loss": spread([r["final_loss"] for r in runs], "{:.3f}"),
+            "accuracy": spread([r["test_accuracy"] for r in runs], "{:.3f}"),
+        }
+        for variant, runs in groups.items()
+    ]
+
+
 def of_variance(records) -> list[dict[str, str]]:
     return [
         {

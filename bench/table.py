@@ -56,6 +56,8 @@ Final loss (MiniLM: training rows; SmolLM2: held-out rows) and test accuracy: me
 An iteration's passes over the weights, in seconds, beside what its members write. x: how many times cheaper than as published.""",
     "rewards": """\
 Mean reward on held-out rows before the first iteration and after the last one: mean (standard deviation) over the seeds.""",
+    "anchors": """\
+Final training loss and test accuracy: mean (standard deviation) over the seeds, at equal queries.""",
     "variance": """\
 Rows whose noise is as large as the gradient of all; as many as an anchor of all with q = 2 needs to pay; what one leaves of V.""",
     "effective rank": """\
@@ -98,6 +100,7 @@ def text(records) -> str:
         "populations": runs.of_populations,
         "rewards": runs.of_rewards,
         "variance": runs.of_variance,
+        "anchors": runs.of_anchors,
     }
     for name, rows in by_rows.items():
         if found := rows(records):

@@ -1,0 +1,175 @@
+"""Suite ``anchors``: where MeZO-SVRG pays, on MiniLM with every parameter: the loss that it reaches beside MeZO with the same number of
+queries, by the rows of an anchor, the steps between anchors, the ratio of its learning rates, annealing, and the dtype.
+
+Each variant's learning rate is found by ``search.walk`` on a seed of its own, with a share of the queries. A variant is a case, and one
+that the file of records holds is not made again.
+
+Reference: Gautam et al. 2024, "Variance-Reduced Zeroth-Order Methods for Fine-Tuning Language Models", Algorithms 1 and 4.
+"""
+
+import json
+import math
+import statistics
+import time
+import warnings
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+
+import zokern
+
+from . import problems, record, search
+from .convergence import EPS, SEARCH_SEED, batches
+
+PROBLEM = "MiniLM, every parameter"
+POINTS = 8  # of a curve, besides its first one
+KAPPA, ALPHA = 1.05, 5.0  # of annealing
+
+
+@dataclass(frozen=True)
+class Variant:
+    """``anchors``: rows of a full batch, 0 of MeZO; ``ratio``: lr_full over lr; ``annealing``: Algorithm 4, which divides the learning
+    rates by 5 where the mean loss of an epoch is above 1.05 times that of the one before."""
+
+    anchors: int = 0
+    q: int = 2
+    ratio: float = 10.0
+    annealing: bool = False
+    dtype: str = "fp32"
+    batch: int = 64
+
+    def __str__(self) -> str:
+        if not self.anchors:
+            return f"MeZO, {self.batch} rows" + f", {self.dtype}" * (self.dtype != "fp32")
+        more = ", annealing" * self.annealing + f", {self.dtype}" * (self.dtype != "fp32")
+        return f"MeZO-SVRG, {self.anchors} rows, q {self.q}, lr_full {self.ratio:g} lr{more}"
+
+
+ALL = 512
+VARIANTS = (
+    Variant(),
+    Variant(batch=ALL),
+    *(Variant(anchors) for anchors in (64, 128, 256, ALL)),
+    *(Variant(ALL, q=q) for q in (5, 10)),
+    *(Variant(ALL, ratio=ratio) for ratio in (1, 100)),
+    Variant(ALL, annealing=True),
+    Variant(dtype="bf16"),
+    Variant(ALL, dtype="bf16"),
+)
+
+
+@dataclass(frozen=True)
+class Anchored:
+    """A variant, ``queries`` of a run, of which one of the search takes ``searched``."""
+
+    variant: Variant
+    queries: int
+    searched: int
+    seeds: tuple[int, ...]
+    begin: float
+    data: str | None = None
+    examples: int = ALL
+
+
+def cases(quick=False, data=None) -> list[Anchored]:
+    if quick:
+        few = Variant(), Variant(8, annealing=True), Variant(8, q=3, ratio=1, dtype="bf16")
+        return [Anchored(Variant(**{**asdict(each), "batch": 4}), 96, 48, (0,), 1e-4, data, 16) for each in few]
+    return [Anchored(each, 24_000, 8_000, (0, 1, 2), 1e-4 if each.ratio < 100 else 1e-5, data) for each in VARIANTS]
+
+
+def missing(case: Anchored, out: Path) -> str:
+    """Why the case cannot be measured here, or need not, being in the file of records; "" where it can."""
+    records = map(json.loads, out.read_text().splitlines()) if out.exists() else ()
+    wanted = {"suite": "anchors", "candidate": str(case.variant), "queries": case.queries, "batch": case.variant.batch}
+    if any(not r.get("error") and wanted.items() <= r.items() for r in records):
+        return f"{out} has {case.variant}"
+    return problems.missing("MiniLM, SST-2", case.data)
+
+
+def measure(case: Anchored, device) -> list[dict]:
+    """-> records: one a learning rate that was tried, then one a seed."""
+    tried: dict[float, dict] = {}
+
+    def loss_at(lr):
+        tried[lr] = run(case, lr, SEARCH_SEED, device)
+        return tried[lr]["final_loss"]
+
+    best = search.walk(case.begin, loss_at)
+    return [tried[lr] for lr in sorted(tried)] + [run(case, best, seed, device) for seed in case.seeds]
+
+
+def run(case: Anchored, lr, seed, device) -> dict:
+    """One run. Its curve: (queries, loss of all training rows); of a search its two ends."""
+    variant, searched = case.variant, seed == SEARCH_SEED
+    problem = problems.WholeMiniLM(seed, device, case.data, case.examples)
+    if variant.dtype == "bf16":
+        problem.model.bfloat16()
+    optimizer, allowed = made(variant, problem, lr, seed), case.searched if searched else case.queries
+    anchors = batches(problem.n, variant.anchors, seed) if variant.anchors else None
+    curve, losses, queries, steps, seconds = [(0, float(problem.loss()))], [], 0, 0, 0.0
+    annealed = Annealing(problem.n // variant.batch)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # of a loss that is not finite
+        for rows in batches(problem.n, variant.batch, seed):
+            begin = time.perf_counter()
+            if anchors and optimizer.full_batch_due:
+                every = next(anchors)
+                losses.append(float(optimizer.step(lambda: problem.loss(rows), lambda: problem.mean_loss(every))))  # noqa: B023
+                queries += 2 * len(every)
+            else:
+                losses.append(float(optimizer.step(lambda: problem.loss(rows))))  # noqa: B023
+                queries += optimizer.forwards * len(rows)
+            if variant.annealing and annealed(losses):
+                for group in optimizer.param_groups:
+                    group.update({name: group[name] / ALPHA for name in ("lr", "lr_full")})
+            seconds, steps = seconds + time.perf_counter() - begin, steps + 1
+            if queries >= allowed or (not searched and queries >= allowed * len(curve) / POINTS):
+                curve.append((queries, float(problem.loss())))
+            if queries >= allowed:
+                break
+    last = curve[-1][1]
+    return {
+        **dict.fromkeys(record.FIELDS),
+        "suite": "anchors",
+        "op": PROBLEM,
+        "candidate": str(variant),
+        **record.backend(device, True),
+        **asdict(variant),
+        "n": sum(p.numel() for p in problem.params),
+        "threads": torch.get_num_threads(),
+        "examples": problem.n,
+        "settings": {"lr": lr},
+        "eps": EPS,
+        "seed": seed,
+        "searched": searched,
+        "queries": case.queries,
+        "queries_made": queries,
+        "steps": steps,
+        "seconds": seconds,
+        "curve": [(n, loss if math.isfinite(loss) else None) for n, loss in curve],
+        "final_loss": last if math.isfinite(last) else None,
+        **({} if searched else problem.figures()),
+        **record.where(device),
+    }
+
+
+def made(variant: Variant, problem, lr, seed):
+    common = dict(lr=lr, eps=EPS, seed=seed, perturbation=zokern.Copied() if variant.dtype == "bf16" else None)
+    if not variant.anchors:
+        return zokern.MeZO(problem.params, **common)
+    return zokern.MeZOSVRG(problem.params, lr_full=variant.ratio * lr, q=variant.q, **common)
+
+
+class Annealing:
+    """Algorithm 4, over the losses of all steps so far: is the mean of the last epoch's above KAPPA times that of the one before?"""
+
+    def __init__(self, epoch: int):
+        self.epoch = epoch
+
+    def __call__(self, losses) -> bool:
+        if len(losses) < 2 * self.epoch or len(losses) % self.epoch:
+            return False
+        now, before = losses[-self.epoch :], losses[-2 * self.epoch : -self.epoch]
+        return statistics.mean(now) > KAPPA * statistics.mean(before)
