@@ -1,8 +1,7 @@
-"""python -m bench.plot RECORDS: the pictures of docs/figures and the table of README.md, from committed records and nothing else."""
+"""python -m bench.plot RECORDS: the pictures of docs/figures, from committed records alone; a table of docs/benchmarking.md."""
 
 import argparse
 import json
-import re
 import sys
 from pathlib import Path
 
@@ -10,8 +9,6 @@ from . import drift, figures, kernels, modes, step
 from .figures import largest, where
 from .record import ROOT
 from .table import by_case
-
-BEGIN, END = "<!-- from records: begin -->", "<!-- from records: end -->"
 
 
 def markdown(records) -> str:
@@ -49,21 +46,10 @@ def threads(record) -> str:
 def main(argv=None) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.plot", description=__doc__)
     parser.add_argument("records", type=Path)
-    parser.add_argument("--readme", type=Path, default=ROOT / "README.md", help="file whose part between the marks is replaced")
     parser.add_argument("--figures", type=Path, default=ROOT / "docs" / "figures", help="folder of the pictures")
     arguments = parser.parse_args(argv)
     records = [json.loads(line) for line in arguments.records.read_text().splitlines()]
-    records = [r for r in records if not r.get("error")]
-    if not any(r["suite"] == "kernels" for r in records):  # README's table is of the kernels
-        figures.draw(records, arguments.figures)
-        return 0
-    text = arguments.readme.read_text()
-    if BEGIN not in text or END not in text:
-        print(f"bench.plot: {arguments.readme} lacks the marks {BEGIN} and {END}: add them where the table belongs", file=sys.stderr)
-        return 2
-    figures.draw(records, arguments.figures)
-    part = f"{BEGIN}\n{markdown(records)}\n{END}"
-    arguments.readme.write_text(re.sub(f"{re.escape(BEGIN)}.*{re.escape(END)}", lambda _: part, text, flags=re.S))
+    figures.draw([r for r in records if not r.get("error")], arguments.figures)
     return 0
 
 

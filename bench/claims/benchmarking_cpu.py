@@ -1,10 +1,16 @@
 """docs/benchmarking.md: what was measured on a CPU, and counted of memory."""
 
-from .. import cases, forms, kernels, memory, modes, offload, replay, step, trainer
+from .. import cases, forms, kernels, memory, modes, offload, plot, replay, step, trainer
 from .claim import on
 
 claim = on("docs/benchmarking.md")
 DTYPES = ("fp32", "bf16")
+
+
+@claim("<!-- from records: begin -->\n{table}\n\n{machine}\n<!-- from records: end -->", "epyc-2cpu.jsonl")
+def first_table(records):
+    table, _, machine = plot.markdown(records).rpartition("\n\n")
+    return {"table": table, "machine": machine}
 
 
 def one_pass(records, dtype, **case):

@@ -252,20 +252,16 @@ def test_commit_of_a_copy(monkeypatch, tmp_path):
     assert record.commit.__wrapped__() == "1234abc"
 
 
-def test_the_readmes_table_comes_from_records(quick, tmp_path):
-    records, readme, figures = tmp_path / "r.jsonl", tmp_path / "README.md", tmp_path / "figures"
-    records.write_text("".join(json.dumps(r) + "\n" for r in quick[0] if r.get("optimizer_speedup") or r["suite"] != "step"))
-    arguments = [str(records), "--readme", str(readme), "--figures", str(figures)]
-    readme.write_text("no marks\n")
-    assert plot.main(arguments) == 2 and not figures.exists()
-    readme.write_text(f"before\n{plot.BEGIN}\nold\n{plot.END}\nafter\n")
-    assert plot.main(arguments) == 0
-    text = readme.read_text()
-    assert text.startswith("before\n") and text.endswith("after\n") and "old" not in text
+def test_table_and_pictures_come_from_records(quick, tmp_path):
+    records, folder = tmp_path / "r.jsonl", tmp_path / "figures"
+    made = [r for r in quick[0] if r.get("optimizer_speedup") or r["suite"] != "step"]
+    records.write_text("".join(json.dumps(r) + "\n" for r in made))
+    assert plot.main([str(records), "--figures", str(folder)]) == 0
+    text = plot.markdown(made)
     ours = next(r for r in quick[0] if r["suite"] == "kernels" and r["candidate"] == "zokern" and r["dtype"] == "bf16" and r["terms"] == 1)
     assert f"bf16, {ours['n']:,} elements | {ours['ns_per_element']:.2f} ns an element" in text and ours["commit"] in text
     drawn = {"noise.png", "share.png"} | (set() if models.missing() else {"step.png", "memory.png"})
-    assert drawn >= {path.name for path in figures.iterdir() if path.stat().st_size > 10_000} >= {"noise.png", "share.png"}
+    assert drawn >= {path.name for path in folder.iterdir() if path.stat().st_size > 10_000} >= {"noise.png", "share.png"}
 
 
 def test_trainer_and_the_plain_loop_take_turns(quick):
