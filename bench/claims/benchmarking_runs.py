@@ -40,6 +40,15 @@ def worst_seed(records):
     return {"worst": max(r["final_loss"] for r in records.of(candidate="ES, 16 mirrored", searched=False))}
 
 
+@claim(
+    "| problem | parameters | after | \\|g\\|^2 | V | V / \\|g\\|^2 | an anchor needs | left of V after a step |\n"
+    "|---|---|---|---|---|---|---|---|\n{moments}",
+    "variance.jsonl",
+)
+def variances(records):
+    return {"moments": rows(r.values() for r in runs.of_variance(records))}
+
+
 def finetuned(records, **settings) -> list[dict]:
     """The results of zokern finetune with these settings, one a seed."""
     return [r["result"] for r in records if all(r["settings"][name] == value for name, value in settings.items())]
