@@ -25,6 +25,7 @@ from . import (
     models,
     offload,
     optimizers,
+    peers,
     populations,
     precision,
     problems,
@@ -40,7 +41,7 @@ from . import (
 from .oracle import Refused
 
 SUITES = ("kernels", "forms", "step", "memory", "replay", "optimizers", "trainer", "drift")  # "all" of them
-BY_THEMSELVES = ("rounding", "convergence", "methods", "offload", "populations", "rewards")
+BY_THEMSELVES = ("rounding", "convergence", "methods", "offload", "populations", "rewards", "peers")
 LOST = 3  # exit status: the cases that are left need another process
 
 
@@ -109,6 +110,7 @@ def work_of(arguments, device) -> list:
         "methods": [(methods, methods.cases(**few), lambda case: methods.missing(case, arguments.out))],
         "offload": [(offload, offload.cases(arguments.quick, arguments.dtype), of_model)],
         "populations": [(populations, populations.cases(device, arguments.quick, arguments.dtype), of_model)],
+        "peers": [(peers, peers.cases(device, **chosen), of_model)],
         "rewards": [(rewards, rewards.cases(**few), lambda case: rewards.missing(case, arguments.out))],
     }
     work, told = [], set()

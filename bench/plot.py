@@ -1,4 +1,5 @@
-"""python -m bench.plot RECORDS: the pictures of docs/figures and the table of README.md, from committed records and nothing else."""
+"""python -m bench.plot RECORDS: the pictures of docs/figures and the tables between marks of README.md and docs/benchmarking.md, from
+committed records and nothing else."""
 
 import argparse
 import json
@@ -6,12 +7,13 @@ import re
 import sys
 from pathlib import Path
 
-from . import drift, figures, kernels, modes, step
+from . import drift, figures, kernels, modes, runs, step
 from .figures import largest, where
 from .record import ROOT
 from .table import by_case
 
 BEGIN, END = "<!-- from records: begin -->", "<!-- from records: end -->"
+PEERS_BEGIN, PEERS_END = "<!-- peers from records: begin -->", "<!-- peers from records: end -->"
 
 
 def markdown(records) -> str:
@@ -35,35 +37,65 @@ def markdown(records) -> str:
             f"| drift of {ours['dtype']} weights in {ours['steps']} steps with lr = 0 | {ours['drift_over_eps']:.2g} eps "
             f"| {theirs['drift_over_eps']:.2g} eps | rounding, the same for both |"
         )
-    ours = records[0]
-    versions = ", ".join(f"{name} {version}" for name, version in ours["versions"].items() if version and name in ("torch", "python"))
-    kernels_alone = [r for r in records if r["op"] == "add_noise_"]
-    lines += ["", f"{where(kernels_alone)}; {versions}; commit {ours['commit']}, {ours['date'][:10]}."]
-    return "\n".join(lines)
+    return "\n".join([*lines, "", measured([r for r in records if r["op"] == "add_noise_"])])
+
+
+def peers(records) -> str:
+    """The table of suite ``peers``: one line a published step, model and dtype, zokern perturbing as it does by default where it knows the
+    model."""
+    head = ["published step", "model", "zokern", "a step, ms: theirs / ours", "its own part, ms", "cheaper", "forwards"]
+    head += ["MB over a forward", "drift, eps", "state, weights"]
+    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    for theirs, ours in runs.pairs(records):
+        if (runs.way(ours) == "in place") != (ours["dtype"] == "fp32"):
+            continue
+        cheaper = "" if ours["optimizer_speedup"] is None else f"{ours['optimizer_speedup']:.1f}x"
+        told = [ours["op"], f"{ours['model']}, {ours['dtype']}", ours["candidate"].removeprefix("zokern.")]
+        told += [runs.either(theirs, ours, "median_s", 1e3, " / "), runs.either(theirs, ours, "optimizer_s", 1e3, " / "), cheaper]
+        told += [str(ours["forwards"]), runs.either(theirs, ours, "peak_over_forward_bytes", 1e-6, " / ")]
+        told += [runs.either(theirs, ours, "drift_over_eps", 1, " / "), runs.states(theirs, ours, " / ")]
+        lines.append(f"| {' | '.join(told)} |")
+    return "\n".join([*lines, "", measured([r for r in records if r["suite"] == "peers"])])
+
+
+def measured(records) -> str:
+    """On what, and of what."""
+    first = records[0]
+    versions = ", ".join(f"{name} {version}" for name, version in first["versions"].items() if version and name in ("torch", "python"))
+    return f"{where(records)}; {versions}; commit {first['commit']}, {first['date'][:10]}."
 
 
 def threads(record) -> str:
     return "1 thread" if record["threads"] == 1 else f"{record['threads']} threads"
 
 
+TABLES = {"kernels": (BEGIN, END, markdown), "peers": (PEERS_BEGIN, PEERS_END, peers)}  # by the suite that one is of
+
+
 def main(argv=None) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.plot", description=__doc__)
     parser.add_argument("records", type=Path)
-    parser.add_argument("--readme", type=Path, default=ROOT / "README.md", help="file whose part between the marks is replaced")
+    parser.add_argument("--readme", type=Path, default=ROOT / "README.md", help="file whose parts between marks are replaced")
+    parser.add_argument("--page", type=Path, default=ROOT / "docs" / "benchmarking.md", help="another one")
     parser.add_argument("--figures", type=Path, default=ROOT / "docs" / "figures", help="folder of the pictures")
     arguments = parser.parse_args(argv)
     records = [json.loads(line) for line in arguments.records.read_text().splitlines()]
     records = [r for r in records if not r.get("error")]
-    if not any(r["suite"] == "kernels" for r in records):  # README's table is of the kernels
-        figures.draw(records, arguments.figures)
-        return 0
-    text = arguments.readme.read_text()
-    if BEGIN not in text or END not in text:
-        print(f"bench.plot: {arguments.readme} lacks the marks {BEGIN} and {END}: add them where the table belongs", file=sys.stderr)
-        return 2
+    pages = {page: page.read_text() for page in (arguments.readme, arguments.page)}
+    for suite, (begin, end, table) in TABLES.items():
+        if not any(r["suite"] == suite for r in records):
+            continue
+        marked = [page for page, text in pages.items() if begin in text and end in text]
+        if not marked:
+            print(f"bench.plot: {arguments.readme} lacks the marks {begin} and {end}: add them where the table belongs", file=sys.stderr)
+            return 2
+        part = f"{begin}\n{table(records)}\n{end}"
+        for page in marked:
+            pages[page] = re.sub(f"{re.escape(begin)}.*{re.escape(end)}", lambda _, part=part: part, pages[page], flags=re.S)
     figures.draw(records, arguments.figures)
-    part = f"{BEGIN}\n{markdown(records)}\n{END}"
-    arguments.readme.write_text(re.sub(f"{re.escape(BEGIN)}.*{re.escape(END)}", lambda _: part, text, flags=re.S))
+    for page, text in pages.items():
+        if text != page.read_text():
+            page.write_text(text)
     return 0
 
 
