@@ -26,6 +26,7 @@ from . import (
     models,
     offload,
     optimizers,
+    peers,
     populations,
     precision,
     problems,
@@ -42,7 +43,7 @@ from . import (
 from .oracle import Refused
 
 SUITES = ("kernels", "forms", "step", "memory", "replay", "optimizers", "trainer", "drift")  # "all" of them
-BY_THEMSELVES = ("rounding", "convergence", "methods", "offload", "populations", "rewards", "variance", "anchors")
+BY_THEMSELVES = ("rounding", "convergence", "methods", "offload", "populations", "rewards", "variance", "anchors", "peers")
 LOST = 3  # exit status: the cases that are left need another process
 
 
@@ -113,6 +114,7 @@ def work_of(arguments, device) -> list:
         "populations": [(populations, populations.cases(device, arguments.quick, arguments.dtype), of_model)],
         "anchors": [(anchors, anchors.cases(**few), lambda case: anchors.missing(case, arguments.out))],
         "variance": [(variance, variance.cases(**few), variance.missing)],
+        "peers": [(peers, peers.cases(device, **chosen), of_model)],
         "rewards": [(rewards, rewards.cases(**few), lambda case: rewards.missing(case, arguments.out))],
     }
     work, told = [], set()

@@ -1,11 +1,11 @@
-"""python -m bench.plot RECORDS: the pictures of docs/figures, from committed records alone; a table of docs/benchmarking.md."""
+"""python -m bench.plot RECORDS: the pictures of docs/figures, from committed records alone; two tables of docs/benchmarking.md."""
 
 import argparse
 import json
 import sys
 from pathlib import Path
 
-from . import drift, figures, kernels, modes, step
+from . import drift, figures, kernels, modes, runs, step
 from .figures import largest, where
 from .record import ROOT
 from .table import by_case
@@ -32,11 +32,32 @@ def markdown(records) -> str:
             f"| drift of {ours['dtype']} weights in {ours['steps']} steps with lr = 0 | {ours['drift_over_eps']:.2g} eps "
             f"| {theirs['drift_over_eps']:.2g} eps | rounding, the same for both |"
         )
-    ours = records[0]
-    versions = ", ".join(f"{name} {version}" for name, version in ours["versions"].items() if version and name in ("torch", "python"))
-    kernels_alone = [r for r in records if r["op"] == "add_noise_"]
-    lines += ["", f"{where(kernels_alone)}; {versions}; commit {ours['commit']}, {ours['date'][:10]}."]
-    return "\n".join(lines)
+    return "\n".join([*lines, "", measured([r for r in records if r["op"] == "add_noise_"])])
+
+
+def peers(records) -> str:
+    """The table of suite ``peers``: one line a published step, model and dtype, zokern perturbing as it does by default where it knows the
+    model."""
+    head = ["published step", "model", "zokern", "a step, ms: theirs / ours", "its own part, ms", "cheaper", "forwards"]
+    head += ["MB over a forward", "drift, eps", "state, weights"]
+    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    for theirs, ours in runs.pairs(records):
+        if (runs.way(ours) == "in place") != (ours["dtype"] == "fp32"):
+            continue
+        cheaper = "" if ours["optimizer_speedup"] is None else f"{ours['optimizer_speedup']:.1f}x"
+        told = [ours["op"], f"{ours['model']}, {ours['dtype']}", ours["candidate"].removeprefix("zokern.")]
+        told += [runs.either(theirs, ours, "median_s", 1e3, " / "), runs.either(theirs, ours, "optimizer_s", 1e3, " / "), cheaper]
+        told += [str(ours["forwards"]), runs.either(theirs, ours, "peak_over_forward_bytes", 1e-6, " / ")]
+        told += [runs.either(theirs, ours, "drift_over_eps", 1, " / "), runs.states(theirs, ours, " / ")]
+        lines.append(f"| {' | '.join(told)} |")
+    return "\n".join([*lines, "", measured([r for r in records if r["suite"] == "peers"])])
+
+
+def measured(records) -> str:
+    """On what, and of what."""
+    first = records[0]
+    versions = ", ".join(f"{name} {version}" for name, version in first["versions"].items() if version and name in ("torch", "python"))
+    return f"{where(records)}; {versions}; commit {first['commit']}, {first['date'][:10]}."
 
 
 def threads(record) -> str:

@@ -1,9 +1,49 @@
-"""Runs with several seeds, brought together: the rows of a table, and what a picture is drawn from."""
+"""Records brought together: the rows of tables, of runs with several seeds for one, and what pictures are drawn from."""
 
 import statistics
 
+from . import modes, peers
 from .cases import MEZO
 from .effective_rank import GD
+
+NOTES = {
+    "rounding": """\
+Both points rounded to 16 bits, n directions z. Of the direction that is measured: its part along z, its cosine with z.
+Of the projected gradients beside those of points that are not rounded: slope (standard error) and cosine, with losses
+computed in float32, and in the weights' dtype.""",
+    "optimizers": """\
+A step whose losses cost nothing. x: how many times cheaper than the same rule with z in memory.
+of floor: the time of mul_ over its. state: bytes of state kept between steps, over those of the weights.""",
+    "convergence": """\
+Final training loss, of a pretrained model that of held-out rows, + above the optimum where it is known, and accuracy on
+held-out examples: mean (standard deviation) over the seeds. A query: the loss of one example.""",
+    "methods": """\
+Final loss (MiniLM: training rows; SmolLM2: held-out rows) and test accuracy: mean (standard deviation) over the seeds.""",
+    "populations": """\
+An iteration's passes over the weights, in seconds, beside what its members write. x: how many times cheaper than as published.""",
+    "rewards": """\
+Mean reward on held-out rows before the first iteration and after the last one: mean (standard deviation) over the seeds.""",
+    "anchors": """\
+Final training loss and test accuracy: mean (standard deviation) over the seeds, at equal queries.""",
+    "variance": """\
+Rows whose noise is as large as the gradient of all; as many as an anchor of all with q = 2 needs to pay; what one leaves of V.""",
+    "effective rank": """\
+Steps of MeZO and of gradient descent to the tolerance, each at the best learning rate of a grid; medians.""",
+    "peers": """\
+theirs/ours: the published step and zokern's; way: where ours perturbs. own ms: the step less its forward passes; x: their
+ratio. +MB: peak over that of one forward, state included. drift: of random weights by steps with lr = 0, in eps.
+state: bytes kept between steps, over those of the weights. Beside LOZO, which zokern has not, is MeZO.""",
+}
+
+
+def by_case(records) -> list[dict]:
+    """[{candidate: record}], one a case."""
+    cases = {}
+    for record in records:
+        terms = record["terms"] if record["suite"] != "replay" else None  # there the candidates differ in them
+        named = (terms, *(record.get(field) for field in ("op", "model", "batch", "tokens", "dtype", "n", "threads", "eps")))
+        cases.setdefault(named, {})[record["candidate"]] = record
+    return list(cases.values())
 
 
 def reported(records) -> list[dict]:
@@ -226,3 +266,51 @@ def seconds_of(timed, queries) -> float:
 def best_within(curve, queries) -> dict:
     """The point of a curve with the least validation loss among the first so many queries."""
     return min((point for point in curve if point["queries"] <= queries), key=lambda point: point["validation_loss"])
+
+
+def of_peers(records) -> list[dict[str, str]]:
+    return [
+        {
+            "peer": ours["op"],
+            "model": f"{ours['model']} {ours['dtype']}",
+            "way": way(ours),
+            "ms": either(theirs, ours, "median_s", 1e3),
+            "own ms": either(theirs, ours, "optimizer_s", 1e3),
+            "x": "-" if ours["optimizer_speedup"] is None else f"{ours['optimizer_speedup']:.1f}",
+            "fwds": str(ours["forwards"]),
+            "+MB": either(theirs, ours, "peak_over_forward_bytes", 1e-6),
+            "drift": either(theirs, ours, "drift_over_eps"),
+            "state": states(theirs, ours),
+        }
+        for theirs, ours in pairs(records)
+    ]
+
+
+def pairs(records) -> list[tuple[dict, dict]]:
+    """Of suite ``peers``: (the published step's record, that of zokern's), one a way to perturb."""
+    found = by_case([r for r in records if r["suite"] == "peers"])
+    return [
+        (case[peers.THEIRS], ours)
+        for case in found
+        if peers.THEIRS in case
+        for name, ours in case.items()
+        if name not in (peers.THEIRS, peers.FORWARD)
+    ]
+
+
+def way(ours) -> str:
+    return "streamed" if ours["candidate"].endswith(modes.STREAMED.removeprefix(modes.OURS)) else "in place"
+
+
+def either(theirs, ours, field, unit=1.0, between="/") -> str:
+    return between.join(short(r[field] * unit) for r in (theirs, ours))
+
+
+def short(x) -> str:
+    """Two digits, all of those before the point, and of what is very small one."""
+    return f"{x:.0f}" if abs(x) >= 100 else f"{x:.2g}" if abs(x) >= 1e-3 or not x else f"{x:.0e}"
+
+
+def states(theirs, ours, between="/") -> str:
+    """Bytes of state over those of the weights."""
+    return between.join(f"{r['state_bytes'] / r['weights_bytes']:.2g}" for r in (theirs, ours))

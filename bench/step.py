@@ -1,6 +1,7 @@
 """Suite ``step``: what a full-parameter MeZO step of a language model costs beyond its two forward passes, and what training does."""
 
 import copy
+import itertools
 import statistics
 import sys
 
@@ -32,22 +33,31 @@ class PublishedMeZO:
     Reference: Malladi et al. 2023, "Fine-Tuning Language Models with Just Forward Passes", Algorithm 1.
     """
 
+    kept = ()  # tensors that stay between steps
+
     def __init__(self, model, lr, eps):
         self.params = [p for _, p in model.named_parameters() if p.requires_grad]
-        self.lr, self.eps, self.steps = lr, eps, 0
+        self.lr, self.eps, self.seeds = lr, eps, itertools.count()
 
+    @torch.no_grad()
     def step(self, closure):
-        seed, self.steps = self.steps, self.steps + 1
-        with torch.no_grad():
-            self.perturb(seed, 1)
-            plus = closure()
-            self.perturb(seed, -2)
-            minus = closure()
-            projected_grad = ((plus - minus) / (2 * self.eps)).item()
-            self.perturb(seed, 1)
-            for p, z in self.noise(seed):
-                p.data = p.data - self.lr * (projected_grad * z)
+        seed = next(self.seeds)
+        plus, projected_grad = self.two_point(closure, seed)
+        self.update(seed, projected_grad)
         return plus
+
+    def two_point(self, closure, seed):
+        self.perturb(seed, 1)
+        plus = closure()
+        self.perturb(seed, -2)
+        minus = closure()
+        projected_grad = ((plus - minus) / (2 * self.eps)).item()
+        self.perturb(seed, 1)
+        return plus, projected_grad
+
+    def update(self, seed, projected_grad):
+        for p, z in self.noise(seed):
+            p.data = p.data - self.lr * (projected_grad * z)
 
     def perturb(self, seed, scaling_factor):
         for p, z in self.noise(seed):

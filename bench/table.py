@@ -5,6 +5,7 @@ import textwrap
 
 from . import forms, kernels, memory, modes, offload, replay, resident, rounding, runs, step, trainer
 from .cases import FULL, LEAN
+from .runs import by_case
 
 NOTES = {
     "kernels": """\
@@ -38,30 +39,6 @@ NOTES_OF_MODES = {
 A step in milliseconds, perturbed in place; the others' over that.""",
     "memory": """\
 MB of the peak over that of two forwards, by mode, and of the model's largest part. VmHWM: resident, as Linux counts it.""",
-}
-NOTES_OF_RUNS = {
-    "rounding": """\
-Both points rounded to 16 bits, n directions z. Of the direction that is measured: its part along z, its cosine with z.
-Of the projected gradients beside those of points that are not rounded: slope (standard error) and cosine, with losses
-computed in float32, and in the weights' dtype.""",
-    "optimizers": """\
-A step whose losses cost nothing. x: how many times cheaper than the same rule with z in memory.
-of floor: the time of mul_ over its. state: bytes of state kept between steps, over those of the weights.""",
-    "convergence": """\
-Final training loss, of a pretrained model that of held-out rows, + above the optimum where it is known, and accuracy on
-held-out examples: mean (standard deviation) over the seeds. A query: the loss of one example.""",
-    "methods": """\
-Final loss (MiniLM: training rows; SmolLM2: held-out rows) and test accuracy: mean (standard deviation) over the seeds.""",
-    "populations": """\
-An iteration's passes over the weights, in seconds, beside what its members write. x: how many times cheaper than as published.""",
-    "rewards": """\
-Mean reward on held-out rows before the first iteration and after the last one: mean (standard deviation) over the seeds.""",
-    "anchors": """\
-Final training loss and test accuracy: mean (standard deviation) over the seeds, at equal queries.""",
-    "variance": """\
-Rows whose noise is as large as the gradient of all; as many as an anchor of all with q = 2 needs to pay; what one leaves of V.""",
-    "effective rank": """\
-Steps of MeZO and of gradient descent to the tolerance, each at the best learning rate of a grid; medians.""",
 }
 
 
@@ -101,10 +78,11 @@ def text(records) -> str:
         "rewards": runs.of_rewards,
         "variance": runs.of_variance,
         "anchors": runs.of_anchors,
+        "peers": runs.of_peers,
     }
     for name, rows in by_rows.items():
         if found := rows(records):
-            parts.append(f"{name}\n{aligned(found)}\n{NOTES_OF_RUNS[name]}")
+            parts.append(f"{name}\n{aligned(found)}\n{runs.NOTES[name]}")
     return "\n\n".join(parts)
 
 
@@ -137,16 +115,6 @@ def late(case) -> str:
             what = f"{r['candidate']}, {r['dtype']}, {size(r)}, terms {r['terms']}"
             lines.append(f"\nat most: {what}: the host was late in {r['late_rounds']} of {r['rounds']} rounds")
     return "".join(lines)
-
-
-def by_case(records) -> list[dict]:
-    """[{candidate: record}], one a case."""
-    cases = {}
-    for record in records:
-        terms = record["terms"] if record["suite"] != "replay" else None  # there the candidates differ in them
-        named = (terms, *(record.get(field) for field in ("op", "model", "batch", "tokens", "dtype", "n", "threads", "eps")))
-        cases.setdefault(named, {})[record["candidate"]] = record
-    return list(cases.values())
 
 
 def of_kernels(case) -> dict[str, str]:
