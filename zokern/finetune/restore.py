@@ -25,7 +25,7 @@ from .settings import Natural, Settings
 class Evaluation:
     """What to judge, on what; ``help`` in each field's metadata says what it is."""
 
-    model: str | None = option("A run's folder (--out of finetune), a model's or an adapter's folder, or a hub id.")
+    model: str | None = option("A run's folder (--out of finetune), a model's or an adapter's folder, a GGUF file, or a hub id.")
     trust_remote_code: bool = option("Run the Python code that comes with --model. Read it first.", False)
     task: str | None = option("A task that zokern knows (docs/tasks.md). Without it, of a run: what the run was judged by.")
     data: str | None = option("With --task: a local copy of it. Else as of finetune.")
@@ -54,7 +54,7 @@ def evaluate(what: Evaluation) -> dict[str, Any]:
     """
     what = fitting(what)
     if what.model is None:
-        raise BadInput("--model is missing: pass a run's folder, a model's or an adapter's folder, or a hub id")
+        raise BadInput("--model is missing: pass a run's folder, a model's or an adapter's folder, a GGUF file, or a hub id")
     run, adapter = _folders_of(what.model)
     own = what.task is None and what.data is None
     if own and run is None and output.command_of(what.model) == output.EVOLVE:

@@ -35,7 +35,7 @@ class Settings(RunSettings):
     """What to fine-tune, on what, and how; ``help`` in each field's metadata says what it is. ``checked()`` fills in what follows from
     the rest."""
 
-    model: str | None = option("Local folder or hub id. Without it: a small MiniLM, with LoRA.")
+    model: str | None = option("Local folder, GGUF file or hub id. Without it: a small MiniLM, with LoRA.")
     trust_remote_code: bool = option("Run the Python code that comes with --model. Read it first.", False)
     task: str | None = option("A task that zokern knows: sst2, rte, boolq, ... (docs/tasks.md).")
     data: str | None = option(

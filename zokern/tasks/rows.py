@@ -19,6 +19,7 @@ from ..errors import BadInput, need, refusing
 LONGEST = 2**31 - 1  # characters of a field: what a C long holds everywhere
 SEPARATORS = {";": "semicolons", "\t": "tabs", "|": "bars", ",": "commas"}
 SUFFIXES = (".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".parquet")
+GGUF = ".gguf"  # of models in one file
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ class Table:
 def is_local(name: str) -> bool:
     """Whether data or a model is meant as a path: it exists, or looks like nothing else."""
     path = Path(os.path.expanduser(name))
-    return os.path.exists(path) or path.suffix.lower() in SUFFIXES or name.startswith((".", "/", "~")) or "\\" in name
+    return os.path.exists(path) or path.suffix.lower() in (*SUFFIXES, GGUF) or name.startswith((".", "/", "~")) or "\\" in name
 
 
 def read(name: str, split: str = "train") -> Table:
