@@ -30,8 +30,8 @@ Rows whose noise is as large as the gradient of all; as many as an anchor of all
     "effective rank": """\
 Steps of MeZO and of gradient descent to the tolerance, each at the best learning rate of a grid; medians.""",
     "peers": """\
-theirs/ours: the published step and zokern's; way: where ours perturbs. own ms: the step less its forward passes; x: their
-ratio. +MB: peak over that of one forward, state included. drift: of random weights by steps with lr = 0, in eps.
+theirs/ours: the published step and zokern's; way: where ours perturbs. own ms: the step less its forward passes; x:
+their ratio. +MB: peak over that of one forward, state included. drift: of random weights by steps with lr = 0, in eps.
 state: bytes kept between steps, over those of the weights. Beside LOZO, which zokern has not, is MeZO.""",
 }
 
