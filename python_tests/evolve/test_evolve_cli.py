@@ -301,6 +301,6 @@ def test_what_is_refused(more, said, given, rewards, tmp_path):
 
 
 def test_what_is_missing(saved, sums):
-    assert error_of("evolve") == "--model is missing: pass a causal language model's folder or hub id"
+    assert error_of("evolve") == "--model is missing: pass a causal language model's folder, GGUF file or hub id"
     assert error_of("evolve", "--model", saved) == "--data is missing: pass a file or a hub data set"
     assert error_of("evolve", "--model", saved, "--data", sums).startswith("--reward is missing: pass one or more, such as exact:answer")
