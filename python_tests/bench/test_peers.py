@@ -206,4 +206,4 @@ def test_the_records_become_tables(quick):
     text = plot.peers(records)
     rows = [line for line in text.splitlines() if line.startswith("| ")]
     assert len(rows) == 1 + len(peers.PEERS) + len(peers.LARGE) and len({row.count("|") for row in rows}) == 1
-    assert "| MeZO | tiny, fp32 | MeZO | " in text and "| FZOO | tiny, bf16 | FZOO, streamed | " in text
+    assert "| MeZO | tiny, fp32 | MeZO | " in text and "| ES at scale | tiny, bf16 | EvolutionStrategies, streamed | " in text
