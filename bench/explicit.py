@@ -8,7 +8,7 @@ import torch
 
 from .oracle import EPS, Refused
 
-LR, STEPS = 1e-3, 4
+LR, STEPS = 1e-3, 6
 MOMENTUM, BETAS, DELTA = 0.9, (0.9, 0.999), 1e-8
 BLOCKS, MEMBERS, ANCHORS = 3, 4, 2  # of a step; steps from anchor to anchor
 LR_FULL = 2 * LR
@@ -18,7 +18,8 @@ OFF = 5e-5  # of the largest move: weights and losses that are kept in float32 a
 
 
 class Small(torch.nn.Module):
-    """Tensors of awkward sizes and a loss, in float64, so uneven that a step of LR often makes it worse, and its opposite better."""
+    """Tensors of awkward sizes and a loss, in float64, so uneven that of steps of LR some make it
+    better, of some the opposite does, and of others neither."""
 
     def __init__(self, dtype=torch.float64):
         super().__init__()
@@ -31,7 +32,7 @@ class Small(torch.nn.Module):
         return self.loss(flat(self.weights))
 
     def loss(self, theta):
-        return (self.slopes.to(theta.device) * torch.sin(60 * theta)).sum()
+        return (self.slopes.to(theta.device) * torch.sin(85 * theta)).sum()
 
 
 def flat(tensors):
