@@ -146,7 +146,7 @@ PEERS = {
         members(PERTURBATION),
     ),
 }
-LARGE = ("MeZO", "ZO-LLM, Adam", "LOZO", "ES at scale")  # those that a CPU times with a larger model as well
+LARGE = ("MeZO", "ZO-LLM, Adam", "LOZO")  # those that a CPU times with a larger model as well
 
 
 def cases(device, quick=False, dtypes=None, threads=None) -> list[Beside]:

@@ -58,6 +58,17 @@ class LOZO(MeZO):
                 self.v[p] = torch.randn(theta.size(1), self.rank, device=theta.device, dtype=theta.dtype)
             yield p, torch.randn(theta.size(0), self.rank, device=theta.device, dtype=theta.dtype) @ self.v[p].t()
 
+    def perturb(self, seed, scaling_factor):
+        for p, z in self.noise(seed):
+            z = scaling_factor * z  # so that the product of U and V is gone when the sum is made, as there
+            z = z * self.eps
+            p.data = p.data + z
+
+    def update(self, seed, projected_grad):
+        for p, z in self.noise(seed):
+            z = projected_grad * z
+            p.data = p.data - self.lr * (z + self.weight_decay * p.data if self.decays[p] else z)
+
     @property
     def kept(self):
         return list(self.v.values())

@@ -162,6 +162,19 @@ def test_a_published_step_costs_what_its_own_code_costs(name):
     assert any(abs(traffic.bytes / whole / each - 1) < spare for each in allowed)
 
 
+# As many of the largest tensor as the authors' own functions had at once beside the weights.
+TENSORS = {"MeZO": 4, "ZO-LLM, SGD": 3, "ZO-LLM, half masked": 3, "FZOO": 3, "LOZO": 3, "ES at scale": 2}
+
+
+@pytest.mark.parametrize("name", TENSORS)
+def test_a_published_step_holds_what_its_own_code_holds(name):
+    peer, model, losses = peers.PEERS[name], Small(), iter(torch.rand(100, dtype=torch.float64))
+    step = peer.theirs(model, 1e-6)
+    most = peers.most(lambda: peers.step(step, lambda: next(losses), peer), model, CPU)
+    largest = max(p.numel() * p.element_size() for p in model.weights)
+    assert TENSORS[name] <= most / largest < TENSORS[name] + 0.2  # masks are bools; U and V
+
+
 @pytest.fixture(scope="module")
 def quick(tmp_path_factory):
     """What ``python -m bench --suite peers --quick`` wrote and printed."""
@@ -206,4 +219,4 @@ def test_the_records_become_tables(quick):
     text = plot.peers(records)
     rows = [line for line in text.splitlines() if line.startswith("| ")]
     assert len(rows) == 1 + len(peers.PEERS) + len(peers.LARGE) and len({row.count("|") for row in rows}) == 1
-    assert "| MeZO | tiny, fp32 | MeZO | " in text and "| ES at scale | tiny, bf16 | EvolutionStrategies, streamed | " in text
+    assert "| MeZO | tiny, fp32 | MeZO | " in text and "| ZO-LLM, Adam | tiny, bf16 | ZOAdam, streamed | " in text
