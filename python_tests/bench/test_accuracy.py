@@ -18,7 +18,7 @@ from bench import accuracy, figures, runs, search, smollm2  # noqa: E402
 from zokern.tasks.causal import CausalReader  # noqa: E402
 
 CPU = torch.device("cpu")
-TASK = accuracy.Task("sst2", "SST-2", 32, 4, 64, 32, 24)
+TASK = accuracy.Task("sst2", "SST-2", 32, 64, 32, 24)
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +44,8 @@ def data(tmp_path_factory):
 
 
 @pytest.fixture
-def case(tiny, data):
+def case(tiny, data, monkeypatch):
+    monkeypatch.setattr(accuracy, "METHODS", {name: replace(method, batch=4) for name, method in accuracy.METHODS.items()})
     return accuracy.Case("MeZO", TASK, CPU, str(data), str(tiny), "fp32", rows=(24, 12, 8))
 
 
@@ -52,7 +53,7 @@ def test_rows_without_padding_have_the_losses_of_padded_ones(case):
     problem = accuracy.Problem(case, 0)
     assert isinstance(problem.reader, accuracy.Unpadded)
     padded = CausalReader(problem.reader.task, problem.reader.tokenizer, 32)
-    for rows in (problem.train[:1], problem.train[:7], problem.test):
+    for rows in (problem.train[:1], problem.train[:7], problem.test, problem.train):
         batch = padded.collate(rows)
         assert not batch["attention_mask"].all() or len(rows) == 1  # their lengths differ
         with torch.no_grad():
