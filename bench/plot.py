@@ -47,7 +47,7 @@ def peers(records) -> str:
         cheaper = "" if ours["optimizer_speedup"] is None else f"{ours['optimizer_speedup']:.1f}x"
         told = [ours["op"], f"{ours['model']}, {ours['dtype']}", ours["candidate"].removeprefix("zokern.")]
         told += [runs.either(theirs, ours, "median_s", 1e3, " / "), runs.either(theirs, ours, "optimizer_s", 1e3, " / "), cheaper]
-        told += [str(ours["forwards"]), runs.either(theirs, ours, "peak_over_forward_bytes", 1e-6, " / ")]
+        told += [str(ours["forwards"]), " / ".join(runs.short(round(r["peak_over_forward_bytes"] / 1e6, 3)) for r in (theirs, ours))]
         told += [runs.either(theirs, ours, "drift_over_eps", 1, " / "), runs.states(theirs, ours, " / ")]
         lines.append(f"| {' | '.join(told)} |")
     return "\n".join([*lines, "", measured([r for r in records if r["suite"] == "peers"])])
