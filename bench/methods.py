@@ -18,13 +18,12 @@ import torch
 
 import zokern
 
-from . import models, problems, record, smollm2
+from . import models, problems, record, search, smollm2
 from .convergence import EPS, SEARCH_SEED, batches
 from .precision import AT_ONCE, EXAMPLES, JUDGED_BY
 
 MINILM, SMOLLM2 = "MiniLM, SST-2", f"{smollm2.NAME}, SST-2"
 POINTS = 20  # of a curve, besides its first one
-RATES = [float(f"{m}e{e}") for e in range(-9, 1) for m in (1, 3)]
 # How each is made, and the learning rates that the search begins at: of MiniLM, of SmolLM2.
 METHODS = {
     "MeZO": (zokern.MeZO, 1e-3, 3e-5),
@@ -100,23 +99,16 @@ def problem_of(case: Method, seed, device):
 
 def measure(case: Method, device) -> list[dict]:
     """-> records: one a learning rate that was tried, then one a seed."""
-    searched, best = search(case, METHODS[case.candidate][2 if case.problem == SMOLLM2 else 1], device)
-    return [r | {"searched": True} for r in searched] + [
+    tried: dict[float, dict] = {}
+
+    def loss_at(lr):
+        tried[lr] = run(case, lr, SEARCH_SEED, case.searched, device)
+        return tried[lr]["final_loss"]
+
+    best = search.walk(METHODS[case.candidate][2 if case.problem == SMOLLM2 else 1], loss_at)
+    return [tried[lr] | {"searched": True} for lr in sorted(tried)] + [
         run(case, best, seed, case.forwards, device) | {"searched": False} for seed in case.seeds
     ]
-
-
-def search(case: Method, begin: float, device) -> tuple[list[dict], float]:
-    """-> the runs, and the learning rate of the best, whose neighbours among RATES have been tried, too."""
-    tried: dict[float, dict] = {}
-    best = begin
-    while True:
-        place = RATES.index(best)
-        wanted = [lr for lr in RATES[max(0, place - 1) : place + 2] if lr not in tried]
-        if not wanted:
-            return [tried[lr] for lr in sorted(tried)], best
-        tried |= {lr: run(case, lr, SEARCH_SEED, case.searched, device) for lr in wanted}
-        best = min(tried, key=lambda lr: math.inf if tried[lr]["final_loss"] is None else tried[lr]["final_loss"])
 
 
 def run(case: Method, lr, seed, forwards, device) -> dict:

@@ -1,6 +1,6 @@
 """README.md and docs/benchmarking.md: the published steps of others beside zokern's."""
 
-from .. import peers, plot, runs
+from .. import plot, runs
 from ..smollm2 import NAME
 from .claim import on, rows
 
@@ -38,7 +38,7 @@ def in_place(records):
 
 
 @on("README.md")(
-    "| published step | model | its own time, ms | here | memory over a forward pass, MB | here | weights after 200 steps of lr 0 | here |\n"
+    "| published step | model | its own time, ms | here | memory over a forward, MB | here | weights after 200 steps of lr 0 | here |\n"
     "|---|---|---|---|---|---|---|---|\n{table}",
     FILE,
 )

@@ -16,7 +16,7 @@ sys.path.insert(0, str(ROOT))  # bench is no part of the installed package
 
 pytest.importorskip("transformers")
 
-from bench import figures, methods, models, populations, rewards, table  # noqa: E402
+from bench import figures, methods, models, populations, rewards, search, table  # noqa: E402
 from bench.__main__ import main  # noqa: E402
 from bench.oracle import Refused  # noqa: E402
 
@@ -92,8 +92,8 @@ def test_every_method_makes_as_many_forward_passes(tmp_path):
         own = [r for r in records if r["candidate"] == name]
         losses = {r["settings"]["lr"]: math.inf if r["final_loss"] is None else r["final_loss"] for r in own if r["searched"]}
         [best] = {r["settings"]["lr"] for r in own if not r["searched"]}
-        place = methods.RATES.index(best)
-        assert losses[best] == min(losses.values()) and set(methods.RATES[max(0, place - 1) : place + 2]) <= losses.keys()
+        place = search.RATES.index(best)
+        assert losses[best] == min(losses.values()) and set(search.RATES[max(0, place - 1) : place + 2]) <= losses.keys()
     out = tmp_path / "records.jsonl"
     out.write_text("".join(json.dumps(r) + "\n" for r in records))
     assert "has MeZO" in methods.missing(case, out) and "has MeZO" not in methods.missing(replace(case, forwards=9), out)
