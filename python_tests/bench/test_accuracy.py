@@ -78,6 +78,7 @@ def test_a_model_that_needs_the_padding_keeps_it(case, data, tmp_path):
     # of two steps of 4 rows: 2 forward passes, an anchor of 24 rows and 4 passes, 9, 16, 3 with the gradient's, 1
     {
         "MeZO": 16,
+        "MeZO, middle MLPs": 16,
         "MeZO-SVRG": 2 * 24 + 16,
         "ZO-Adam": 16,
         "FZOO, q = 8": 72,
