@@ -26,6 +26,7 @@ from . import (
     models,
     offload,
     optimizers,
+    parts,
     peers,
     populations,
     precision,
@@ -43,7 +44,7 @@ from . import (
 from .oracle import Refused
 
 SUITES = ("kernels", "forms", "step", "memory", "replay", "optimizers", "trainer", "drift")  # "all" of them
-BY_THEMSELVES = ("rounding", "convergence", "methods", "offload", "populations", "rewards", "variance", "anchors", "peers")
+BY_THEMSELVES = ("rounding", "convergence", "methods", "offload", "populations", "rewards", "variance", "anchors", "parts", "peers")
 LOST = 3  # exit status: the cases that are left need another process
 
 
@@ -113,6 +114,7 @@ def work_of(arguments, device) -> list:
         "offload": [(offload, offload.cases(arguments.quick, arguments.dtype), of_model)],
         "populations": [(populations, populations.cases(device, arguments.quick, arguments.dtype), of_model)],
         "anchors": [(anchors, anchors.cases(**few), lambda case: anchors.missing(case, arguments.out))],
+        "parts": [(parts, parts.cases(**few), parts.missing)],
         "variance": [(variance, variance.cases(**few), variance.missing)],
         "peers": [(peers, peers.cases(device, **chosen), of_model)],
         "rewards": [(rewards, rewards.cases(**few), lambda case: rewards.missing(case, arguments.out))],

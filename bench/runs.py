@@ -2,7 +2,7 @@
 
 import statistics
 
-from . import modes, peers
+from . import modes, parts, peers
 from .cases import MEZO
 from .effective_rank import GD
 
@@ -27,6 +27,8 @@ Mean reward on held-out rows before the first iteration and after the last one: 
 Final training loss and test accuracy: mean (standard deviation) over the seeds, at equal queries.""",
     "variance": """\
 Rows whose noise is as large as the gradient of all; as many as an anchor of all with q = 2 needs to pay; what one leaves of V.""",
+    "parts": """\
+To second order: what a query of a step that moves this part alone lowers the loss by, at best, over that of every parameter.""",
     "effective rank": """\
 Steps of MeZO and of gradient descent to the tolerance, each at the best learning rate of a grid; medians.""",
     "peers": """\
@@ -266,6 +268,35 @@ def seconds_of(timed, queries) -> float:
 def best_within(curve, queries) -> dict:
     """The point of a curve with the least validation loss among the first so many queries."""
     return min((point for point in curve if point["queries"] <= queries), key=lambda point: point["validation_loss"])
+
+
+def of_parts(records, batch=64) -> list[dict[str, str]]:
+    """By time and part, and of all parameters together: |g|^2, V and T are sums."""
+    times = {}
+    for r in records:
+        if r["suite"] == "parts":
+            times.setdefault((r["op"], r["steps"]), []).append(r)
+    rows = []
+    for (_, steps), found in times.items():
+        summed = ("n", "gradient_square", "row_variance", "trace")
+        every = {"candidate": "every parameter"} | {name: sum(r[name] for r in found) for name in summed}
+        for r in (*found, every):
+            noise = f" ({r['trace_error']:.0f})" if "trace_error" in r else ""
+            rows.append(
+                {
+                    "after": f"{steps} steps",
+                    "part": r["candidate"],
+                    "parameters": f"{r['n'] / 1e6:.2f}M",
+                    "|g|^2": f"{r['gradient_square']:.2g}",
+                    "V": f"{r['row_variance']:.2g}",
+                    "T": f"{r['trace']:.0f}{noise}",
+                    "lr": f"{parts.rate(r, batch):.0e}" if r["trace"] > 0 else "",
+                    "a query": f"{parts.lowered(r, batch) / parts.lowered(every, batch):.2g}"
+                    if min(r["trace"], every["trace"]) > 0
+                    else "",
+                }
+            )
+    return rows
 
 
 def of_peers(records) -> list[dict[str, str]]:

@@ -78,6 +78,7 @@ def text(records) -> str:
         "rewards": runs.of_rewards,
         "variance": runs.of_variance,
         "anchors": runs.of_anchors,
+        "parts": runs.of_parts,
         "peers": runs.of_peers,
     }
     for name, rows in by_rows.items():

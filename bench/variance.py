@@ -91,28 +91,33 @@ def measure(case: Variance, device) -> list[dict]:
 
 def moments(problem, size, before=None) -> tuple[float, float]:
     """|g|^2 and V, from the gradients of all rows, ``size`` at a time; with weights ``before``, those of what each has changed by since."""
+    squares, variances = zip(*moments_by_parameter(problem, size, before))
+    return sum(squares), sum(variances)
+
+
+def moments_by_parameter(problem, size, before=None) -> list[tuple[float, float]]:
     params, parts = problem.params, torch.randperm(problem.n, generator=torch.Generator().manual_seed(0)).split(size)
     parts = [part for part in parts if len(part) == size]
-    now, mean, squares = [p.detach().clone() for p in params], [torch.zeros_like(p) for p in params], 0.0
+    now, mean, squares = [p.detach().clone() for p in params], [torch.zeros_like(p) for p in params], [0.0] * len(params)
     for part in parts:
         gradient = gradients(problem, part)
         if before is not None:
             put(params, before)
             gradient = [here - there for here, there in zip(gradient, gradients(problem, part))]
             put(params, now)
-        squares += square(gradient)
+        squares = [kept + square(g) for kept, g in zip(squares, gradient)]
         for kept, g in zip(mean, gradient):
             kept += g / len(parts)
-    of_mean = square(mean)
-    return of_mean, size * (squares - len(parts) * of_mean) / (len(parts) - 1)
+    of_mean = map(square, mean)
+    return [(m, size * (s - len(parts) * m) / (len(parts) - 1)) for m, s in zip(of_mean, squares)]
 
 
 def gradients(problem, rows) -> tuple[torch.Tensor, ...]:
     return torch.autograd.grad(problem.loss(rows), problem.params, allow_unused=True, materialize_grads=True)
 
 
-def square(tensors) -> float:
-    return sum(float(t.double().square().sum()) for t in tensors)
+def square(tensor) -> float:
+    return float(tensor.double().square().sum())
 
 
 @torch.no_grad()
