@@ -235,14 +235,14 @@ def of_accuracy(records) -> list[dict[str, str]]:
     groups = {}
     for r in records:
         if r["suite"] == "accuracy" and r.get("searched") is False:
-            groups.setdefault((r["op"], r["queries"], r["candidate"]), []).append(r)
+            groups.setdefault((r["op"], r["queries"], r["candidate"], r["settings"]["lr"]), []).append(r)
     rows = []
-    for (problem, queries, method), made in groups.items():
+    for (problem, queries, method, lr), made in groups.items():
         one, time, mezo = made[0], timed.get((problem, method)), timed.get((problem, "MeZO"))
         row = {
             "problem": problem,
             "method": method,
-            "lr": f"{one['settings']['lr']:g}",
+            "lr": f"{lr:g}",
             "runs": str(len(made)),
             "queries": f"{queries:,}",
             "steps": f"{one['steps']:,}",
@@ -267,7 +267,8 @@ def seconds_of(timed, queries) -> float:
 
 def best_within(curve, queries) -> dict:
     """The point of a curve with the least validation loss among the first so many queries."""
-    return min((point for point in curve if point["queries"] <= queries), key=lambda point: point["validation_loss"])
+    seen = [point for point in curve if point["queries"] <= queries and point["validation_loss"] is not None]
+    return min(seen, key=lambda point: point["validation_loss"])
 
 
 def of_parts(records, batch=64) -> list[dict[str, str]]:

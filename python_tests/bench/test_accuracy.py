@@ -170,6 +170,17 @@ def test_equal_seconds_are_read_off_the_curve():
     assert [row["accuracy"] for row in rows] == ["0.700 (0.000)", "0.900 (0.000)"]
 
 
+def test_runs_of_other_learning_rates_are_other_rows():
+    point = dict(queries=0, validation_loss=1.0, test_accuracy=0.5)
+    end = dict(queries=10, queries_made=10, steps=1, validation_loss=0.5, searched=False)
+    found = [
+        dict(suite="accuracy", op="x", candidate="MeZO", seed=seed, settings={"lr": lr}, test_accuracy=accuracy, curve=[point], **end)
+        for lr, seed, accuracy in ((1e-3, 0, 0.8), (1e-3, 1, 0.8), (3e-3, 0, 0.6))
+    ]
+    rows = runs.of_accuracy(found)
+    assert [(row["lr"], row["runs"], row["accuracy"]) for row in rows] == [("0.001", "2", "0.800 (0.000)"), ("0.003", "1", "0.600 (0.000)")]
+
+
 @pytest.mark.parametrize("task", ["sst2", "rte"])
 def test_the_script(tiny, data, tmp_path, capsys, task, monkeypatch):
     monkeypatch.setattr(accuracy, "SEEDS", (0,))
