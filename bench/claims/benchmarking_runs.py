@@ -49,6 +49,23 @@ def variances(records):
     return {"moments": rows(r.values() for r in runs.of_variance(records))}
 
 
+@claim(
+    "| after | part | parameters | \\|g\\|^2 | V | T (standard error) | lr | a query |\n|---|---|---|---|---|---|---|---|\n{parts}",
+    "parts-smollm2.jsonl",
+)
+def parts_of_smollm2(records):
+    return {"parts": rows(r.values() for r in runs.of_parts(records))}
+
+
+@claim("where an anchor on all rows needs {needed}, V is worth {before:.0f} rows before training and {after:.0f} after", "parts-smollm2.jsonl")
+def rows_of_smollm2(records):
+    def noise(steps):
+        found = records.of(steps=steps)
+        return sum(r["row_variance"] for r in found) / sum(r["gradient_square"] for r in found)
+
+    return {"needed": records[0]["examples"] + 64, "before": noise(0), "after": noise(12)}
+
+
 def finetuned(records, **settings) -> list[dict]:
     """The results of zokern finetune with these settings, one a seed."""
     return [r["result"] for r in records if all(r["settings"][name] == value for name, value in settings.items())]
