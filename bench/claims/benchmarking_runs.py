@@ -57,7 +57,10 @@ def parts_of_smollm2(records):
     return {"parts": rows(r.values() for r in runs.of_parts(records))}
 
 
-@claim("where an anchor on all rows needs {needed}, V is worth {before:.0f} rows before training and {after:.0f} after", "parts-smollm2.jsonl")
+@claim(
+    "where an anchor on all rows needs {needed}, V is worth {before:.0f} rows before training and {after:.0f} after",
+    "parts-smollm2.jsonl",
+)
 def rows_of_smollm2(records):
     def noise(steps):
         found = records.of(steps=steps)
