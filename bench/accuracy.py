@@ -30,7 +30,7 @@ from zokern.optim import ClosureOptimizer
 from zokern.tasks.causal import CausalReader
 from zokern.tasks.lean import token_losses
 
-from . import models, record, runs, search, smollm2
+from . import models, parts, record, runs, search, smollm2
 from .convergence import EPS, SEARCH_SEED, batches
 from .memory import Count
 from .table import aligned
@@ -46,7 +46,7 @@ PACKED = 16  # rows one after the other
 @dataclass(frozen=True)
 class Method:
     """``make``: (model, lr, seed) -> an optimizer; ``begin``: the learning rate where the search begins; ``batch``: rows of a step, so
-    many that a step takes 128 to 272 queries; ``anchors``: those of a full batch."""
+    many that one by forward passes takes 128 to 256 queries; ``anchors``: those of a full batch."""
 
     make: object
     begin: float
@@ -74,12 +74,8 @@ def hybrid(model, lr, seed):
 
 
 def middle(model, lr, seed):
-    """MeZO on the matrices of the MLPs in the middle third of the blocks: suite ``variance`` says why."""
-    found = zokern.layers(model)
-    third = len(found.modules) // 3
-    blocks = found.modules[third : len(found.modules) - third]
-    params = [p for block in blocks for name, p in block.named_parameters() if p.ndim > 1 and "attn" not in name]
-    return zokern.MeZO(params, lr=lr, eps=EPS, seed=seed)
+    """MeZO on the matrices of the MLPs in the middle third of the blocks: suite ``parts`` says why."""
+    return zokern.MeZO(parts.parts(model)["middle MLPs"], lr=lr, eps=EPS, seed=seed)
 
 
 MEZO, MEZO_LR = "MeZO", 1e-4
