@@ -83,21 +83,23 @@ def rewards(records):
 
 def accuracy(records):
     """Accuracy on test rows by queries: the mean over the seeds, and between the least and the most of them; a star where the mean of the
-    validation losses is least."""
+    validation losses is least. Left out are learning rates at which nothing was learnt."""
     from matplotlib.figure import Figure
 
     groups = {}
     for r in records:
         groups.setdefault((r["candidate"], r["queries"], r["settings"]["lr"]), []).append(r)
     one = records[0]
-    figure = Figure(figsize=(7, 3.5), layout="constrained")
+    figure = Figure(figsize=(9, 4.5), layout="constrained")
     axes = figure.add_subplot(xlabel="queries: losses of one example, in thousands", ylabel="accuracy on test rows")
+    axes.set_xscale("symlog", linthresh=1)
+    groups = {named: runs for named, runs in groups.items() if any(r["best_at"] for r in runs)}
     for i, ((method, _, lr), runs) in enumerate(groups.items()):
         points = [*zip(*(r["curve"] for r in runs))]
         queries = [each[0]["queries"] / 1e3 for each in points]
         found = [[p["test_accuracy"] for p in each] for each in points]
         means = [statistics.mean(each) for each in found]
-        axes.plot(queries, means, color=f"C{i}", label=f"{method}, lr {lr:g}")
+        axes.plot(queries, means, color=f"C{i}", label=f"{method}, lr {lr:g}, {len(runs)} runs")
         axes.fill_between(queries, [min(each) for each in found], [max(each) for each in found], color=f"C{i}", alpha=0.2)
         best = min(range(len(points)), key=lambda k: statistics.mean(p["validation_loss"] for p in points[k]))
         axes.plot(queries[best], means[best], "*", color=f"C{i}", markersize=10)

@@ -243,16 +243,18 @@ def of_accuracy(records) -> list[dict[str, str]]:
             "problem": problem,
             "method": method,
             "lr": f"{lr:g}",
+            "rows": str(one.get("batch", "")),
             "runs": str(len(made)),
             "queries": f"{queries:,}",
             "steps": f"{one['steps']:,}",
             "zero-shot": spread([r["curve"][0]["test_accuracy"] for r in made], "{:.3f}"),
             "loss": spread([r["validation_loss"] for r in made], "{:.3f}"),
             "accuracy": spread([r["test_accuracy"] for r in made], "{:.3f}"),
-            **dict.fromkeys(("seconds", "equal seconds", "GB"), ""),
+            **dict.fromkeys(("a query, ms", "seconds", "equal seconds", "GB"), ""),
         }
         if time and mezo:
             within = seconds_of(mezo, mezo["queries"]) / seconds_of(time, 1)
+            row["a query, ms"] = f"{seconds_of(time, 1e3):.1f}"
             row["seconds"] = f"{seconds_of(time, one['queries_made']):.0f}"
             row["equal seconds"] = spread([best_within(r["curve"], within)["test_accuracy"] for r in made], "{:.3f}")
             row["GB"] = f"{time['peak_bytes'] / 1e9:.2f}"
