@@ -99,7 +99,7 @@ def accuracy(records):
         queries = [each[0]["queries"] / 1e3 for each in points]
         found = [[p["test_accuracy"] for p in each] for each in points]
         means = [statistics.mean(each) for each in found]
-        axes.plot(queries, means, color=f"C{i}", label=f"{method}, lr {lr:g}, {len(runs)} runs")
+        axes.plot(queries, means, color=f"C{i}", label=f"{method}, lr {lr:g}, runs: {len(runs)}")
         axes.fill_between(queries, [min(each) for each in found], [max(each) for each in found], color=f"C{i}", alpha=0.2)
         best = min(range(len(points)), key=lambda k: statistics.mean(p["validation_loss"] for p in points[k]))
         axes.plot(queries[best], means[best], "*", color=f"C{i}", markersize=10)

@@ -1,0 +1,72 @@
+"""docs/benchmarking.md: fine-tuning SmolLM2-135M by prompt, at equal queries and at equal seconds."""
+
+from statistics import mean
+
+from .. import accuracy, parts, runs
+from .claim import on, rows
+
+FILE = "accuracy-smollm2.jsonl"
+COLUMNS = "method", "lr", "rows", "queries", "runs", "loss", "accuracy", "equal seconds", "a query, ms", "GB"
+
+claim = on("docs/benchmarking.md")
+
+
+@claim(
+    "| method | lr | rows a step | queries | seeds | validation loss | test accuracy | in MeZO's seconds | a query, ms | peak, GB |\n"
+    "|---|---|---|---|---|---|---|---|---|---|\n{table}",
+    FILE,
+)
+def table(records):
+    order = {method: i for i, method in enumerate(accuracy.METHODS)}
+    shown = sorted(runs.of_accuracy(records), key=lambda r: (order[r["method"]], int(r["queries"].replace(",", "")), float(r["lr"])))
+    return {"table": rows([r[column] for column in COLUMNS] for r in shown)}
+
+
+@claim("Zero-shot the model tells {zero_shot:.3f} of the test rows.", FILE)
+def zero_shot(records):
+    (found,) = {r["curve"][0]["test_accuracy"] for r in records if r.get("searched") is False}
+    return {"zero_shot": found}
+
+
+def reached(records, method, queries, lr=None) -> list[float]:
+    """Test accuracies of the seeds."""
+    found = records.of(candidate=method, queries=queries, searched=False)
+    return [r["test_accuracy"] for r in found if lr in (None, r["settings"]["lr"])]
+
+
+@claim("| SmolLM2-135M, here, 16,000 queries | {mezo:.0f} | {svrg:.0f} | {sgd:.0f} |", FILE)
+def beside_the_paper(records):
+    def percent(method, queries):
+        return 100 * mean(reached(records, method, queries))
+
+    return {"mezo": percent("MeZO", 16_000), "svrg": percent("MeZO-SVRG", 16_000), "sgd": percent("SGD", 1_536)}
+
+
+@claim(
+    "to second order, {every:.3f} off the loss in a thousand queries where it moves every parameter, {middle:.3f} where",
+    "parts-smollm2.jsonl",
+)
+def taken_off_the_loss(records):
+    """By the best steps of MeZO after those of SGD."""
+    found = records.of(steps=12)
+    every = {name: sum(r[name] for r in found) for name in ("gradient_square", "row_variance", "trace")}
+    return {name: 1_000 * parts.lowered(r, 64) for name, r in (("every", every), ("middle", found.one(candidate="middle MLPs")))}
+
+
+@claim(
+    "So forward passes end {short:.2f} below backpropagation in ten times its queries, and MeZO on those MLPs {long:.2f} below it in forty "
+    "times as many,",
+    FILE,
+)
+def behind(records):
+    """The best of the methods that move every parameter, and MeZO on the middle MLPs."""
+    backpropagation = mean(reached(records, "SGD", 1_536))
+    every = (method for method in accuracy.METHODS if reached(records, method, 16_000))
+    middle = mean(reached(records, "MeZO, middle MLPs", 64_000, 1e-3))
+    return {"short": backpropagation - max(mean(reached(records, m, 16_000)) for m in every), "long": backpropagation - middle}
+
+
+@claim("memory: SGD {sgd:.1f} times that of forward passes, AdamW {adamw:.1f} times.", FILE)
+def memory(records):
+    peaks = {r["candidate"]: r["peak_bytes"] for r in records if r.get("peak_bytes")}
+    return {"sgd": peaks["SGD"] / peaks["MeZO"], "adamw": peaks["AdamW"] / peaks["MeZO"]}
