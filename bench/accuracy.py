@@ -40,7 +40,7 @@ ROWS = 512, 256, 256  # training, validation, test
 SEEDS = 0, 1, 2
 POINTS = 6  # of a curve, besides its first one
 AT_ONCE = 32  # rows, where no step is made of them
-PACKED = 16  # rows one after the other
+POSITIONS = 1024  # most of rows that are read one after the other
 
 
 @dataclass(frozen=True)
@@ -113,18 +113,23 @@ class Unpadded(CausalReader):
     a row begins: the sentences of SST-2 differ so much in length that padding doubles the work. A few rows at a time: each position of
     a sequence is compared with all others."""
 
+    @property
+    def packed(self) -> int:
+        """Rows one after the other."""
+        return max(1, POSITIONS // self.max_length)
+
     def _losses(self, model, batch):
         batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
-        part = batch["where"][0] // PACKED  # of each target
+        part = batch["where"][0] // self.packed  # of each target
         found = [self._part(model, batch, i, part == i) for i in range(int(part.max()) + 1)]
         return batch, torch.cat(found)[part.argsort(stable=True).argsort()]
 
     def _part(self, model, batch, number, here):
-        ids, mask = (batch[name][number * PACKED : (number + 1) * PACKED] for name in ("input_ids", "attention_mask"))
+        ids, mask = (batch[name][number * self.packed :][: self.packed] for name in ("input_ids", "attention_mask"))
         mask, (row, position) = mask.bool(), batch["where"][:, here]
         begins = mask.sum(1).cumsum(0) - mask.sum(1)
         inputs = dict(input_ids=ids[mask][None], position_ids=(mask.cumsum(1) - 1)[mask][None], use_cache=False)
-        where = torch.stack([torch.zeros_like(row), begins[row % PACKED] + position])
+        where = torch.stack([torch.zeros_like(row), begins[row % self.packed] + position])
         return token_losses(model, inputs, where, batch["targets"][here])
 
 
@@ -148,7 +153,7 @@ class Problem:
 
     @torch.no_grad()
     def _agree(self, padded) -> bool:
-        batch = padded.collate(self.train[: PACKED + 4])
+        batch = padded.collate(self.train[: self.reader.packed + 4])
         return torch.allclose(self.reader.scores(self.model, batch), padded.scores(self.model, batch), rtol=1e-4)
 
     def computing(self):

@@ -76,7 +76,7 @@ def cases(quick=False, data=None) -> list[Anchored]:
     if quick:
         few = Variant(), Variant(8, annealing=True), Variant(8, q=3, ratio=1, dtype="bf16")
         return [Anchored(Variant(**{**asdict(each), "batch": 4}), 96, 48, (0,), 1e-4, data, 16) for each in few]
-    return [Anchored(each, 24_000, 8_000, (0, 1, 2), 1e-4 if each.ratio < 100 else 1e-5, data) for each in VARIANTS]
+    return [Anchored(each, 12_000, 4_000, (0, 1, 2), 1e-4 if each.ratio < 100 else 1e-5, data) for each in VARIANTS]
 
 
 def missing(case: Anchored, out: Path) -> str:

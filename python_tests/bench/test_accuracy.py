@@ -49,9 +49,10 @@ def case(tiny, data, monkeypatch):
     return accuracy.Case("MeZO", TASK, CPU, str(data), str(tiny), "fp32", rows=(24, 12, 8))
 
 
-def test_rows_without_padding_have_the_losses_of_padded_ones(case):
+def test_rows_without_padding_have_the_losses_of_padded_ones(case, monkeypatch):
+    monkeypatch.setattr(accuracy, "POSITIONS", 300)
     problem = accuracy.Problem(case, 0)
-    assert isinstance(problem.reader, accuracy.Unpadded)
+    assert isinstance(problem.reader, accuracy.Unpadded) and problem.reader.packed == 9
     padded = CausalReader(problem.reader.task, problem.reader.tokenizer, 32)
     for rows in (problem.train[:1], problem.train[:7], problem.test, problem.train):
         batch = padded.collate(rows)
