@@ -104,6 +104,13 @@ def curvature(problem, params, case: Parts) -> list[float]:
     return found
 
 
+def together(records) -> dict:
+    """Of all parts at once: n, |g|^2, V and T are sums."""
+    return {"candidate": "every parameter"} | {
+        name: sum(r[name] for r in records) for name in ("n", "gradient_square", "row_variance", "trace")
+    }
+
+
 def rate(r: dict, batch: int) -> float:
     """The learning rate that does it."""
     return r["gradient_square"] / (r["trace"] * (r["gradient_square"] + r["row_variance"] / batch))

@@ -95,11 +95,11 @@ def of_runs(records) -> list[dict[str, str]]:
 
 
 def spread(values, shown) -> str:
-    """Mean and standard deviation over the seeds."""
+    """Mean and standard deviation over the seeds, where there are several."""
     if None in values:
         return "diverged"
-    deviation = statistics.stdev(values) if len(values) > 1 else 0.0
-    return f"{shown.format(statistics.mean(values))} ({shown.removeprefix('+').format(deviation)})"
+    deviation = f" ({shown.removeprefix('+').format(statistics.stdev(values))})" if len(values) > 1 else ""
+    return shown.format(statistics.mean(values)) + deviation
 
 
 def of_effective_rank(records) -> list[dict[str, str]]:
@@ -281,8 +281,7 @@ def of_parts(records, batch=64) -> list[dict[str, str]]:
             times.setdefault((r["op"], r["steps"]), []).append(r)
     rows = []
     for (_, steps), found in times.items():
-        summed = ("n", "gradient_square", "row_variance", "trace")
-        every = {"candidate": "every parameter"} | {name: sum(r[name] for r in found) for name in summed}
+        every = parts.together(found)
         for r in (*found, every):
             noise = f" ({r['trace_error']:.0f})" if "trace_error" in r else ""
             rows.append(

@@ -49,8 +49,8 @@ def beside_the_paper(records):
 def taken_off_the_loss(records):
     """By the best steps of MeZO after those of SGD."""
     found = records.of(steps=12)
-    every = {name: sum(r[name] for r in found) for name in ("gradient_square", "row_variance", "trace")}
-    return {name: 1_000 * parts.lowered(r, 64) for name, r in (("every", every), ("middle", found.one(candidate="middle MLPs")))}
+    every, middle = parts.together(found), found.one(candidate="middle MLPs")
+    return {"every": 1_000 * parts.lowered(every, 64), "middle": 1_000 * parts.lowered(middle, 64)}
 
 
 @claim(

@@ -2,7 +2,7 @@
 
 from statistics import mean
 
-from .. import rounding, runs, table
+from .. import parts, rounding, runs, table
 from .claim import on, power, rows
 
 claim = on("docs/benchmarking.md")
@@ -63,8 +63,8 @@ def parts_of_smollm2(records):
 )
 def rows_of_smollm2(records):
     def noise(steps):
-        found = records.of(steps=steps)
-        return sum(r["row_variance"] for r in found) / sum(r["gradient_square"] for r in found)
+        every = parts.together(records.of(steps=steps))
+        return every["row_variance"] / every["gradient_square"]
 
     return {"needed": records[0]["examples"] + 64, "before": noise(0), "after": noise(12)}
 
