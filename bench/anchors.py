@@ -1,8 +1,9 @@
-"""Suite ``anchors``: where MeZO-SVRG pays, on MiniLM with every parameter: the loss that it reaches beside MeZO with the same number of
-queries, by the rows of an anchor, the steps between anchors, the ratio of its learning rates, annealing, and the dtype.
+"""Suite ``anchors``: where MeZO-SVRG pays, on MiniLM with every parameter: what it takes off the loss beside MeZO with the same number of
+queries, by the rows of an anchor, the steps between anchors, the ratio of its learning rates, annealing, and the dtype; and what suite
+``variance`` lets one expect.
 
-Each variant's learning rate is found by ``search.walk`` on a seed of its own, with a share of the queries. A variant is a case, and one
-that the file of records holds is not made again.
+Each variant's learning rate is found by ``search.walk`` on a seed of its own, with as many queries. A variant is a case, and one that the
+file of records holds is not made again.
 
 Reference: Gautam et al. 2024, "Variance-Reduced Zeroth-Order Methods for Fine-Tuning Language Models", Algorithms 1 and 4.
 """
@@ -23,6 +24,7 @@ from . import problems, record, search
 from .convergence import EPS, SEARCH_SEED, batches
 
 PROBLEM = "MiniLM, every parameter"
+QUERIES = 12_800  # ten times those of an anchor on all rows, with the step after it
 POINTS = 8  # of a curve, besides its first one
 KAPPA, ALPHA = 1.05, 5.0  # of annealing
 
@@ -61,11 +63,10 @@ VARIANTS = (
 
 @dataclass(frozen=True)
 class Anchored:
-    """A variant, ``queries`` of a run, of which one of the search takes ``searched``."""
+    """A variant, and ``queries`` of a run."""
 
     variant: Variant
     queries: int
-    searched: int
     seeds: tuple[int, ...]
     begin: float
     data: str | None = None
@@ -75,8 +76,8 @@ class Anchored:
 def cases(quick=False, data=None) -> list[Anchored]:
     if quick:
         few = Variant(), Variant(8, annealing=True), Variant(8, q=3, ratio=1, dtype="bf16")
-        return [Anchored(Variant(**{**asdict(each), "batch": 4}), 96, 48, (0,), 1e-4, data, 16) for each in few]
-    return [Anchored(each, 12_000, 4_000, (0, 1, 2), 1e-4 if each.ratio < 100 else 1e-5, data) for each in VARIANTS]
+        return [Anchored(Variant(**{**asdict(each), "batch": 4}), 96, (0,), 1e-4, data, 16) for each in few]
+    return [Anchored(each, QUERIES, (0, 1, 2), float(f"{1e-2 / (each.ratio if each.anchors else 1):g}"), data) for each in VARIANTS]
 
 
 def missing(case: Anchored, out: Path) -> str:
@@ -106,9 +107,9 @@ def run(case: Anchored, lr, seed, device) -> dict:
     problem = problems.WholeMiniLM(seed, device, case.data, case.examples)
     if variant.dtype == "bf16":
         problem.model.bfloat16()
-    optimizer, allowed = made(variant, problem, lr, seed), case.searched if searched else case.queries
+    optimizer = made(variant, problem, lr, seed)
     anchors = batches(problem.n, variant.anchors, seed) if variant.anchors else None
-    curve, losses, queries, steps, seconds = [(0, float(problem.loss()))], [], 0, 0, 0.0
+    curve, losses, queries, steps, seconds = [(0, float(problem.mean_loss()))], [], 0, 0, 0.0
     annealed = Annealing(problem.n // variant.batch)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # of a loss that is not finite
@@ -125,9 +126,9 @@ def run(case: Anchored, lr, seed, device) -> dict:
                 for group in optimizer.param_groups:
                     group.update({name: group[name] / ALPHA for name in ("lr", "lr_full")})
             seconds, steps = seconds + time.perf_counter() - begin, steps + 1
-            if queries >= allowed or (not searched and queries >= allowed * len(curve) / POINTS):
-                curve.append((queries, float(problem.loss())))
-            if queries >= allowed:
+            if queries >= case.queries or (not searched and queries >= case.queries * len(curve) / POINTS):
+                curve.append((queries, float(problem.mean_loss())))
+            if queries >= case.queries:
                 break
     last = curve[-1][1]
     return {
@@ -160,6 +161,18 @@ def made(variant: Variant, problem, lr, seed):
     if not variant.anchors:
         return zokern.MeZO(problem.params, **common)
     return zokern.MeZOSVRG(problem.params, lr_full=variant.ratio * lr, q=variant.q, **common)
+
+
+def expected(variant: Variant, n: int, noise: float) -> float:
+    """Lowering of the loss a query, to second order at the best learning rate, in units that all variants share (``variance`` has why).
+
+    Args:
+        n: training rows.
+        noise: V / |g|^2, in rows.
+    """
+    drawn = variant.anchors or variant.batch
+    queries = 2 * drawn + (4 * variant.batch * (variant.q - 1) if variant.anchors else 0)
+    return 1 / (queries * (1 + noise * (1 / drawn - 1 / n)))
 
 
 class Annealing:

@@ -23,6 +23,15 @@ def test_annealing():
     assert not anneal([1.0] * 3 + [9.0] * 4)  # in the middle of an epoch
 
 
+def test_what_is_expected():
+    """Where an anchor on all rows breaks even: V / |g|^2 = n + (2 q - 3) B, but for what a minibatch of many rows knows of the others."""
+    n, batch, noise = 1e9, 64, 1e9 + 64
+    svrg, mezo = anchors.Variant(int(n)), anchors.Variant(batch=batch)
+    assert anchors.expected(svrg, n, noise) == pytest.approx(anchors.expected(mezo, n, noise), rel=1e-6)
+    assert anchors.expected(anchors.Variant(batch=512), 512, 141) == 1 / 1024  # a step on all rows has no noise
+    assert anchors.expected(anchors.Variant(512, q=5), 512, 141) == 1 / 2048
+
+
 @pytest.fixture
 def rows(tmp_path):
     for split, count in (("train", 16), ("test", 8)):
