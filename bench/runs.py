@@ -2,7 +2,7 @@
 
 import statistics
 
-from . import modes, parts, peers
+from . import modes, parts, peers, variance
 from .cases import MEZO
 from .effective_rank import GD
 
@@ -221,7 +221,7 @@ def of_variance(records) -> list[dict[str, str]]:
         {
             "problem": r["op"],
             "parameters": f"{r['n']:,}",
-            "after": f"{r['steps']:,} steps of {r['batch']}",
+            "after": f"{r['steps']:,} steps of {r['batch']}" + f", {r['candidate']}" * (r["candidate"] != variance.MEZO),
             "|g|^2": f"{r['gradient_square']:.2g}",
             "V": f"{r['row_variance']:.2g}",
             "V / |g|^2": f"{r['noise_rows']:.0f}",

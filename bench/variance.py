@@ -1,4 +1,5 @@
-"""Suite ``variance``: how much of a minibatch's gradient is noise along a run of MeZO, and whether an anchor of MeZO-SVRG can pay for it.
+"""Suite ``variance``: how much of a minibatch's gradient is noise along a run of MeZO, or of backpropagation to where forward passes do not
+get, and whether an anchor of MeZO-SVRG can pay for it.
 
 g is the gradient of all n rows, V the variance of a row's gradient, summed over the parameters, T the trace of the Hessian. To second
 order:
@@ -25,6 +26,7 @@ import zokern
 from . import methods, models, problems, record, smollm2
 from .convergence import EPS, batches
 
+MEZO, ADAMW = "MeZO", "AdamW"
 SMOLLM2 = f"{smollm2.NAME}, SST-2"
 PROBLEMS = {
     "digits": problems.Digits,
@@ -36,7 +38,7 @@ PROBLEMS = {
 
 @dataclass(frozen=True)
 class Variance:
-    """``steps``: of MeZO on ``batch`` rows before each measurement; ``part``: rows whose gradients are taken together."""
+    """``steps``: on ``batch`` rows before each measurement, ``by`` MeZO or AdamW; ``part``: rows whose gradients are taken together."""
 
     problem: str
     batch: int
@@ -44,15 +46,17 @@ class Variance:
     steps: tuple[int, ...]
     part: int = 16
     data: str | None = None
+    by: str = MEZO
 
 
 def cases(quick=False, data=None) -> list[Variance]:
     if quick:
-        return [Variance("digits", 64, 1e-3, (0, 2), 128)]
+        return [Variance("digits", 64, 1e-3, (0, 2), 128), Variance("digits", 64, 1e-2, (8,), 128, by=ADAMW)]
     return [
         Variance("digits", 64, 2e-3, (0, 1_000, 10_000, 30_000)),
         Variance("MiniLM, SST-2", 64, 1e-3, (0, 1_000, 4_000, 16_000), data=data),
         Variance("MiniLM, every parameter", 16, 1e-4, (0, 200, 800), data=data),
+        Variance("MiniLM, every parameter", 16, 3e-5, (32, 64, 96, 128, 192, 256), data=data, by=ADAMW),
         Variance(SMOLLM2, 16, 3e-5, (0, 100, 400), data=data),
     ]
 
@@ -66,27 +70,49 @@ def missing(case: Variance) -> str:
 
 def measure(case: Variance, device) -> list[dict]:
     """-> a record each time, the differences being from the weights one step before."""
-    made = PROBLEMS[case.problem]
     data = {} if case.problem == "digits" else {"data": Path(case.data)}
-    problem = made(0, device=device, **data)
-    optimizer, rows = zokern.MeZO(problem.params, lr=case.lr, eps=EPS), batches(problem.n, case.batch, 0)
-    records, before = [], None
+    problem = PROBLEMS[case.problem](0, device=device, **data)
+    step, rows = stepper(case, problem), batches(problem.n, case.batch, 0)
+    records, before, made = [], None, 0
     for steps in case.steps:
-        while (left := steps - optimizer.param_groups[0]["step"]) > 0:
-            before = [p.detach().clone() for p in problem.params] if left == 1 else None
-            optimizer.step(partial(problem.loss, next(rows)))
+        while made < steps:
+            made += 1
+            before = [p.detach().clone() for p in problem.params] if made == steps else None
+            step(next(rows))
         square, variance = moments(problem, case.part)
         changed = moments(problem, case.part, before) if before else (None, None)
         records.append(
             dict.fromkeys(record.FIELDS)
-            | {"suite": "variance", "op": case.problem, "candidate": "MeZO", **record.backend(device, True), "dtype": "fp32"}
+            | {"suite": "variance", "op": case.problem, "candidate": case.by, **record.backend(device, case.by == MEZO), "dtype": "fp32"}
             | {"n": sum(p.numel() for p in problem.params), "threads": torch.get_num_threads(), "examples": problem.n}
-            | {"batch": case.batch, "settings": {"lr": case.lr}, "eps": EPS, "steps": steps}
+            | {"batch": case.batch, "settings": {"lr": case.lr}, "eps": EPS if case.by == MEZO else None, "steps": steps}
+            | {"loss": all_rows(problem, case.part)}
             | {"gradient_square": square, "row_variance": variance, "noise_rows": variance / square}
             | {"changed_square": changed[0], "changed_variance": changed[1]}
             | record.where(device)
         )
     return records
+
+
+def stepper(case: Variance, problem):
+    """rows -> a step on them."""
+    if case.by == MEZO:
+        optimizer = zokern.MeZO(problem.params, lr=case.lr, eps=EPS)
+        return lambda rows: optimizer.step(partial(problem.loss, rows))
+    optimizer = torch.optim.AdamW(problem.params, lr=case.lr)
+
+    def step(rows):
+        for p, gradient in zip(problem.params, gradients(problem, rows)):
+            p.grad = gradient
+        optimizer.step()
+
+    return step
+
+
+@torch.no_grad()
+def all_rows(problem, size) -> float:
+    """The loss of all rows."""
+    return sum(float(problem.loss(rows)) * len(rows) for rows in torch.arange(problem.n).split(size)) / problem.n
 
 
 def moments(problem, size, before=None) -> tuple[float, float]:

@@ -59,11 +59,13 @@ def test_the_suite(tmp_path, capsys):
     pytest.importorskip("sklearn")
     out = tmp_path / "records.jsonl"
     assert main(["--suite", "variance", "--quick", "--out", str(out)]) == 0
-    first, second = (json.loads(line) for line in out.read_text().splitlines())
+    first, second, by_backpropagation = (json.loads(line) for line in out.read_text().splitlines())
     assert (first["steps"], second["steps"]) == (0, 2) and first["changed_variance"] is None
     assert first["noise_rows"] == first["row_variance"] / first["gradient_square"]
     assert 0 < second["changed_variance"] < 0.1 * second["row_variance"]
-    assert "an anchor needs" in capsys.readouterr().out
+    assert by_backpropagation["loss"] < first["loss"] - 0.1 and by_backpropagation["candidate"] == "AdamW"
+    shown = capsys.readouterr().out
+    assert "an anchor needs" in shown and "8 steps of 64, AdamW" in shown
 
 
 def test_every_parameter_of_minilm():
