@@ -2,7 +2,7 @@
 queries, by the rows of an anchor, the steps between anchors, the ratio of its learning rates, annealing, and the dtype; and what suite
 ``variance`` lets one expect.
 
-Each variant's learning rate is found by ``search.walk`` on a seed of its own, with as many queries. A variant is a case, and one that the
+Each variant's learning rate is found by ``search.walk``, finer, on a seed of its own, with as many queries. A variant is a case, and one that the
 file of records holds is not made again.
 
 Reference: Gautam et al. 2024, "Variance-Reduced Zeroth-Order Methods for Fine-Tuning Language Models", Algorithms 1 and 4.
@@ -97,7 +97,7 @@ def measure(case: Anchored, device) -> list[dict]:
         tried[lr] = run(case, lr, SEARCH_SEED, device)
         return tried[lr]["final_loss"]
 
-    best = search.walk(case.begin, loss_at)
+    best = search.walk(case.begin, loss_at, finer=True)
     return [tried[lr] for lr in sorted(tried)] + [run(case, best, seed, device) for seed in case.seeds]
 
 

@@ -42,7 +42,7 @@ def rows(tmp_path):
 
 def test_the_suite(rows, tmp_path, capsys, monkeypatch):
     """Rates are not searched for here: that takes minutes."""
-    monkeypatch.setattr(anchors.search, "walk", lambda begin, loss_at: loss_at(begin) and begin)
+    monkeypatch.setattr(anchors.search, "walk", lambda begin, loss_at, finer: loss_at(begin) and begin)
     out = tmp_path / "records.jsonl"
     given = ["--suite", "anchors", "--quick", "--data", str(rows), "--out", str(out)]
     assert main(given) == 0
