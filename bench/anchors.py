@@ -2,8 +2,8 @@
 queries, by the rows of an anchor, the steps between anchors, the ratio of its learning rates, annealing, and the dtype; and what suite
 ``variance`` lets one expect.
 
-Each variant's learning rate is found by ``search.walk``, finer, on a seed of its own, with as many queries. A variant is a case, and one that the
-file of records holds is not made again.
+Each variant's learning rate is found by ``search.walk``, finer, on a seed of its own, with as many queries. A variant is a case, and one
+that the file of records holds is not made again.
 
 Reference: Gautam et al. 2024, "Variance-Reduced Zeroth-Order Methods for Fine-Tuning Language Models", Algorithms 1 and 4.
 """

@@ -205,10 +205,17 @@ def of_anchors(records) -> list[dict[str, str]]:
             "runs": str(len(runs)),
             "steps": f"{runs[0]['steps']:,}",
             "taken off": spread(taken_off(runs), "{:.4f}"),
+            "over MeZO": over(runs, groups.get("MeZO, 64 rows")),
             "accuracy": spread([r["test_accuracy"] for r in runs], "{:.3f}"),
         }
         for variant, runs in groups.items()
     ]
+
+
+def over(runs, others) -> str:
+    """What the runs took off the loss over what the others did, in the mean."""
+    found, beside = (taken_off(each or []) for each in (runs, others))
+    return "" if not beside or None in found + beside else f"{statistics.mean(found) / statistics.mean(beside):.2f}"
 
 
 def taken_off(runs) -> list[float | None]:

@@ -70,3 +70,9 @@ def behind(records):
 def memory(records):
     peaks = {r["candidate"]: r["peak_bytes"] for r in records if r.get("peak_bytes")}
     return {"sgd": peaks["SGD"] / peaks["MeZO"], "adamw": peaks["AdamW"] / peaks["MeZO"]}
+
+
+@claim("gets as far as backpropagation, with its validation loss least after {queries:,} queries.", FILE)
+def hybrids(records):
+    (queries,) = {r["best_at"] for r in records.of(candidate="hybrid of MeZO and AdamW", searched=False)}
+    return {"queries": queries}
