@@ -2,7 +2,7 @@
 
 from statistics import mean
 
-from .. import anchors, parts, rounding, runs, table
+from .. import parts, rounding, runs, table
 from .claim import on, power, rows
 
 claim = on("docs/benchmarking.md")
@@ -47,21 +47,6 @@ def worst_seed(records):
 )
 def variances(records):
     return {"moments": rows(r.values() for r in runs.of_variance(records))}
-
-
-@claim(
-    "| | lr | steps | off the loss | over MeZO's | expected | test accuracy |\n|---|---|---|---|---|---|---|\n{table}",
-    "anchors-minilm.jsonl",
-    "variance.jsonl",
-)
-def anchors_of_minilm(records, moments):
-    """Expected: to second order, from the moments before training."""
-    before = moments.one(op=anchors.PROBLEM, candidate="MeZO", steps=0)
-    n, noise = before["examples"], before["noise_rows"]
-    mezo = anchors.expected(anchors.Variant(), n, noise)
-    variants = {str(each): anchors.expected(each, n, noise) / mezo for each in anchors.VARIANTS}
-    shown = [r.values() for r in runs.of_anchors(records)]
-    return {"table": rows([name, lr, *cells, f"{variants[name]:.2f}", accuracy] for name, lr, _, *cells, accuracy in shown)}
 
 
 @claim(
