@@ -94,15 +94,19 @@ def accuracy(records):
     axes = figure.add_subplot(xlabel="queries: losses of one example, in thousands", ylabel="accuracy on test rows")
     axes.set_xscale("symlog", linthresh=1)
     groups = {named: runs for named, runs in groups.items() if any(r["best_at"] for r in runs)}
-    for i, ((method, _, lr), runs) in enumerate(groups.items()):
+    methods = sorted({method for method, *_ in groups})
+    longer: dict[str, int] = {}  # runs of a method that are drawn already
+    for (method, _, lr), runs in sorted(groups.items(), reverse=True):
+        color, style = f"C{methods.index(method)}", ("-", "--", ":")[min(2, longer.get(method, 0))]
+        longer[method] = longer.get(method, 0) + 1
         points = [*zip(*(r["curve"] for r in runs))]
         queries = [each[0]["queries"] / 1e3 for each in points]
         found = [[p["test_accuracy"] for p in each] for each in points]
         means = [statistics.mean(each) for each in found]
-        axes.plot(queries, means, color=f"C{i}", label=f"{method}, lr {lr:g}, runs: {len(runs)}")
-        axes.fill_between(queries, [min(each) for each in found], [max(each) for each in found], color=f"C{i}", alpha=0.2)
+        axes.plot(queries, means, style, color=color, label=f"{method}, lr {lr:g}, runs: {len(runs)}")
+        axes.fill_between(queries, [min(each) for each in found], [max(each) for each in found], color=color, alpha=0.2)
         best = min(range(len(points)), key=lambda k: statistics.mean(p["validation_loss"] for p in points[k]))
-        axes.plot(queries[best], means[best], "*", color=f"C{i}", markersize=10)
+        axes.plot(queries[best], means[best], "*", color=color, markersize=10)
     axes.axhline(statistics.mean(r["curve"][0]["test_accuracy"] for r in records), color="0.3", linestyle=":", label="zero-shot")
     rows = "{} training, {} validation, {} test rows".format(*one["rows"])
     figure.suptitle(f"{one['op']}: {one['n']:,} parameters, {rows}, {len({r['seed'] for r in records})} seeds", fontsize="small")
