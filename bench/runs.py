@@ -196,7 +196,7 @@ def of_rewards(records) -> list[dict[str, str]]:
 def of_anchors(records) -> list[dict[str, str]]:
     groups = {}
     for r in records:
-        if r["suite"] == "anchors" and not r["searched"]:
+        if r["suite"] == "anchors" and r["best"]:
             groups.setdefault(r["candidate"], []).append(r)
     return [
         {
@@ -220,7 +220,7 @@ def over(runs, others) -> str:
 
 def taken_off(runs) -> list[float | None]:
     """What each run of suite ``anchors`` took off the loss of all training rows; None where it diverged."""
-    return [None if r["final_loss"] is None else r["curve"][0][1] - r["final_loss"] for r in runs]
+    return [None if r["final_loss"] is None else r["loss_before"] - r["final_loss"] for r in runs]
 
 
 def of_variance(records) -> list[dict[str, str]]:

@@ -136,9 +136,6 @@ def test_a_search_leaves_rates_that_diverge():
     losses = {1e-4: 0.5, 3e-4: 0.4, 1e-3: None, 3e-5: 0.6}
     assert search.walk(1e-4, losses.__getitem__) == 3e-4
     assert search.walk(1e-3, {**losses, 3e-3: float("nan")}.__getitem__) == 3e-4
-    between = losses | {1.7e-4: 0.5, 5.5e-4: 0.1}
-    assert search.walk(1e-4, between.__getitem__, finer=True) == 5.5e-4
-    assert search.walk(1e-4, (between | {5.5e-4: 9.0}).__getitem__, finer=True) == 3e-4
 
 
 def test_times_table_and_picture(case, tmp_path):
