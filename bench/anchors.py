@@ -161,7 +161,8 @@ def made(variant: Variant, problem, lr, seed):
 
 
 def expected(variant: Variant, n: int, noise: float) -> float:
-    """Lowering of the loss a query, to second order at the best learning rate, in units that all variants share (``variance`` has why).
+    """Lowering of the loss a query, to second order at the best learning rate, in units that all variants share (``variance`` has why);
+    rows are drawn without putting back, so that a minibatch of all has no noise.
 
     Args:
         n: training rows.
