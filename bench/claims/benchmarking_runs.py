@@ -2,7 +2,7 @@
 
 from statistics import mean
 
-from .. import parts, rounding, runs, table
+from .. import anchors, parts, rounding, runs, table, variance
 from .claim import on, power, rows
 
 claim = on("docs/benchmarking.md")
@@ -47,6 +47,43 @@ def worst_seed(records):
 )
 def variances(records):
     return {"moments": rows(r.values() for r in runs.of_variance(records))}
+
+
+@claim(
+    "| | lr | steps | off the loss | over MeZO's | expected | test accuracy |\n|---|---|---|---|---|---|---|\n{table}",
+    "anchors-minilm.jsonl",
+    "variance.jsonl",
+)
+def anchors_of_minilm(records, moments):
+    """Expected: to second order, from the moments before training."""
+    before = moments.one(op=anchors.PROBLEM, candidate=variance.MEZO, steps=0)
+    n, noise = before["examples"], before["noise_rows"]
+    mezo = anchors.expected(anchors.Variant(), n, noise)
+    hoped = {str(each): anchors.expected(each, n, noise) / mezo for each in anchors.VARIANTS}
+    made = {r["variant"]: r for r in runs.of_anchors(records)}
+    shown = ((name, made[name]) for name in hoped)
+    return {
+        "table": rows([name, r["lr"], r["steps"], r["taken off"], r["over MeZO"], f"{hoped[name]:.2f}", r["accuracy"]] for name, r in shown)
+    }
+
+
+@claim("Each variant with anchors is behind MeZO, {least:.2f} to {most:.2f} of it in float32.", "anchors-minilm.jsonl")
+def behind_mezo(records):
+    over = [float(r["over MeZO"]) for r in runs.of_anchors(records.of(dtype="fp32")) if "SVRG" in r["variant"]]
+    assert max(over) < 1
+    return {"least": min(over), "most": max(over)}
+
+
+@claim("parameter of MiniLM on the same rows, {queries:,} queries each;", "anchors-minilm.jsonl")
+def queries_of_minilm(records):
+    (queries,) = {r["queries"] for r in records}
+    return {"queries": queries}
+
+
+@claim("up to 1e-3 ([settings](settings.md)); here MeZO is best at {lr}.", "anchors-minilm.jsonl")
+def rate_of_mezo(records):
+    (lr,) = {r["settings"]["lr"] for r in records.of(candidate="MeZO, 64 rows", best=True)}
+    return {"lr": power(lr)}
 
 
 @claim(
