@@ -49,6 +49,14 @@ def variances(records):
     return {"moments": rows(r.values() for r in runs.of_variance(records))}
 
 
+@claim("along AdamW, from a loss of {first:.2f} down to {last:.3f}, V is worth {most:.0f} rows at most.", "variance.jsonl")
+def along_adamw(records):
+    found = records.of(candidate=variance.ADAMW)
+    most, needed = max(r["noise_rows"] for r in found), found[0]["examples"] + found[0]["batch"]
+    assert most < needed
+    return {"first": found[0]["loss"], "last": found[-1]["loss"], "most": most}
+
+
 @claim(
     "| | lr | steps | off the loss | over MeZO's | expected | test accuracy |\n|---|---|---|---|---|---|---|\n{table}",
     "anchors-minilm.jsonl",
