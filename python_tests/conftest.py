@@ -2,6 +2,7 @@
 
 import gc
 import os
+import signal
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -16,6 +17,10 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 # Most tensors here are tiny: waking a second thread for them costs more than it does. Tests of threads ask for them.
 torch.set_num_threads(1)
+
+# A shell starts what it puts into the background with SIGINT ignored, and so would be every process that a test interrupts.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 HERE = Path(__file__).parent
 
