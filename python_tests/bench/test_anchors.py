@@ -58,3 +58,13 @@ def test_the_suite(rows, tmp_path, capsys, monkeypatch):
     assert all(r["best"] and r["loss_before"] != r["final_loss"] and 0 < r["final_loss"] < 2 for r in found.values())
     assert "MeZO-SVRG, 8 rows" in capsys.readouterr().out
     assert main(given) == 0 and "has MeZO, 4 rows" in capsys.readouterr().err  # nothing is made again
+
+
+def test_a_rate_at_which_one_seed_diverges_is_not_the_best(monkeypatch):
+    """Nor is the one that is best on one seed, but in the mean."""
+    losses = {1e-3: (0.6, 0.6), 3e-3: (0.5, 0.5), 1e-2: (0.1, None), 3e-4: (0.4, 0.8)}
+    monkeypatch.setattr(anchors, "run", lambda case, lr, seed, device: {"lr": lr, "seed": seed, "final_loss": losses[lr][seed]})
+    case = anchors.Anchored(anchors.Variant(), 96, (0, 1), 1e-3)
+    records = anchors.measure(case, "cpu")
+    assert [(r["lr"], r["seed"]) for r in records if r["best"]] == [(3e-3, 0), (3e-3, 1)]
+    assert len(records) == 8
