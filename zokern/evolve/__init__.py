@@ -3,8 +3,8 @@
 Everything in here raises ``BadInput`` for what a user can cause: one line with the thing, its value and the cure.
 """
 
+from ..engines import Completions, Generator
 from ..errors import BadInput
-from .generate import Completions, Generator
 from .job import evolve, resume
 from .members import Members
 from .prompts import Row

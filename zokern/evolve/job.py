@@ -1,6 +1,7 @@
 """A run from end to end: prepared, evolved, reported."""
 
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from pathlib import Path
 
 from ..errors import BadInput, Unwritable
@@ -60,7 +61,7 @@ def resume(
 def _done(run: Run, say: Callable[[str], None]) -> Result:
     """The iterations and what follows."""
     training = Training(run)
-    with opened(run, output.EVOLVE):
+    with closing(run), opened(run, output.EVOLVE):
         if run.resumed is not None:
             output.load_initial(run.path, run.resumed, run.loaded.model)
         try:

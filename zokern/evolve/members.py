@@ -7,9 +7,9 @@ from statistics import fmean
 
 import torch
 
+from ..engines import Completions, Generator
 from ..estimators import Driver
 from ..estimators.losses import Request
-from .generate import Completions, Generator
 from .prompts import Row
 from .rewards import Rewards, Scores, mean
 

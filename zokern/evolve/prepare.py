@@ -3,15 +3,17 @@
 import hashlib
 import json
 import math
-import random
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from ..engines import Generator, Pool, Sampling
+from ..engines.generate import ends_of
 from ..errors import BadInput, need, refusing, require
 from ..estimators import Copied, perturbation_of
 from ..finetune import output
@@ -20,8 +22,8 @@ from ..finetune.optimizers import layers_of, starting_rates
 from ..finetune.options import shown
 from ..finetune.runs import refuse_within, versions
 from ..optim import ZerothOrder, named
-from .generate import Generator
 from .members import Members, by_function, judged
+from .pooled import Judge, PooledMembers, Writer, drawn, pool_of
 from .prompts import Row, encode
 from .prompts import load as load_rows
 from .rewards import Function, Rewards, mean
@@ -39,7 +41,8 @@ class Run:
         settings: with all that follows from them filled in, the learning rate included.
         path: its folder, absolute.
         loaded: the model, before the first iteration.
-        generator, rewards: what writes and what judges.
+        generator, rewards: what writes in this process, and what judges.
+        pool: the engines that write instead; None: there are none.
         data: what the rows are called. train, held_out: rows; prompts: of each row the tokens, by the row.
         resumed: what run.json said of a run that goes on; None of a new one.
         began: time.perf_counter() at the beginning.
@@ -58,24 +61,48 @@ class Run:
     prompts: dict[int, list[int]]
     resumed: dict[str, Any] | None
     began: float
+    pool: Pool | None = None
     before: dict[str, float] = field(default_factory=dict)
     steps_made: int = 0
 
     def tokens(self, rows: Sequence[Row]) -> list[list[int]]:
         return [self.prompts[id(row)] for row in rows]
 
-    def members(self, step: int) -> Members:
-        """Who answers an iteration: its rows are drawn by seed and step alone, so that a run that goes on draws the same."""
+    @cached_property
+    def sampling(self) -> Sampling:
+        settings, config = self.settings, self.loaded.model.generation_config
+        ends = tuple(sorted(ends_of(self.loaded.tokenizer, config)))
+        return Sampling(settings.max_new_tokens, settings.temperature, settings.stop, ends)
+
+    @cached_property
+    def judge_there(self) -> Judge:
+        """What answers members beside engines."""
         settings = self.settings
-        rows = random.Random(f"{settings.seed} {step}").sample(self.train, settings.rows)
+        return Judge(self.rewards, self.train, self.tokens(self.train), settings.rows, self.sampling, settings.seed)
+
+    @cached_property
+    def writer_there(self) -> Writer:
+        """What answers held-out prompts beside engines."""
+        return Writer(self.tokens(self.held_out), self.settings.rows, self.sampling, (self.settings.seed, HELD_OUT))
+
+    def members(self, step: int) -> Members | PooledMembers:
+        """Who answers an iteration."""
+        settings = self.settings
+        if self.pool:
+            return PooledMembers(self.pool, self.judge_there, step)
+        rows = [self.train[i] for i in drawn(len(self.train), settings.rows, settings.seed, step)]
         return Members(self.generator, self.rewards, rows, self.tokens(rows), (settings.seed, step))
 
     def judge(self) -> dict[str, float]:
         """Of the weights as they are: {"reward": mean over the held-out rows that have one, "tokens": mean of a completion, and those of
         ``by_function``}."""
-        with self.loaded.computing():
-            seed = self.settings.seed, HELD_OUT
-            written, scores = judged(self.generator, self.rewards, self.held_out, self.tokens(self.held_out), seed)
+        if self.pool:
+            written = self.writer_there.written(self.pool)
+            scores = self.rewards(self.held_out, written.texts)
+        else:
+            with self.loaded.computing():
+                seed = self.settings.seed, HELD_OUT
+                written, scores = judged(self.generator, self.rewards, self.held_out, self.tokens(self.held_out), seed)
         count = len(self.held_out)
         return {"reward": mean(scores.values), "tokens": written.tokens / count, **by_function(scores.means)}
 
@@ -99,6 +126,11 @@ class Run:
         """16 hex digits of what is trained on and judged by, in its order."""
         rows = [[(row.prompt, row.columns) for row in rows] for rows in (self.train, self.held_out)]
         return hashlib.sha256(json.dumps(rows, default=repr).encode()).hexdigest()[:16]
+
+    def close(self) -> None:
+        """End the engines."""
+        if self.pool:
+            self.pool.close()
 
     @property
     def method(self) -> str:
@@ -141,13 +173,24 @@ def prepare(
     run = Run(settings, path, loaded, generator, rewards, name, train, held_out, prompts, resumed, began)
     if resumed and resumed["digest"] != run.digest():
         raise BadInput(f"--resume {str(path)!r}: the rows are not those that the run began with: restore --data, or begin another run")
-    optimizer_of(settings, loaded.model)  # so that it is refused now
+    run.pool = pool_of(settings, loaded, rewards, max(map(len, encoded)))
+    try:
+        _begin(run, say)
+    except BaseException:
+        run.close()
+        raise
+    return run
+
+
+def _begin(run: Run, say: Callable[[str], None]) -> None:
+    """Judge the model as it is."""
+    settings, resumed, rewards = run.settings, run.resumed, run.rewards
+    optimizer_of(settings, run.loaded.model, run.pool)  # so that it is refused now
     say(_described(run))
     run.before = resumed["before"] if resumed else run.judge()
     if math.isnan(run.before["reward"]):
         cure = "correct them, or pass --eval-data with rows that they can judge"
         raise BadInput(f"the rewards {', '.join(rewards.functions)} are NaN for every held-out row: {cure}")
-    return run
 
 
 def rewards_of(settings: Settings, functions: Sequence[Function], resumed: dict[str, Any] | None = None) -> Rewards:
@@ -180,13 +223,14 @@ def with_rates(settings: Settings) -> Settings:
     return replace(settings, lr=lr, optimizer_settings=rates | settings.optimizer_settings)
 
 
-def optimizer_of(settings: Settings, model: torch.nn.Module) -> ZerothOrder:
+def optimizer_of(settings: Settings, model: torch.nn.Module, pool: Pool | None = None) -> ZerothOrder:
     """The optimizer of settings that have their rates. Weights in 16 bits are copied: to stream them, noise would be made again for every
     token."""
     cls: Any = named(settings.optimizer)
     given: dict[str, Any] = dict(settings.optimizer_settings)
     params = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    asked = given.pop("perturbation", None) or (Copied() if any(p.itemsize == 2 for _, p in params) else None)
+    asked: Any = given.pop("perturbation", None)
+    asked = pool or asked or (Copied() if any(p.itemsize == 2 for _, p in params) else None)
     given |= {name: getattr(torch, str(value)) for name, value in given.items() if cls.declared()[name].kind is torch.dtype}
     if "blocks" in given:
         given["blocks"] = layers_of(model, "--blocks", "leave it out")

@@ -80,17 +80,20 @@ class Result:
 def report(run: Run, training: Training) -> Result:
     """Write model, curve and metrics into the folder of a run whose iterations are made. -> the run in numbers."""
     settings, path, best = run.settings, run.path, training.best
-    if settings.keep == "best" and best and best["step"] != training.steps:
-        then = weights_at(path, best["step"], trust_remote_code=settings.trust_remote_code).model
+    if run.pool:
+        run.pool.pull(training.optimizer)
+    then = best if settings.keep == "best" and best and best["step"] != training.steps else None
+    if then:
+        saved = weights_at(path, then["step"], trust_remote_code=settings.trust_remote_code).model
         with torch.no_grad():
-            for p, q in zip(run.loaded.model.parameters(), then.parameters(), strict=True):
+            for p, q in zip(run.loaded.model.parameters(), saved.parameters(), strict=True):
                 p.copy_(q)
     loaded = run.loaded
     trained = sum(p.numel() for _, p in loaded.trained())  # of the adapter, which becomes part of the weights as the model is saved
     with output.whole(path) as draft:
         loaded.save(draft)
         run.generator.model = loaded.model
-        after = run.judge()
+        after = run.judge() if then is None or not run.pool else _judged(then)  # engines are at the last iteration
         draw(training.history, f"{loaded.name}, {settings.optimizer}, {run.method}", draft / output.CURVE)
     generating = training.total("seconds") - training.total("noise_seconds")
     result = Result(
@@ -124,6 +127,12 @@ def report(run: Run, training: Training) -> Result:
     if not training.interrupted:
         output.write(path / output.METRICS, json.dumps(asdict(result) | {"after": of_json(after)}, indent=1))
     return result
+
+
+def _judged(entry: dict[str, Any]) -> dict[str, float]:
+    """What an evaluation said, as it was logged."""
+    prefix = "eval_"
+    return {name.removeprefix(prefix): value for name, value in entry.items() if name.startswith(prefix)}
 
 
 def draw(history: list[dict[str, Any]], title: str, path: Path) -> Any:

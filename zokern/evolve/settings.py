@@ -1,20 +1,23 @@
 """Everything that decides a run of zokern evolve, each option with the one line that says what it is."""
 
+import json
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 
+from ..engines.generate import CACHES
 from ..errors import BadInput
 from ..finetune.options import fitting, option, title
 from ..finetune.run_settings import DTYPES, Natural, Positive, RunSettings, Seed, free
 from ..finetune.settings import LORA, VIRTUAL
 from ..optim import optimizers
-from .generate import CACHES
 from .rewards import FORMS
 
+TAKEN = {"model": " (--model)", "dtype": " (--dtype)", "tensor_parallel_size": " (--tensor-parallel)", "worker_extension_cls": ""}
+ENGINES = ("local", "vllm")
 Temperature = Annotated[float, "a number >= 0", lambda x: 0 <= x < math.inf]
 
 
@@ -41,6 +44,11 @@ class Settings(RunSettings):
     stop: tuple[str, ...] = option("Text where a completion ends; may be given several times.", (), several=True)
     batch_size: Natural = option("Prompts that the model answers at once.", 64, "generation_batch_size")
     cache: str = option("Of keys and values: dynamic grows; static has its full size from the start.", "dynamic", choices=CACHES)
+    engine: str = option("What writes: local, the model in this process; vllm.", "local", choices=ENGINES)
+    engines: Natural | None = option("Of vllm: how many, each in an actor of Ray. Without it: one, without Ray.")
+    tensor_parallel: Natural = option("Workers of an engine, among which it divides the model.", 1, "tensor_parallel_size")
+    engine_option: tuple[str, ...] = option("Argument of vllm.LLM, as NAME=VALUE; may be given several times.", (), several=True)
+    server: tuple[str, ...] = option("URL of a running vllm serve, in place of --engines; may be given several times.", (), several=True)
     adapter: tuple[str, ...] = option("What is trained: full, lora, dora, prefix, prompt, or patterns of parameter names.", ("full",))
     rank: Natural | None = option("Of LoRA and DoRA. Without it: 8.", None, "lora_r")
     virtual_tokens: Natural | None = option("Of prefix and prompt tuning. Without it: 5, or 10 of prompt.", None, "num_virtual_tokens")
@@ -74,7 +82,7 @@ class Settings(RunSettings):
             **given._local(),
             optimizer_settings=given._optimizer_settings(),
             adapter=given.adapter or ("full",),
-            device=given.device or ("cuda" if torch.cuda.is_available() else "cpu"),
+            device=given.device or ("cuda" if torch.cuda.is_available() and given.engine == "local" else "cpu"),
             out=given.out or free("zokern-evolve"),
         )
         for fault in settings._faults():
@@ -93,9 +101,51 @@ class Settings(RunSettings):
         ):
             if getattr(self, name) and not fits:
                 yield f"{title(name)} {cure}"
+        yield from self._faults_of_engines(adapters)
         if not all(self.stop):
             yield "--stop '' ends a text before it begins: leave it out, or pass a text"
         if "head" in adapters:
             yield "--adapter head: a model that writes has no head of its own: pass full, lora, dora, prefix, prompt or patterns"
+        yield from self._faults_of_population()
+
+    def _faults_of_population(self) -> Iterator[str]:
         if (mirrored := self.optimizer_settings.get("mirrored")) and int(str(self.optimizer_settings.get("population", 2))) % 2:
             yield f"--population {self.optimizer_settings['population']} with --mirrored {mirrored}: members are pairs: pass an even number"
+
+    def options(self) -> dict[str, Any]:
+        """``engine_option`` by name: values as JSON has them, else text."""
+        found = dict[str, Any]()
+        for name, _, value in (given.partition("=") for given in self.engine_option):
+            try:
+                found[name] = json.loads(value)
+            except ValueError:
+                found[name] = value
+        return found
+
+    def _faults_of_engines(self, adapters: set[str]) -> Iterator[str]:
+        own = {"engines": self.engines, "server": self.server, "engine_option": self.engine_option}
+        own["tensor_parallel"] = self.tensor_parallel > 1
+        if self.engine == "local":
+            yield from (f"{title(name)} is of --engine vllm: pass that, or leave it out" for name, given in own.items() if given)
+            return
+        if self.server:
+            what = "is for engines that are started here, and those of --server run: leave it out"
+            yield from (f"{title(name)} {what}" for name, given in own.items() if given and name != "server")
+        if known := adapters & (LORA | VIRTUAL):
+            cure = "pass --adapter full or patterns of parameter names"
+            yield f"--adapter {min(known)} with --engine vllm: its weights are in no checkpoint that engines load: {cure}"
+        if str(self.model).endswith(".gguf"):
+            cure = f"call zokern.finetune.convert({self.model!r}, FOLDER) once, and pass that folder"
+            yield f"--model {self.model!r} with --engine vllm, which reads GGUF as quantised weights: {cure}"
+        if self.device != "cpu":
+            yield f"--device {self.device} with --engine vllm: the engines compute, and the model here stays on the CPU: leave it out"
+        if self.cache != "dynamic":
+            yield f"--cache {self.cache} is of --engine local: leave it out"
+        if (kind := self.optimizer_settings.get("perturbation", "copied")) not in ("copied", "copied-own"):
+            yield f"--perturbation {kind} with --engine vllm, whose engines keep theta beside their weights: pass copied or copied-own"
+        for given in self.engine_option:
+            name, equals, value = given.partition("=")
+            if not (name.isidentifier() and equals and value):
+                yield f"--engine-option {given!r}: write NAME=VALUE, such as max_num_seqs=64"
+            if name in TAKEN:
+                yield f"--engine-option {name}: the run decides that{TAKEN[name]}: leave it out"

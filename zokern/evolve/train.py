@@ -74,7 +74,7 @@ class Training:
         run, settings = self.run, self.settings
         log = run.path / output.TRAJECTORY
         logged = self._logged() if run.resumed else []
-        self.optimizer = self._replayed(log, logged) if run.resumed else optimizer_of(settings, run.loaded.model)
+        self.optimizer = self._replayed(log, logged) if run.resumed else optimizer_of(settings, run.loaded.model, run.pool)
         notes = {"model": run.loaded.name, "rows a step": settings.rows}
         bar = need("tqdm").tqdm(total=settings.steps, initial=self.steps, unit="iteration", dynamic_ncols=True)
         with bar, record(self.optimizer, log, notes, resume=run.resumed is not None, model=run.loaded.model):
@@ -140,7 +140,7 @@ class Training:
         model = self.run.loaded.model
         if not log.exists() or b"\n" not in log.read_bytes():
             log.unlink(missing_ok=True)
-            return optimizer_of(self.settings, model)
+            return optimizer_of(self.settings, model, self.run.pool)
         trajectory = Trajectory.read(log)
         theirs = {"optimizer": trajectory.header["optimizer"], **trajectory.header["groups"][0]}
         ours = {"optimizer": named(self.settings.optimizer).__name__, "seed": self.settings.seed, "lr": self.settings.lr}
@@ -149,7 +149,7 @@ class Training:
                 raise BadInput(f"{str(log)!r} is of another run ({name} {theirs[name]}, here {own}): restore it, or begin the run again")
         steps = min([len(trajectory), self.settings.steps, *(entry["step"] for entry in logged[-1:])])
         with need("tqdm").tqdm(total=steps, unit="iteration", desc="replay", dynamic_ncols=True, delay=1.0) as bar:
-            return trajectory.replay(model, step=steps, progress=lambda done: bar.update(done - bar.n))
+            return trajectory.replay(model, steps, progress=lambda done: bar.update(done - bar.n), perturbation=self.run.pool)
 
     def _logged(self) -> list[dict[str, Any]]:
         """What a run that goes on has logged, without a line that was cut off."""

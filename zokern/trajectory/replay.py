@@ -10,6 +10,7 @@ import torch
 
 from ..errors import BadInput, first_line
 from ..estimators import Streamed
+from ..estimators.kinds import Kind
 from ..optim import ZerothOrder
 from ..optim.settings import PER_PARAMETER
 from .header import logged_class
@@ -26,7 +27,9 @@ if TYPE_CHECKING:
 Progress = Callable[[int], Any]
 
 
-def replay(trajectory: "Trajectory", params: Any, step: int | None, passes_per_sweep: int, progress: Progress | None) -> ZerothOrder:
+def replay(
+    trajectory: "Trajectory", params: Any, step: int | None, passes_per_sweep: int, progress: Progress | None, perturbation: Kind | None
+) -> ZerothOrder:
     """See ``Trajectory.replay``."""
     header, path = trajectory.header, trajectory.path
     if step is None:
@@ -39,7 +42,7 @@ def replay(trajectory: "Trajectory", params: Any, step: int | None, passes_per_s
     check_table(header, named, path)
     with _trainable(named):
         try:
-            optimizer = _made(header, named, params)
+            optimizer = _made(header, named, params, perturbation)
         except (TypeError, ValueError) as error:
             raise BadInput(f"{path} is the log of a run that cannot be made again of these parameters: {first_line(error)}") from None
         if optimizer.layout.fingerprint() != header["fingerprint"]:
@@ -87,7 +90,7 @@ def _repeat(trajectory: "Trajectory", optimizer: ZerothOrder, end: int, progress
             progress(i + 1)
 
 
-def _made(header: Header, named: Named, model: Any) -> ZerothOrder:
+def _made(header: Header, named: Named, model: Any, perturbation: Kind | None) -> ZerothOrder:
     """The optimizer of the log over these parameters, as it was at step 0. Of streamed weights it can train on if ``model`` is one."""
     cls, left, groups = logged_class(header), iter(named), []
     for group in header["groups"]:
@@ -98,6 +101,10 @@ def _made(header: Header, named: Named, model: Any) -> ZerothOrder:
     shared = {name: groups[0][name] for name in cls.declared() if name in groups[0]}
     if isinstance(model, torch.nn.Module) and shared.get("perturbation") == "streamed":
         shared["perturbation"] = Streamed(model)
+    if perturbation is not None:
+        if perturbation.name != shared.get("perturbation"):
+            raise ValueError(f"perturbation={perturbation.name!r}: the run had {shared.get('perturbation')!r}: leave it out")
+        shared["perturbation"] = perturbation
     return cls(groups, **shared)
 
 

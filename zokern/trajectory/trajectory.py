@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import BadInput
+from ..estimators.kinds import Kind
 from ..optim import ZerothOrder
 from .header import logged_class
 from .reader import Reader
@@ -66,7 +67,10 @@ class Trajectory:
                 means[mine] = np.where(left, these, 0).sum(1) / left.sum(1)
         return means
 
-    def replay(self, params: Any, step: int | None = None, passes_per_sweep: int = 96, progress: Progress | None = None) -> ZerothOrder:
+    def replay(
+        self, params: Any, step: int | None = None, passes_per_sweep: int = 96, progress: Progress | None = None,
+        perturbation: Kind | None = None,
+    ) -> ZerothOrder:  # fmt: skip
         """Bring base weights, in place, to those after ``step`` steps of the run, bit for bit, without a forward pass.
 
         Parameters are matched by name where the log has names, else by order; other parts of a model are left alone. Everything is
@@ -81,6 +85,8 @@ class Trajectory:
                 anchor="copy" and of rules that are not linear in z are made one by one. Default 96.
             progress: None, or called with the number of steps done, after each. What it raises ends the replay, with the weights at that
                 step.
+            perturbation: where theta is that is moved, of the kind that the run had: a ``zokern.engines.Pool``, at whose engines params are
+                brought to that step. Default None: params itself.
         Returns:
             The optimizer at that step, with its state: training can go on from there, where params is the model also of streamed weights.
             An interrupt that comes from elsewhere leaves the weights at no step of the run: begin again from the base weights.
@@ -88,4 +94,4 @@ class Trajectory:
             BadInput (a ValueError): what differs between the log and params, or an argument out of range. Between two
             steps of the run something else changed the weights: they are then at the first of them.
         """
-        return replay(self, params, step, passes_per_sweep, progress)
+        return replay(self, params, step, passes_per_sweep, progress, perturbation)

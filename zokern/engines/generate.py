@@ -111,8 +111,7 @@ class Generator:
     def _plain(self) -> Iterator[set[int]]:
         """In here the model's ``generate`` does nothing that its own generation config asks for; yields what ends a text."""
         base = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
-        theirs = base.generation_config
-        ends = {self.tokenizer.eos_token_id, *(also if isinstance(also := theirs.eos_token_id, list) else [also])} - {None}
+        theirs, ends = base.generation_config, ends_of(self.tokenizer, base.generation_config)
         base.generation_config = need("transformers").GenerationConfig(
             do_sample=False,
             num_beams=1,
@@ -142,13 +141,24 @@ class Generator:
         for row, tokens in enumerate(made[:, width:].tolist()):
             end = next((i for i, token in enumerate(tokens, 1) if token in ends), len(tokens))
             count = min(end, stopping.ended.get(row, end))
-            text = self.tokenizer.decode(tokens[:count], skip_special_tokens=True)
-            found.append((text[: min((at for stop in self.stops if (at := text.find(stop)) >= 0), default=None)], count))
+            found.append((text_of(tokens[:count], self.tokenizer, self.stops), count))
         return found
 
     @property
     def _pad(self) -> int:
         return next(i for i in (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id, 0) if i is not None)
+
+
+def ends_of(tokenizer: Tokenizer, generation_config: Any) -> set[int]:
+    """The tokens that end a text: the tokenizer's, and those of a model's generation config."""
+    theirs = generation_config.eos_token_id
+    return {tokenizer.eos_token_id, *(theirs if isinstance(theirs, list) else [theirs])} - {None}
+
+
+def text_of(tokens: list[int], tokenizer: Tokenizer, stops: Sequence[str]) -> str:
+    """The text of generated tokens, without special ones, up to a stop."""
+    text = tokenizer.decode(tokens, skip_special_tokens=True)
+    return text[: min((at for stop in stops if (at := text.find(stop)) >= 0), default=None)]
 
 
 class _Drawing:

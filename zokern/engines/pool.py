@@ -1,0 +1,266 @@
+"""Engines that answer an optimizer: each takes the next point that nobody has measured, whichever it is."""
+
+import threading
+import warnings
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
+
+import torch
+
+from ..errors import BadInput, first_line
+from ..estimators import Driver
+from ..estimators.losses import Request, scalar
+from ..estimators.perturbation import Pass
+from ..layout import Layout, Span
+from ..ops.arguments import Term
+from ..signals import let_through
+from .engine import Engine, EngineDied
+from .messages import Plan, Trained, Updates
+from .shard import checksum
+from .weights import PooledWeights
+
+T = TypeVar("T")
+STARTS = 3  # of an engine, without a point that it measured between them
+
+
+class Pool:
+    """Engines of the same model, and all updates of its weights so far: ``perturbation=Pool(...)`` of an optimizer.
+
+    ``optimizer.step(pool.driver(function))`` measures ``function(engine, number)`` at each point of a step, at whichever engine is free.
+    The optimizer's parameters are a Hugging Face model's, on the host, and stay as they are: only keys and numbers go to engines. An engine
+    is brought to the newest theta before it measures, by the passes that it lacks. One that dies is started again, gets all of them, and
+    its points are measured again; so that weights do not depend on how many engines there are, on which of them measured what, nor on a
+    death.
+
+    Args:
+        engines: one or more, each at the checkpoint.
+        dtype: of theta: torch.float32, the default, whatever the model computes in; or None, the model's own, 2 bytes a weight in 16 bits.
+    Attributes:
+        engines: those that are left.
+        passes: of theta, in order, since the checkpoint.
+    Raises:
+        BadInput: there is no engine.
+    """
+
+    def __init__(self, engines: Sequence[Engine], dtype: torch.dtype | None = torch.float32) -> None:
+        if not engines:
+            raise BadInput("engines is empty: pass one or more")
+        if dtype not in (torch.float32, None):
+            raise BadInput(f"dtype={dtype!r}: pass torch.float32, or None for the model's own")
+        self.engines, self.dtype = list(engines), dtype
+        self.passes: list[Pass] = []
+        self.plan: Plan | None = None
+        self._base: dict[str, int] = {}  # checksums of the checkpoint
+        self._starts: dict[Engine, int] = {}
+        self._lock = threading.Lock()
+
+    @property
+    def name(self) -> str:
+        """Of the kind of perturbation: what engines do is what ``Copied`` does."""
+        return "copied" if self.dtype else "copied-own"
+
+    def weights(self, layout: Layout, state: Any) -> PooledWeights:
+        """The optimizer's, after which engines know what is trained.
+
+        Raises:
+            BadInput, ValueError: layout or engines that cannot be, or engines with other weights than the parameters.
+        """
+        plan = _plan(layout, self.dtype is None)
+        if self.plan is None:
+            base = {t.name: checksum(p, Span(t.first, max(t.numel, 1), max(t.numel, 1))) for t, p in zip(plan.tensors, layout.params)}
+            self._base, self.plan = base, plan
+            try:
+                self._everywhere(self._begin)
+            except BaseException:
+                self.plan = None
+                raise
+        elif self.plan != plan or self.passes:
+            raise BadInput("the engines have had updates of another optimizer, or of this one before it was loaded: start others")
+        return PooledWeights(layout, self)
+
+    def driver(self, function: Callable[..., Any], *args: Any) -> "PoolDriver":
+        """For ``step``: ``function(engine, *args, number)`` is the loss or reward of point ``number`` of the step."""
+        return PoolDriver(self, function, *args)
+
+    def update(self, move: Pass) -> None:
+        """theta <- decay theta + sum_k c_k z(key_k), at each engine before it measures again."""
+        self.passes.append(move)
+
+    def go(self, terms: Sequence[Term] = ()) -> None:
+        """All engines to theta plus terms."""
+        self._everywhere(lambda engine: engine.go(self._missing(engine), terms))
+
+    def measure(self, function: Callable[..., T], points: Sequence[Sequence[Term]], args: Sequence[Sequence[Any]]) -> list[T]:
+        """``function(engine, *args[n])`` at theta plus ``points[n]``, for each n, by whichever engine is free."""
+        left, found = deque(range(len(points))), dict[int, T]()
+        while left:
+            self._round(left, lambda n, engine: found.__setitem__(n, self._measure(engine, function, points[n], args[n])))
+        return [found[n] for n in range(len(points))]
+
+    def checksums(self) -> dict[str, int]:
+        """Of theta, by tensor.
+
+        Raises:
+            RuntimeError: engines differ.
+        """
+        self.go()
+        first, *others = self._everywhere(lambda engine: engine.checksums())
+        for other in others:
+            if other != first:
+                name = next(name for name in first if other.get(name) != first[name])
+                raise RuntimeError(f"engines hold other weights than each other, in {name!r} for one: the run is not to be trusted")
+        return first
+
+    def read(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """(name, tensor) of all that is trained, as an engine computes with it."""
+        assert self.plan
+        self.go()
+        yield from self.engines[0].weights(self.plan)
+
+    @torch.no_grad()
+    def pull(self, optimizer: Any) -> None:
+        """The parameters of the optimizer, which stay as they are else, <- theta, as the engines compute with it."""
+        weights: PooledWeights = optimizer.weights
+        for p, (_, tensor) in zip(weights.layout.params, self.read(), strict=True):
+            p.copy_(tensor.view(p.shape))
+        weights.pulled()
+
+    def close(self) -> None:
+        for engine in self.engines:
+            engine.close()
+
+    def _missing(self, engine: Engine) -> Updates:
+        return Updates(engine.applied, self.passes[engine.applied :])
+
+    def _measure(self, engine: Engine, function: Callable[..., T], terms: Sequence[Term], args: Sequence[Any]) -> T:
+        found = engine.measure(function, self._missing(engine), terms, *args)
+        self._starts[engine] = 0
+        return found
+
+    def _begin(self, engine: Engine) -> None:
+        assert self.plan
+        found = engine.begin(self.plan)
+        for name, expected in self._base.items():
+            if found.get(name) != expected:
+                raise BadInput(
+                    f"{engine.name} has other weights than the model here, in {name!r} for one: start it with the checkpoint and the dtype"
+                    " of that model"
+                )
+
+    def _everywhere(self, act: Callable[[Engine], T]) -> list[T]:
+        """act(engine) of each, at once; of one that dies, again."""
+        left, found = deque(range(len(self.engines))), dict[int, T]()
+        engines = list(self.engines)
+
+        def once(engine: Engine) -> None:
+            while True:
+                try:
+                    found[engines.index(engine)] = act(engine)
+                    return
+                except EngineDied as error:
+                    if not self._revive(engine, error):
+                        return
+
+        with ThreadPoolExecutor(len(left)) as threads:
+            for future in [threads.submit(once, engine) for engine in engines]:
+                future.result()
+        return [found[n] for n in sorted(found)]
+
+    def _round(self, left: "deque[int]", act: Callable[[int, Engine], None]) -> None:
+        """Engines take numbers until none is left. What one has taken that dies comes back."""
+        stop = threading.Event()
+
+        def serve(engine: Engine) -> None:
+            while not stop.is_set():
+                try:
+                    n = left.popleft()
+                except IndexError:
+                    return
+                try:
+                    act(n, engine)
+                except EngineDied as error:
+                    left.appendleft(n)
+                    if not self._revive(engine, error):
+                        return
+                except BaseException:
+                    stop.set()
+                    raise
+
+        threads = ThreadPoolExecutor(len(self.engines))
+        try:
+            serving = [threads.submit(serve, engine) for engine in self.engines]
+            for future in serving:
+                let_through(future.result)
+        finally:
+            stop.set()
+            threads.shutdown()
+
+    def _revive(self, engine: Engine, error: EngineDied) -> bool:
+        """Start an engine again that died. -> False where it cannot be, and others go on without it.
+
+        Raises:
+            BadInput: none is left.
+        """
+        with self._lock:
+            self._starts[engine] = self._starts.get(engine, 0) + 1
+            often = self._starts[engine] > STARTS
+        why = first_line(error)
+        if not often:
+            try:
+                engine.applied = 0
+                engine.restart()
+                self._begin(engine)
+                warnings.warn(f"{engine.name} died ({why}) and was started again", RuntimeWarning, stacklevel=2)
+                return True
+            except (EngineDied, BadInput) as again:
+                why = first_line(again)
+        with self._lock:
+            self.engines = [other for other in self.engines if other is not engine]
+            if not self.engines:
+                raise BadInput(f"no engine is left: {engine.name}: {why}") from error
+        warnings.warn(f"{engine.name} died, and the run goes on without it: {why}", RuntimeWarning, stacklevel=2)
+        return False
+
+
+class PoolDriver(Driver):
+    """Asks the engines of a pool for the points of a step. ``results`` is what the function returned at each, so far."""
+
+    def __init__(self, pool: Pool, function: Callable[..., Any], *args: Any) -> None:
+        self.pool, self.function, self.args = pool, function, args
+        self.results: list[Any] = []
+
+    def answer(self, request: Request) -> list[torch.Tensor]:
+        points = getattr(request, "points", None)
+        weights = getattr(request, "weights", None)
+        if points is None or not isinstance(weights, PooledWeights) or weights.pool is not self.pool:
+            raise ValueError("the request is not for losses around the pool's weights: make the optimizer with perturbation=pool")
+        weights.apply_pending()
+        numbers = range(len(self.results), len(self.results) + len(points))
+        found = self.pool.measure(self.function, [terms for terms, _ in points], [(*self.args, number) for number in numbers])
+        self.results += found
+        losses = [self.number(result) for result in found]
+        for loss in losses:
+            self.look(loss)
+        return [scalar(loss, weights.layout.params[0].device) for loss in losses]
+
+    def number(self, result: Any) -> Any:
+        """What the optimizer is told of a result."""
+        return result
+
+
+def _plan(layout: Layout, own_dtype: bool) -> Plan:
+    if len(layout.coefficient_groups) > 1:
+        raise BadInput("engines take one parameter group, without blocks: pass the optimizer all parameters in one")
+    if not all(layout.names):
+        raise BadInput("parameters without names cannot be found in an engine: pass model.named_parameters()")
+    if any(p.device.type != "cpu" for p in layout.params):
+        raise BadInput("the parameters here are a copy that engines never read: pass the model on the CPU")
+    for name, span, p in zip(layout.names, layout.spans, layout.params):
+        if span.columns < p.numel():
+            raise BadInput(f"{name!r} is a part of a tensor: pass the whole model")
+    return Plan(
+        tuple(Trained(n, tuple(p.shape), s.first, k) for n, p, s, k in zip(layout.names, layout.params, layout.spans, layout.keep)),
+        own_dtype,
+    )

@@ -1,0 +1,161 @@
+"""An engine in an actor of Ray, on this machine or another."""
+
+from collections.abc import Callable, Sequence
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+
+from ..errors import BadInput, first_line, need
+from ..ops.arguments import Term
+from .engine import Engine, EngineDied, Sampling
+from .generate import Completions
+from .messages import Plan, Updates, terms_message, terms_of
+
+FUNCTIONS = 8  # that are kept in an actor
+
+
+class RayEngine(Engine):
+    """An engine that an actor makes and keeps, with a placement group of its own: all that it needs, on one node.
+
+    A point that is measured moves keys and numbers to the actor and what the function returns back: the function goes there once. The
+    cluster is the one that ``ray.init()`` connects to, or one on this machine.
+
+    Args:
+        make: () -> Engine, called in the actor, such as ``functools.partial(VLLM, model, tensor_parallel=2)``.
+        cpus, gpus: of the placement group, 1 and 0 by default. Of vLLM as many GPUs as workers.
+        name: for messages. Default "an engine of Ray".
+        wait: seconds in which the cluster has to have room for it. Default 600.
+        environment: variables of the actor's process, beside its node's.
+    Raises:
+        BadInput: Ray is not installed, has no room, or ``make`` refuses.
+    """
+
+    def __init__(
+        self, make: Callable[[], Engine], cpus: float = 1, gpus: float = 0, name: str = "an engine of Ray", wait: float = 600.0,
+        environment: dict[str, str] | None = None,
+    ) -> None:  # fmt: skip
+        self.ray, self.name, self.make, self.wait = connected(), name, make, wait
+        self.options = dict(num_cpus=cpus, num_gpus=gpus, runtime_env={"env_vars": environment or {}})
+        self.group = need("ray.util").placement_group([{"CPU": cpus, **({"GPU": gpus} if gpus else {})}], strategy="STRICT_PACK")
+        self._sent: dict[int, tuple[Any, Any]] = {}  # functions, by their identity, with their reference there
+        self.actor: Any = None
+        try:
+            self._start()
+        except BaseException:
+            self.close()
+            raise
+
+    def _start(self) -> None:
+        strategy = need("ray.util.scheduling_strategies").PlacementGroupSchedulingStrategy(self.group)
+        if not self.group.wait(self.wait):
+            asked = f"{self.options['num_cpus']} CPUs and {self.options['num_gpus']} GPUs on one node"
+            raise BadInput(f"{self.name}: the cluster has no room for {asked} after {self.wait:g} s: add nodes, or ask for fewer engines")
+        self.actor = self.ray.remote(_Actor).options(scheduling_strategy=strategy, **self.options).remote(self.make)
+        self._ask("ready")
+
+    def begin(self, plan: Plan) -> dict[str, int]:
+        self.applied = 0
+        found: dict[str, int] = self._ask("begin", plan)
+        return found
+
+    def go(self, updates: Updates, terms: Sequence[Term]) -> None:
+        self.applied = self._ask("go", updates.message(), terms_message(terms))
+
+    def generate(self, prompts: Sequence[list[int]], sampling: Sampling, seed: Sequence[int] = ()) -> Completions:
+        written: Completions = self._ask("call", "generate", prompts, sampling, seed)
+        return written
+
+    def score(self, prompts: Sequence[list[int]], options: Sequence[Sequence[list[int]]]) -> list[list[float]]:
+        scored: list[list[float]] = self._ask("call", "score", prompts, options)
+        return scored
+
+    def checksums(self) -> dict[str, int]:
+        found: dict[str, int] = self._ask("call", "checksums")
+        return found
+
+    def read(self, name: str) -> torch.Tensor:
+        held: torch.Tensor = self._ask("call", "read", name)
+        return held
+
+    def measure(self, function: Callable[..., Any], updates: Updates, terms: Sequence[Term], *args: Any) -> Any:
+        if id(function) not in self._sent:
+            while len(self._sent) >= FUNCTIONS:
+                self._sent.pop(next(iter(self._sent)))
+            self._sent[id(function)] = function, self.ray.put(function)
+        there = self._sent[id(function)][1]
+        self.applied, self.moving, found = self._ask("measure", [there], updates.message(), terms_message(terms), args)
+        return found
+
+    def restart(self) -> None:
+        self.ray.kill(self.actor)
+        try:
+            self._start()
+        except BadInput as error:
+            raise EngineDied(str(error)) from error
+
+    def close(self) -> None:
+        if self.actor is not None:
+            self.ray.kill(self.actor)
+        need("ray.util").remove_placement_group(self.group)
+
+    def _ask(self, method: str, *args: Any) -> Any:
+        """
+        Raises:
+            BadInput: as the engine there. EngineDied: it, or its actor, is gone.
+        """
+        errors = need("ray.exceptions")
+        try:
+            return self.ray.get(getattr(self.actor, method).remote(*args))
+        except errors.RayTaskError as error:
+            cause = error.cause
+            if isinstance(cause, EngineDied) or not isinstance(cause, Exception):
+                raise EngineDied(f"{self.name}: {first_line(cause)}") from None
+            raise cause from None
+        except errors.RayError as error:
+            raise EngineDied(f"{self.name}: {first_line(error)}") from None
+
+
+class _Actor:
+    """Holds an engine in a process of Ray's."""
+
+    def __init__(self, make: Callable[[], Engine]) -> None:
+        self.engine = make()
+        self.functions: dict[Any, Callable[..., Any]] = {}  # by their references
+
+    def ready(self) -> bool:
+        return True
+
+    def begin(self, plan: Plan) -> dict[str, int]:
+        return self.engine.begin(plan)
+
+    def go(self, updates: list[Any], terms: list[Any]) -> int:
+        self.engine.go(Updates.of(updates), terms_of(terms))
+        return self.engine.applied
+
+    def call(self, method: str, *args: Any) -> Any:
+        return getattr(self.engine, method)(*args)
+
+    def measure(self, there: list[Any], updates: list[Any], terms: list[Any], args: Sequence[Any]) -> tuple[int, float, Any]:
+        (reference,) = there  # in a list, so that Ray does not fetch the function again for each point
+        if reference not in self.functions:
+            while len(self.functions) >= FUNCTIONS:
+                self.functions.pop(next(iter(self.functions)))
+            self.functions[reference] = need("ray").get(reference)
+        function = self.functions[reference]
+        found = self.engine.measure(function, Updates.of(updates), terms_of(terms), *args)
+        return self.engine.applied, self.engine.moving, found
+
+
+def connected() -> Any:
+    """Ray, connected to a cluster, or to one that it starts on this machine.
+
+    Raises:
+        BadInput: it is not installed.
+    """
+    if find_spec("ray") is None:
+        raise BadInput("ray is not installed: pip install 'ray>=2.40'")
+    ray = need("ray")
+    if not ray.is_initialized():
+        ray.init(log_to_driver=False, configure_logging=False, include_dashboard=False)
+    return ray
