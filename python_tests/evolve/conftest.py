@@ -1,17 +1,15 @@
 """Real tokenizers, trained on the licence, and tiny models that write much different text: random and with large weights."""
 
 import json
-from pathlib import Path
 
 import pytest
 import torch
+from licence_tokenizer import licence_tokenizer
 
 from zokern.evolve import Settings
 
 transformers = pytest.importorskip("transformers")
-tokenizers = pytest.importorskip("tokenizers")
 
-LICENSE = Path(__file__).parents[2] / "LICENSE"
 TEMPLATE = (
     "{% for m in messages %}{% if m['role'] not in ('system', 'user', 'assistant') %}{{ raise_exception('no such role') }}{% endif %}"
     "<s>{{ m['role'] }}: {{ m['content'] }}</s>{% endfor %}{% if add_generation_prompt %}<s>assistant: {% endif %}"
@@ -22,20 +20,7 @@ TEMPLATE = (
 def tokenizer_of(tmp_path_factory):
     """(form of a text, names of special tokens) -> a byte-level tokenizer, saved and loaded."""
 
-    def make(single, template=None, **names):
-        made = tokenizers.Tokenizer(tokenizers.models.BPE())
-        made.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
-        made.decoder = tokenizers.decoders.ByteLevel()
-        alphabet = tokenizers.pre_tokenizers.ByteLevel.alphabet()
-        special = ["<pad>", "<s>", "</s>"]
-        trainer = tokenizers.trainers.BpeTrainer(vocab_size=320, special_tokens=special, initial_alphabet=alphabet, show_progress=False)
-        made.train_from_iterator([LICENSE.read_text()], trainer)
-        made.post_processor = tokenizers.processors.TemplateProcessing(single=single, special_tokens=[("<s>", 1), ("</s>", 2)])
-        folder = tmp_path_factory.mktemp("tokenizer")
-        transformers.PreTrainedTokenizerFast(tokenizer_object=made, chat_template=template, **names).save_pretrained(folder)
-        return transformers.AutoTokenizer.from_pretrained(folder)
-
-    return make
+    return lambda single, template=None, **names: licence_tokenizer(tmp_path_factory.mktemp("tokenizer"), single, template, **names)
 
 
 @pytest.fixture(scope="session")

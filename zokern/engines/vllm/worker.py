@@ -48,7 +48,7 @@ class _Commands:
         told = Plan.of(plan)
         if getattr(self.worker, "_zokern", None) is not None and self.shard.applied:
             raise BadInput(f"the engine's weights have had {self.shard.applied} updates of an earlier run: start it again")
-        _check(self.worker.vllm_config)
+        check(self.worker.vllm_config)
         model = self.worker.get_model()
         self.worker._zokern = Shard(told, places(model, [(t.name, t.shape) for t in told.tensors]))
         return [[*piece, str(tensor.dtype).removeprefix("torch.")] for piece, tensor in self.shard.held]
@@ -74,7 +74,7 @@ class _Commands:
         return base64.b64encode(self.shard.read(piece, begin, end).contiguous().view(torch.uint8).numpy().tobytes()).decode()
 
 
-def _check(config: Any) -> None:
+def check(config: Any) -> None:
     """Refuse engines whose weights are not those of the checkpoint."""
     if getattr(config.model_config, "quantization", None):
         raise BadInput(f"quantization={config.model_config.quantization!r}: noise is of float weights: start the engine without it")
