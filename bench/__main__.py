@@ -19,6 +19,7 @@ from . import (
     convergence,
     drift,
     effective_rank,
+    engines,
     forms,
     kernels,
     memory,
@@ -44,7 +45,19 @@ from . import (
 from .oracle import Refused
 
 SUITES = ("kernels", "forms", "step", "memory", "replay", "optimizers", "trainer", "drift")  # "all" of them
-BY_THEMSELVES = ("rounding", "convergence", "methods", "offload", "populations", "rewards", "variance", "anchors", "parts", "peers")
+BY_THEMSELVES = (
+    "rounding",
+    "convergence",
+    "methods",
+    "offload",
+    "populations",
+    "rewards",
+    "variance",
+    "anchors",
+    "parts",
+    "peers",
+    "engines",
+)
 LOST = 3  # exit status: the cases that are left need another process
 
 
@@ -117,6 +130,7 @@ def work_of(arguments, device) -> list:
         "parts": [(parts, parts.cases(**few), parts.missing)],
         "variance": [(variance, variance.cases(**few), variance.missing)],
         "peers": [(peers, peers.cases(device, **chosen), of_model)],
+        "engines": [(engines, engines.cases(arguments.quick, arguments.dtype), engines.missing)],
         "rewards": [(rewards, rewards.cases(**few), lambda case: rewards.missing(case, arguments.out))],
     }
     work, told = [], set()

@@ -8,7 +8,7 @@ import torch
 
 import zokern
 from zokern import FZOO, EvolutionStrategies, MeZO, ZOAdam
-from zokern.engines import EngineDied, Local, Pool, Sampling
+from zokern.engines import EngineDied, Local, OptionLoss, Pool, Sampling
 from zokern.engines.messages import Updates
 from zokern.engines.shard import checksum
 from zokern.errors import BadInput
@@ -199,6 +199,29 @@ def test_what_engines_write_is_what_a_model_writes(engine_of, optimizer_of):
         for option, score in zip(options, found):
             shares = torch.log_softmax(engine.model(torch.tensor([prompt + option])).logits[0].double(), -1)
             assert score == pytest.approx(sum(float(shares[len(prompt) - 1 + i, t]) for i, t in enumerate(option)), abs=1e-5)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("mean", [False, True])
+def test_the_loss_of_options_is_their_cross_entropy(mean, engine_of, optimizer_of):
+    pool, optimizer = optimizer_of([engine := engine_of()], kind=MeZO, lr=3e-3, eps=1e-2, q=4)
+    answers, losses = [1, 0, 1], []
+    for prompt, options, answer in zip(PROMPTS, OPTIONS, answers):
+        worth = []
+        for option in options:
+            shares = torch.log_softmax(engine.model(torch.tensor([prompt + option])).logits[0].double(), -1)
+            each = [shares[len(prompt) - 1 + i, token] for i, token in enumerate(option)]
+            worth.append(sum(each) / (len(each) if mean else 1))
+        losses.append(torch.stack(worth).logsumexp(0) - worth[answer])
+    loss = OptionLoss(PROMPTS, OPTIONS, answers, mean)
+    assert loss(engine) == pytest.approx(float(sum(losses) / 3), abs=1e-5)
+    before = loss(engine)
+    for _ in range(20):
+        optimizer.step(pool.driver(loss))
+    pool.go()
+    assert loss(engine) < 0.8 * before
+    refused(lambda: OptionLoss(PROMPTS, OPTIONS, [0, 1]), "3 prompts, options of 3 and 2 answers")
+    refused(lambda: OptionLoss(PROMPTS, OPTIONS, [0, 2, 0]), "row 1 has the answer 2 of 2 options")
 
 
 def test_a_checksum_is_of_elements_however_they_are_cut():

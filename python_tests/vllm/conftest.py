@@ -20,10 +20,10 @@ def folder_of(tmp_path_factory, tokenizer):
     """(architecture, dtype) -> the folder of a tiny model, made once."""
     made = {}
 
-    def make(kind, *dtype):
-        if (kind, *dtype) not in made:
-            made[kind, *dtype] = vllm_cases.save(kind, tmp_path_factory.mktemp("models") / kind, tokenizer, *dtype)
-        return made[kind, *dtype]
+    def make(*what):
+        if what not in made:
+            made[what] = vllm_cases.save(tmp_path_factory.mktemp("models") / what[0], tokenizer, *what)
+        return made[what]
 
     return make
 

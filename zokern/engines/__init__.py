@@ -7,6 +7,7 @@ never travel: every process of an engine makes the noise of the elements that it
 from .engine import Engine, EngineDied, Sampling
 from .generate import Completions, Generator
 from .local import Local
+from .losses import OptionLoss
 from .pool import Pool, PoolDriver
 
-__all__ = ["Completions", "Engine", "EngineDied", "Generator", "Local", "Pool", "PoolDriver", "Sampling"]
+__all__ = ["Completions", "Engine", "EngineDied", "Generator", "Local", "OptionLoss", "Pool", "PoolDriver", "Sampling"]

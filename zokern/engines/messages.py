@@ -93,3 +93,8 @@ def terms_of(message: Message) -> list[Term]:
 
 def number(value: Number) -> float:
     return float(value)
+
+
+def plain(move: Pass) -> Pass:
+    """The same, its coefficients as floats."""
+    return Pass([(key, number(c)) for key, c in move.terms], number(move.decay), move.rounding)

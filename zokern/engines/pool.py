@@ -17,7 +17,7 @@ from ..layout import Layout, Span
 from ..ops.arguments import Term
 from ..signals import let_through
 from .engine import Engine, EngineDied
-from .messages import Plan, Trained, Updates
+from .messages import Plan, Trained, Updates, plain
 from .shard import checksum
 from .weights import PooledWeights
 
@@ -86,7 +86,7 @@ class Pool:
 
     def update(self, move: Pass) -> None:
         """theta <- decay theta + sum_k c_k z(key_k), at each engine before it measures again."""
-        self.passes.append(move)
+        self.passes.append(plain(move))
 
     def go(self, terms: Sequence[Term] = ()) -> None:
         """All engines to theta plus terms."""
@@ -117,7 +117,8 @@ class Pool:
         """(name, tensor) of all that is trained, as an engine computes with it."""
         assert self.plan
         self.go()
-        yield from self.engines[0].weights(self.plan)
+        for tensor in self.plan.tensors:
+            yield tensor.name, self._read(tensor.name)
 
     @torch.no_grad()
     def pull(self, optimizer: Any) -> None:
@@ -130,6 +131,15 @@ class Pool:
     def close(self) -> None:
         for engine in self.engines:
             engine.close()
+
+    def _read(self, name: str) -> torch.Tensor:
+        while True:
+            engine = self.engines[0]
+            try:
+                engine.go(self._missing(engine), [])
+                return engine.read(name)
+            except EngineDied as error:
+                self._revive(engine, error)
 
     def _missing(self, engine: Engine) -> Updates:
         return Updates(engine.applied, self.passes[engine.applied :])

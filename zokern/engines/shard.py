@@ -1,7 +1,5 @@
 """The part of a model that one process holds: theta beside it, and the tensors that the model computes with."""
 
-import hashlib
-import json
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -41,7 +39,6 @@ class Shard:
         held: (piece, the model's memory of it, a tensor with its elements in row-major order of any shape) of each.
     Attributes:
         applied: passes that theta has had.
-        chain: 16 hex digits of these passes.
     """
 
     def __init__(self, plan: Plan, held: Sequence[tuple[Piece, torch.Tensor]]) -> None:
@@ -56,7 +53,7 @@ class Shard:
         if len(self.layout.params) < len(self.held):
             raise BadInput("the engine's model holds several tensors of the checkpoint in the same memory, which it does not as loaded")
         self.weights = CopiedWeights(self.layout, Copied(None if plan.own_dtype else torch.float32), _States())
-        self.applied, self.chain = 0, ""
+        self.applied = 0
 
     @torch.no_grad()
     def go(self, updates: Updates, terms: Sequence[Term]) -> None:
@@ -86,8 +83,6 @@ class Shard:
             weights.visit([])
         weights.finish()
         weights.passes_per_sweep = None
-        for update in Updates(0, updates.passes).message()[1]:
-            self.chain = hashlib.sha256((self.chain + json.dumps(update)).encode()).hexdigest()[:16]
         self.applied += len(updates.passes)
 
     def checksums(self) -> list[int]:

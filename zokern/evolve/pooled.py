@@ -144,9 +144,10 @@ def _by_ray(settings: Settings, make: Any) -> list[Any]:
     made, workers = ray.connected(), settings.tensor_parallel
     gpus = workers if made.cluster_resources().get("GPU") else 0
     assert settings.engines
+    alone = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"} if workers == 1 else {}  # the actor is a process of its own already
 
     def start(number: int) -> Any:
-        return ray.RayEngine(make, cpus=workers, gpus=gpus, name=f"engine {number}")
+        return ray.RayEngine(make, cpus=workers, gpus=gpus, name=f"engine {number}", environment=alone)
 
     with ThreadPoolExecutor(settings.engines) as threads:
         starting = [threads.submit(start, number) for number in range(settings.engines)]

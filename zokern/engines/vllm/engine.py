@@ -2,6 +2,7 @@
 
 import gc
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 from ...errors import BadInput, first_line, need
@@ -35,6 +36,8 @@ class VLLM(Workers):
         self.name = f"vLLM of {model!r}"
         given = dict(model=model, tensor_parallel_size=tensor_parallel, worker_extension_cls=EXTENSION, enable_prefix_caching=False)
         self.options = given | options
+        # Of all calls: with how many threads a CPU computes is a setting of the thread that asks it to, and the engine checks that.
+        self._thread = ThreadPoolExecutor(1, "zokern-vllm")
         self.llm: Any = None
         self._start()
         llm: Any = self.llm
@@ -43,7 +46,7 @@ class VLLM(Workers):
     def _start(self) -> None:
         vllm = need("vllm")
         try:
-            self.llm = vllm.LLM(**self.options)
+            self.llm = self._thread.submit(vllm.LLM, **self.options).result()
         except Exception as error:
             raise BadInput(f"{self.name} cannot start ({first_line(error)}): see what it printed") from error
 
@@ -83,6 +86,6 @@ class VLLM(Workers):
 
     def _alive(self, act: Callable[[], T]) -> T:
         try:
-            return act()
+            return self._thread.submit(act).result()
         except Exception as error:
             raise EngineDied(f"{self.name}: {first_line(error)}") from error

@@ -44,7 +44,7 @@ class VLLMServer(Workers):
         check_known(str(self._ask("/version")["version"]), self.name)
         self.model = str(self._ask("/v1/models")["data"][0]["id"])
         try:
-            answers = self.rpc(json.dumps(["state"]))
+            answers = self.rpc(json.dumps(["applied"]))
         except EngineDied as error:
             raise BadInput(f"{self.name}: its workers have no zokern ({error}): start it with {START}") from None
         if any("error" in json.loads(answer) for answer in answers):
@@ -81,6 +81,9 @@ class VLLMServer(Workers):
                 if time.monotonic() > until:
                     raise
                 time.sleep(1.0)
+
+    def close(self) -> None:
+        """The server stays as it is, with theta of the last ``go``: nothing here is held."""
 
     def _completions(self, prompts: list[list[int]], params: dict[str, Any]) -> list[dict[str, Any]]:
         given = {name: value for name, value in params.items() if name != "detokenize"}

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from ...errors import BadInput
+from ...errors import BadInput, first_line
 from ..elements import places
 from ..messages import Plan, Updates, terms_of
 from ..shard import Shard
@@ -22,11 +22,14 @@ class Worker:
         """A command and its arguments, [name, ...], as JSON. -> {"result": ...} or {"error": ...}, as JSON."""
         command, *arguments = json.loads(call)
         try:
-            if command not in ("begin", "go", "checksums", "read", "state"):
+            if command not in ("begin", "go", "checksums", "read", "applied"):
                 raise BadInput(f"the engine's zokern knows no command {command!r}: install the driver's version there")
             return json.dumps({"result": getattr(_Commands(self), command)(*arguments)})
         except (BadInput, ValueError, TypeError) as error:
             return json.dumps({"error": str(error)})
+        except torch.OutOfMemoryError as error:
+            cure = "start it with a smaller gpu_memory_utilization, or keep theta in the dtype of its weights (copied-own)"
+            return json.dumps({"error": f"no memory is left for theta beside the engine's weights ({first_line(error)}): {cure}"})
 
 
 class _Commands:
@@ -53,10 +56,10 @@ class _Commands:
         self.worker._zokern = Shard(told, places(model, [(t.name, t.shape) for t in told.tensors]))
         return [[*piece, str(tensor.dtype).removeprefix("torch.")] for piece, tensor in self.shard.held]
 
-    def state(self) -> list[Any]:
-        """-> [passes that theta has had, their digest]; [0, ""] before the first."""
+    def applied(self) -> int:
+        """-> how many passes theta has had."""
         shard = getattr(self.worker, "_zokern", None)
-        return [shard.applied, shard.chain] if shard else [0, ""]
+        return shard.applied if shard else 0
 
     def go(self, updates: list[Any], terms: list[Any]) -> int:
         self.shard.go(Updates.of(updates), terms_of(terms))

@@ -1,0 +1,136 @@
+"""zokern evolve on engines: in this process, and many by Ray, one of which is killed; the weights are the same, bit for bit."""
+
+import json
+import os
+import signal
+import threading
+import time
+import warnings
+from dataclasses import replace
+
+import pytest
+import torch
+
+pytest.importorskip("vllm", reason="needs vLLM: make test-vllm")
+pytest.importorskip("ray", reason="needs Ray: make test-vllm")
+
+from vllm_cases import load  # noqa: E402
+
+import zokern  # noqa: E402
+from zokern.engines.ray import RayEngine  # noqa: E402
+from zokern.evolve import BadInput, Settings, evolve, resume  # noqa: E402
+from zokern.evolve.restore import replay  # noqa: E402
+
+SMALL = ("enforce_eager=true", "max_num_seqs=16", "kv_cache_memory_bytes=50000000")
+REWARDS = """
+import helping
+
+def vowels(completions, wanted):
+    return [helping.share(text, wanted) for text, wanted in zip(completions, wanted)]
+"""
+
+
+@pytest.fixture
+def settings(folder_of, tmp_path, monkeypatch):
+    """A run of three iterations, by a reward in a file that no other machine has."""
+    monkeypatch.chdir(tmp_path)
+    rows = [json.dumps({"prompt": f"{word} {i}", "wanted": "aeiou"[: 1 + i % 5]}) for i, word in enumerate(["copy", "right", "work"] * 8)]
+    (tmp_path / "rows.jsonl").write_text("\n".join(rows))
+    (tmp_path / "rewards.py").write_text(REWARDS)
+    (tmp_path / "helping.py").write_text("def share(text, wanted):\n    return sum(c in wanted for c in text) / (1 + len(text))\n")
+    own = dict(sigma=0.05, population=6, perturbation="copied")
+    few = dict(rows=8, max_new_tokens=6, steps=3, eval_every=3, optimizer_settings=own, lr=0.02, reward=("rewards.py:vowels",))
+    return Settings(folder_of("Llama"), data=str(tmp_path / "rows.jsonl"), engine="vllm", engine_option=SMALL, **few)
+
+
+def made(folder):
+    """(what each member was worth, what was logged of held-out rows, the weights saved) of a run."""
+    log = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    measured = [list(step.measurements) for step in zokern.Trajectory.read(folder / "trajectory.jsonl").steps]
+    return measured, [entry["eval_reward"] for entry in log if "eval_reward" in entry], load(folder)
+
+
+def same(one, other):
+    return one[:2] == other[:2] and all(map(torch.equal, one[2].parameters(), other[2].parameters()))
+
+
+def actors():
+    """Processes of Ray's that hold an engine."""
+    found = os.popen("ps -eo pid,args").read().splitlines()
+    return [int(line.split()[0]) for line in found if "ray::_Actor" in line]
+
+
+class Counted:
+    """What the measurements of an engine send and receive, in bytes."""
+
+    def __init__(self, monkeypatch):
+        from ray import cloudpickle
+
+        ask, self.sizes = RayEngine._ask, []
+
+        def asked(engine, method, *args):
+            found = ask(engine, method, *args)
+            if method == "measure":
+                self.sizes.append(len(cloudpickle.dumps(args[1:])) + len(cloudpickle.dumps(found)))
+            return found
+
+        monkeypatch.setattr(RayEngine, "_ask", asked)
+
+
+def test_the_weights_do_not_depend_on_engines_or_deaths(settings, tmp_path, monkeypatch):
+    import ray
+
+    local = replace(settings, engine="local", engine_option=(), out=str(tmp_path / "local"))
+    evolve(local, print)
+    expected = made(tmp_path / "local")
+    assert len({reward for step in expected[0] for reward in step}) > 6
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", ".*died.*", RuntimeWarning)
+        evolve(replace(settings, steps=2, eval_every=3, out=str(tmp_path / "one")), print)
+        resume(str(tmp_path / "one"), print, steps=3)
+    one = made(tmp_path / "one")
+    assert one[0] == expected[0] and same((one[0], one[1][-1:], one[2]), (expected[0], expected[1][-1:], expected[2]))
+
+    counted, before = Counted(monkeypatch), set(actors())
+    struck = []
+
+    def strike():
+        log = tmp_path / "two" / "log.jsonl"
+        while not (log.exists() and '"step": 1' in log.read_text()):
+            time.sleep(0.05)
+        struck.append(next(pid for pid in actors() if pid not in before))
+        os.kill(struck[0], signal.SIGKILL)
+
+    killer = threading.Thread(target=strike, daemon=True)
+    killer.start()
+    with pytest.warns(RuntimeWarning, match="engine . died .* and was started again"):
+        evolve(replace(settings, engines=2, out=str(tmp_path / "two")), print)
+    assert struck and same(made(tmp_path / "two"), expected)
+    assert len(counted.sizes) >= 18 + 2 and max(counted.sizes) < 3000  # 6 members of 3 iterations, 3 of held-out rows: keys and numbers
+    replay(str(tmp_path / "two"), str(tmp_path / "again"), 3)
+    assert all(map(torch.equal, load(tmp_path / "again").parameters(), expected[2].parameters()))
+    for _ in range(200):
+        if not set(actors()) - before:
+            break
+        time.sleep(0.1)
+    assert not set(actors()) - before
+    ray.shutdown()
+
+
+def test_what_cannot_be_is_refused(settings, tmp_path):
+    for more, match in (
+        (dict(engine="local", engine_option=(), engines=2), "--engines is of --engine vllm"),
+        (dict(engine_option=("max_num_seqs",)), "--engine-option 'max_num_seqs': write NAME=VALUE"),
+        (dict(engine_option=("dtype=bfloat16",)), "--engine-option dtype: the run decides that"),
+        (dict(engine_option=("sequences=3",)), "cannot start"),
+        (dict(adapter=("lora",)), "--adapter lora with --engine vllm"),
+        (dict(device="cuda"), "--device cuda with --engine vllm"),
+        (dict(optimizer_settings=dict(perturbation="in-place")), "--perturbation in-place with --engine vllm"),
+        (dict(model="tiny.gguf"), "tiny.gguf' with --engine vllm"),
+        (dict(server=("http://127.0.0.1:9",), engine_option=()), "http://127.0.0.1:9 does not answer"),
+        (dict(server=("http://127.0.0.1:9",)), "--engine-option is for engines that are started here"),
+    ):
+        with pytest.raises(BadInput, match=match):
+            evolve(replace(settings, out=str(tmp_path / "refused"), **more), print)
+        assert not (tmp_path / "refused").exists()
