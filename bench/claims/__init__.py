@@ -10,4 +10,16 @@ names the few that need not; the other files are the pages. python_tests/bench/t
 """
 
 # ruff: noqa: F401  # importing a page's file declares its claims
-from . import accuracy, algorithms, benchmarking_counted, benchmarking_cpu, benchmarking_runs, others, peers, precision, readme, rewards
+from . import (
+    accuracy,
+    algorithms,
+    benchmarking_counted,
+    benchmarking_cpu,
+    benchmarking_runs,
+    engines,
+    others,
+    peers,
+    precision,
+    readme,
+    rewards,
+)

@@ -265,6 +265,38 @@ def test_optimizers_whose_updates_are_no_terms_are_refused(optimizer_of, engine_
     assert pool.checksums() == before
 
 
+def test_states_do_not_bring_engines_anywhere(optimizer_of, engine_of, model_of):
+    """A state knows nothing of theta: the log does. One of step 0 is as good as none."""
+    pool, optimizer = optimizer_of([engine_of()])
+    fresh = optimizer.state_dict()
+    optimizer.step(pool.driver(likelihood))
+    other, again = optimizer_of([engine_of()])
+    before = other.checksums()
+    refused(lambda: again.load_state_dict(optimizer.state_dict()), "state is of step 1.*replay", ValueError)
+    again.load_state_dict(fresh)
+    plain = EvolutionStrategies(model_of().named_parameters(), perturbation=zokern.Copied(), population=6)
+    plain.step(lambda: 1.0)
+    refused(lambda: again.load_state_dict(plain.state_dict()), "state is of step 1", ValueError)
+    assert other.checksums() == before and again.param_groups[0]["step"] == 0
+
+
+def test_a_deferred_update_is_pulled_too(optimizer_of, engine_of, model_of, tokens):
+    pool, optimizer = optimizer_of([engine_of()], kind=MeZO, lr=1e-2, eps=1e-2, defer=True)
+    optimizer.step(pool.driver(likelihood))
+    pool.pull(optimizer)
+    model, plain, _ = plainly(model_of, tokens, 1, MeZO, lr=1e-2, eps=1e-2)
+    assert all(map(torch.equal, optimizer.layout.params, model.parameters()))
+
+
+def test_engines_that_are_dropped_are_closed(optimizer_of, engine_of, model_of, tokens):
+    mortal = Mortal(model_of, tokens, [2], returns=False)
+    pool, optimizer = optimizer_of([mortal, engine_of()])
+    with pytest.warns(RuntimeWarning, match="goes on without it"):
+        for _ in range(3):
+            optimizer.step(pool.driver(slowly))
+    assert mortal.shard is None and len(pool.engines) == 1
+
+
 def test_engines_of_one_run_are_not_taken_for_another(optimizer_of, engine_of, model_of):
     engine = engine_of()
     pool, optimizer = optimizer_of([engine])

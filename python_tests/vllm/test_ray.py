@@ -3,10 +3,12 @@
 import json
 import os
 import signal
+import sys
 import threading
 import time
 import warnings
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -14,10 +16,13 @@ import torch
 pytest.importorskip("vllm", reason="needs vLLM: make test-vllm")
 pytest.importorskip("ray", reason="needs Ray: make test-vllm")
 
-from vllm_cases import load  # noqa: E402
+from vllm_cases import OPTIONS, load  # noqa: E402
 
 import zokern  # noqa: E402
+from zokern import EvolutionStrategies  # noqa: E402
+from zokern.engines import Local, Pool  # noqa: E402
 from zokern.engines.ray import RayEngine  # noqa: E402
+from zokern.engines.vllm import VLLM  # noqa: E402
 from zokern.evolve import BadInput, Settings, evolve, resume  # noqa: E402
 from zokern.evolve.restore import replay  # noqa: E402
 
@@ -134,3 +139,87 @@ def test_what_cannot_be_is_refused(settings, tmp_path):
         with pytest.raises(BadInput, match=match):
             evolve(replace(settings, out=str(tmp_path / "refused"), **more), print)
         assert not (tmp_path / "refused").exists()
+
+
+class OnNodes:
+    """(engine, whether to tell the node) -> its node, or a likelihood; slow, so that it can be struck."""
+
+    def __call__(self, engine, told, number):
+        import ray
+
+        time.sleep(0.2)
+        return ray.get_runtime_context().get_node_id() if told else engine.score([[5, 6, 7, 8]], [[[3]]])[0][0]
+
+
+def test_a_node_that_goes_takes_no_engine_along(folder_of, monkeypatch):
+    """Three nodes of a real cluster, on this machine; two have an engine each, one of which goes."""
+    import ray
+    from ray.cluster_utils import Cluster
+
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    folder, given = folder_of("Llama"), dict(lr=0.1, sigma=0.05, population=6, maximize=True)
+    cluster = Cluster(initialize_head=True, head_node_args=dict(num_cpus=0))
+    try:
+        nodes = [cluster.add_node(num_cpus=1) for _ in range(3)]
+        monkeypatch.setenv("RAY_ADDRESS", cluster.address)
+        engines = [RayEngine(partial(_local, folder), name=f"engine {i}", wait=60) for i in range(2)]
+        pool = Pool(engines)
+        optimizer = EvolutionStrategies(load(folder).named_parameters(), perturbation=pool, **given)
+        measured = OnNodes()
+        first = pool.measure(measured, [()] * 2, [(True, 0), (True, 1)])
+        optimizer.step(pool.driver(measured, False))
+        struck = next(node for node in nodes if node.node_id == first[0])
+        threading.Timer(0.3, lambda: cluster.remove_node(struck, allow_graceful=False)).start()
+        with pytest.warns(RuntimeWarning, match="engine . died .* and was started again"):
+            optimizer.step(pool.driver(measured, False))
+        second = pool.measure(measured, [()] * 2, [(True, 0), (True, 1)])
+        assert len({*first, *second}) == 3 and first[0] not in second
+        with pytest.raises(ZeroDivisionError):
+            pool.measure(_broken, [()], [(0,)])
+        optimizer.step(pool.driver(measured, False))  # what a function raises loses no engine
+        found = pool.checksums()
+        pool.close()
+        alone = Pool([_local(folder)])
+        optimizer = EvolutionStrategies(load(folder).named_parameters(), perturbation=alone, **given)
+        for _ in range(3):
+            optimizer.step(alone.driver(lambda engine, number: engine.score([[5, 6, 7, 8]], [[[3]]])[0][0]))
+        assert found == alone.checksums()
+        with pytest.raises(BadInput, match="pass the model that is there"):  # and not that an actor died
+            RayEngine(partial(_refusing, folder))
+        with pytest.raises(BadInput, match="no room for 2 CPUs and 0 GPUs on one node after 3 s"):
+            RayEngine(partial(_local, folder), cpus=2, wait=3)
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
+
+
+def _broken(engine, number):
+    return 1 / number
+
+
+def _refusing(folder):
+    raise BadInput(f"{folder} is another: pass the model that is there")
+
+
+def _local(folder):
+    return Local(load(folder), None)
+
+
+def test_two_workers_in_an_actor(folder_of):
+    """Of one placement group, whose processes vLLM starts itself."""
+    import ray
+
+    folder = folder_of("Llama")
+    make = partial(VLLM, folder, None, 2, dtype="float32", kv_cache_memory_bytes=50000000, **OPTIONS)
+    try:
+        engine = RayEngine(make, cpus=2, environment={"VLLM_CPU_OMP_THREADS_BIND": "0|1"})
+        local = _local(folder)
+        pool = Pool([engine, local])
+        optimizer = EvolutionStrategies(load(folder).named_parameters(), lr=0.1, sigma=0.05, population=4, perturbation=pool)
+        optimizer.step(pool.driver(lambda engine, number: float(number)))
+        assert pool.checksums()
+        pool.go([(key, 0.05) for key, _ in optimizer.last.terms])
+        assert torch.equal(engine.read("model.layers.0.self_attn.o_proj.weight"), local.read("model.layers.0.self_attn.o_proj.weight"))
+        pool.close()
+    finally:
+        ray.shutdown()

@@ -4,6 +4,7 @@ import threading
 
 import pytest
 import torch
+from transformers import GenerationConfig
 
 pytest.importorskip("vllm", reason="needs vLLM: make test-vllm")
 
@@ -24,7 +25,9 @@ def likelihood(engine, number):
 
 
 def test_a_server_that_is_killed_and_started_again(folder_of, tokenizer):
-    folder = folder_of("Llama")
+    folder = folder_of("Llama", torch.float32)
+    config = GenerationConfig(repetition_penalty=2.0, temperature=0.5, top_k=3, eos_token_id=tokenizer.eos_token_id)
+    config.save_pretrained(folder)  # which a server takes where a request does not say otherwise
     server = Server(folder, "--worker-extension-cls", EXTENSION, "--enable-prefix-caching", "--max-num-seqs", "16")
     try:
         server.wait()
@@ -50,6 +53,10 @@ def test_a_server_that_is_killed_and_started_again(folder_of, tokenizer):
             measured.append(optimizer.measurements)
 
         step(likelihood)
+        engine.restart()  # which was only out of reach
+        pool._begin(engine)
+        assert engine.applied == 1
+        step(likelihood)
         dying = threading.Event()
 
         def struck(engine, number):
@@ -62,7 +69,7 @@ def test_a_server_that_is_killed_and_started_again(folder_of, tokenizer):
         with pytest.warns(RuntimeWarning, match="does not answer.*was started again"):
             step(struck)
         step(likelihood)
-        assert len({float(loss) for losses in measured for loss in losses}) == 12
+        assert len({float(loss) for losses in measured for loss in losses}) == 16
         found = pool.checksums()
         pool.pull(optimizer)
         model = load(folder)  # the very weights that the logged numbers lead to
@@ -72,6 +79,8 @@ def test_a_server_that_is_killed_and_started_again(folder_of, tokenizer):
         assert all(map(torch.equal, optimizer.layout.params, model.parameters())) and len(found) == len(plain.layout.params)
         with pytest.raises(BadInput, match="updates of an earlier run: start it again"):
             FZOO(load(folder).named_parameters(), perturbation=Pool([VLLMServer(server.url, tokenizer)]))
+        with pytest.raises(BadInput, match="'unknown' does not answer|unknown url type"):
+            VLLMServer("unknown")
     finally:
         server.kill()
     with pytest.raises(BadInput, match="does not answer.*start it with VLLM_SERVER_DEV_MODE=1 vllm serve"):
@@ -104,4 +113,4 @@ def test_an_asynchronous_engine(folder_of, tokenizer, closing):
     assert engine.generate(PROMPTS, Sampling(8)) == local.generate(PROMPTS, Sampling(8))
     for there, here in zip(engine.score(PROMPTS, OPTIONS_OF), local.score(PROMPTS, OPTIONS_OF)):
         assert there == pytest.approx(here, abs=1e-3)
-    assert all(torch.equal(a, b) for (_, a), (_, b) in zip(engine.weights(pool.plan), local.weights(pool.plan)))
+    assert all(torch.equal(engine.read(name), local.read(name)) for name in optimizer.layout.names)

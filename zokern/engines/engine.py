@@ -2,7 +2,7 @@
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,10 +52,11 @@ class Engine(ABC):
 
     @abstractmethod
     def begin(self, plan: Plan) -> dict[str, int]:
-        """Learn which elements are which, at the weights of the checkpoint. -> ``checksums``.
+        """Learn which elements are which, at the weights of the checkpoint; or, of a run that the engine knows already, nothing: then
+        ``applied`` says how many passes theta has had. -> ``checksums``.
 
         Raises:
-            BadInput: the model cannot be perturbed, lacks elements, or has had updates; or the versions differ.
+            BadInput: the model cannot be perturbed, lacks elements, or has had updates of another run; or the versions differ.
         """
 
     @abstractmethod
@@ -96,8 +97,3 @@ class Engine(ABC):
         self.go(updates, terms)
         self.moving = time.perf_counter() - began
         return function(self, *args)
-
-    def weights(self, plan: Plan) -> Iterator[tuple[str, torch.Tensor]]:
-        """(name, tensor) of all that is trained."""
-        for tensor in plan.tensors:
-            yield tensor.name, self.read(tensor.name)

@@ -35,11 +35,13 @@ class Plan:
     Attributes:
         tensors: all that are trained, in the order of their indices.
         own_dtype: theta is kept in the dtype of the model's weights. False: in float32.
+        run: a name that no other run has, by which an engine that was only out of reach is known again.
         version, noise_spec: of the driver's zokern, which the engine's have to be.
     """
 
     tensors: tuple[Trained, ...]
     own_dtype: bool = False
+    run: str = ""
     version: str = __version__
     noise_spec: int = SPEC_VERSION
 
@@ -56,7 +58,8 @@ class Plan:
         if theirs != ours:
             said = f"the driver has zokern {theirs[0]} (noise {theirs[1]}), the engine zokern {ours[0]} (noise {ours[1]})"
             raise BadInput(f"{said}: install the same version on both sides")
-        return cls(tuple(Trained(name, tuple(shape), first, keep) for name, shape, first, keep in message["tensors"]), message["own_dtype"])
+        tensors = tuple(Trained(name, tuple(shape), first, keep) for name, shape, first, keep in message["tensors"])
+        return cls(tensors, message["own_dtype"], message["run"])
 
 
 @dataclass(frozen=True)

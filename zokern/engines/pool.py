@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
+from uuid import uuid4
 
 import torch
 
@@ -53,6 +54,7 @@ class Pool:
         self.passes: list[Pass] = []
         self.plan: Plan | None = None
         self._base: dict[str, int] = {}  # checksums of the checkpoint
+        self._run = uuid4().hex
         self._starts: dict[Engine, int] = {}
         self._lock = threading.Lock()
 
@@ -67,7 +69,7 @@ class Pool:
         Raises:
             BadInput, ValueError: layout or engines that cannot be, or engines with other weights than the parameters.
         """
-        plan = _plan(layout, self.dtype is None)
+        plan = _plan(layout, self.dtype is None, self._run)
         if self.plan is None:
             base = {t.name: checksum(p, Span(t.first, max(t.numel, 1), max(t.numel, 1))) for t, p in zip(plan.tensors, layout.params)}
             self._base, self.plan = base, plan
@@ -124,13 +126,15 @@ class Pool:
     def pull(self, optimizer: Any) -> None:
         """The parameters of the optimizer, which stay as they are else, <- theta, as the engines compute with it."""
         weights: PooledWeights = optimizer.weights
+        optimizer.flush()
         for p, (_, tensor) in zip(weights.layout.params, self.read(), strict=True):
             p.copy_(tensor.view(p.shape))
         weights.pulled()
 
     def close(self) -> None:
+        """Close all engines that are left."""
         for engine in self.engines:
-            engine.close()
+            _close(engine)
 
     def _read(self, name: str) -> torch.Tensor:
         while True:
@@ -152,7 +156,7 @@ class Pool:
     def _begin(self, engine: Engine) -> None:
         assert self.plan
         found = engine.begin(self.plan)
-        for name, expected in self._base.items():
+        for name, expected in {} if engine.applied else self._base.items():
             if found.get(name) != expected:
                 raise BadInput(
                     f"{engine.name} has other weights than the model here, in {name!r} for one: start it with the checkpoint and the dtype"
@@ -161,8 +165,7 @@ class Pool:
 
     def _everywhere(self, act: Callable[[Engine], T]) -> list[T]:
         """act(engine) of each, at once; of one that dies, again."""
-        left, found = deque(range(len(self.engines))), dict[int, T]()
-        engines = list(self.engines)
+        engines, found = list(self.engines), dict[int, T]()
 
         def once(engine: Engine) -> None:
             while True:
@@ -173,9 +176,9 @@ class Pool:
                     if not self._revive(engine, error):
                         return
 
-        with ThreadPoolExecutor(len(left)) as threads:
+        with ThreadPoolExecutor(len(engines)) as threads:
             for future in [threads.submit(once, engine) for engine in engines]:
-                future.result()
+                let_through(future.result)
         return [found[n] for n in sorted(found)]
 
     def _round(self, left: "deque[int]", act: Callable[[int, Engine], None]) -> None:
@@ -205,7 +208,7 @@ class Pool:
                 let_through(future.result)
         finally:
             stop.set()
-            threads.shutdown()
+            let_through(threads.shutdown)
 
     def _revive(self, engine: Engine, error: EngineDied) -> bool:
         """Start an engine again that died. -> False where it cannot be, and others go on without it.
@@ -213,11 +216,9 @@ class Pool:
         Raises:
             BadInput: none is left.
         """
-        with self._lock:
-            self._starts[engine] = self._starts.get(engine, 0) + 1
-            often = self._starts[engine] > STARTS
         why = first_line(error)
-        if not often:
+        if self._starts.get(engine, 0) < STARTS:
+            self._starts[engine] = self._starts.get(engine, 0) + 1
             try:
                 engine.applied = 0
                 engine.restart()
@@ -230,8 +231,17 @@ class Pool:
             self.engines = [other for other in self.engines if other is not engine]
             if not self.engines:
                 raise BadInput(f"no engine is left: {engine.name}: {why}") from error
+        _close(engine)
         warnings.warn(f"{engine.name} died, and the run goes on without it: {why}", RuntimeWarning, stacklevel=2)
         return False
+
+
+def _close(engine: Engine) -> None:
+    """As far as it can be: one that is gone already has nothing left to free."""
+    try:
+        engine.close()
+    except Exception as error:
+        warnings.warn(f"{engine.name} could not be closed: {first_line(error)}", RuntimeWarning, stacklevel=2)
 
 
 class PoolDriver(Driver):
@@ -260,7 +270,7 @@ class PoolDriver(Driver):
         return result
 
 
-def _plan(layout: Layout, own_dtype: bool) -> Plan:
+def _plan(layout: Layout, own_dtype: bool, run: str) -> Plan:
     if len(layout.coefficient_groups) > 1:
         raise BadInput("engines take one parameter group, without blocks: pass the optimizer all parameters in one")
     if not all(layout.names):
@@ -273,4 +283,5 @@ def _plan(layout: Layout, own_dtype: bool) -> Plan:
     return Plan(
         tuple(Trained(n, tuple(p.shape), s.first, k) for n, p, s, k in zip(layout.names, layout.params, layout.spans, layout.keep)),
         own_dtype,
+        run,
     )

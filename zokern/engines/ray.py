@@ -1,5 +1,6 @@
 """An engine in an actor of Ray, on this machine or another."""
 
+import threading
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from typing import Any
@@ -12,7 +13,9 @@ from .engine import Engine, EngineDied, Sampling
 from .generate import Completions
 from .messages import Plan, Updates, terms_message, terms_of
 
-FUNCTIONS = 8  # that are kept in an actor
+FUNCTIONS = 8  # that are kept, here and in an actor
+_stored_functions: dict[int, tuple[Any, Any]] = {}  # by their identity, with where Ray has them: for all engines
+_lock = threading.Lock()
 
 
 class RayEngine(Engine):
@@ -26,6 +29,7 @@ class RayEngine(Engine):
         cpus, gpus: of the placement group, 1 and 0 by default. Of vLLM as many GPUs as workers.
         name: for messages. Default "an engine of Ray".
         wait: seconds in which the cluster has to have room for it. Default 600.
+        timeout: seconds until a call that is not answered counts as a death. Default None: it is waited for.
         environment: variables of the actor's process, beside its node's.
     Raises:
         BadInput: Ray is not installed, has no room, or ``make`` refuses.
@@ -33,12 +37,11 @@ class RayEngine(Engine):
 
     def __init__(
         self, make: Callable[[], Engine], cpus: float = 1, gpus: float = 0, name: str = "an engine of Ray", wait: float = 600.0,
-        environment: dict[str, str] | None = None,
+        timeout: float | None = None, environment: dict[str, str] | None = None,
     ) -> None:  # fmt: skip
-        self.ray, self.name, self.make, self.wait = connected(), name, make, wait
+        self.ray, self.name, self.make, self.wait, self.timeout = connected(), name, make, wait, timeout
         self.options = dict(num_cpus=cpus, num_gpus=gpus, runtime_env={"env_vars": environment or {}})
-        self.group = need("ray.util").placement_group([{"CPU": cpus, **({"GPU": gpus} if gpus else {})}], strategy="STRICT_PACK")
-        self._sent: dict[int, tuple[Any, Any]] = {}  # functions, by their identity, with their reference there
+        self.group: Any = None
         self.actor: Any = None
         try:
             self._start()
@@ -47,17 +50,18 @@ class RayEngine(Engine):
             raise
 
     def _start(self) -> None:
+        bundle = {name: self.options[f"num_{name.lower()}s"] for name in ("CPU", "GPU")}
+        self.group = need("ray.util").placement_group([{name: count for name, count in bundle.items() if count}], strategy="STRICT_PACK")
         strategy = need("ray.util.scheduling_strategies").PlacementGroupSchedulingStrategy(self.group)
         if not self.group.wait(self.wait):
             asked = f"{self.options['num_cpus']} CPUs and {self.options['num_gpus']} GPUs on one node"
             raise BadInput(f"{self.name}: the cluster has no room for {asked} after {self.wait:g} s: add nodes, or ask for fewer engines")
-        self.actor = self.ray.remote(_Actor).options(scheduling_strategy=strategy, **self.options).remote(self.make)
-        self._ask("ready")
+        self.actor = self.ray.remote(_Actor).options(scheduling_strategy=strategy, **self.options).remote()
+        self._ask("start", self.make)
 
     def begin(self, plan: Plan) -> dict[str, int]:
-        self.applied = 0
-        found: dict[str, int] = self._ask("begin", plan)
-        return found
+        self.applied, found = self._ask("begin", plan)
+        return dict(found)
 
     def go(self, updates: Updates, terms: Sequence[Term]) -> None:
         self.applied = self._ask("go", updates.message(), terms_message(terms))
@@ -79,16 +83,18 @@ class RayEngine(Engine):
         return held
 
     def measure(self, function: Callable[..., Any], updates: Updates, terms: Sequence[Term], *args: Any) -> Any:
-        if id(function) not in self._sent:
-            while len(self._sent) >= FUNCTIONS:
-                self._sent.pop(next(iter(self._sent)))
-            self._sent[id(function)] = function, self.ray.put(function)
-        there = self._sent[id(function)][1]
-        self.applied, self.moving, found = self._ask("measure", [there], updates.message(), terms_message(terms), args)
+        asked = [_stored(self.ray, function)], updates.message(), terms_message(terms), args
+        try:
+            self.applied, self.moving, found = self._ask("measure", *asked)
+        except EngineDied:
+            raise
+        except Exception:  # of the function, before which theta has moved
+            self.applied = self._ask("applied")
+            raise
         return found
 
     def restart(self) -> None:
-        self.ray.kill(self.actor)
+        self.close()  # its node may be gone, and its placement group with it
         try:
             self._start()
         except BadInput as error:
@@ -97,7 +103,9 @@ class RayEngine(Engine):
     def close(self) -> None:
         if self.actor is not None:
             self.ray.kill(self.actor)
-        need("ray.util").remove_placement_group(self.group)
+        if self.group is not None:
+            need("ray.util").remove_placement_group(self.group)
+        self.actor = self.group = None
 
     def _ask(self, method: str, *args: Any) -> Any:
         """
@@ -106,7 +114,7 @@ class RayEngine(Engine):
         """
         errors = need("ray.exceptions")
         try:
-            return self.ray.get(getattr(self.actor, method).remote(*args))
+            return self.ray.get(getattr(self.actor, method).remote(*args), timeout=self.timeout)
         except errors.RayTaskError as error:
             cause = error.cause
             if isinstance(cause, EngineDied) or not isinstance(cause, Exception):
@@ -119,15 +127,19 @@ class RayEngine(Engine):
 class _Actor:
     """Holds an engine in a process of Ray's."""
 
-    def __init__(self, make: Callable[[], Engine]) -> None:
-        self.engine = make()
+    def __init__(self) -> None:
+        self.engine: Any = None
         self.functions: dict[Any, Callable[..., Any]] = {}  # by their references
 
-    def ready(self) -> bool:
-        return True
+    def start(self, make: Callable[[], Engine]) -> None:  # and not as the actor is made, where Ray would tell no more than that it failed
+        self.engine = make()
 
-    def begin(self, plan: Plan) -> dict[str, int]:
-        return self.engine.begin(plan)
+    def applied(self) -> int:
+        return int(self.engine.applied)
+
+    def begin(self, plan: Plan) -> tuple[int, dict[str, int]]:
+        found = self.engine.begin(plan)
+        return self.engine.applied, found
 
     def go(self, updates: list[Any], terms: list[Any]) -> int:
         self.engine.go(Updates.of(updates), terms_of(terms))
@@ -147,6 +159,16 @@ class _Actor:
         return self.engine.applied, self.engine.moving, found
 
 
+def _stored(ray: Any, function: Callable[..., Any]) -> Any:
+    """The reference of a function, which is stored once for all actors."""
+    with _lock:
+        if id(function) not in _stored_functions:
+            while len(_stored_functions) >= FUNCTIONS:
+                _stored_functions.pop(next(iter(_stored_functions)))
+            _stored_functions[id(function)] = function, ray.put(function)
+        return _stored_functions[id(function)][1]
+
+
 def connected() -> Any:
     """Ray, connected to a cluster, or to one that it starts on this machine.
 
@@ -157,5 +179,6 @@ def connected() -> Any:
         raise BadInput("ray is not installed: pip install 'ray>=2.40'")
     ray = need("ray")
     if not ray.is_initialized():
+        _stored_functions.clear()  # of another cluster
         ray.init(log_to_driver=False, configure_logging=False, include_dashboard=False)
     return ray

@@ -37,6 +37,13 @@ class PooledWeights(PerturbedWeights):
         with super().undisturbed():
             yield [[tensor for _, tensor in self.pool.read()]]
 
+    def check_loaded(self, state_dict: dict[str, Any]) -> None:
+        if state_dict["param_groups"][0]["step"] or state_dict["state"]:
+            raise ValueError(
+                f"the state is of step {state_dict['param_groups'][0]['step']}, to which no state brings engines: record the run, and "
+                "bring them there by zokern.Trajectory.read(log).replay(model, perturbation=pool)"
+            )
+
     def look(self) -> None:
         if self._seen != self._versions:
             raise RuntimeError(

@@ -175,6 +175,9 @@ class PerturbedWeights:
         """Take what is stored for theta."""
         self.pending = [NOTHING] * len(self.parts)
 
+    def check_loaded(self, state_dict: dict[str, Any]) -> None:
+        """Refuse an optimizer's state to which these weights cannot be brought."""
+
     def look(self) -> None:
         """See what somebody else wrote to the model's parameters since the last pass."""
 

@@ -192,6 +192,7 @@ class Trained(ClosureOptimizer):
                 specification, or for parameters of other names or shapes. Nothing is changed then.
         """
         check_saved(self, state_dict)
+        self.weights.check_loaded(state_dict)
         self.flush()
         super().load_state_dict({**state_dict, "state": {}})
         self.logged = state_dict.get("logged")

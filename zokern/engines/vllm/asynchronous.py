@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from ...errors import first_line, need
 from ..engine import EngineDied
-from .engine import of_next
+from .engine import finished, of_next
 from .versions import check_version
 from .workers import Workers
 
@@ -38,7 +38,7 @@ class AsyncVLLM(Workers):
         return list(self._done(self.engine.collective_rpc("zokern", args=(call,))))
 
     def reset(self) -> bool:
-        return bool(self._done(self.engine.reset_prefix_cache()))
+        return bool(self._done(self.engine.reset_prefix_cache(reset_running_requests=True)))
 
     def write(self, prompts: Sequence[list[int]], params: Sequence[dict[str, Any]]) -> list[list[int]]:
         return [list(out.outputs[0].token_ids) for out in self._done(self._all(prompts, params))]
@@ -58,7 +58,7 @@ class AsyncVLLM(Workers):
     async def _one(self, prompt: list[int], params: dict[str, Any]) -> Any:
         sampling = need("vllm").SamplingParams(**params, output_kind=need("vllm.sampling_params").RequestOutputKind.FINAL_ONLY)
         made = self.engine.generate({"prompt_token_ids": prompt}, sampling, f"zokern-{next(self._ids)}")
-        return [out async for out in made][-1]
+        return finished(self.name, [out async for out in made][-1])
 
     def _done(self, work: Coroutine[Any, Any, T]) -> T:
         try:

@@ -1,8 +1,10 @@
 """vLLM's ``LLM`` as an engine."""
 
 import gc
+import signal
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from multiprocessing import resource_tracker
 from typing import Any, TypeVar
 
 from ...errors import BadInput, first_line, need
@@ -17,6 +19,22 @@ T = TypeVar("T")
 def of_next(tokens: Sequence[int]) -> dict[str, Any]:
     """Arguments of SamplingParams that ask for the log-probabilities of tokens that may come next."""
     return dict(temperature=0.0, max_tokens=1, logprob_token_ids=list(tokens), detokenize=False)
+
+
+def finished(name: str, out: Any) -> Any:
+    """What vLLM made of a request.
+
+    Raises:
+        EngineDied: the request was ended before it was done, as those are that run when an engine shuts down.
+    """
+    if out.outputs[0].finish_reason not in ("stop", "length"):
+        raise EngineDied(f"{name} ended a request before it was done ({out.outputs[0].finish_reason})")
+    return out
+
+
+def _deaf() -> None:
+    """Processes that this thread starts are not ended by Ctrl-C, which a terminal sends to all of them: who asks them hears it."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
 
 
 class VLLM(Workers):
@@ -35,9 +53,11 @@ class VLLM(Workers):
         check_version()
         self.name = f"vLLM of {model!r}"
         given = dict(model=model, tensor_parallel_size=tensor_parallel, worker_extension_cls=EXTENSION, enable_prefix_caching=False)
-        self.options = given | options
-        # Of all calls: with how many threads a CPU computes is a setting of the thread that asks it to, and the engine checks that.
-        self._thread = ThreadPoolExecutor(1, "zokern-vllm")
+        several = dict(distributed_executor_backend="mp") if tensor_parallel > 1 else {}  # not Ray, in an actor of which this may be
+        self.options = given | several | options
+        # One thread for all calls: how many others a CPU computes with is a setting of the thread that asks, and the engine checks that.
+        resource_tracker.ensure_running()  # which would let signals through again in the thread that starts it
+        self._thread = ThreadPoolExecutor(1, "zokern-vllm", _deaf)
         self.llm: Any = None
         self._start()
         llm: Any = self.llm
@@ -54,7 +74,7 @@ class VLLM(Workers):
         return list(self._alive(lambda: self.llm.collective_rpc("zokern", args=(call,))))
 
     def reset(self) -> bool:
-        return bool(self._alive(self.llm.reset_prefix_cache))
+        return bool(self._alive(lambda: self.llm.reset_prefix_cache(reset_running_requests=True)))
 
     def write(self, prompts: Sequence[list[int]], params: Sequence[dict[str, Any]]) -> list[list[int]]:
         return [list(out.outputs[0].token_ids) for out in self._generated(prompts, params)]
@@ -67,7 +87,7 @@ class VLLM(Workers):
     def _generated(self, prompts: Sequence[list[int]], params: Sequence[dict[str, Any]]) -> list[Any]:
         sampling = [need("vllm").SamplingParams(**own) for own in params]
         given = [{"prompt_token_ids": prompt} for prompt in prompts]
-        return list(self._alive(lambda: self.llm.generate(given, sampling, use_tqdm=False)))
+        return [finished(self.name, out) for out in self._alive(lambda: self.llm.generate(given, sampling, use_tqdm=False))]
 
     def restart(self) -> None:
         self.close()

@@ -1,10 +1,13 @@
 """A running ``vllm serve`` as an engine, over HTTP."""
 
+import http.client
 import json
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from itertools import groupby
 from typing import Any
 
@@ -13,6 +16,9 @@ from ..engine import EngineDied
 from .versions import check_known
 from .workers import Workers
 
+AT_ONCE = 64  # requests
+# What a server would take from the model's own generation config where a request does not say otherwise.
+NEUTRAL = dict(top_p=1.0, top_k=0, min_p=0.0, repetition_penalty=1.0, presence_penalty=0.0, frequency_penalty=0.0)
 START = "VLLM_SERVER_DEV_MODE=1 vllm serve MODEL --worker-extension-cls zokern.engines.vllm.worker.Worker"
 
 
@@ -41,7 +47,7 @@ class VLLMServer(Workers):
 
     def _look(self) -> None:
         """Is it there, and what we need?"""
-        check_known(str(self._ask("/version")["version"]), self.name)
+        check_known(str(self._ask("/version").get("version")), self.name)
         self.model = str(self._ask("/v1/models")["data"][0]["id"])
         try:
             answers = self.rpc(json.dumps(["applied"]))
@@ -54,20 +60,21 @@ class VLLMServer(Workers):
         return [str(answer) for answer in self._ask("/collective_rpc", {"method": "zokern", "args": [call]})["results"]]
 
     def reset(self) -> bool:
-        return bool(self._ask("/reset_prefix_cache", {})["success"])
+        return bool(self._ask("/reset_prefix_cache?reset_running_requests=true", {})["success"])
 
     def write(self, prompts: Sequence[list[int]], params: Sequence[dict[str, Any]]) -> list[list[int]]:
-        made: list[list[int]] = []
-        for own, of_them in groupby(zip(params, prompts), key=lambda pair: pair[0]):
-            made += [list(choice["token_ids"]) for choice in self._completions([prompt for _, prompt in of_them], own)]
-        return made
+        alike = [list(of_them) for _, of_them in groupby(zip(params, prompts), key=lambda pair: pair[0])]
+        each = self._at_once([([prompt for _, prompt in of_them], of_them[0][0]) for of_them in alike])
+        return [list(choice["token_ids"]) for choices in each for choice in choices]
 
     def follow(self, prefixes: Sequence[tuple[list[int], list[int]]]) -> list[dict[int, float]]:
         found: list[dict[int, float]] = [{} for _ in prefixes]
-        for token in sorted({token for _, tokens in prefixes for token in tokens}):  # forced, and its probability before that
-            of_it = [i for i, (_, tokens) in enumerate(prefixes) if token in tokens]
-            asked = dict(temperature=0.0, max_tokens=1, allowed_token_ids=[token], logprobs=0, ignore_eos=True)
-            for i, choice in zip(of_it, self._completions([prefixes[i][0] for i in of_it], asked), strict=True):
+        wanted = sorted({token for _, tokens in prefixes for token in tokens})
+        having = [[i for i, (_, tokens) in enumerate(prefixes) if token in tokens] for token in wanted]
+        forced = dict(temperature=0.0, max_tokens=1, logprobs=0, ignore_eos=True)  # a token, and its probability before it was
+        each = self._at_once([([prefixes[i][0] for i in of], forced | {"allowed_token_ids": [t]}) for t, of in zip(wanted, having)])
+        for token, of_it, choices in zip(wanted, having, each):
+            for i, choice in zip(of_it, choices, strict=True):
                 found[i][token] = float(choice["logprobs"]["token_logprobs"][0])
         return found
 
@@ -83,17 +90,29 @@ class VLLMServer(Workers):
                 time.sleep(1.0)
 
     def close(self) -> None:
-        """The server stays as it is, with theta of the last ``go``: nothing here is held."""
+        """The server goes on, with theta."""
+        if self.plan:
+            with suppress(EngineDied, BadInput):
+                self.call("go", [self.applied, []], [])
+                self.reset()
+
+    def _at_once(self, requests: list[tuple[list[list[int]], dict[str, Any]]]) -> list[list[dict[str, Any]]]:
+        """The completions of each request, which the server batches as it likes."""
+        with ThreadPoolExecutor(min(max(len(requests), 1), AT_ONCE)) as threads:
+            return list(threads.map(lambda request: self._completions(*request), requests))
 
     def _completions(self, prompts: list[list[int]], params: dict[str, Any]) -> list[dict[str, Any]]:
         given = {name: value for name, value in params.items() if name != "detokenize"}
-        answer = self._ask("/v1/completions", {"model": self.model, "prompt": prompts, "return_token_ids": True, **given})
+        answer = self._ask("/v1/completions", {"model": self.model, "prompt": prompts, "return_token_ids": True, **NEUTRAL, **given})
+        for choice in answer["choices"]:
+            if choice["finish_reason"] not in ("stop", "length"):
+                raise EngineDied(f"{self.name} ended a request before it was done ({choice['finish_reason']})")
         return sorted(answer["choices"], key=lambda choice: int(choice["index"]))
 
     def _ask(self, path: str, body: dict[str, Any] | None = None) -> Any:
         data = None if body is None else json.dumps(body).encode()
-        request = urllib.request.Request(self.url + path, data, {"Content-Type": "application/json"})
         try:
+            request = urllib.request.Request(self.url + path, data, {"Content-Type": "application/json"})
             with urllib.request.urlopen(request, timeout=self.timeout) as answer:
                 return json.loads(answer.read() or b"{}")
         except urllib.error.HTTPError as error:
@@ -103,5 +122,5 @@ class VLLMServer(Workers):
             if error.code < 500:
                 raise BadInput(f"{self.name} refused {path} ({error.code}: {said})") from None
             raise EngineDied(f"{self.name}: {path} failed ({error.code}: {said})") from None
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, http.client.HTTPException) as error:
             raise EngineDied(f"{self.name} does not answer ({first_line(error)})") from None

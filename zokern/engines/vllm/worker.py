@@ -46,15 +46,20 @@ class _Commands:
         found: Shard = shard
         return found
 
-    def begin(self, plan: dict[str, Any]) -> list[list[Any]]:
-        """-> the pieces that this worker holds, each with the dtype that the model has it in."""
+    def begin(self, plan: dict[str, Any]) -> list[Any]:
+        """-> [how many passes theta has had, the pieces that this worker holds, each with the dtype that the model has it in]."""
         told = Plan.of(plan)
-        if getattr(self.worker, "_zokern", None) is not None and self.shard.applied:
-            raise BadInput(f"the engine's weights have had {self.shard.applied} updates of an earlier run: start it again")
-        check(self.worker.vllm_config)
-        model = self.worker.get_model()
-        self.worker._zokern = Shard(told, places(model, [(t.name, t.shape) for t in told.tensors]))
-        return [[*piece, str(tensor.dtype).removeprefix("torch.")] for piece, tensor in self.shard.held]
+        earlier: Shard | None = getattr(self.worker, "_zokern", None)
+        if earlier is None or earlier.plan != told:
+            if earlier and earlier.applied:
+                raise BadInput(f"the engine's weights have had {earlier.applied} updates of an earlier run: start it again")
+            if earlier:
+                earlier.go(Updates(0, []), [])  # it may have been left at a point
+            check(self.worker.vllm_config)
+            model = self.worker.get_model()
+            self.worker._zokern = Shard(told, places(model, [(t.name, t.shape) for t in told.tensors]))
+        pieces = [[*piece, str(tensor.dtype).removeprefix("torch.")] for piece, tensor in self.shard.held]
+        return [self.shard.applied, pieces]
 
     def applied(self) -> int:
         """-> how many passes theta has had."""

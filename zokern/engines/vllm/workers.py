@@ -59,8 +59,10 @@ class Workers(Engine):
 
     def begin(self, plan: Plan) -> dict[str, int]:
         answers = self.call("begin", plan.message())
-        pieces = [[(Piece(*piece), getattr(torch, dtype)) for *piece, dtype in of_worker] for of_worker in answers]
-        self.plan, self.owned, self.applied = plan, _owned(self.name, plan, pieces), 0
+        if len(had := {applied for applied, _ in answers}) > 1:
+            raise BadInput(f"{self.name}: its workers have had {sorted(had)} updates, and should have had as many each: start it again")
+        pieces = [[(Piece(*piece), getattr(torch, dtype)) for *piece, dtype in of_worker] for _, of_worker in answers]
+        self.plan, self.owned, self.applied = plan, _owned(self.name, plan, pieces), had.pop()
         return self.checksums()
 
     def go(self, updates: Updates, terms: Sequence[Term]) -> None:
