@@ -16,6 +16,7 @@ import torch
 pytest.importorskip("vllm", reason="needs vLLM: make test-vllm")
 pytest.importorskip("ray", reason="needs Ray: make test-vllm")
 
+import vllm_cases  # noqa: E402
 from vllm_cases import OPTIONS, load  # noqa: E402
 
 import zokern  # noqa: E402
@@ -147,7 +148,7 @@ class OnNodes:
     def __call__(self, engine, told, number):
         import ray
 
-        time.sleep(0.2)
+        time.sleep(0.8)
         return ray.get_runtime_context().get_node_id() if told else engine.score([[5, 6, 7, 8]], [[[3]]])[0][0]
 
 
@@ -156,7 +157,8 @@ def test_a_node_that_goes_takes_no_engine_along(folder_of, monkeypatch):
     import ray
     from ray.cluster_utils import Cluster
 
-    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    for module in (sys.modules[__name__], vllm_cases):
+        ray.cloudpickle.register_pickle_by_value(module)
     folder, given = folder_of("Llama"), dict(lr=0.1, sigma=0.05, population=6, maximize=True)
     cluster = Cluster(initialize_head=True, head_node_args=dict(num_cpus=0))
     try:

@@ -26,7 +26,7 @@ def likelihood(engine, number):
 
 def test_a_server_that_is_killed_and_started_again(folder_of, tokenizer):
     folder = folder_of("Llama", torch.float32)
-    config = GenerationConfig(repetition_penalty=2.0, temperature=0.5, top_k=3, eos_token_id=tokenizer.eos_token_id)
+    config = GenerationConfig(repetition_penalty=2.0, do_sample=True, temperature=0.5, top_k=3, eos_token_id=tokenizer.eos_token_id)
     config.save_pretrained(folder)  # which a server takes where a request does not say otherwise
     server = Server(folder, "--worker-extension-cls", EXTENSION, "--enable-prefix-caching", "--max-num-seqs", "16")
     try:
@@ -53,6 +53,7 @@ def test_a_server_that_is_killed_and_started_again(folder_of, tokenizer):
             measured.append(optimizer.measurements)
 
         step(likelihood)
+        pool.go()
         engine.restart()  # which was only out of reach
         pool._begin(engine)
         assert engine.applied == 1

@@ -1,5 +1,7 @@
 """Two workers, or one, of several architectures: the weights are those of the Hugging Face model, element by element."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -57,7 +59,7 @@ def _refuses(engine, pool):
     """What goes wrong between driver and workers."""
     checksums = engine.checksums()
     with pytest.raises(BadInput, match="updates of an earlier run: start it again"):
-        engine.begin(pool.plan)
+        engine.begin(replace(pool.plan, run="another"))
     with pytest.raises(BadInput, match="the driver has zokern 9.9 .*install the same version on both sides"):
         engine.call("begin", pool.plan.message() | {"version": "9.9"})
     with pytest.raises(BadInput, match="knows no command 'dance'"):
