@@ -33,7 +33,7 @@ class Engine:
 
 
 def cases(quick=False, dtypes=None) -> list[Engine]:
-    sizes = (2, 4, 4, 1, 2) if quick else (4, 64, 64, 7, 100)
+    sizes = (2, 4, 4, 1, 2) if quick else (4, 64, 64, 5, 100)
     return [Engine(smollm2.NAME, dtype, *sizes) for dtype in ("fp32", "bf16") if not dtypes or dtype in dtypes]
 
 
