@@ -5,6 +5,7 @@ the file of records holds is not made again."""
 import json
 import tempfile
 from dataclasses import asdict, dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -31,20 +32,35 @@ class Reward:
     train: int
     held_out: int
     data: str | None = None
+    engine: str = "local"
+
+    @property
+    def candidate(self) -> str:
+        return "zokern evolve" if self.engine == "local" else f"zokern evolve --engine {self.engine}"
 
 
 def cases(quick=False, data=None) -> list[Reward]:
     if quick:
         return [Reward(PROBLEM, 0, 1, 1, 2, 2, 2e-3, 1e-3, 8, 4, data)]
-    return [Reward(PROBLEM, seed, 12, 4, 32, 16, 2e-3, 1e-3, 1024, 256, data) for seed in range(3)]
+    runs = [(seed, "local") for seed in range(3)] + [(0, "vllm")]
+    return [Reward(PROBLEM, seed, 12, 4, 32, 16, 2e-3, 1e-3, 1024, 256, data, engine) for seed, engine in runs]
 
 
 def missing(case: Reward, out: Path) -> str:
     """Why the case cannot be measured here, or need not, being in the file of records; "" where it can."""
     records = map(json.loads, out.read_text().splitlines()) if out.exists() else ()
-    wanted = {"op": PROBLEM, "seed": case.seed, "steps": case.steps, "rows": case.rows, "population": case.population}
+    wanted = {
+        "op": PROBLEM,
+        "candidate": case.candidate,
+        "seed": case.seed,
+        "steps": case.steps,
+        "rows": case.rows,
+        "population": case.population,
+    }
     if any(not r.get("error") and wanted.items() <= r.items() for r in records):
-        return f"{out} has seed {case.seed}"
+        return f"{out} has seed {case.seed} of {case.candidate}"
+    if case.engine == "vllm" and not find_spec("vllm"):
+        return "vLLM is not installed: make test-vllm"
     return models.missing(smollm2.NAME) or problems.no_data(case.data)
 
 
@@ -67,7 +83,9 @@ def measure(case: Reward, device) -> list[dict]:
                 seed=case.seed,
                 steps=case.steps,
                 eval_every=case.every,
-                device=device.type,
+                engine=case.engine,
+                engine_option=("enforce_eager=true",) if case.engine == "vllm" and device.type == "cpu" else (),
+                device=device.type if case.engine == "local" else None,
                 out=str(out),
             ),
             say=lambda line: None,
@@ -75,7 +93,7 @@ def measure(case: Reward, device) -> list[dict]:
         history = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
     return [
         dict.fromkeys(record.FIELDS)
-        | {"suite": "rewards", "op": case.problem, "candidate": "zokern evolve", **record.backend(device, True), "dtype": "fp32"}
+        | {"suite": "rewards", "op": case.problem, "candidate": case.candidate, **record.backend(device, True), "dtype": "fp32"}
         | {"n": result.parameters, "threads": torch.get_num_threads(), "max_new_tokens": 2}
         | {name: value for name, value in asdict(case).items() if name not in ("problem", "data")}
         | {"curve": [(entry["step"], entry["eval_reward"]) for entry in history if "eval_reward" in entry], "iterations": history}

@@ -16,7 +16,6 @@ from . import (
     benchmarking_counted,
     benchmarking_cpu,
     benchmarking_runs,
-    engines,
     others,
     peers,
     precision,
