@@ -176,13 +176,14 @@ def of_populations(records) -> list[dict[str, str]]:
 
 
 def of_rewards(records) -> list[dict[str, str]]:
-    runs = [r for r in records if r["suite"] == "rewards"]
-    if not runs:
-        return []
-    one = runs[0]
+    by_candidate = {}
+    for r in records:
+        if r["suite"] == "rewards":
+            by_candidate.setdefault(r["candidate"], []).append(r)
     return [
         {
-            "task": one["op"],
+            "task": (one := runs[0])["op"],
+            "by": one["candidate"],
             "runs": str(len(runs)),
             "iterations": str(one["steps"]),
             "members": str(one["population"]),
@@ -190,6 +191,7 @@ def of_rewards(records) -> list[dict[str, str]]:
             "before": spread([r["before"]["reward"] for r in runs], "{:.3f}"),
             "after": spread([r["after"]["reward"] for r in runs], "{:.3f}"),
         }
+        for runs in by_candidate.values()
     ]
 
 

@@ -13,7 +13,6 @@ claim = on("docs/rewards.md")
     "rewards-smollm2.jsonl",
 )
 def rewards(runs):
-    runs = runs.of(candidate="zokern evolve")
     one, after = runs[0], [r["after"]["reward"] for r in runs]
     settings = {name: one[name] for name in ("population", "rows", "held_out")} | {name: power(one[name]) for name in ("sigma", "lr")}
     return settings | {"before": mean(r["before"]["reward"] for r in runs), "after": mean(after), "deviation": stdev(after)}

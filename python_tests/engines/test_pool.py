@@ -13,6 +13,7 @@ from zokern.engines.messages import Updates
 from zokern.engines.shard import checksum
 from zokern.errors import BadInput
 from zokern.layout import Span
+from zokern.optim import optimizers
 
 PROMPTS = [[5, 6, 7, 8], [9, 10], [11, 12, 13]]
 OPTIONS = [[[3], [4, 5]], [[20, 21, 22], [3]], [[7], [8]]]
@@ -54,6 +55,29 @@ def test_the_weights_are_those_of_the_optimizer_by_itself(count, kind, more, opt
     assert all(map(torch.equal, optimizer.layout.params, model.parameters()))
     assert not all(map(torch.equal, before, optimizer.layout.params))
     optimizer.step(pool.driver(likelihood))  # what was pulled is no change of theirs
+
+
+@pytest.mark.parametrize("name", [name for name, cls in optimizers().items() if not (cls.takes_model or cls.divides)])
+def test_each_optimizer_is_as_by_itself_or_refused(name, engine_of, model_of, tokens):
+    """Nothing in between: among them one that measures at an anchor, elsewhere than theta."""
+    kind, engine = optimizers()[name], Local(model_of(), tokens)
+    pool = Pool([engine_of()])
+    optimizer = kind(model_of().named_parameters(), lr=1e-3, perturbation=pool)
+    before = pool.checksums()
+
+    def stepped(optimizer, loss):
+        return optimizer.step(loss(), loss()) if kind.full_batch else optimizer.step(loss())
+
+    if name in ("adamezo", "forward-gradient", "zo-adam", "zo-momentum", "zo-sign"):
+        refused(lambda: stepped(optimizer, lambda: pool.driver(likelihood)), "EvolutionStrategies, FZOO or MeZO", ValueError)
+        assert pool.checksums() == before
+        return
+    plain = kind((model := engine.model).named_parameters(), lr=1e-3, perturbation=zokern.Copied())
+    for _ in range(3):
+        found = stepped(optimizer, lambda: pool.driver(likelihood))
+        assert found == stepped(plain, lambda: lambda: likelihood(engine))
+    pool.pull(optimizer)
+    assert all(map(torch.equal, optimizer.layout.params, model.parameters()))
 
 
 @pytest.mark.parametrize("theta", [torch.float32, None], ids=["float32", "own"])

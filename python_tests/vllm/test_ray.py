@@ -29,9 +29,12 @@ from zokern.evolve.restore import replay  # noqa: E402
 
 SMALL = ("enforce_eager=true", "max_num_seqs=16", "kv_cache_memory_bytes=50000000")
 REWARDS = """
+import time
+
 import helping
 
 def vowels(completions, wanted):
+    time.sleep(0.2)  # so that an engine can be struck in the middle of an iteration
     return [helping.share(text, wanted) for text, wanted in zip(completions, wanted)]
 """
 

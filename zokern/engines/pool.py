@@ -254,11 +254,18 @@ class PoolDriver(Driver):
     def answer(self, request: Request) -> list[torch.Tensor]:
         points = getattr(request, "points", None)
         weights = getattr(request, "weights", None)
-        if points is None or not isinstance(weights, PooledWeights) or weights.pool is not self.pool:
+        if points is None:
+            raise ValueError(
+                "the optimizer asks for derivatives, and engines answer with losses: take one of them that perturbs weights, such as "
+                "EvolutionStrategies, FZOO or MeZO"
+            )
+        if not isinstance(weights, PooledWeights) or weights.pool is not self.pool:
             raise ValueError("the request is not for losses around the pool's weights: make the optimizer with perturbation=pool")
         weights.apply_pending()
         numbers = range(len(self.results), len(self.results) + len(points))
-        found = self.pool.measure(self.function, [terms for terms, _ in points], [(*self.args, number) for number in numbers])
+        found = self.pool.measure(
+            self.function, [weights.point(terms) for terms, _ in points], [(*self.args, number) for number in numbers]
+        )
         self.results += found
         losses = [self.number(result) for result in found]
         for loss in losses:

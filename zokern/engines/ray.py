@@ -45,8 +45,10 @@ class RayEngine(Engine):
         self.actor: Any = None
         try:
             self._start()
-        except BaseException:
+        except BaseException as error:
             self.close()
+            if isinstance(error, EngineDied):
+                raise BadInput(f"{error}, as it was started: look into Ray's logs of its actor") from error
             raise
 
     def _start(self) -> None:

@@ -1,12 +1,12 @@
 """The weights of an optimizer that are theta of engines: updates go there, and the parameters here stay what the run began with."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 
-from ..estimators.perturbation import Pass, PerturbedWeights
+from ..estimators.perturbation import NOTHING, Pass, PerturbedWeights
 from ..layout import Layout
 from ..ops.arguments import Term
 
@@ -26,6 +26,10 @@ class PooledWeights(PerturbedWeights):
         super().__init__(layout)
         self.pool = pool
         self._seen = self._versions
+
+    def point(self, terms: Iterable[Term]) -> list[Term]:
+        """Where an engine is to be for a point of a request: its terms, and those by which theta counts as elsewhere (``away``)."""
+        return NOTHING.then([*self._away, *terms]).terms
 
     @contextmanager
     def _showing(self, terms: list[list[Term]]) -> Iterator[None]:

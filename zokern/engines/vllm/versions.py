@@ -5,7 +5,7 @@ from importlib.util import find_spec
 
 from ...errors import BadInput
 
-OLDEST, BELOW = (0, 28), (0, 33)  # python_tests/vllm ran with the first and the last of them
+OLDEST, BELOW = (0, 28), (0, 33)  # docs/versions.md has what was run with which
 KNOWN = f"vllm>={'.'.join(map(str, OLDEST))},<{'.'.join(map(str, BELOW))}"
 
 
