@@ -20,7 +20,7 @@ test: install
 	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
 test-vllm: install $(VENV)-vllm/installed
-	PYTHONPATH=$(CURDIR) $(VENV)-vllm/bin/python -m pytest -n 2 --dist loadfile --durations=0 python_tests/vllm
+	PYTHONPATH=$(CURDIR) $(VENV)-vllm/bin/python -m pytest -n 2 --dist loadfile --durations=0 python_tests/on_vllm
 
 attack: install
 	ZOKERN_LONG=1 $(BIN)/python -m pytest -n auto --dist worksteal python_tests/attack

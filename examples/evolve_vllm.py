@@ -45,7 +45,8 @@ def main():
     tokenizer = AutoTokenizer.from_pretrained(given.model, trust_remote_code=False)
     # The copy here names the parameters, and stays as it is until the end.
     model = AutoModelForCausalLM.from_pretrained(given.model, dtype=getattr(torch, given.dtype), trust_remote_code=False)
-    make = partial(VLLM, given.model, tokenizer, given.tensor_parallel, dtype=given.dtype, max_model_len=64)
+    eager = not torch.cuda.is_available()  # to compile takes longer than it saves on a CPU
+    make = partial(VLLM, given.model, tokenizer, given.tensor_parallel, dtype=given.dtype, max_model_len=64, enforce_eager=eager)
     if given.server:
         engines = [VLLMServer(url, tokenizer) for url in given.server]
     elif given.engines:
@@ -66,7 +67,7 @@ def main():
             optimizer.step(driver)  # each engine that is free takes the next member; then one pass moves the weights of all
             mean, best = sum(driver.results) / len(driver.results), max(driver.results)
             print(f"iteration {step}: reward {mean:.3f}, best member {best:.3f}", flush=True)
-    pool.pull(optimizer)  # the weights of the engines, checked against no other: zokern replay makes the same from the log
+    pool.pull(optimizer)  # the weights of the engines; Trajectory.replay makes the same bits of the checkpoint and the log
     model.save_pretrained(given.out)
     tokenizer.save_pretrained(given.out)
     pool.close()

@@ -38,7 +38,7 @@ TOGETHER = {
     "evolve_rewards.py": (["--steps", "2", "--rows", "16", "--population", "4"], "held-out reward 0."),
 }
 
-ELSEWHERE = {"evolve_vllm.py"}  # vllm/test_smollm2.py
+ELSEWHERE = {"evolve_vllm.py"}  # on_vllm/test_example.py
 
 
 def test_every_example_is_run():
