@@ -173,6 +173,7 @@ def test_a_node_that_goes_takes_no_engine_along(folder_of, monkeypatch):
         measured = OnNodes()
         first = pool.measure(measured, [()] * 2, [(True, 0), (True, 1)])
         optimizer.step(pool.driver(measured, False))
+        steps = [optimizer.measurements]
         struck = next(node for node in nodes if node.node_id == first[0])
         threading.Timer(0.3, lambda: cluster.remove_node(struck, allow_graceful=False)).start()
         with pytest.warns(RuntimeWarning, match="engine . died .* and was started again"):
@@ -181,13 +182,15 @@ def test_a_node_that_goes_takes_no_engine_along(folder_of, monkeypatch):
         assert len({*first, *second}) == 3 and first[0] not in second
         with pytest.raises(ZeroDivisionError):
             pool.measure(_broken, [()], [(0,)])
+        steps.append(optimizer.measurements)
         optimizer.step(pool.driver(measured, False))  # what a function raises loses no engine
+        steps.append(optimizer.measurements)
         found = pool.checksums()
         pool.close()
-        alone = Pool([_local(folder)])
-        optimizer = EvolutionStrategies(load(folder).named_parameters(), perturbation=alone, **given)
-        for _ in range(3):
-            optimizer.step(alone.driver(lambda engine, number: engine.score([[5, 6, 7, 8]], [[[3]]])[0][0]))
+        alone = Pool([_local(folder)])  # that repeats what was measured, without a death
+        plain = EvolutionStrategies(load(folder).named_parameters(), perturbation=alone, **given)
+        for step in steps:
+            plain.repeat(step)
         assert found == alone.checksums()
         with pytest.raises(BadInput, match="pass the model that is there"):  # and not that an actor died
             RayEngine(partial(_refusing, folder))
