@@ -16,6 +16,7 @@ from . import (
     benchmarking_counted,
     benchmarking_cpu,
     benchmarking_runs,
+    engines,
     others,
     peers,
     precision,
