@@ -221,6 +221,9 @@ def test_what_engines_write_is_what_a_model_writes(engine_of, optimizer_of):
     for _ in range(6):
         ids = torch.cat([ids, engine.model(ids).logits[:, -1:].argmax(-1)], 1)
     assert greedy.texts[0] == engine.tokenizer.decode(ids[0, 3:].tolist()) and greedy.tokens == 12
+    third = int(ids[0, 5])  # ends the text where it comes first
+    ended = engine.generate(prompts[:1], Sampling(6, ends=(third,)))
+    assert ended.tokens == ids[0, 3:].tolist().index(third) + 1 < 6
     scores = engine.score(PROMPTS, OPTIONS)
     for prompt, options, found in zip(PROMPTS, OPTIONS, scores):
         for option, score in zip(options, found):

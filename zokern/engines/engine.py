@@ -25,7 +25,7 @@ class Sampling:
         max_new_tokens: of a completion, at most.
         temperature: 0, the default, takes the likeliest token.
         stops: texts where a completion ends, of which they are no part.
-        ends: tokens that end a text.
+        ends: tokens that end a text, beside those of the model itself.
     """
 
     max_new_tokens: int

@@ -48,13 +48,14 @@ class Generator:
         temperature: 0, the default, takes the likeliest token.
         stops: texts where a completion ends, such as "\\n"; they are not part of it.
         cache: of keys and values: "dynamic", the default, grows; "static" has its full size from the start.
+        ends: tokens that end a row, beside those of tokenizer and model.
     Raises:
         BadInput: an argument is out of range; the model is in training mode, or has an encoder; a temperature comes without a seed.
     """
 
     def __init__(
         self, model: Any, tokenizer: Tokenizer, max_new_tokens: int, batch_size: int = 64, temperature: float = 0.0,
-        stops: Sequence[str] = (), cache: str = "dynamic",
+        stops: Sequence[str] = (), cache: str = "dynamic", ends: Sequence[int] = (),
     ):  # fmt: skip
         for name, value in (("max_new_tokens", max_new_tokens), ("batch_size", batch_size)):
             if value < 1:
@@ -70,7 +71,7 @@ class Generator:
         if model.config.is_encoder_decoder:
             raise BadInput(f"the model ({type(model).__name__}) has an encoder and a decoder: pass a causal language model")
         self.model, self.tokenizer, self.max_new_tokens, self.batch_size = both_names(model), tokenizer, max_new_tokens, batch_size
-        self.temperature, self.stops, self.cache = temperature, tuple(stops), cache
+        self.temperature, self.stops, self.cache, self.ends = temperature, tuple(stops), cache, tuple(ends)
 
     @property
     def positions(self) -> int | None:
@@ -111,7 +112,7 @@ class Generator:
     def _plain(self) -> Iterator[set[int]]:
         """In here the model's ``generate`` does nothing that its own generation config asks for; yields what ends a text."""
         base = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
-        theirs, ends = base.generation_config, ends_of(self.tokenizer, base.generation_config)
+        theirs, ends = base.generation_config, ends_of(self.tokenizer, base.generation_config).union(self.ends)
         base.generation_config = need("transformers").GenerationConfig(
             do_sample=False,
             num_beams=1,

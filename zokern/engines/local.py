@@ -44,7 +44,9 @@ class Local(Engine):
         self.applied = self._shard.applied
 
     def generate(self, prompts: Sequence[list[int]], sampling: Sampling, seed: Sequence[int] = ()) -> Completions:
-        writer = Generator(self.model, self.tokenizer, sampling.max_new_tokens, self.batch_size, sampling.temperature, sampling.stops)
+        writer = Generator(
+            self.model, self.tokenizer, sampling.max_new_tokens, self.batch_size, sampling.temperature, sampling.stops, ends=sampling.ends
+        )
         return writer(prompts, seed)
 
     @torch.no_grad()

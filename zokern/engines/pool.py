@@ -140,7 +140,8 @@ class Pool:
         while True:
             engine = self.engines[0]
             try:
-                engine.go(self._missing(engine), [])
+                if engine.applied < len(self.passes):  # started again meanwhile
+                    engine.go(self._missing(engine), [])
                 return engine.read(name)
             except EngineDied as error:
                 self._revive(engine, error)
