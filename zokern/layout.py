@@ -14,6 +14,7 @@ from .kernels.location import Location, location
 from .kernels.tables import Row, Table
 from .memory import check, check_out, lines, without_aliases
 from .noise.spec import ALIGNMENT, SPEC_VERSION
+from .shards import Gathered, is_sharded, lines_of, local
 
 Params: TypeAlias = Iterable[torch.Tensor | tuple[str, torch.Tensor] | dict[str, Any]]
 Named: TypeAlias = tuple[str, torch.Tensor, int]  # name or "", tensor, group of params
@@ -40,8 +41,9 @@ class Layout:
     """Gives every element of the parameters its index, by which its noise is made (docs/noise_spec.md).
 
     Tensors take their indices in the order given, in row-major order of their logical shape, each starting at a multiple
-    of 4096. Memory that two parameters share is counted once, under the parameter that covers it. Where tensors are parts of a larger
-    model, ``spans`` says which elements of it they hold; the model's layout gives the firsts.
+    of 4096. Memory that two parameters share is counted once, under the parameter that covers it. Of a ``DTensor``, which lies in parts on
+    several processes, each element has the index that it has in the whole tensor, and this process makes the noise of those that it holds.
+    Where plain tensors are parts of a larger model, ``spans`` says which elements of it they hold; the model's layout gives the firsts.
 
     Args:
         params: tensors, (name, tensor) pairs, or groups as ``torch.optim`` takes them (dicts with "params").
@@ -52,6 +54,7 @@ class Layout:
     Attributes:
         params, names, spans, first, group, keep, block: lists of one entry a parameter: tensor, name or "", its Span, that one's first,
             index of its group, share, number of its block. Where there are blocks, each pair (group of params, block) is a group.
+        tensors, held: the same of what this process holds: plain tensors, and which elements these are. Of no ``DTensor``, params and spans.
         coefficient_groups: [(group of params, block)]: what shares one value of each coefficient.
         location: of the parameters in memory, as ``tables`` last saw it; None before.
         state: what ``ops.update_`` last saw beside the parameters; None before.
@@ -70,9 +73,9 @@ class Layout:
         named = list(_named(params))
         titles = [_title(i, name) for i, (name, _, _) in enumerate(named)]
         for title, (_, tensor, _) in zip(titles, named):
-            check(tensor, title)
+            check(local(tensor), title)
         shares = [1.0] * len(named) if keep is None else _ratios(keep, titles)
-        kept = without_aliases([tensor for _, tensor, _ in named], titles)
+        kept = without_aliases([local(tensor) for _, tensor, _ in named], titles)
         self.names = [named[i][0] for i in kept]
         self.params = [named[i][1] for i in kept]
         block = [0] * len(named) if blocks is None else list(blocks)
@@ -85,17 +88,32 @@ class Layout:
         self.block = [block[i] for i in kept]
         self.keep = [shares[i] for i in kept]
         self.shapes = [tensor.shape for tensor in self.params]
+        self.sharded = any(map(is_sharded, self.params))
         if spans is None:
             self.spans = _one_after_the_other(self.params)
+        elif self.sharded:
+            raise ValueError("spans is given with a DTensor, which says itself which elements it holds: leave it out, or pass plain tensors")
         else:
             told = _whole_spans(spans, [tensor for _, tensor, _ in named], titles)
             self.spans = [told[i] for i in kept]
             _check_disjoint(self.spans, self.params, [titles[i] for i in kept])
         if not kept:
             raise ValueError("params is empty: pass at least one parameter, such as model.parameters()")
+        self.held = [_held(*of) for of in zip(self.params, self.spans, [titles[i] for i in kept])] if self.sharded else self.spans
+        self._sizes = [tensor.shape for tensor in self.tensors]
+        self._gathered = Gathered(self.params, [titles[i] for i in kept])
         self.location: Location | None = None
         self.state: Any = None
         self._coefficient_groups_of: dict[tuple[int, torch.device], torch.Tensor] = {}
+
+    @property
+    def tensors(self) -> list[torch.Tensor]:
+        """What this process holds of each parameter, a plain tensor: where it lies now."""
+        return [local(p) for p in self.params] if self.sharded else self.params
+
+    def drop_gathered(self) -> None:
+        """The parameters have changed: drop the copies that ``fully_shard`` has gathered of them."""
+        self._gathered.drop()
 
     @property
     def first(self) -> list[int]:
@@ -128,7 +146,7 @@ class Layout:
     def only(self, numbers: Iterable[int]) -> "Layout":
         """The layout of some of the parameters, by their numbers in ``params``: the same indices, and so the same noise."""
         part, mine = copy.copy(self), list(numbers)
-        for name in ("params", "names", "shapes", "spans", "group", "keep", "block"):
+        for name in ("params", "names", "shapes", "spans", "held", "_sizes", "group", "keep", "block"):
             setattr(part, name, [getattr(self, name)[i] for i in mine])
         part.location = part.state = None
         return part
@@ -137,38 +155,37 @@ class Layout:
         """The same indices for other tensors of the same shapes, one a parameter."""
         other = copy.copy(self)
         other.params, other.location, other.state = list(tensors), None, None
+        other.sharded = any(map(is_sharded, other.params))
         return other
 
     def tables(self, out: Sequence[torch.Tensor] | None = None) -> tuple[list[Table], list[int]]:
         """-> (tables of the parameters that are lines, indices in ``params`` of the others). Remade when a parameter moved. With ``out``:
         tables that write there, of those that are lines in both places."""
-        seen = location(self.params)
+        seen = location(tensors := self.tensors)
         if not seen or seen != self.location:
-            self._tables, self._out = self._lay_out(None), None
+            self._tables, self._out = self._lay_out(tensors, None), None
             self.location, self.state = seen, None
         if out is None:
             return self._tables
         found = location(list(out))
         if self._out is None or not found or found != self._out[0]:
-            check_out(out, self.params, [_title(i, name) for i, name in enumerate(self.names)])
-            self._out = found, self._lay_out(out)
+            check_out(out, tensors, [_title(i, name) for i, name in enumerate(self.names)])
+            self._out = found, self._lay_out(tensors, out)
         return self._out[1]
 
-    def _lay_out(self, out: Sequence[torch.Tensor] | None) -> tuple[list[Table], list[int]]:
+    def _lay_out(self, tensors: list[torch.Tensor], out: Sequence[torch.Tensor] | None) -> tuple[list[Table], list[int]]:
         rows: dict[tuple[torch.dtype, torch.device, torch.dtype | None], dict[int, Row]] = defaultdict(dict)
         titles, strided = [_title(i, name) for i, name in enumerate(self.names)], []
-        for i, (tensor, title) in enumerate(zip(self.params, titles)):
+        for i, (tensor, title) in enumerate(zip(tensors, titles)):
             check(tensor, title)
-            if tensor.shape != self.shapes[i]:
-                raise ValueError(
-                    f"{title} has shape {tuple(tensor.shape)} now, it had {tuple(self.shapes[i])}: make a new optimizer for it"
-                )
-            row = self._row(i, tensor, None if out is None else out[i], self.spans[i])
+            if tensor.shape != self._sizes[i]:
+                raise ValueError(f"{title} has shape {tuple(tensor.shape)} now, it had {tuple(self._sizes[i])}: make a new optimizer for it")
+            row = self._row(i, tensor, None if out is None else out[i], self.held[i])
             if row:
                 rows[tensor.dtype, tensor.device, None if out is None else out[i].dtype][i] = row
             else:
                 strided.append(i)
-        for i in set(range(len(self.params))).difference(without_aliases(self.params, titles)):
+        for i in set(range(len(tensors))).difference(without_aliases(tensors, titles)):
             raise ValueError(f"{titles[i]} lies in the memory of another parameter now: make a new optimizer")
         groups = len(self.coefficient_groups)
         tables = [
@@ -178,10 +195,10 @@ class Layout:
         return tables, strided
 
     def table_of(self, i: int, tensor: torch.Tensor, start: int = 0, out: torch.Tensor | None = None) -> Table:
-        """The table of one contiguous tensor, whose elements are those of parameter i from its element ``start`` on; ``out``, another, is
-        where they are written."""
-        span, line = self.spans[i], max(tensor.numel(), 1)
-        row = self._row(i, tensor, out, span if tensor.shape == self.shapes[i] else Span(span.first + start, line, line))
+        """The table of one contiguous tensor, whose elements are those that are held of parameter i from the one of number ``start`` on;
+        ``out``, another, is where they are written."""
+        span, line = self.held[i], max(tensor.numel(), 1)
+        row = self._row(i, tensor, out, span if tensor.shape == self._sizes[i] else Span(span.first + start, line, line))
         assert row
         return Table.of(tensor.dtype, tensor.device, len(self.coefficient_groups), [row], out_dtype=None if out is None else out.dtype)
 
@@ -198,6 +215,14 @@ class Layout:
         to = tensor.data_ptr() if out is None else out.data_ptr()
         keep = keep_threshold(self.keep[i])
         return Row(tensor.data_ptr(), pitch, to, out_pitch, numel, columns, span.first, step, self.group[i], keep)
+
+
+def _held(tensor: torch.Tensor, span: Span, title: str) -> Span:
+    """The elements of a parameter that this process holds, where it may be a ``DTensor``."""
+    if not is_sharded(tensor):
+        return span
+    offset, columns, step = lines_of(tensor, title)
+    return Span(span.first + offset, columns, step)
 
 
 def _one_after_the_other(tensors: Sequence[torch.Tensor]) -> list[Span]:

@@ -9,10 +9,9 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 SHORTEST = 256  # elements of a line that is worth a kernel's while; shorter ones are gathered
 
-# Parameters that lie in parts on several processes, and how they show it.
+# Parameters that lie in parts on several processes, and do not say which elements these are; and how they show it.
 SHARDS: dict[str, Callable[[torch.Tensor], bool]] = {
     "a shard of FullyShardedDataParallel": lambda tensor: getattr(tensor, "_fsdp_flattened", False),
-    "a DTensor, a shard of fully_shard (FSDP2) or of tensor parallelism": lambda tensor: type(tensor).__name__ == "DTensor",
     "a shard of DeepSpeed's ZeRO-3": lambda tensor: hasattr(tensor, "ds_id"),
 }
 
@@ -42,8 +41,8 @@ def check(tensor: torch.Tensor, name: str) -> None:
     for what, is_so in SHARDS.items():
         if is_so(tensor):
             raise TypeError(
-                f"{name} is {what}: every process's shard would get the same noise, and the model may compute with another copy; pass the "
-                "parameters of the plain, whole model (a step needs the memory of inference)"
+                f"{name} is {what}: every process's shard would get the same noise, and the model may compute with another copy; shard the "
+                "model by torch.distributed.fsdp.fully_shard (FSDP2) or parallelize_module, or pass the parameters of the plain, whole model"
             )
     if is_traceable_wrapper_subclass(tensor):
         raise TypeError(f"{name} is a {type(tensor).__name__}, which wraps other tensors: pass the plain tensor inside it")

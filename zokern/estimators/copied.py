@@ -9,6 +9,8 @@ import torch
 from .. import ops
 from ..layout import Layout
 from ..ops.arguments import Term
+from ..ops.staging import tell
+from ..shards import as_part, local
 from .perturbation import NOTHING, PerturbedWeights
 
 
@@ -74,7 +76,7 @@ class CopiedWeights(PerturbedWeights):
         dtype = self.copied.dtype or p.dtype
         if "theta" in self.state[p]:
             theta: torch.Tensor = self.state[p]["theta"].to(p.device, dtype)
-            self._shown.stale[i] |= not torch.equal(theta.to(p.dtype), p)
+            self._shown.stale[i] |= not torch.equal(local(theta).to(p.dtype), local(p))
         else:
             theta = p.detach().to(dtype, copy=True)
         self.state[p]["theta"] = theta
@@ -111,12 +113,14 @@ class CopiedWeights(PerturbedWeights):
     @contextmanager
     def undisturbed(self) -> Iterator[list[list[torch.Tensor]]]:
         made, displaced = self._kept, self.displaced
-        held = [[p.detach().to("cpu", copy=True) for p in part.params] for part in self.parts] if displaced else []
+        held = [[p.detach().to("cpu", copy=True) for p in part.tensors] for part in self.parts] if displaced else []
         with super().undisturbed() as theta:
             yield theta
         for i, copies in enumerate(held):  # where the model is between the halves of a step
-            for p, saved in zip(self.parts[i].params, copies):
+            for p, saved in zip(self.parts[i].tensors, copies):
                 p.copy_(saved)
+            if self.parts[i].sharded:
+                tell(self.parts[i])
             self._shown.stale[i], self.passes[i] = True, self.passes[i] + 1
         if not made:  # a run may begin from here, as one without state
             self._theta = None
@@ -146,12 +150,12 @@ class CopiedWeights(PerturbedWeights):
                     self._show(i, [])
 
     def _take_over(self, p: torch.Tensor, shown_as: torch.dtype) -> None:
-        theta, dtype = self.state[p]["theta"], self.copied.dtype or p.dtype
-        shown = theta.to(p.device, shown_as).to(p.dtype)
-        if theta.device != p.device or theta.dtype != dtype:
-            theta, self._theta = theta.to(p.device, dtype), None
-            self.state[p]["theta"] = theta
-        theta.copy_(torch.where(shown == p, theta, p.detach()))
+        held, theta, dtype = local(p).detach(), local(self.state[p]["theta"]), self.copied.dtype or p.dtype
+        shown = theta.to(held.device, shown_as).to(held.dtype)
+        if theta.device != held.device or theta.dtype != dtype:
+            theta, self._theta = theta.to(held.device, dtype), None
+            self.state[p]["theta"] = as_part(theta, p)
+        theta.copy_(torch.where(shown == held, theta, held))
 
     def _show_theta(self) -> None:
         for i in range(len(self.parts)):
@@ -207,4 +211,4 @@ class _Place(NamedTuple):
 
 
 def _places(part: Layout) -> list[_Place]:
-    return [_Place(p._version, p.data_ptr(), p.dtype) for p in part.params]
+    return [_Place(p._version, held.data_ptr(), p.dtype) for p, held in zip(part.params, part.tensors)]

@@ -6,6 +6,7 @@ from typing import Any, Protocol, TypeAlias
 from torch import nn
 
 from ..layout import Layout
+from ..shards import is_sharded
 from .copied import Copied
 from .perturbation import InPlace, PerturbedWeights, StreamedWeights
 from .streamed import Streamed
@@ -42,9 +43,12 @@ NAMED: dict[str, Kind] = {kind.name: kind for kind in (_InPlace(), _Streamed(), 
 
 def perturbation_of(model: nn.Module, perturbation: Perturbation, perturbs: bool) -> Perturbation:
     """What an optimizer of a model's parameters is made with by who knows the model: ``Streamed(model)`` for "streamed", and where nothing
-    is said and weights in 16 bits are to be perturbed. ``perturbs``: whether that optimizer perturbs weights at all."""
-    unsaid = perturbation is None and perturbs and any(p.itemsize == 2 for p in model.parameters() if p.requires_grad)
-    return Streamed(model) if unsaid or perturbation == "streamed" else perturbation
+    is said and weights in 16 bits are to be perturbed; ``Copied()`` of a sharded model. ``perturbs``: whether that optimizer perturbs
+    weights at all."""
+    trained = [p for p in model.parameters() if p.requires_grad]
+    if perturbation is None and perturbs and any(p.itemsize == 2 for p in trained):
+        return Copied() if any(map(is_sharded, trained)) else Streamed(model)
+    return Streamed(model) if perturbation == "streamed" else perturbation
 
 
 def kind_of(perturbation: str | Kind) -> Kind:

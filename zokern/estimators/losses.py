@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, Protocol, TypeAlias
 import torch
 
 from ..ops.arguments import Number, Term
+from ..shards import whole
 from ..signals import let_through
 from .estimate import Estimate
 from .perturbation import PerturbedWeights
@@ -138,6 +139,7 @@ def scalar(loss: Any, device: torch.device) -> torch.Tensor:
         TypeError, ValueError: it is no scalar.
     """
     if isinstance(loss, torch.Tensor):
+        loss = whole(loss)
         if loss.dim():
             raise ValueError(f"closure returned a tensor of shape {tuple(loss.shape)}: return a 0-dim loss, such as loss.mean()")
         if loss.is_complex():

@@ -9,6 +9,7 @@ from torch import nn
 
 from ..layout import Layout
 from ..ops.staging import pieces
+from ..shards import local, total
 from .layers import Layers, layers
 
 Groups: TypeAlias = list[dict[str, Any]]  # as torch.optim has them
@@ -88,19 +89,21 @@ def kept_by_magnitude(groups: Groups, sparsity: float) -> list[list[float]]:
 
 
 def _count(p: torch.Tensor, which: Callable[[torch.Tensor], torch.Tensor]) -> int:
-    return sum(int(which(u).sum()) for u in _magnitudes(p))
+    return int(total(torch.tensor(sum(int(which(u).sum()) for u in _magnitudes(p))), p))
 
 
 def _bin(params: list[torch.Tensor], digit: Callable[[torch.Tensor], torch.Tensor], digits: int, rank: int) -> int:
     """The digit of the element of this rank, in ascending order."""
     count = torch.zeros(digits, dtype=torch.int64)
     for p in params:
+        held = torch.zeros_like(count)
         for u in _magnitudes(p):
-            count += torch.bincount(digit(u), minlength=digits).cpu()
+            held += torch.bincount(digit(u), minlength=digits).cpu()
+        count += total(held, p)
     return int((count.cumsum(0) <= rank).sum())
 
 
 def _magnitudes(p: torch.Tensor) -> Iterator[torch.Tensor]:
-    """|x| as integers in the order of |x|, piece by piece: never a copy of the parameter."""
-    for (part,), _ in pieces([p.detach()], 0):
+    """|x| as integers in the order of |x|, of what this process holds, piece by piece: never a copy of the parameter."""
+    for (part,), _ in pieces([local(p).detach()], 0):
         yield part.float().contiguous().view(-1).view(torch.int32) & 0x7FFFFFFF

@@ -10,7 +10,7 @@ from .. import ops
 from ..layout import Layout
 from ..noise import NoiseKey
 from ..ops.arguments import Number, Term
-from ..ops.staging import tell_autograd
+from ..ops.staging import tell
 
 
 class Pass(NamedTuple):
@@ -105,9 +105,10 @@ class PerturbedWeights:
 
     @contextmanager
     def undisturbed(self) -> Iterator[list[list[torch.Tensor]]]:
-        """-> for each part the tensors of theta, which stay. Afterwards the weights and what is pending are as before, bit for bit."""
+        """-> for each part what this process holds of theta, tensors that stay. Afterwards the weights and what is pending are as before,
+        bit for bit."""
         try:
-            yield [layout.params for layout in self.theta]
+            yield [layout.tensors for layout in self.theta]
         finally:
             self.apply_pending()
 
@@ -183,7 +184,7 @@ class PerturbedWeights:
 
     def moved_by_graph(self) -> None:
         """A CUDA graph has made passes again that begin and end with the model's parameters at theta."""
-        tell_autograd(self.layout.params)
+        tell(self.layout)
 
     def _apply_updates(self) -> None:
         for i, waiting in enumerate(self.pending):
@@ -255,6 +256,11 @@ class InPlace(PerturbedWeights):
                 self._move(i, waiting, NOTHING)
 
     def over(self, tensors: list[torch.Tensor]) -> "StandIn":
+        if self.layout.sharded:
+            raise ValueError(
+                "sharded parameters (DTensor) cannot be exchanged for others, of which who gathers them knows nothing: of MeZOSVRG pass "
+                'anchor="replay", or perturbation=zokern.Copied()'
+            )
         return StandIn(self.layout, self.layout.over(tensors))
 
     @contextmanager
@@ -270,15 +276,17 @@ class InPlace(PerturbedWeights):
     @contextmanager
     def undisturbed(self) -> Iterator[list[list[torch.Tensor]]]:
         """The host's memory holds a copy of the parameters meanwhile."""
-        held = [[p.detach().to("cpu", copy=True) for p in part.params] for part in self.parts]  # restoring in place would round them once
+        held = [[p.detach().to("cpu", copy=True) for p in part.tensors] for part in self.parts]  # restoring in place would round them once
         pending = list(self.pending)
         try:
             yield held
         finally:
             with torch.no_grad():
                 for part, copies in zip(self.parts, held):
-                    for p, saved in zip(part.params, copies):
+                    for p, saved in zip(part.tensors, copies):
                         p.copy_(saved)
+                    if part.sharded:
+                        tell(part)
             self.pending = pending
             self.passes = [passes + 1 for passes in self.passes]  # or a log would take it for somebody else's
             torch.clear_autocast_cache()

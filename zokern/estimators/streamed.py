@@ -97,6 +97,11 @@ class Streamed:
         """
         if layout in self._covered:
             return
+        if layout.sharded:
+            raise ValueError(
+                "perturbation=zokern.Streamed(model) with sharded parameters (DTensor): who gathers them for a part does not read what it "
+                "is shown: pass perturbation=zokern.Copied()"
+            )
         for i, p in enumerate(layout.params):
             if p not in self._part_of:
                 title = f"theta[{i}]" + (f" ({name!r})" if (name := self._names.get(p) or layout.names[i]) else "")

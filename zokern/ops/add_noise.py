@@ -8,6 +8,7 @@ from ..kernels import backend_for
 from ..kernels.tables import Table, contiguous
 from ..layout import Layout
 from ..noise import NoiseKey
+from ..shards import as_part
 from .arguments import Number, Term, check_decay, check_terms, rounding_key
 from .staging import each_table, stage
 
@@ -75,8 +76,10 @@ def noise_like(layout: Layout, i: int, key: NoiseKey) -> torch.Tensor:
         TypeError: a key that is no NoiseKey.
     """
     check_terms("terms", [(key, 1.0)], len(layout.coefficient_groups))
-    theta = layout.params[i]
+    theta = layout.tensors[i]
     z = torch.full(theta.shape, -0.0, dtype=theta.dtype, device=theta.device)
     one = torch.ones(1, len(layout.coefficient_groups), device=theta.device)
     backend_for(theta.device).add_noise_(layout.table_of(i, z), [key], one, None, None)
-    return z if theta.is_contiguous() else torch.empty_strided(theta.shape, theta.stride(), dtype=z.dtype, device=z.device).copy_(z)
+    if not theta.is_contiguous():
+        z = torch.empty_strided(theta.shape, theta.stride(), dtype=z.dtype, device=z.device).copy_(z)
+    return as_part(z, layout.params[i])

@@ -7,6 +7,7 @@ import torch
 
 from ..kernels.tables import Table, to_device
 from ..layout import Layout
+from ..shards import local
 from .arguments import Number
 
 Pieces: TypeAlias = Iterator[tuple[list[torch.Tensor], int]]
@@ -48,13 +49,14 @@ def stage(values: Sequence[Number], groups: int, device: torch.device) -> torch.
 
 def each_table(layout: Layout, out: list[torch.Tensor] | None = None) -> Iterator[Table]:
     """The tables of all parameters, those that are no lines piece by piece. Autograd is told at the end."""
-    tables, strided = layout.tables(out)
+    written = None if out is None else [local(tensor) for tensor in out]
+    tables, strided = layout.tables(written)
     yield from tables
     for i in strided:
-        theta = [layout.params[i]]
-        for (part, *to), start in gathered([] if out is None else theta, theta if out is None else [out[i]]):
+        theta = [layout.tensors[i]]
+        for (part, *to), start in gathered([] if written is None else theta, theta if written is None else [written[i]]):
             yield layout.table_of(i, part, start, *to)
-    tell_autograd(layout.params if out is None else out)
+    tell(layout, out)
 
 
 def gathered(read: list[torch.Tensor], written: list[torch.Tensor]) -> Pieces:
@@ -84,6 +86,12 @@ def pieces(tensors: list[torch.Tensor], first: int = 0) -> Pieces:
     else:
         for i in range(0, shape[0], PIECE // row):
             yield [tensor[i : i + PIECE // row] for tensor in tensors], first + i * row
+
+
+def tell(layout: Layout, out: list[torch.Tensor] | None = None) -> None:
+    """A layout's parameters, or tensors in their place, have changed: tell who keeps something that was made of them."""
+    tell_autograd(layout.params if out is None else out)
+    layout.drop_gathered()
 
 
 def tell_autograd(params: list[torch.Tensor]) -> None:

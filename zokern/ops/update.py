@@ -18,8 +18,9 @@ from ..layout import Layout
 from ..memory import check_memory, lines
 from ..noise import NoiseKey
 from ..noise.spec import ROUNDING
+from ..shards import local
 from .arguments import Number, Term, check_decay, check_kind, check_numbers, check_terms, merged, rounding_key
-from .staging import gathered, stage, tell_autograd
+from .staging import gathered, stage, tell
 
 STATE_DTYPES = (torch.float32, torch.bfloat16)
 
@@ -70,7 +71,7 @@ def update_(
     check_kind("terms and pending", [*in_g, *in_theta])
     rounded_by = rounding_key(rounding, list(in_g))
     numbers, scale = check_numbers(named, numbers, groups), check_decay(decay, groups)
-    slots = [list(slot) for slot in state]
+    slots = [[local(tensor) for tensor in slot] for slot in state]
     tables, strided = layout.tables()
     seen = [rule, *map(location, slots)]
     if layout.state is None or not all(seen) or seen != layout.state.seen:
@@ -93,9 +94,9 @@ def update_(
         rows = ([slot[i] for slot in slots] for i in table.members)
         run(table, checked.cached(n, partial(_addresses, rows, checked.dtype)))
     for i in strided:
-        for (part, *parts), start in gathered([], [layout.params[i], *(slot[i] for slot in slots)]):
+        for (part, *parts), start in gathered([], [layout.tensors[i], *(slot[i] for slot in slots)]):
             run(layout.table_of(i, part, start), _addresses([parts], checked.dtype))
-    tell_autograd(layout.params)
+    tell(layout)
 
 
 @dataclass(eq=False)
@@ -121,7 +122,7 @@ def _check_state(rule: Rule, state: list[list[torch.Tensor]], layout: Layout) ->
     for slot, tensors in zip(rule.state, state):
         if len(tensors) != len(layout.params):
             raise ValueError(f"state {slot!r} has {len(tensors)} tensors: pass one for each of the {len(layout.params)} parameters")
-        for i, (tensor, param) in enumerate(zip(tensors, layout.params)):
+        for i, (tensor, param) in enumerate(zip(tensors, layout.tensors)):
             if tensor.shape != param.shape or tensor.device != param.device or (lines(param) and not tensor.is_contiguous()):
                 raise ValueError(
                     f"state {slot!r}[{i}] has shape {tuple(tensor.shape)}, strides {tensor.stride()}, on {tensor.device}; theta[{i}] has "

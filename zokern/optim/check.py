@@ -214,7 +214,8 @@ def _slopes(
 
 
 def _moved(optimizer: "ZerothOrder", theta: list[list[torch.Tensor]], key: NoiseKey, slopes: Sequence[float]) -> tuple[float, float | None]:
-    """-> (an element's update along z(key), root mean square; the share of elements in 16 bits that it leaves where they are, or None)."""
+    """-> (an element's update along z(key), root mean square; of what this process holds, the share of elements in 16 bits that it leaves
+    where they are, or None)."""
     eps, rounded = optimizer.param_groups[0].get(optimizer.radius), optimizer.param_groups[0].get("rounding") != "stochastic"
     slope_of = dict(zip(optimizer.layout.blocks, slopes))
     squares = moving = still = sixteen = 0.0
@@ -222,11 +223,11 @@ def _moved(optimizer: "ZerothOrder", theta: list[list[torch.Tensor]], key: Noise
         group = optimizer.param_groups[part.coefficient_groups[part.group[i]][0]]
         slope = slope_of[part.block[i]]
         size = optimizer.update_size(group, slope if eps is None else slope * float(eps) / float(group[optimizer.radius]))
-        count = p.numel() * part.keep[i]
+        count = part.params[i].numel() * part.keep[i]
         squares, moving = squares + count * size**2, moving + count
         if rounded and p.element_size() == 2 and p.numel() and size and math.isfinite(size):
-            seen = p.detach().reshape(-1)[:SAMPLE]
-            moved = (seen.float() + size * make_noise(key, part.first[i], seen.numel())).to(p.dtype)
+            seen = p.detach().reshape(-1)[: min(SAMPLE, part.held[i].columns)]  # whose indices follow each other
+            moved = (seen.float() + size * make_noise(key, part.held[i].first, seen.numel())).to(p.dtype)
             still, sixteen = still + count * float((moved == seen).double().mean()), sixteen + count
     return math.sqrt(squares / moving), still / sixteen if sixteen else None
 

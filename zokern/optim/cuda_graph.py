@@ -137,6 +137,8 @@ graph = Graph
 def _checked(optimizer: ZerothOrder) -> torch.device:
     if not isinstance(optimizer, ZerothOrder) or not optimizer.capturable or len(optimizer.weights.parts) > 1:
         raise ValueError(f"zokern.graph: a step of {type(optimizer).__name__} cannot be captured: pass a MeZO without blocks")
+    if optimizer.layout.sharded:
+        raise ValueError("zokern.graph: the parameters are sharded (DTensor), and gathered anew for each forward pass: call step(closure)")
     devices = {p.device for p in optimizer.layout.params}
     device = next(iter(devices))
     if len(devices) > 1 or device.type != "cuda":

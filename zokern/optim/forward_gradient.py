@@ -56,6 +56,10 @@ class ForwardGradient(ZerothOrder):
     def _check_weights(self, weights: PerturbedWeights) -> None:
         if self.param_groups[0]["perturbation"] == "streamed":
             raise ValueError('perturbation="streamed": a forward gradient is taken at theta, and perturbs no weights: leave it out')
+        if weights.layout.sharded:
+            raise ValueError(
+                "sharded parameters (DTensor) have no derivatives in forward mode: pass zokern.MeZO, or the parameters of the whole model"
+            )
 
     @property
     def forwards(self) -> int:

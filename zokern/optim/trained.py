@@ -11,6 +11,7 @@ from ..estimators.kinds import Kind, kind_of
 from ..estimators.partition import kept_by_magnitude, layout_of, numbers_of_blocks
 from ..noise import SPEC_VERSION, NoiseKey
 from ..noise.spec import NOISES
+from ..shards import like
 from ..signals import whole
 from .contract import ClosureOptimizer
 from .saved import check_saved, logged
@@ -56,11 +57,11 @@ class Trained(ClosureOptimizer):
             raise ValueError('rounding="stochastic": the weights are kept in float32, which is stored as it is: leave it out')
         self._begin_run()
         if given is None and self._kind and self._kind.name == "copied":
-            mebibytes = 4 * sum(p.numel() for p in self.layout.params) / 2**20
+            mebibytes = 4 * sum(p.numel() for p in self.layout.tensors) / 2**20
+            streamed = "perturbation=zokern.Streamed(model), which needs memory for the largest part of the model, or "
             warn(
                 f"there are weights in 16 bits, and so theta is kept in float32 beside them, {mebibytes:,.1f} MiB: pass "
-                "perturbation=zokern.Streamed(model), which needs memory for the largest part of the model, or "
-                "perturbation=zokern.Copied() where this is meant"
+                f"{'' if self.layout.sharded else streamed}perturbation=zokern.Copied() where this is meant"
             )
 
     @classmethod
@@ -201,7 +202,7 @@ class Trained(ClosureOptimizer):
         for i, p in zip(numbers, (p for group in self.param_groups for p in group["params"])):
             if i in state_dict["state"]:
                 held = state_dict["state"][i]
-                self.state[p] = {name: v.to(p.device, copy=True) if isinstance(v, torch.Tensor) else v for name, v in held.items()}
+                self.state[p] = {name: like(v, p).to(p.device, copy=True) if isinstance(v, torch.Tensor) else v for name, v in held.items()}
 
     def __getstate__(self) -> dict[str, Any]:
         pending = [weights.pending for weights in self._all_weights()]

@@ -11,6 +11,7 @@ import torch
 
 from ..errors import BadInput
 from ..optim import ClosureOptimizer, ZerothOrder
+from ..shards import local
 from .header import check_same_run, header_of, logged_settings, replayable_class
 from .json_settings import merged, to_json
 from .position import Writes, check_position, position_of
@@ -245,7 +246,7 @@ def record(
 
 def _beyond(p: torch.Tensor, theta: torch.Tensor) -> bool:
     """Whether theta is more than the parameter shows of it, so that the run does not begin with what the header tells of."""
-    return not bool((theta == p).all())
+    return not bool((local(theta) == local(p)).all())
 
 
 def _resumed(optimizer: ZerothOrder, path: Path, before: bytes, step: int, every: int, model: torch.nn.Module | None) -> Recorder:

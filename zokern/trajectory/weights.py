@@ -9,6 +9,7 @@ import torch
 
 from ..errors import BadInput
 from ..ops.staging import pieces
+from ..shards import is_sharded, local, whole
 from .json_settings import name_of
 from .text import Header
 
@@ -31,15 +32,20 @@ def table(named: Named) -> list[list]:
 
 @torch.no_grad()
 def digest(tensor: torch.Tensor) -> str:
-    """16 hex digits of the SHA-256 of a tensor's elements in row-major order, little-endian; a copy of a piece at a time."""
+    """16 hex digits of the SHA-256 of a tensor's elements in row-major order, little-endian; a copy of a piece at a time. One that is
+    sharded is gathered, for which all of its processes call this."""
     sha = hashlib.sha256()
-    for (part,), _ in pieces([tensor.detach()], 0):
+    for (part,), _ in pieces([whole(tensor).detach()], 0):
         sha.update(part.contiguous().view(-1).view(torch.uint8).cpu().numpy().data)
     return sha.hexdigest()[:16]
 
 
 def digests(tensors: Iterable[torch.Tensor]) -> list[str]:
-    """One a tensor, as many tensors at a time as there are threads, but no more pieces in memory than eight."""
+    """One a tensor, as many tensors at a time as there are threads, but no more pieces in memory than eight; those that are sharded one
+    after the other, in the same order on all processes."""
+    tensors = list(tensors)
+    if any(map(is_sharded, tensors)):
+        return list(map(digest, tensors))
     with ThreadPoolExecutor(min(torch.get_num_threads(), 8)) as threads:
         return list(threads.map(digest, tensors))
 
@@ -51,8 +57,14 @@ def combined(digests: Iterable[str]) -> str:
 
 def frozen(model: torch.nn.Module, trained: Named) -> dict[str, str]:
     """name -> digest of everything in a model's ``state_dict`` that is not trained."""
-    mine = {(p.device, p.data_ptr()) for _, p in trained}
-    others = {name: t for name, t in model.state_dict().items() if isinstance(t, torch.Tensor) and (t.device, t.data_ptr()) not in mine}
+    state = model.state_dict()
+    own, mine = {id(p) for _, p in trained}, {(p.device, local(p).data_ptr()) for _, p in trained}
+    names = {name for name, p in model.named_parameters(remove_duplicate=False) if id(p) in own}
+    others = {
+        name: t
+        for name, t in state.items()
+        if isinstance(t, torch.Tensor) and name not in names and (is_sharded(t) or (t.device, t.data_ptr()) not in mine)
+    }
     return dict(zip(others, digests(others.values())))
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from ...estimators import Closure, Estimate, Layers, LossClosure, layers
+from ...shards import is_sharded
 from ...signals import let_through, whole
 from ..base import ZerothOrder
 from ..check import Check, check
@@ -102,6 +103,11 @@ class Hybrid(ClosureOptimizer):
         if share_forward and zo is None:
             raise ValueError("share_forward=True with zo=None: there is no zeroth-order forward pass to share; pass share_forward=False")
         self.layers = model if isinstance(model, Layers) else layers(model)
+        if any(is_sharded(p) for p in (*self.layers.embeddings, *sum(self.layers.params, []), *self.layers.head)):
+            raise ValueError(
+                "the model's parameters are sharded (DTensor), and Hybrid's two halves would be of copies of them that are gone: pass the "
+                "whole model, or train it by forward passes alone, as zokern.MeZO does"
+            )
         self.split, self.share_forward, self.steps, self.skipped = split, share_forward, 0, 0
         self.last: HybridStep | None = None
         self._measured: HybridStep | None = None

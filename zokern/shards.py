@@ -1,0 +1,176 @@
+"""Tensors that lie in parts on several processes, as torch's ``DTensor``: what this process holds of one, and which elements these are.
+
+Sharded models of ``fully_shard`` (FSDP2), of ``parallelize_module`` (tensor parallelism) and of both have such parameters.
+"""
+
+import math
+import sys
+import weakref
+from collections.abc import Iterable, Sequence
+from itertools import product
+from typing import Any, NamedTuple
+
+import torch
+
+KNOWN = ("Replicate", "Shard", "_StridedShard")  # placements; _StridedShard is of a shard that is sharded again
+
+
+class Lines(NamedTuple):
+    """Elements of a tensor, by their number in row-major order of its shape: runs of ``columns``, each ``step`` after the one before, the
+    first of which begins at ``offset``."""
+
+    offset: int
+    columns: int
+    step: int
+
+
+def is_sharded(tensor: torch.Tensor) -> bool:
+    """Whether it is a ``DTensor``, one that every process holds whole included."""
+    module = sys.modules.get("torch.distributed.tensor")  # which is slow to import, and there where anybody has made one
+    return module is not None and isinstance(tensor, module.DTensor)
+
+
+def local(tensor: torch.Tensor) -> torch.Tensor:
+    """What this process holds of a tensor: the tensor itself where that is no ``DTensor``. The same memory, outside autograd."""
+    if not is_sharded(tensor):
+        return tensor
+    with torch.no_grad():
+        part: torch.Tensor = tensor.to_local()  # type: ignore[attr-defined]
+    return part
+
+
+def whole(tensor: torch.Tensor) -> torch.Tensor:
+    """All elements of a tensor, gathered from the processes that hold them, all of which call this."""
+    return tensor.detach().full_tensor() if is_sharded(tensor) else tensor  # type: ignore[attr-defined, no-any-return]
+
+
+def like(tensor: torch.Tensor, model: torch.Tensor) -> torch.Tensor:
+    """A tensor of the shape of another, whole or sharded, as that one lies: what this process holds of it, or all of it."""
+    if not is_sharded(model):
+        return whole(tensor)
+    it: Any = model
+    if is_sharded(tensor) and (tensor.device_mesh, tensor.placements) == (it.device_mesh, it.placements):  # type: ignore[attr-defined]
+        return tensor
+    begin, sizes = _placed(model)
+    full, part = whole(tensor), local(model)
+    mine = full[tuple(slice(b, b + size) for b, size in zip(begin, sizes))] if part.numel() else full.new_empty(part.shape)
+    return as_part(mine.contiguous(), model)
+
+
+def as_part(part: torch.Tensor, model: torch.Tensor) -> torch.Tensor:
+    """What this process holds of a tensor of the shape of ``model``, as a tensor that lies as that one does."""
+    if not is_sharded(model):
+        return part
+    it: Any = model
+    made: torch.Tensor = type(it).from_local(part, it.device_mesh, it.placements, run_check=False, shape=it.shape, stride=it.stride())
+    return made
+
+
+def total(number: torch.Tensor, tensor: torch.Tensor) -> torch.Tensor:
+    """The sum of a number that each process has found in its elements of ``tensor``, each element counted once. All of them call this."""
+    if not is_sharded(tensor):
+        return number
+    from torch.distributed.tensor import DTensor, Partial, Replicate
+
+    it: Any = tensor
+    parts = [Replicate() if type(placement).__name__ == "Replicate" else Partial() for placement in it.placements]
+    return DTensor.from_local(number.to(it.device), it.device_mesh, parts, run_check=False).full_tensor().to(number.device)
+
+
+def lines_of(tensor: torch.Tensor, title: str) -> Lines:
+    """Which elements of a ``DTensor`` this process holds, in row-major order of the shape of what it holds.
+
+    Raises:
+        TypeError, ValueError: a placement that says nothing of elements, or lines that are not equally spaced, with the cure.
+    """
+    it: Any = tensor
+    for placement in it.placements:
+        if type(placement).__name__ not in KNOWN:
+            raise TypeError(
+                f"{title} is a DTensor placed as {tuple(it.placements)}, which does not say which elements each process holds: "
+                "redistribute it to Shard(dim) or Replicate()"
+            )
+    begin, sizes = _placed(tensor)
+    held = local(tensor)
+    if held.numel() != math.prod(sizes) or (held.numel() and tuple(held.shape) != sizes):
+        raise ValueError(
+            f"{title} is a DTensor of shape {tuple(it.shape)} placed as {tuple(it.placements)}, of which this process should hold "
+            f"{sizes}, and holds {tuple(held.shape)}: make it with distribute_tensor, fully_shard or parallelize_module"
+        )
+    if not held.numel():
+        return Lines(0, 1, 1)
+    strides = [math.prod(it.shape[d + 1 :]) for d in range(it.dim())]
+    offset = sum(b * stride for b, stride in zip(begin, strides))
+    cut = [d for d in range(it.dim()) if sizes[d] != it.shape[d]]
+    if not cut or math.prod(sizes[: cut[-1]]) == 1:  # one run
+        return Lines(offset, held.numel(), held.numel())
+    last = cut[-1]
+    for d in cut[:-1]:
+        if math.prod(sizes[:d]) > 1:
+            raise ValueError(
+                f"{title} is a DTensor of shape {tuple(it.shape)} placed as {tuple(it.placements)}, which cuts dimensions {d} and {last}, "
+                "so that the rows that a process holds are not equally spaced: shard one of them, or dimension 0 and one other"
+            )
+    return Lines(offset, math.prod(sizes[last:]), math.prod(it.shape[last:]))
+
+
+def _placed(tensor: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """-> (where this process's part of a ``DTensor`` begins, its sizes), by dimensions."""
+    from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
+    sizes, begin = compute_local_shape_and_global_offset(tensor.shape, tensor.device_mesh, tensor.placements)
+    return tuple(map(int, begin)), tuple(map(int, sizes))
+
+
+def partners(tensors: Iterable[torch.Tensor]) -> set[int]:
+    """The ranks, this one among them, among which tensors are cut: a forward pass takes all of them at once."""
+    ranks: set[int] = set()
+    for mesh, placements in {(t.device_mesh, t.placements) for t in tensors if is_sharded(t)}:  # type: ignore[attr-defined]
+        here = mesh.get_coordinate()
+        across = [
+            range(size) if type(placement).__name__ != "Replicate" else [i]
+            for size, placement, i in zip(mesh.mesh.shape, placements, here)
+        ]
+        ranks |= {int(mesh.mesh[place]) for place in product(*across)}
+    return ranks
+
+
+class Gathered:
+    """The modules of ``fully_shard`` that compute with gathered copies of parameters, of which some stay after a forward pass.
+
+    Args:
+        params: the sharded parameters.
+        titles: of each, for errors.
+    Raises:
+        ValueError: one of them is such a copy.
+    """
+
+    def __init__(self, params: Sequence[torch.Tensor], titles: Sequence[str]) -> None:
+        self.modules: list[weakref.ref[Any]] = []
+        mine, title_of = {id(p) for p in params}, {id(p): title for p, title in zip(params, titles)}
+        for module in _fully_sharded():
+            before = {id(p) for p in module.parameters(recurse=True)}
+            module.reshard()
+            now = {id(p) for p in module.parameters(recurse=True)}
+            for copy in (before - now) & mine:
+                raise ValueError(
+                    f"{title_of[copy]} is a copy that fully_shard gathered for a forward pass and that is gone with the next one: make the "
+                    "optimizer of model.parameters() before the first forward pass, or after module.reshard() of every FSDPModule"
+                )
+            if now & mine:
+                self.modules.append(weakref.ref(module))
+
+    def drop(self) -> None:
+        """Drop the copies, after the parameters have changed."""
+        for module in self.modules:
+            if (alive := module()) is not None:
+                alive.reshard()
+
+
+def _fully_sharded() -> list[Any]:
+    fsdp = sys.modules.get("torch.distributed.fsdp")
+    if fsdp is None or not hasattr(fsdp, "FSDPModule"):
+        return []
+    from torch.distributed._composable_state import _module_state_mapping
+
+    return [module for module in list(_module_state_mapping) if isinstance(module, fsdp.FSDPModule)]
