@@ -12,7 +12,8 @@ import transformers
 from hf_cases import make, rows, weights
 
 import zokern
-from zokern.hf import ZOTrainer, distributed
+from zokern import distributed
+from zokern.hf import ZOTrainer
 
 HYBRID = dict(zo=partial(zokern.MeZO, lr=1e-3, eps=1e-2), fo=partial(torch.optim.SGD, lr=1e-2, momentum=0.9), split=zokern.splits.Depth(1))
 LISA = zokern.splits.LISA(gamma=1, every=2, seed=4)

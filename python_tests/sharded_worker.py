@@ -1,4 +1,4 @@
-"""One of several processes that hold a sharded model: python sharded_worker.py OUT, under torchrun's environment. Saves what each came to."""
+"""One of several processes that hold a sharded model: python sharded_worker.py OUT, under torchrun's environment."""
 
 import os
 import sys

@@ -1,6 +1,7 @@
 """Zeroth-order fine-tuning of language models, on noise that is never stored."""
 
 from . import noise, ops, optim, trajectory
+from .distributed import DistributedClosure
 from .estimators import Copied, Estimate, Layers, Streamed, layers
 from .kernels import backends, use_backend
 from .layout import Layout
@@ -34,6 +35,7 @@ __all__ = [
     "Annealing",
     "Check",
     "Copied",
+    "DistributedClosure",
     "Estimate",
     "EvolutionStrategies",
     "ForwardGradient",

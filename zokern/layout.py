@@ -54,7 +54,7 @@ class Layout:
     Attributes:
         params, names, spans, first, group, keep, block: lists of one entry a parameter: tensor, name or "", its Span, that one's first,
             index of its group, share, number of its block. Where there are blocks, each pair (group of params, block) is a group.
-        tensors, held: the same of what this process holds: plain tensors, and which elements these are. Of no ``DTensor``, params and spans.
+        tensors, held: as params and spans, of what this process holds: plain tensors, and which elements these are.
         coefficient_groups: [(group of params, block)]: what shares one value of each coefficient.
         location: of the parameters in memory, as ``tables`` last saw it; None before.
         state: what ``ops.update_`` last saw beside the parameters; None before.
@@ -92,7 +92,9 @@ class Layout:
         if spans is None:
             self.spans = _one_after_the_other(self.params)
         elif self.sharded:
-            raise ValueError("spans is given with a DTensor, which says itself which elements it holds: leave it out, or pass plain tensors")
+            raise ValueError(
+                "spans is given with a DTensor, which says itself which elements it holds: leave it out, or pass plain tensors"
+            )
         else:
             told = _whole_spans(spans, [tensor for _, tensor, _ in named], titles)
             self.spans = [told[i] for i in kept]
@@ -179,7 +181,9 @@ class Layout:
         for i, (tensor, title) in enumerate(zip(tensors, titles)):
             check(tensor, title)
             if tensor.shape != self._sizes[i]:
-                raise ValueError(f"{title} has shape {tuple(tensor.shape)} now, it had {tuple(self._sizes[i])}: make a new optimizer for it")
+                raise ValueError(
+                    f"{title} has shape {tuple(tensor.shape)} now, it had {tuple(self._sizes[i])}: make a new optimizer for it"
+                )
             row = self._row(i, tensor, None if out is None else out[i], self.held[i])
             if row:
                 rows[tensor.dtype, tensor.device, None if out is None else out[i].dtype][i] = row

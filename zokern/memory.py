@@ -41,8 +41,8 @@ def check(tensor: torch.Tensor, name: str) -> None:
     for what, is_so in SHARDS.items():
         if is_so(tensor):
             raise TypeError(
-                f"{name} is {what}: every process's shard would get the same noise, and the model may compute with another copy; shard the "
-                "model by torch.distributed.fsdp.fully_shard (FSDP2) or parallelize_module, or pass the parameters of the plain, whole model"
+                f"{name} is {what}: every process's shard would get the same noise, and the model may compute with another copy; shard "
+                "it by torch.distributed.fsdp.fully_shard (FSDP2) or parallelize_module, or pass the parameters of the plain, whole model"
             )
     if is_traceable_wrapper_subclass(tensor):
         raise TypeError(f"{name} is a {type(tensor).__name__}, which wraps other tensors: pass the plain tensor inside it")

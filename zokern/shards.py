@@ -41,7 +41,10 @@ def local(tensor: torch.Tensor) -> torch.Tensor:
 
 def whole(tensor: torch.Tensor) -> torch.Tensor:
     """All elements of a tensor, gathered from the processes that hold them, all of which call this."""
-    return tensor.detach().full_tensor() if is_sharded(tensor) else tensor  # type: ignore[attr-defined, no-any-return]
+    if not is_sharded(tensor):
+        return tensor
+    full: torch.Tensor = tensor.detach().full_tensor()  # type: ignore[attr-defined]
+    return full
 
 
 def like(tensor: torch.Tensor, model: torch.Tensor) -> torch.Tensor:
@@ -51,10 +54,10 @@ def like(tensor: torch.Tensor, model: torch.Tensor) -> torch.Tensor:
     it: Any = model
     if is_sharded(tensor) and (tensor.device_mesh, tensor.placements) == (it.device_mesh, it.placements):  # type: ignore[attr-defined]
         return tensor
-    begin, sizes = _placed(model)
-    full, part = whole(tensor), local(model)
-    mine = full[tuple(slice(b, b + size) for b, size in zip(begin, sizes))] if part.numel() else full.new_empty(part.shape)
-    return as_part(mine.contiguous(), model)
+    mine = whole(tensor)
+    for d, places in enumerate(_places(model)):
+        mine = mine.index_select(d, places.to(mine.device))
+    return as_part(mine.reshape(local(model).shape), model)
 
 
 def as_part(part: torch.Tensor, model: torch.Tensor) -> torch.Tensor:
@@ -84,42 +87,50 @@ def lines_of(tensor: torch.Tensor, title: str) -> Lines:
         TypeError, ValueError: a placement that says nothing of elements, or lines that are not equally spaced, with the cure.
     """
     it: Any = tensor
-    for placement in it.placements:
-        if type(placement).__name__ not in KNOWN:
-            raise TypeError(
-                f"{title} is a DTensor placed as {tuple(it.placements)}, which does not say which elements each process holds: "
-                "redistribute it to Shard(dim) or Replicate()"
-            )
-    begin, sizes = _placed(tensor)
-    held = local(tensor)
+    placed = f"{title} is a DTensor of shape {tuple(it.shape)} placed as {tuple(it.placements)}"
+    if any(type(placement).__name__ not in KNOWN for placement in it.placements):
+        raise TypeError(f"{placed}, which does not say which elements each process holds: redistribute it to Shard(dim) or Replicate()")
+    places, held = _places(tensor), local(tensor)
+    sizes = tuple(map(len, places))
     if held.numel() != math.prod(sizes) or (held.numel() and tuple(held.shape) != sizes):
         raise ValueError(
-            f"{title} is a DTensor of shape {tuple(it.shape)} placed as {tuple(it.placements)}, of which this process should hold "
-            f"{sizes}, and holds {tuple(held.shape)}: make it with distribute_tensor, fully_shard or parallelize_module"
+            f"{placed}, of which this process should hold {sizes}, and holds {tuple(held.shape)}: make it with distribute_tensor, "
+            "fully_shard or parallelize_module"
         )
     if not held.numel():
         return Lines(0, 1, 1)
-    strides = [math.prod(it.shape[d + 1 :]) for d in range(it.dim())]
-    offset = sum(b * stride for b, stride in zip(begin, strides))
-    cut = [d for d in range(it.dim()) if sizes[d] != it.shape[d]]
-    if not cut or math.prod(sizes[: cut[-1]]) == 1:  # one run
-        return Lines(offset, held.numel(), held.numel())
-    last = cut[-1]
-    for d in cut[:-1]:
-        if math.prod(sizes[:d]) > 1:
-            raise ValueError(
-                f"{title} is a DTensor of shape {tuple(it.shape)} placed as {tuple(it.placements)}, which cuts dimensions {d} and {last}, "
-                "so that the rows that a process holds are not equally spaced: shard one of them, or dimension 0 and one other"
-            )
-    return Lines(offset, math.prod(sizes[last:]), math.prod(it.shape[last:]))
+    cut = max((d for d in range(it.dim()) if sizes[d] != it.shape[d]), default=-1)
+    if cut < 0:
+        return Lines(0, held.numel(), held.numel())
+    inner, along = math.prod(it.shape[cut + 1 :]), places[cut]
+    begins = along[torch.cat([torch.tensor([True]), along.diff() != 1])] * inner  # of the runs of dimension ``cut``
+    for d in reversed(range(cut)):
+        begins = (places[d].unsqueeze(1) * math.prod(it.shape[d + 1 :]) + begins).flatten()
+    columns, steps = held.numel() // len(begins), begins.diff()
+    even = len(along) * inner * math.prod(sizes[:cut]) == columns * len(begins) and (steps == steps[:1]).all()
+    if not even or not _runs_are_equal(along):
+        raise ValueError(
+            f"{placed}, and the runs of elements that a process holds are not all as long and as far apart: shard one dimension, or "
+            "dimension 0 and one other, by numbers of processes that divide them"
+        )
+    return Lines(int(begins[0]), columns, int(steps[0]) if len(steps) else columns)
 
 
-def _placed(tensor: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """-> (where this process's part of a ``DTensor`` begins, its sizes), by dimensions."""
-    from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+def _runs_are_equal(along: torch.Tensor) -> bool:
+    """Whether ascending numbers are runs of one length."""
+    ends = torch.cat([(along.diff() != 1).nonzero().flatten() + 1, torch.tensor([len(along)])])
+    return bool((ends.diff() == ends[0]).all())
 
-    sizes, begin = compute_local_shape_and_global_offset(tensor.shape, tensor.device_mesh, tensor.placements)
-    return tuple(map(int, begin)), tuple(map(int, sizes))
+
+def _places(tensor: Any) -> list[torch.Tensor]:
+    """For each dimension of a ``DTensor`` the places along it of what this process holds, ascending."""
+    places = [torch.arange(size) for size in tensor.shape]
+    for size, here, placement in zip(tensor.device_mesh.mesh.shape, tensor.device_mesh.get_coordinate(), tensor.placements):
+        if type(placement).__name__ != "Replicate":
+            whole, dim = places[placement.dim], placement.dim
+            strided = whole.chunk(getattr(placement, "split_factor", 1))
+            places[dim] = torch.cat([(*part.chunk(size), *[part[:0]] * size)[here] for part in strided])
+    return places
 
 
 def partners(tensors: Iterable[torch.Tensor]) -> set[int]:
@@ -128,8 +139,7 @@ def partners(tensors: Iterable[torch.Tensor]) -> set[int]:
     for mesh, placements in {(t.device_mesh, t.placements) for t in tensors if is_sharded(t)}:  # type: ignore[attr-defined]
         here = mesh.get_coordinate()
         across = [
-            range(size) if type(placement).__name__ != "Replicate" else [i]
-            for size, placement, i in zip(mesh.mesh.shape, placements, here)
+            range(size) if type(placement).__name__ != "Replicate" else [i] for size, placement, i in zip(mesh.mesh.shape, placements, here)
         ]
         ranks |= {int(mesh.mesh[place]) for place in product(*across)}
     return ranks

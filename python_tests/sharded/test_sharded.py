@@ -3,7 +3,7 @@
 import pytest
 import sharded_worker as worker
 import torch
-from conftest import run
+from processes import run
 
 PLACEMENTS = {2: ["fsdp", "columns", "kept", "tp"], 4: ["fsdp", "columns", "hsdp", "2-d"]}
 EVERY = [(n, how, name) for n, of in PLACEMENTS.items() for how in of for name in worker.CASES]

@@ -3,10 +3,11 @@
 from .copied import Copied
 from .estimate import Estimate, average
 from .finite_difference import finite_difference, one_sided, two_point
+from .in_place import InPlace
 from .kinds import Perturbation, perturbation_of
 from .layers import Layers, layers
 from .losses import Closure, Driver, Estimator, Log, LossClosure, Losses, Point
-from .perturbation import InPlace, PerturbedWeights
+from .perturbation import PerturbedWeights
 from .population import SHAPINGS, normalised, population
 from .streamed import Streamed
 

@@ -9,7 +9,6 @@ import torch
 from .. import ops
 from ..layout import Layout
 from ..ops.arguments import Term
-from ..ops.staging import tell
 from ..shards import as_part, local
 from .perturbation import NOTHING, PerturbedWeights
 
@@ -119,8 +118,7 @@ class CopiedWeights(PerturbedWeights):
         for i, copies in enumerate(held):  # where the model is between the halves of a step
             for p, saved in zip(self.parts[i].tensors, copies):
                 p.copy_(saved)
-            if self.parts[i].sharded:
-                tell(self.parts[i])
+            self.parts[i].drop_gathered()
             self._shown.stale[i], self.passes[i] = True, self.passes[i] + 1
         if not made:  # a run may begin from here, as one without state
             self._theta = None
@@ -211,4 +209,4 @@ class _Place(NamedTuple):
 
 
 def _places(part: Layout) -> list[_Place]:
-    return [_Place(p._version, held.data_ptr(), p.dtype) for p, held in zip(part.params, part.tensors)]
+    return [_Place(p._version, p.data_ptr(), p.dtype) for p in part.tensors]

@@ -8,7 +8,8 @@ from torch import nn
 from ..layout import Layout
 from ..shards import is_sharded
 from .copied import Copied
-from .perturbation import InPlace, PerturbedWeights, StreamedWeights
+from .in_place import InPlace
+from .perturbation import PerturbedWeights, StreamedWeights
 from .streamed import Streamed
 
 

@@ -4,7 +4,7 @@ An estimator is a generator: it yields a request for losses at some points, is s
 answers requests: a closure that evaluates the model, a log of an earlier run, a mean over processes.
 """
 
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Container, Generator, Iterable, Iterator
 from dataclasses import dataclass
 from numbers import Real
 from typing import Any, NamedTuple, Protocol, TypeAlias
@@ -52,16 +52,23 @@ class Losses:
     weights: PerturbedWeights
     points: list[Point]
 
-    def measure(self, loss: LossClosure) -> list[torch.Tensor]:
+    def measure(self, loss: LossClosure, own: Container[int] | None = None) -> list[torch.Tensor]:
         """Perturbs the weights, point by point, and leaves them at the last one.
 
+        Args:
+            own: numbers of the points that are measured here; the weights pass by the others, as they would if these were measured, too.
+                Default None: all.
         Raises:
             TypeError, ValueError: the loss is no scalar.
         """
         device, numbers = self.weights.layout.params[0].device, []
-        for terms, part in self.points:
-            with self.weights.at(terms, part), torch.no_grad():
-                numbers.append(scalar(let_through(loss), device))
+        with self.weights.passing_by():
+            for n, (terms, part) in enumerate(self.points):
+                if own is not None and n not in own:
+                    self.weights.pass_by(terms, part)
+                    continue
+                with self.weights.at(terms, part), torch.no_grad():
+                    numbers.append(scalar(let_through(loss), device))
         return numbers
 
     def replay(self, numbers: Iterator[Number]) -> list[torch.Tensor]:
@@ -77,10 +84,12 @@ class Driver:
 
     Attributes:
         live: it measures, rather than repeats what was measured.
+        compares: it asks other processes itself whether their optimizers are the same.
         look: a function that is to be shown each loss as a closure returned it.
     """
 
     live = True
+    compares = False
     look: Callable[[Any], Any] = staticmethod(lambda loss: None)
 
     def answer(self, request: Request) -> list[torch.Tensor]:
@@ -144,13 +153,14 @@ def scalar(loss: Any, device: torch.device) -> torch.Tensor:
             raise ValueError(f"closure returned a tensor of shape {tuple(loss.shape)}: return a 0-dim loss, such as loss.mean()")
         if loss.is_complex():
             raise TypeError(f"closure returned a loss of {loss.dtype}: return a real number, such as loss.real")
-        return loss.detach().to(device, torch.float64, non_blocking=device.type == "cuda", copy=True)
+        number: torch.Tensor = loss.detach().to(device, torch.float64, non_blocking=device.type == "cuda", copy=True)
+        return number
     if getattr(loss, "shape", ()) != ():
         raise ValueError(f"closure returned a {type(loss).__name__} of shape {tuple(loss.shape)}: return one number, such as loss.mean()")
-    number = loss.item() if hasattr(loss, "item") else loss  # of NumPy's numbers and 0-dim arrays
-    if isinstance(number, bool) or not isinstance(number, Real):
+    value = loss.item() if hasattr(loss, "item") else loss  # of NumPy's numbers and 0-dim arrays
+    if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"closure returned {type(loss).__name__}: return the loss itself, a number or a 0-dim tensor (outputs.loss)")
-    return torch.full((), float(number), dtype=torch.float64, device=device)
+    return torch.full((), float(value), dtype=torch.float64, device=device)
 
 
 def backpropagated(loss: Any) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Where the weights are while a loss is measured: at theta plus noise. In place; ``copied`` and ``streamed`` have the other kinds."""
+"""Where the weights are while a loss is measured: at theta plus noise. ``in_place``, ``copied`` and ``streamed`` have the kinds."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -93,6 +93,14 @@ class PerturbedWeights:
     def visit(self, terms: Iterable[Term], part: int | None = None) -> None:
         """The passes over theta that a measurement there makes, where its result is known: for a replay."""
         self._apply_updates()
+
+    def pass_by(self, terms: Iterable[Term], part: int | None = None) -> None:
+        """The same passes, of a measurement that is made elsewhere. Within ``passing_by``."""
+        self.visit(terms, part)
+
+    def passing_by(self) -> AbstractContextManager[None]:
+        """Around measurements, some of which are made elsewhere."""
+        return nullcontext()
 
     @contextmanager
     def away(self, terms: Iterable[Term]) -> Iterator[None]:
@@ -213,14 +221,12 @@ class PerturbedWeights:
         torch.clear_autocast_cache()  # it keeps 16-bit copies of weights, and cannot see that they have changed
 
     def _add_noise(self, i: int, move: Pass) -> None:
-        if self.passes_per_sweep is None:
-            self._add_noise_now(i, move)
-        elif move.rounding is not None:
+        if move.rounding is not None or self.passes_per_sweep is None and not self._waiting[i]:
             self._sweep(i)
             self._add_noise_now(i, move)
         else:
             self._waiting[i].append((move.terms, move.decay))
-            if len(self._waiting[i]) >= self.passes_per_sweep:
+            if len(self._waiting[i]) >= (self.passes_per_sweep or 1):
                 self._sweep(i)
 
     def _add_noise_now(self, i: int, move: Pass) -> None:
@@ -230,84 +236,8 @@ class PerturbedWeights:
         if passes := self._waiting[i]:
             self._waiting[i] = []
             ops.replay_(self.theta[i], passes)
-
-
-class InPlace(PerturbedWeights):
-    """Perturbs the parameters themselves; the restoring terms are pending until the next pass, which applies them with its own.
-
-    Going to theta + eps z, then to theta - eps z, then to an updated theta is three passes; restoring in between would make it four. An
-    update may be pending as well: then the next perturbation applies it, and a step is two passes. No memory; each pass rounds, which
-    float32 weights hardly notice and 16-bit weights do (docs/precision.md).
-    """
-
-    in_place = True
-
-    @contextmanager
-    def _showing(self, terms: list[list[Term]]) -> Iterator[None]:
-        yield  # ``visit`` has moved the weights there
-
-    def visit(self, terms: Iterable[Term], part: int | None = None) -> None:
-        terms = list(terms)
-        back = Pass([(key, -c) for key, c in terms])
-        for i, waiting in enumerate(self.pending):
-            if part is None or part == i:
-                self._move(i, waiting.then(terms), back)
-            elif waiting.terms:
-                self._move(i, waiting, NOTHING)
-
-    def over(self, tensors: list[torch.Tensor]) -> "StandIn":
-        if self.layout.sharded:
-            raise ValueError(
-                "sharded parameters (DTensor) cannot be exchanged for others, of which who gathers them knows nothing: of MeZOSVRG pass "
-                'anchor="replay", or perturbation=zokern.Copied()'
-            )
-        return StandIn(self.layout, self.layout.over(tensors))
-
-    @contextmanager
-    def away(self, terms: Iterable[Term]) -> Iterator[None]:
-        """The weights go there with the next pass; the way back is pending afterwards."""
-        terms = list(terms)
-        self.pending = [waiting.then([(key, c) for key, c in terms]) for waiting in self.pending]
-        try:
-            yield
-        finally:
-            self.pending = [waiting.then([(key, -c) for key, c in terms]) for waiting in self.pending]
-
-    @contextmanager
-    def undisturbed(self) -> Iterator[list[list[torch.Tensor]]]:
-        """The host's memory holds a copy of the parameters meanwhile."""
-        held = [[p.detach().to("cpu", copy=True) for p in part.tensors] for part in self.parts]  # restoring in place would round them once
-        pending = list(self.pending)
-        try:
-            yield held
-        finally:
-            with torch.no_grad():
-                for part, copies in zip(self.parts, held):
-                    for p, saved in zip(part.tensors, copies):
-                        p.copy_(saved)
-                    if part.sharded:
-                        tell(part)
-            self.pending = pending
-            self.passes = [passes + 1 for passes in self.passes]  # or a log would take it for somebody else's
-            torch.clear_autocast_cache()
-
-
-class StandIn(InPlace):
-    """In place on tensors that stand in for the model's parameters while a loss is measured."""
-
-    @contextmanager
-    def _showing(self, terms: list[list[Term]]) -> Iterator[None]:
-        params = [p for layout in self.parts for p in layout.params]
-        weights = [p.data for p in params]
-        try:
-            for p, tensor in zip(params, (tensor for layout in self.theta for tensor in layout.params)):
-                p.data = tensor
-            torch.clear_autocast_cache()
-            yield
-        finally:
-            for p, data in zip(params, weights):
-                p.data = data
-            torch.clear_autocast_cache()
+            for _ in passes[1:]:
+                tell(self.theta[i])  # a write each, as one by one
 
 
 class Shower(Protocol):

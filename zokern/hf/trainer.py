@@ -17,10 +17,11 @@ from transformers.trainer_utils import TrainOutput
 
 import zokern
 
+from .. import distributed
 from ..estimators import perturbation_of
 from ..estimators.losses import backpropagated
 from ..optim import ClosureOptimizer, named
-from . import arguments, checkpoint, distributed
+from . import arguments, checkpoint
 from .mean import FiniteMean
 
 SIXTEEN = (torch.bfloat16, torch.float16)

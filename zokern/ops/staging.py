@@ -56,7 +56,7 @@ def each_table(layout: Layout, out: list[torch.Tensor] | None = None) -> Iterato
         theta = [layout.tensors[i]]
         for (part, *to), start in gathered([] if written is None else theta, theta if written is None else [written[i]]):
             yield layout.table_of(i, part, start, *to)
-    tell(layout, out)
+    tell(layout, written)
 
 
 def gathered(read: list[torch.Tensor], written: list[torch.Tensor]) -> Pieces:
@@ -90,7 +90,7 @@ def pieces(tensors: list[torch.Tensor], first: int = 0) -> Pieces:
 
 def tell(layout: Layout, out: list[torch.Tensor] | None = None) -> None:
     """A layout's parameters, or tensors in their place, have changed: tell who keeps something that was made of them."""
-    tell_autograd(layout.params if out is None else out)
+    tell_autograd(layout.tensors if out is None else out)
     layout.drop_gathered()
 
 

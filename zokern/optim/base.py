@@ -13,9 +13,10 @@ from ..noise.spec import ROUNDING, WEIGHTS
 from ..signals import whole
 from .check import Check, check
 from .contract import CALL
+from .replicas import Replicas
 from .settings import Number, Settings
 from .trained import Trained
-from .watch import Replicas, Watch
+from .watch import Watch
 
 
 class ZerothOrder(Trained):
@@ -48,7 +49,7 @@ class ZerothOrder(Trained):
         self._replicas: Replicas = Replicas()
         self._measured: Estimate | None = None  # by ``measure``, for ``step`` to move along
         self._unfinished: bool = False  # whether it was measured, and not moved
-        self._versions = [p._version for p in self.layout.params]  # when an update was left pending
+        self._versions = [p._version for p in self.layout.tensors]  # when an update was left pending
 
     def _estimate(self) -> Estimator:
         """A generator that asks for losses, is sent them, and returns an Estimate (``zokern.estimators``). A subclass may have its own."""
@@ -136,7 +137,7 @@ class ZerothOrder(Trained):
         theta. An estimate that is not followed by ``step()`` moves nothing. Arguments and errors as in ``step``.
         """
         estimate = self._measure(closure)
-        self._versions, self._measured = [p._version for p in self.layout.params], estimate
+        self._versions, self._measured = [p._version for p in self.layout.tensors], estimate
         return estimate
 
     @whole
@@ -214,6 +215,8 @@ class ZerothOrder(Trained):
         self._measured, self.measurements, self._unfinished = None, [], True
         driver = driver_of(closure, self.watch.loss)
         try:
+            if driver.live and not driver.compares:
+                self._replicas.begin(self)
             estimate = self._ask(driver)
             if driver.live:
                 self._replicas.look(self, self.measurements)
@@ -244,7 +247,7 @@ class ZerothOrder(Trained):
             weights.rounding = self._rounding_key()
             self._update(estimate)
             if self.param_groups[0].get("defer"):
-                self._versions = [p._version for p in self.layout.params]
+                self._versions = [p._version for p in self.layout.tensors]
             else:
                 weights.apply_pending()
         except BaseException:
@@ -276,7 +279,7 @@ class ZerothOrder(Trained):
     def _check_unchanged(self) -> None:
         """Raise if the weights changed while an update is pending; take over what was changed else."""
         self.weights.look()
-        if self.weights.displaced and self._versions != [p._version for p in self.layout.params]:
+        if self.weights.displaced and self._versions != [p._version for p in self.layout.tensors]:
             raise RuntimeError(
                 f"the weights were changed while the update of step {self.param_groups[0]['step'] - 1} was still pending (defer=True): "
                 "call flush() before load_state_dict or anything else that writes to them"

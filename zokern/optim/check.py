@@ -167,6 +167,8 @@ def check(optimizer: "ZerothOrder", closure: LossClosure | Driver, smooth: bool 
     with torch.no_grad(), _undisturbed(optimizer) as theta:
         given: list[Any] = []  # losses as the closure returned them
         driver = driver_of(closure, given.append)
+        if not driver.compares:
+            optimizer._replicas.begin(optimizer)
         losses = tuple(map(float, driver.answer(Losses(optimizer.weights, [Point([])] * 2))))
         dtype = str(given[0].dtype).removeprefix("torch.") if isinstance(given[0], torch.Tensor) else "number"
         group, differences, moves = optimizer.param_groups[0], [], []
@@ -251,7 +253,7 @@ def _rms(numbers: Sequence[float]) -> float:
 def _undisturbed(optimizer: "ZerothOrder") -> Iterator[list[list[torch.Tensor]]]:
     """-> theta, part by part. Afterwards weights, pending terms, counts and random states are as before, bit for bit."""
     optimizer._check_unchanged()
-    params = optimizer.layout.params
+    params = optimizer.layout.tensors
     python, arrays = random.getstate(), numpy.random.get_state()
     try:
         with torch.random.fork_rng(sorted({p.device.index for p in params if p.is_cuda})), optimizer.weights.undisturbed() as theta:

@@ -1,25 +1,16 @@
-"""What goes wrong without an exception: skipped steps, losses too coarse to differ, processes whose weights differ."""
+"""What goes wrong without an exception: skipped steps, losses too coarse to differ."""
 
 import contextlib
-import json
 import sys
 import warnings
-from collections import Counter
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-from torch import distributed
-
-if TYPE_CHECKING:
-    from .base import ZerothOrder
 
 EQUAL = 5  # steps running whose losses did not differ, of those that are looked at: then there is a warning
-PATIENCE = 100  # steps at which a process looks for the notes of others
 BITS = {torch.bfloat16: 8, torch.float16: 11, torch.float32: 24, torch.float64: 53}  # of a number, that a dtype keeps
 INSIDE = str(Path(__file__).parents[1]), str(Path(torch.__file__).parent), contextlib.__file__  # a warning points to who called these
-_made: Counter[str] = Counter()  # optimizers of each kind that have measured in this process
 
 
 class Watch:
@@ -82,50 +73,6 @@ class Watch:
         if what not in self._told:
             self._told.add(what)
             warn(message)
-
-
-class Replicas:
-    """Notices that processes which are to train the same parameters do not.
-
-    Each leaves a note of its first measurement in the store of torch.distributed's process group, and warns when it finds another note of
-    process 0, or, as process 0, of any other. It is no collective and nobody waits for anybody: a process may train alone.
-    """
-
-    def __init__(self) -> None:
-        self._mine: dict[str, Any] | None = None
-        self._left = PATIENCE
-
-    def look(self, optimizer: "ZerothOrder", measurements: Sequence[torch.Tensor]) -> None:
-        """After a measurement, the weights where its last loss was evaluated. The first time this waits for the device."""
-        if not self._left or not (distributed.is_available() and distributed.is_initialized()) or distributed.get_world_size() == 1:
-            return
-        if self._mine is None:
-            self._mine = self._leave(optimizer, measurements)
-        self._left -= 1
-        if self._store.check(self._others):
-            self._left = 0
-            for rank in self._others:
-                theirs = json.loads(self._store.get(rank))
-                differs = [name for name, value in self._mine.items() if value != theirs[name]]
-                if differs:
-                    warn(
-                        f"process {distributed.get_rank()} and process {rank} differ in their {', '.join(differs)} at step "
-                        f"{self._mine['step']}, and walk apart from here: average the loss over processes in the closure, and begin with "
-                        "the same weights and seed in each, as examples/several_processes.py does. Where they are to train apart, all is "
-                        "well"
-                    )
-                    return
-
-    def _leave(self, optimizer: "ZerothOrder", measurements: Sequence[torch.Tensor]) -> dict[str, Any]:
-        kind, rank = f"zokern/{type(optimizer).__name__}/{optimizer.layout.fingerprint()}", distributed.get_rank()
-        self._store = distributed.PrefixStore(f"{kind}/{_made[kind]}", distributed.distributed_c10d._get_default_store())
-        self._others = [str(other) for other in (range(1, distributed.get_world_size()) if rank == 0 else (0,))]
-        _made[kind] += 1
-        group = optimizer.param_groups[0]
-        weights = [float(p.detach().sum(dtype=torch.float64)).hex() for p in optimizer.layout.params]
-        mine = dict(step=group["step"], seed=group["seed"], weights=weights, losses=[float(number).hex() for number in measurements])
-        self._store.set(str(rank), json.dumps(mine))
-        return mine
 
 
 def warn(message: str) -> None:

@@ -32,7 +32,7 @@ class Writes(NamedTuple):
     def of(cls, optimizer: ZerothOrder) -> "Writes":
         # A pass counts once in the weights, and once in the version of each contiguous parameter.
         weights = optimizer.weights
-        others = [p._version - passes for part, passes in zip(weights.parts, weights.passes) for p in part.params if p.is_contiguous()]
+        others = [p._version - passes for part, passes in zip(weights.parts, weights.passes) for p in part.tensors if p.is_contiguous()]
         discarded = weights.in_place * (optimizer.discarded_measurements + optimizer._unfinished)
         return cls(weights, optimizer.flushes, discarded, others)
 

@@ -1,4 +1,4 @@
-"""Processes over gloo, which hold a model in parts."""
+"""Processes of a test, over gloo."""
 
 import os
 import socket
@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[1]
 
 
 def run(script, processes, out, *args, timeout=400):

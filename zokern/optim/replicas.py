@@ -1,0 +1,212 @@
+"""Processes that are to take the same steps: whether they do, found in the first step."""
+
+import json
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import distributed
+from torch.utils._pytree import tree_map_only
+
+from ..noise import SPEC_VERSION
+from ..shards import is_sharded, partners
+from ..version import __version__
+from .contract import ClosureOptimizer
+from .watch import warn
+
+if TYPE_CHECKING:
+    from .base import ZerothOrder
+
+PATIENCE = 100  # steps at which a process looks for the notes of others
+POLL = 0.01  # seconds between two looks of one that waits
+LATE = 10.0  # seconds after which one that has the model whole is not merely late
+_made: Counter[str] = Counter()  # optimizers of each kind that have measured in this process
+
+
+class Replicas:
+    """Notices that processes which are to train the same parameters do not.
+
+    Each leaves a note of its optimizer before it measures for the first time, and of what it has measured then, in the store of
+    torch.distributed's process group. Of a model that is sharded, all processes that hold it compare their notes, and where they differ,
+    all of them raise, before anything could wait for another. Of whole models nobody waits for anybody, since a process may train alone:
+    it warns when it finds another note of process 0, or, as process 0, of any other.
+    """
+
+    def __init__(self) -> None:
+        self._mine: dict[str, Any] | None = None
+        self._left = PATIENCE
+        self._group: _Group | None = None
+        self._begun = False
+
+    def begin(self, optimizer: "ZerothOrder") -> None:
+        """Before a measurement.
+
+        Raises:
+            RuntimeError: this process and others hold shards of one model, and their optimizers differ; or it holds a whole model, and
+                others shards of it, of which it should have one.
+        """
+        if not self._left or not _several():
+            return
+        whole = f"whole/{optimizer.layout.fingerprint()}"
+        if not self._begun and optimizer.layout.sharded:
+            self._group = _Group(optimizer.layout.params, whole)
+            self._group.compare("begin", described(optimizer))
+        elif not self._begun:
+            _made[whole] += 1
+            _store().set(f"{whole}/{distributed.get_rank()}", str(_made[whole]))
+        self._begun = True
+        if self._group is None and _store().check([f"{whole}/{distributed.get_rank()}/missing"]):
+            raise RuntimeError(_WHOLE.format(distributed.get_rank()))
+
+    def look(self, optimizer: "ZerothOrder", measurements: Sequence[torch.Tensor]) -> None:
+        """After a measurement, the weights where its last loss was evaluated. The first time this waits for the device.
+
+        Raises:
+            RuntimeError: processes that hold shards of one model have measured different losses.
+        """
+        if not self._left or not _several():
+            return
+        if optimizer.layout.sharded:
+            self._left = 0
+            if self._group is not None:  # else the driver has seen to it
+                self._group.compare("losses", {"losses": [float(number).hex() for number in measurements]})
+            return
+        if self._mine is None:
+            self._mine = self._leave(optimizer, measurements)
+        self._left -= 1
+        if self._notes.check(self._others):
+            self._left = 0
+            for rank in self._others:
+                theirs = json.loads(self._notes.get(rank))
+                differs = [name for name, value in self._mine.items() if value != theirs[name]]
+                if differs:
+                    warn(
+                        f"process {distributed.get_rank()} and process {rank} differ in their {', '.join(differs)} at step "
+                        f"{self._mine['step']}, and walk apart from here: let step take zokern.DistributedClosure(closure), and begin with "
+                        "the same weights and seed in each, as examples/several_processes.py does. Where they are to train apart, all is "
+                        "well"
+                    )
+                    return
+
+    def _leave(self, optimizer: "ZerothOrder", measurements: Sequence[torch.Tensor]) -> dict[str, Any]:
+        kind, rank = f"{type(optimizer).__name__}/{optimizer.layout.fingerprint()}", distributed.get_rank()
+        self._notes = distributed.PrefixStore(f"{kind}/{_made[kind]}", _store())
+        self._others = [str(other) for other in (range(1, distributed.get_world_size()) if rank == 0 else (0,))]
+        _made[kind] += 1
+        group = optimizer.param_groups[0]
+        theta = (p for part in optimizer.weights.theta for p in part.params)
+        weights = [float(p.detach().sum(dtype=torch.float64)).hex() for p in theta]
+        mine = dict(step=group["step"], seed=group["seed"], weights=weights, losses=[float(number).hex() for number in measurements])
+        self._notes.set(str(rank), json.dumps(mine))
+        return mine
+
+
+class _Group:
+    """The processes that hold one sharded model. The first of them compares what all say, and tells them what it has found, so that each
+    asks the store a few times, however many they are.
+
+    Args:
+        params: the parameters.
+        whole: where processes leave a note that have them whole.
+    """
+
+    def __init__(self, params: Sequence[torch.Tensor], whole: str) -> None:
+        self.ranks, self.whole, self.name = sorted(partners(params)), whole, f"sharded/{_made['sharded']}"
+        _made["sharded"] += 1
+
+    def compare(self, topic: str, mine: dict[str, Any]) -> None:
+        """Raise RuntimeError in all processes, where what one of them says differs from what the first does."""
+        first, here, name = self.ranks[0], distributed.get_rank(), f"{self.name}/{topic}"
+        _store().set(f"{name}/{here}", json.dumps(mine))
+        if here == first:
+            _store().set(f"{name}/found", json.dumps(self._found(name)))
+        if error := json.loads(self._wait(f"{name}/found", first)):
+            raise RuntimeError(error)
+
+    def _found(self, name: str) -> str:
+        """What is wrong; "" where nothing is."""
+        first = self.ranks[0]
+        own = json.loads(self._wait(f"{name}/{first}", first))
+        for rank in self.ranks[1:]:
+            try:
+                differs = differences(own, json.loads(self._wait(f"{name}/{rank}", rank)))
+            except RuntimeError as error:
+                return str(error)
+            if differs:
+                cure = "make it with the same settings, the seed included, over the same parameters, in every process"
+                if "losses" in own:
+                    cure = "let step take zokern.DistributedClosure(closure), which averages them, or let all see the same rows"
+                return f"process {rank} and process {first} hold shards of one model, and differ in {differs}: {cure}"
+        return ""
+
+    def _wait(self, key: str, rank: int) -> str:
+        """What a process leaves there."""
+        store, begin = _store(), time.monotonic()
+        seconds, whole = store.timeout.total_seconds(), f"{self.whole}/{rank}"
+        while not store.check([key]):
+            waited = time.monotonic() - begin
+            if waited > LATE and store.check([whole]) and int(store.get(whole)) > _made[self.whole]:
+                store.set(f"{whole}/missing", "1")
+                raise RuntimeError(_WHOLE.format(rank))
+            if waited > seconds:
+                raise RuntimeError(
+                    f"process {rank} holds a shard of this process's model, and has made no step over it in {seconds:.0f} s: make the same "
+                    "optimizers, in the same order, in every process of the mesh"
+                )
+            time.sleep(POLL)
+        return str(store.get(key).decode())
+
+
+_WHOLE = (
+    "process {} has the parameters whole, of which other processes hold shards (DTensor), and its shard is missing: shard the model in "
+    "every process of the mesh alike"
+)
+
+
+def _several() -> bool:
+    return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
+
+
+def _store() -> Any:
+    return distributed.PrefixStore("zokern", distributed.distributed_c10d._get_default_store())
+
+
+def described(optimizer: ClosureOptimizer) -> dict[str, Any]:
+    """What processes that take the same steps have in common, as JSON can hold it."""
+    groups = [{name: value for name, value in group.items() if name not in ("params", "trail")} for group in optimizer.param_groups]
+    groups = tree_map_only(torch.Tensor, torch.Tensor.tolist, groups)
+    params = [p for group in optimizer.param_groups for p in group["params"]]
+    told: dict[str, Any] = {"zokern": __version__, "noise_spec": SPEC_VERSION, "type": type(optimizer).__name__}
+    told |= {f"param_groups[{i}]": {name: repr(value) for name, value in group.items()} for i, group in enumerate(groups)}
+    told["parameters"] = [[list(p.shape), str(p.dtype), "sharded" if is_sharded(p) else "whole"] for p in params]
+    zo: Any = optimizer.perturbed  # None where nothing is
+    if zo is not None:
+        told["layout"] = zo.layout.fingerprint()
+    return told | {name: repr(getattr(optimizer, name)) for name in ("split", "share_forward") if hasattr(optimizer, name)}
+
+
+def of_request(request: Any) -> dict[str, Any]:
+    """The same of a request of an estimator, which is all that a driver sees."""
+    keys = [[key.seed, key.step, key.stream] for point in getattr(request, "points", ()) for key, _ in point.terms]
+    told: dict[str, Any] = {"zokern": __version__, "noise_spec": SPEC_VERSION, "layout": request.weights.layout.fingerprint()}
+    told["parameters"] = "sharded" if request.weights.layout.sharded else "whole"
+    told |= {"seed": sorted({key[0] for key in keys}), "step": sorted({key[1] for key in keys}), "points": keys}
+    return told
+
+
+def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> str:
+    """Names of what differs between two of these, with the values where they are short; "" where nothing does."""
+    found = []
+    for name in {**one, **other}:
+        a, b = one.get(name), other.get(name)
+        if a == b:
+            continue
+        if isinstance(a, dict) and isinstance(b, dict):
+            found += [f"{name} ({key}={b.get(key)} and {a.get(key)})" for key in {**a, **b} if a.get(key) != b.get(key)]
+        elif len(f"{a}{b}") < 80:
+            found.append(f"{name} ({b} and {a})")
+        else:
+            found.append(name)
+    return ", ".join(found)
