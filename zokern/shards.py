@@ -145,6 +145,12 @@ def partners(tensors: Iterable[torch.Tensor]) -> set[int]:
     return ranks
 
 
+def processes(tensors: Iterable[torch.Tensor]) -> set[int]:
+    """The ranks of all processes that hold a part of some tensors, or a copy of one."""
+    meshes = {t.device_mesh for t in tensors if is_sharded(t)}  # type: ignore[attr-defined]
+    return {int(rank) for mesh in meshes for rank in mesh.mesh.flatten()}
+
+
 class Gathered:
     """The modules of ``fully_shard`` that compute with gathered copies of parameters, of which some stay after a forward pass.
 

@@ -144,7 +144,7 @@ def test_what_is_saved_is_the_window_and_goes_on_to_the_bit():
     for _ in range(5):
         opt.step(net)
     state = copy.deepcopy(opt.state_dict())
-    window = state["param_groups"][1]["window"]
+    window = opt.param_groups[1]["window"]
     assert not state["state"] and window["coefficients"].shape == (6, 2) and window["live"].tolist() == [True] * 3
     assert [step for keys in window["keys"] for _, step, _ in keys] == [2, 2, 3, 3, 4, 4]
     fresh = AdaMeZO(groups_of(other), lr=1.0)

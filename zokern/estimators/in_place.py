@@ -91,6 +91,7 @@ class StandIn(InPlace):
 
     @contextmanager
     def _showing(self, terms: list[list[Term]]) -> Iterator[None]:
+        self.finish()
         params = [p for layout in self.parts for p in layout.params]
         weights = [p.data for p in params]
         try:

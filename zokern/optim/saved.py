@@ -6,6 +6,7 @@ import torch
 
 from ..noise import SPEC_VERSION
 from .contract import optimizers
+from .packed import unpacked
 from .settings import PER_PARAMETER, check_settings
 
 if TYPE_CHECKING:
@@ -18,15 +19,23 @@ def logged(optimizer: "Trained") -> dict[str, Any]:
     return {} if found is None else {"logged": found}
 
 
-def check_saved(optimizer: "Trained", state_dict: dict[str, Any]) -> None:
-    """Raise ValueError, with the cure, where a state was saved by another class of optimizer, by another noise specification or for other
-    parameters, or a setting in it is out of its range."""
+def read_saved(optimizer: "Trained", state_dict: dict[str, Any]) -> dict[str, Any]:
+    """A saved state, its settings as an optimizer has them.
+
+    Raises:
+        ValueError: it was saved by another class of optimizer, by another noise specification or for other parameters, or a setting in it
+            is out of its range; with the cure.
+    """
     kind, groups = type(optimizer).__name__, optimizer.param_groups
     own = f"pass what {kind}.state_dict() gave"
     again = f"load it into a {kind} of the parameters of the run, in their order and groups"
-    if not {"param_groups", "state"} <= state_dict.keys():
+    if "param_groups" not in state_dict:
         raise ValueError(f"state_dict holds {', '.join(map(str, state_dict)) or 'nothing'}, no param_groups and state: {own}")
-    saved = state_dict["param_groups"]
+    try:
+        saved = [unpacked(group) for group in state_dict["param_groups"]]
+    except ValueError as error:
+        raise ValueError(f"the state was changed since it was saved: {error}; {own}") from None
+    state_dict = {**state_dict, "param_groups": saved, "state": state_dict.get("state", {})}  # torch's checkpoints leave out an empty one
     settings = {*PER_PARAMETER}.union(*(cls.known() for cls in (type(optimizer), *optimizers().values())))
     former = {name: setting.formerly for name, setting in optimizer.known().items() if setting.formerly is not None}
     if len(saved) != len(groups):
@@ -67,6 +76,7 @@ def check_saved(optimizer: "Trained", state_dict: dict[str, Any]) -> None:
                     raise ValueError(f"{name}={held!r} in param_groups[{i}]: pass {setting.cure} for each parameter")
     except (TypeError, ValueError) as error:
         raise ValueError(f"the state was changed since it was saved: {error}; {own}") from None
+    return state_dict
 
 
 def _check_shapes(i: int, state_dict: dict[str, Any], numbers: list[int], params: list[torch.Tensor], again: str) -> None:

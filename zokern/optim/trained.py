@@ -14,7 +14,8 @@ from ..noise.spec import NOISES
 from ..shards import like
 from ..signals import whole
 from .contract import ClosureOptimizer
-from .saved import check_saved, logged
+from .packed import packed
+from .saved import logged, read_saved
 from .settings import COMMON, OF_PARAMETERS, Blocks, Number, ParamsT, Perturbation, Settings, check_settings
 from .watch import warn
 
@@ -182,7 +183,9 @@ class Trained(ClosureOptimizer):
     def state_dict(self) -> dict[str, Any]:
         self.flush()
         shapes = [[tuple(p.shape) for p in group["params"]] for group in self.param_groups]
-        return super().state_dict() | {"shapes": shapes, **logged(self)}
+        saved = super().state_dict()
+        groups = [packed(group, self.known(), self.layout.tensors[0].device) for group in saved["param_groups"]]
+        return saved | {"param_groups": groups, "shapes": shapes, **logged(self)}
 
     @whole
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -192,7 +195,7 @@ class Trained(ClosureOptimizer):
             ValueError: the state was saved by an optimizer of another class or of other settings than values, by another noise
                 specification, or for parameters of other names or shapes. Nothing is changed then.
         """
-        check_saved(self, state_dict)
+        state_dict = read_saved(self, state_dict)
         self.weights.check_loaded(state_dict)
         self.flush()
         super().load_state_dict({**state_dict, "state": {}})

@@ -5,13 +5,14 @@ import os
 import warnings
 import weakref
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
+from torch import distributed
 
 from ..errors import BadInput
 from ..optim import ClosureOptimizer, ZerothOrder
-from ..shards import local
+from ..shards import local, processes
 from .header import check_same_run, header_of, logged_settings, replayable_class
 from .json_settings import merged, to_json
 from .position import Writes, check_position, position_of
@@ -28,15 +29,21 @@ class Log:
     Args:
         path: of the file, of which the first ``size`` bytes are kept.
         reader: that has read them.
+        writes: False where another process writes the file, and this one comes to the same lines and checksums.
     """
 
-    def __init__(self, path: Path, size: int, reader: Reader):
+    def __init__(self, path: Path, size: int, reader: Reader, writes: bool = True):
         self.path, self.size, self._check_change = path, size, reader.check_change
         self.crc, self.written, self.now = reader.crc, reader.steps, reader.now
         self.waiting: list[Waiting] = []
         self._torn, self.owner = False, os.getpid()
-        self.file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
-        os.ftruncate(self.file, size)
+        self.writes = writes
+        self.file = os.open(path if writes else os.devnull, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+        self._truncate()
+
+    def _truncate(self) -> None:
+        if self.writes:
+            os.ftruncate(self.file, self.size)
 
     @property
     def step(self) -> int:
@@ -52,13 +59,13 @@ class Log:
         data = memoryview(text.encode())
         size, step = self.size + len(data), self.step
         if self._torn:  # an interrupt came after a write and before the counts below: what it wrote goes
-            os.ftruncate(self.file, self.size)
+            self._truncate()
         self._torn = True
         try:
             while data:
                 data = data[os.write(self.file, data) :]
         except BaseException as error:
-            os.ftruncate(self.file, self.size)
+            self._truncate()
             if isinstance(error, OSError):
                 raise OSError(error.errno, error.strerror, str(self.path)) from None
             raise
@@ -191,8 +198,9 @@ def record(
     """Write a log of a run, from which ``zokern.Trajectory`` makes its weights again at any step, bit for bit.
 
     Registers a step hook: ``step(closure)`` and ``measure`` with ``step()`` are recorded; what was measured before is dropped. Of several
-    processes that train together, let one record: their optimizers take the same steps. A line reaches the operating system at once, so
-    that it survives the process.
+    processes that train together, let one record: their optimizers take the same steps. Where they hold shards of one model (DTensor), all
+    of them call this, and the first writes: the log is that of the whole model, and is replayed on it, or on other shards. A line reaches
+    the operating system at once, so that it survives the process.
 
     Args:
         optimizer: any of zokern's but Hybrid, or a wrapper that has it as ``.optimizer``; at step 0, without state.
@@ -221,21 +229,19 @@ def record(
     except (TypeError, ValueError) as error:
         raise TypeError(f"notes cannot be written as JSON ({error}): pass numbers, strings, lists and dicts") from None
     path = Path(path)
-    if path.exists() and not path.is_file():
-        raise BadInput(f"{path} is no file: pass the name of one")
-    before = path.read_bytes() if path.exists() else b""
+    before, writes = _before(path, optimizer)
     if before and not resume:
         raise BadInput(f"{path} exists and is not empty: pass another path, or resume=True to go on with it")
     optimizer.flush()
     optimizer._measured, step = None, optimizer.param_groups[0]["step"]
     if resume and (step or b"\n" in before):
-        return _resumed(optimizer, path, before, step, every, model)
+        return _resumed(optimizer, path, before, writes, step, every, model)
     if step or any(held.keys() - {"theta"} or _beyond(p, **held) for p, held in optimizer.state.items()):
         state = f"at step {step}" if step else "at step 0 and has state"
         raise BadInput(f"the optimizer is {state}: record from a new optimizer on, or pass resume=True with the log of its run")
     line = header_line(header_of(optimizer, notes, model))
     reader = Reader(path, line[:-1].encode())
-    log = Log(path, 0, reader)
+    log = Log(path, 0, reader, writes)
     try:
         log.append(line, reader.crc, reader.now)
     except BaseException:
@@ -244,12 +250,38 @@ def record(
     return Recorder(optimizer, log, every, flushed=False)
 
 
+def _before(path: Path, optimizer: ZerothOrder) -> tuple[bytes, bool]:
+    """-> (what the file holds, whether this process is the one to write it): of a sharded model the first process reads it for all."""
+    if not optimizer.layout.sharded:
+        return _read(path), True
+    if len(processes(optimizer.layout.params)) < distributed.get_world_size():
+        raise BadInput("the model is sharded over some of the processes, and a log is written by all: shard it over all of them")
+    writes, told = distributed.get_rank() == 0, [b"", ""]
+    if writes:
+        try:
+            told[0] = _read(path)
+        except (BadInput, OSError) as error:
+            told[1] = str(error)
+    distributed.broadcast_object_list(told, src=0)
+    if told[1]:
+        raise BadInput(told[1])
+    return cast(bytes, told[0]), writes
+
+
+def _read(path: Path) -> bytes:
+    if path.exists() and not path.is_file():
+        raise BadInput(f"{path} is no file: pass the name of one")
+    return path.read_bytes() if path.exists() else b""
+
+
 def _beyond(p: torch.Tensor, theta: torch.Tensor) -> bool:
     """Whether theta is more than the parameter shows of it, so that the run does not begin with what the header tells of."""
     return not bool((local(theta) == local(p)).all())
 
 
-def _resumed(optimizer: ZerothOrder, path: Path, before: bytes, step: int, every: int, model: torch.nn.Module | None) -> Recorder:
+def _resumed(
+    optimizer: ZerothOrder, path: Path, before: bytes, writes: bool, step: int, every: int, model: torch.nn.Module | None
+) -> Recorder:
     lines = before.split(b"\n")[:-1]  # after the last line feed comes nothing, or a line that was cut off
     if not lines:
         raise BadInput(f"{path} holds no run, the optimizer is at step {step}: pass the log of its run")
@@ -265,5 +297,5 @@ def _resumed(optimizer: ZerothOrder, path: Path, before: bytes, step: int, every
         disturbed = check_position(optimizer, path, step, reader.crc)
     else:
         check_base(reader.header, named, path)
-    log = Log(path, sum(len(line) + 1 for line in lines[: step + 1]), reader)
+    log = Log(path, sum(len(line) + 1 for line in lines[: step + 1]), reader, writes)
     return Recorder(optimizer, log, every, bool(step) and optimizer.leaves_pending, disturbed)
