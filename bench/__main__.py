@@ -32,6 +32,7 @@ from . import (
     populations,
     precision,
     problems,
+    processes,
     record,
     replay,
     resident,
@@ -57,6 +58,7 @@ BY_THEMSELVES = (
     "parts",
     "peers",
     "engines",
+    "processes",
 )
 LOST = 3  # exit status: the cases that are left need another process
 
@@ -131,6 +133,7 @@ def work_of(arguments, device) -> list:
         "variance": [(variance, variance.cases(**few), variance.missing)],
         "peers": [(peers, peers.cases(device, **chosen), of_model)],
         "engines": [(engines, engines.cases(arguments.quick, arguments.dtype), engines.missing)],
+        "processes": [(processes, processes.cases(arguments.quick, arguments.dtype), processes.missing)],
         "rewards": [(rewards, rewards.cases(**few), lambda case: rewards.missing(case, arguments.out))],
     }
     work, told = [], set()

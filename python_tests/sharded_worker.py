@@ -1,17 +1,27 @@
 """One of several processes that hold a sharded model: python sharded_worker.py OUT, under torchrun's environment."""
 
+import math
 import os
 import sys
+from collections import Counter
+from itertools import product
 from pathlib import Path
 
 import torch
 from torch import distributed, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import Shard
+from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import zokern
+from zokern.shards import like, lines_of, local, whole
+
+try:
+    from torch.distributed.tensor.placement_types import _StridedShard
+except ImportError:
+    from torch.distributed.tensor import _StridedShard
 
 PROCESSES = int(os.environ.get("WORLD_SIZE", "1"))
 STEPS = 10
@@ -135,18 +145,90 @@ def steps(model, optimizer, loss=loss_of):
     return found
 
 
-def whole(tensor):
-    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor.clone()
-
-
 @torch.no_grad()
 def state_of(model, optimizer):
     """What a run came to, gathered: weights by name, state by name and slot."""
     optimizer.layout.drop_gathered()
     names = {p: name for group in optimizer.param_groups for name, p in zip(group["param_names"], group["params"])}
-    weights = {name: whole(p.detach()) for name, p in model.named_parameters()}
+    weights = {name: whole(p.detach()).clone() for name, p in model.named_parameters()}
     state = {(names[p], slot): whole(t) for p in names for slot, t in optimizer.state.get(p, {}).items()}
     return weights, state
+
+
+class Collectives(TorchDispatchMode):
+    """Counts the collectives inside it by their names."""
+
+    def __init__(self):
+        super().__init__()
+        self.counts = Counter()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function.namespace in ("c10d", "_c10d_functional", "_dtensor") and "wait" not in function.name():
+            self.counts[function.name()] += 1
+        return function(*args, **(kwargs or {}))
+
+
+def traffic(how):
+    """-> the collectives of a step of MeZO, and those of two forward passes."""
+    model = shard(make(), how)
+    optimizer = zokern.MeZO(model.named_parameters(), lr=1e-3, eps=1e-2)
+    closure = zokern.DistributedClosure(lambda: loss_of(model))
+    optimizer.step(closure)  # in which processes compare what they are to do
+    with Collectives() as step:
+        optimizer.step(closure)
+    with Collectives() as forward, torch.no_grad():
+        for _ in range(2):
+            optimizer.layout.drop_gathered()
+            loss_of(model)
+    optimizer.layout.drop_gathered()
+    return dict(step.counts), dict(forward.counts)
+
+
+def places():
+    """What is wrong with the numbers of the elements of tensors that hold their own."""
+    wrong = []
+    line = init_device_mesh("cpu", (PROCESSES,))
+    square = init_device_mesh("cpu", (2, PROCESSES // 2))
+    for shape in [(7,), (1,), (5, 3), (3, 8), (2, 3, 5), (4, 8, 12), (6, 1, 8), (1, 8, 4, 2)]:
+        whole = torch.arange(math.prod(shape)).reshape(shape)
+        for mesh in (line, square):
+            for placed in product([Replicate(), *map(Shard, range(len(shape)))], repeat=mesh.ndim):
+                wrong += differs(distribute_tensor(whole, mesh, placed))
+    for dim in (1, 2):  # a fused weight, of each half of which a process holds a part
+        whole = torch.arange(2 * 8 * 16).reshape(2, 8, 16)
+        parts = [half.chunk(PROCESSES, dim)[distributed.get_rank()] for half in whole.chunk(2, dim)]
+        fused = torch.cat(parts, dim).contiguous()
+        placed = [_StridedShard(dim, split_factor=2)]
+        wrong += differs(DTensor.from_local(fused, line, placed, shape=whole.shape, stride=whole.stride()))
+    return wrong
+
+
+def differs(tensor):
+    copied = torch.equal(local(like(whole(tensor), tensor)), local(tensor))  # of which all take part
+    try:
+        offset, columns, step = lines_of(tensor, "theta")
+    except ValueError as error:
+        inner = [placement.dim for placement in tensor.placements if placement.is_shard() and placement.dim > 0]
+        return [] if copied and len(set(inner)) > 1 and "far apart" in str(error) else [str(error)]
+    held = local(tensor).flatten()
+    j = torch.arange(len(held))
+    right = torch.equal(held, offset + j // columns * step + j % columns)
+    return [] if right and copied else [f"{tuple(tensor.shape)} {tensor.placements}"]
+
+
+def recorded(out, name):
+    """A log that all processes make and one writes, and what it ends with; gone on with in the middle by other shards."""
+    path = out / f"{PROCESSES}-{name}.jsonl"
+    model = shard(make(), PLACEMENTS[0])
+    with zokern.record(optimizer := optimizer_of(model, name), path, model=model):
+        steps(model, optimizer)
+    distributed.barrier()
+    again = shard(make(), PLACEMENTS[1])
+    optimizer = zokern.Trajectory.read(path).replay(again)
+    distributed.barrier()
+    with zokern.record(optimizer, path, resume=True, model=again):
+        steps(again, optimizer)
+    return state_of(again, optimizer)
 
 
 def main(out):
@@ -158,6 +240,10 @@ def main(out):
             optimizer = optimizer_of(model, name)
             measured = steps(model, optimizer)
             found[how, name] = measured, *state_of(model, optimizer), optimizer.layout.fingerprint()
+        found[how] = traffic(how)
+    found["places"] = places()
+    for name in ("MeZO", "MeZO-SVRG", "ZO-Adam"):
+        found["log", name] = recorded(out, name)
     torch.save(found, out / f"{PROCESSES}-{distributed.get_rank()}.pt")
     distributed.barrier()
     distributed.destroy_process_group()

@@ -24,7 +24,9 @@ def packed(group: Settings, known: dict[str, Setting], device: torch.device) -> 
         if known[name].kind in KINDS:
             made[name] = MARK + json.dumps(_to_json(group[name]))
         elif name in COUNTS:
-            made[name] = torch.as_tensor(group[name], dtype=torch.int64, device=device)
+            made[name] = torch.as_tensor(group[name], dtype=torch.int64, device=device).reshape(
+                1
+            )  # by one that is no number it finds a device
     return made
 
 
@@ -36,6 +38,8 @@ def unpacked(group: Settings) -> Settings:
     """
     made = dict(group)
     for name, value in group.items():
+        if name in COUNTS and isinstance(value, torch.Tensor):
+            made[name] = value.reshape(())
         if isinstance(value, str) and value.startswith(MARK):
             try:
                 made[name] = _from_json(json.loads(value.removeprefix(MARK)))
