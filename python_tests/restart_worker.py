@@ -3,11 +3,11 @@
 In the first attempt process 1 kills itself in the middle of step 7, in the second one process 0 does so in step 12.
 """
 
+import json
 import os
 import signal
 import sys
-from collections import Counter
-from contextlib import nullcontext
+from contextlib import ExitStack
 from pathlib import Path
 
 import torch
@@ -21,12 +21,8 @@ STEPS = 20
 RANK = int(os.environ.get("RANK", "0"))
 ATTEMPT = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
 
-# name -> (optimizer, by its name in directions_worker; whether the model is sharded; what is replaced to kill process 0)
-CASES = {
-    "MeZO": ("MeZO, 4 directions", False, "writing"),
-    "ZO-Adam": ("ZO-Adam", False, "moving"),
-    "sharded": ("ZO-Adam", True, "writing"),
-}
+# name -> the optimizers, by their names in directions_worker, each of which trains a model of its own
+CASES = {"whole": ["MeZO, 4 directions", "ZO-Adam"], "sharded": ["ZO-Adam"]}
 
 
 def killed(*_):
@@ -34,42 +30,58 @@ def killed(*_):
 
 
 def half(file, line, write=os.write):
-    """Writes half of a line."""
     write(file, line[: len(line) // 2])
     killed()
 
 
-def train(model, optimizer, closure=lambda f: f, where=""):
-    """From the step that the optimizer is at to the last."""
-    calls = Counter()
+def losses(model, step, dies=False):
+    """The closure of a step, in whose second evaluation the process may die."""
 
-    def loss():
-        calls[step] += 1
-        if (ATTEMPT, RANK, step, calls[step]) == (0, 1, 7, 2):
+    def closure():
+        nonlocal calls
+        calls += 1
+        if dies and calls == 2:
             killed()
         return loss_of(model, rows_of(step % 4, 4), full=True)
 
-    for step in range(optimizer.param_groups[0]["step"], STEPS):
-        if (ATTEMPT, RANK, step) == (1, 0, 12):
-            if where == "moving":  # all is measured, and nothing has moved
-                optimizer._update = killed
-            else:  # all has moved, and the line is begun
-                os.write = half
-        optimizer.step(closure(loss))
+    calls = 0
+    return closure
 
 
-def main(out, name):
+def train(model, optimizer):
+    """One process, which is left alone."""
+    for step in range(STEPS):
+        optimizer.step(losses(model, step))
+
+
+def main(out, case):
     torch.set_num_threads(1)
     distributed.init_process_group("gloo")
-    (which, sharded, where), log = CASES[name], out / "log.jsonl"
-    model = shard(make(), "fsdp") if sharded else make()
-    optimizer = zokern.Trajectory.read(log).replay(model) if log.exists() else optimizer_of(model, which)
-    (out / f"begun-{ATTEMPT}-{RANK}").write_text(str(optimizer.param_groups[0]["step"]))
-    distributed.barrier()  # process 0 goes on with a log that all have read
-    closure = lambda f: zokern.DistributedClosure(f, directions=1 if sharded else 2)  # noqa: E731
-    with zokern.record(optimizer, log, resume=True) if sharded or RANK == 0 else nullcontext():
-        train(model, optimizer, closure, where)
-    torch.save(state_of(model, optimizer), out / f"{RANK}.pt")
+    sharded, names, begun = case == "sharded", CASES[case], []
+    logs, models = [out / f"{name}.jsonl" for name in names], [shard(make(), "fsdp") if sharded else make() for _ in names]
+    optimizers = []
+    for name, model, log in zip(names, models, logs):
+        trajectory = zokern.Trajectory.read(log) if log.exists() else None
+        optimizers.append(optimizer_of(model, name) if trajectory is None else trajectory.replay(model))
+        begun.append([optimizers[-1].param_groups[0]["step"], trajectory is not None and trajectory.torn])
+    (out / f"begun-{ATTEMPT}-{RANK}").write_text(json.dumps(begun))
+    distributed.barrier()  # process 0 goes on with logs that all have read
+    with ExitStack() as recorded:
+        for optimizer, log in zip(optimizers, logs):
+            if sharded or RANK == 0:
+                recorded.enter_context(zokern.record(optimizer, log, resume=True))
+        for step in range(STEPS):
+            for model, optimizer in zip(models, optimizers):
+                if optimizer.param_groups[0]["step"] > step:
+                    continue  # replayed
+                if (ATTEMPT, RANK, step) == (1, 0, 12):
+                    if sharded:  # all is measured, and nothing has moved
+                        optimizer._update = killed
+                    else:  # all has moved, and half of the line is written
+                        os.write = half
+                dies = (ATTEMPT, RANK, step) == (0, 1, 7) and optimizer is optimizers[-1]
+                optimizer.step(zokern.DistributedClosure(losses(model, step, dies), directions=1 if sharded else 2))
+    torch.save([state_of(*each) for each in zip(models, optimizers)], out / f"{RANK}.pt")
     distributed.barrier()
     distributed.destroy_process_group()
 

@@ -33,7 +33,7 @@ ARROWS = {
     "distributed": {"estimators", "layout", "optim", "shards", "signals"},
     "trajectory": {"errors", "estimators", "memory", "noise", "ops", "optim", "shards", "version"},
     "__init__": {"distributed", "estimators", "kernels", "layout", "noise", "ops", "optim", "trajectory", "version"},
-    "hf": {"__init__", "distributed", "errors", "estimators", "optim", "tasks"},
+    "hf": {"__init__", "distributed", "errors", "estimators", "optim", "shards", "tasks"},
     "finetune": {"__init__", "documents", "errors", "estimators", "hf", "mapped", "optim", "tasks", "trajectory"},
     "evolve": {"__init__", "engines", "errors", "estimators", "finetune", "hf", "optim", "tasks"},
     "cli": {"documents", "errors", "evolve", "finetune", "trajectory"},

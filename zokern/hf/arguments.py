@@ -16,10 +16,8 @@ CHECKPOINTS = f"{EVAL}; a step needs the memory of inference, and of a Hybrid zo
 REFUSED = {
     "fp16": "scales the loss for gradients, and zeroth-order steps have none: pass bf16=True, or, but with Hybrid, load the model in "
     "float16",
-    "fsdp": "shards the weights, and the two losses of a step would be of stale ones: leave it out; a step needs the memory of inference",
     "deepspeed": "drives its own backward pass and optimizer: leave it out; a step needs the memory of inference",
-    "parallelism_config": "splits one model over processes, but its noise is that of a whole one: leave it out; batches are "
-    "split over them",
+    "parallelism_config": "is made from the model: leave it out, and load the model in parts, as from_pretrained(..., tp_plan='auto') does",
     "neftune_noise_alpha": EVAL,
     "gradient_checkpointing": CHECKPOINTS,
     "activation_checkpointing": CHECKPOINTS,  # of newer transformers
@@ -28,6 +26,9 @@ REFUSED = {
         "is for the DDP wrapper, and there is none: leave it out; batches are split over the processes without it",
     ),
 }
+FSDP_1 = (
+    "flattens parameters, whose shards do not say which elements they are: pass fsdp_config={'version': 2}, fsdp_version: 2 of accelerate"
+)
 GENERATION = dict.fromkeys(
     ("predict_with_generate", "generation_max_length", "generation_num_beams", "generation_config", "sortish_sampler"),
     "is for Seq2SeqTrainer, whose evaluation generates: pass it to both at once, "

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from accelerate.utils.memory import clear_device_cache
-from transformers import Trainer, TrainerCallback, TrainerState
+from transformers import TrainerCallback, TrainerState
 from transformers.trainer_pt_utils import find_batch_size
 from transformers.trainer_utils import TrainOutput
 
@@ -23,6 +23,7 @@ from ..estimators.losses import backpropagated
 from ..optim import ClosureOptimizer, named
 from . import arguments, checkpoint
 from .mean import FiniteMean
+from .sharded import ShardedTrainer
 
 SIXTEEN = (torch.bfloat16, torch.float16)
 Count = torch.Tensor | int  # labels or rows that a loss is the mean of
@@ -30,7 +31,7 @@ Batch = tuple[dict[str, Any], Count, bool]  # inputs, their count, whether it is
 Weighted = tuple[torch.Tensor, Count]  # a mean loss, and what it is the mean of
 
 
-class ZOTrainer(Trainer):
+class ZOTrainer(ShardedTrainer):
     """Trainer, whose steps are those of a zokern optimizer. Everything but the step is Trainer's own.
 
     A step measures in ``training_step`` and moves in Trainer's ``optimizer.step()``. The model is in eval() mode throughout, since dropout
@@ -106,9 +107,8 @@ class ZOTrainer(Trainer):
 
     def create_accelerator_and_postprocess(self) -> None:
         super().create_accelerator_and_postprocess()
-        for name, found in (("fsdp", self.is_fsdp_enabled), ("deepspeed", self.is_deepspeed_enabled)):
-            if found:  # by accelerate's launcher
-                raise ValueError(f"{name} {arguments.REFUSED[name]}")
+        if self.is_deepspeed_enabled:  # by accelerate's launcher
+            raise ValueError(f"deepspeed {arguments.REFUSED['deepspeed']}")
         if getattr(self.accelerator, "scaler", None) is not None:
             raise ValueError(f"mixed precision {self.accelerator.mixed_precision} {arguments.REFUSED['fp16']}")
         # There are no gradients that a DDP wrapper could reduce; and weights that lie elsewhere stay there.
@@ -120,6 +120,7 @@ class ZOTrainer(Trainer):
         self.accelerator.clip_grad_norm_ = lambda parameters, *norms, **named: clip(own(), *norms, **named)
 
     def create_optimizer(self, model: Any = None) -> Any:
+        self._cut()
         model = self.model if model is None else model
         distributed.broadcast_parameters(model)
         make, settings = self.optimizer_cls_and_kwargs
@@ -250,10 +251,14 @@ class ZOTrainer(Trainer):
         if self.full_batch != "train":
             generator = torch.Generator().manual_seed(self.args.seed << 32 | step)
             rows = torch.randperm(len(rows), generator=generator)[: self.full_batch].tolist()
-        part = torch.utils.data.Subset(loader.dataset, rows[self.args.process_index :: self.args.world_size])
+        mine, batches = self.share_of(rows, self.args.eval_batch_size)
         # With a generator of its own: the order of the minibatches is not disturbed.
         options = dict(collate_fn=loader.collate_fn, generator=torch.Generator())
-        return map(self._counted, torch.utils.data.DataLoader(part, self.args.eval_batch_size, **options))
+        part = torch.utils.data.Subset(loader.dataset, mine)
+        yield from map(self._counted, torch.utils.data.DataLoader(part, self.args.eval_batch_size, **options))
+        for _ in range(batches - -(-len(mine) // self.args.eval_batch_size) if self._sharded else 0):  # others need this process for theirs
+            inputs, items, labels = self._counted(loader.collate_fn([loader.dataset[rows[0]]]))
+            yield inputs, items * 0, labels
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
         if self.objective is None:
@@ -347,7 +352,7 @@ class ZOTrainer(Trainer):
         return found | {"skipped_steps": self.zeroth_order.skipped}
 
     def _begin_record(self, state: TrainerState) -> None:
-        if self.trajectory is not None and state.is_world_process_zero:
+        if self.trajectory is not None and (state.is_world_process_zero or self._sharded):
             name = getattr(getattr(self.model, "config", None), "_name_or_path", "")
             notes = {"model": name, "rows a step": self.get_total_train_batch_size(self.args)}
             settings = dict(notes=notes, every=max(1, int(state.logging_steps)), resume=self.zeroth_order.param_groups[0]["step"] > 0)

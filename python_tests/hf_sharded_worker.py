@@ -1,0 +1,113 @@
+"""One of two processes whose Trainer has a sharded model: python hf_sharded_worker.py OUT HOW, under torchrun's environment.
+
+HOW: "tp" and "native" (FSDP2), where from_pretrained cuts the model; "fsdp2", where accelerate does; "whole", one process alone.
+"""
+
+import os
+import sys
+from pathlib import Path
+
+import torch
+import transformers
+from accelerate.state import PartialState
+from accelerate.utils import DistributedType
+from torch import distributed
+from transformers import LlamaConfig, LlamaForCausalLM, TrainingArguments
+
+import zokern
+from zokern.hf import ZOTrainer
+from zokern.shards import whole
+
+RANK, PROCESSES = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+STEPS = 6
+CONFIG = LlamaConfig(
+    hidden_size=16, intermediate_size=20, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, vocab_size=61,
+    max_position_embeddings=32, initializer_range=0.3, tie_word_embeddings=True,
+)  # fmt: skip
+# name -> (optimizer, its settings, dtype of the weights)
+CASES = {
+    "MeZO": (zokern.MeZO, {}, torch.float32),
+    "MeZO, bfloat16": (zokern.MeZO, {}, torch.bfloat16),
+    "MeZOSVRG": (zokern.MeZOSVRG, {"q": 3, "lr_full": 1e-3}, torch.float32),
+    "ZOAdam": (zokern.ZOAdam, {"weight_decay": 0.1}, torch.float32),
+}
+
+
+class Trainer(ZOTrainer):
+    """accelerate cuts models, and knows of tensor parallelism, where there are accelerators alone: here it is told that there are."""
+
+    def create_accelerator_and_postprocess(self):
+        if PROCESSES > 1:
+            PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
+        super().create_accelerator_and_postprocess()
+
+
+def rows(count=32):
+    ids = torch.randint(3, 61, (count, 9), generator=torch.Generator().manual_seed(1))
+    return [dict(input_ids=row, labels=row) for row in ids]
+
+
+def save_base(folder):
+    torch.manual_seed(0)
+    LlamaForCausalLM(CONFIG).save_pretrained(folder)
+
+
+def load(folder, how, dtype=torch.float32):
+    cut = {}
+    if how in ("tp", "native"):
+        from transformers.distributed import DistributedConfig
+
+        cut = dict(distributed_config=DistributedConfig(**{"tp_size" if how == "tp" else "fsdp_size": PROCESSES}))
+    return LlamaForCausalLM.from_pretrained(folder, dtype=dtype, trust_remote_code=False, **cut)
+
+
+def trainer_of(out, how, name, folder, run, **settings):
+    cls, own, dtype = CASES[name]
+    cut = dict(fsdp=True, fsdp_config={"version": 2, "auto_wrap_policy": "TRANSFORMER_BASED_WRAP"}) if how == "fsdp2" else {}
+    model = load(folder, how, dtype)
+    args = TrainingArguments(
+        output_dir=str(out / run), use_cpu=True, report_to=[], disable_tqdm=True, seed=5, logging_steps=1, max_steps=STEPS,
+        per_device_train_batch_size=8 // (1 if how in ("tp", "whole") else PROCESSES), per_device_eval_batch_size=3, learning_rate=1e-3,
+        remove_unused_columns=False, **{"save_steps": 3, **cut, **settings},
+    )  # fmt: skip
+    settings = dict(optimizer_cls_and_kwargs=(cls, {"eps": 1e-2, "seed": 3, **own}), train_dataset=rows(), eval_dataset=rows(13))
+    return Trainer(model, args, trajectory=out / f"{run}.jsonl", **settings)
+
+
+def weights(trainer):
+    trainer.zeroth_order.layout.drop_gathered()
+    return {name: whole(p.detach()).clone() for name, p in trainer.model.named_parameters()}
+
+
+def run(out, how, name):
+    where = f"{how}-{name.replace(', ', '-')}"
+    trainer = trainer_of(out, how, name, out / "base", where)
+    before = trainer.evaluate()["eval_loss"]
+    trainer.train()
+    found = dict(weights=weights(trainer), before=before, losses=[x["loss"] for x in trainer.state.log_history if "loss" in x])
+    found["theta"] = [whole(held["theta"]) for held in trainer.zeroth_order.state.values() if "theta" in held]
+    found["kinds"] = sorted({type(p).__name__ for p in trainer.zeroth_order.layout.params})
+    predicted = trainer.predict(rows(13))
+    found["predicted"], found["labels"] = predicted.predictions.shape, torch.as_tensor(predicted.label_ids)
+    trainer.save_model(str(out / f"{where}-saved"))
+    if PROCESSES > 1:
+        distributed.barrier()
+    found["saved"] = {n: p.detach() for n, p in load(out / f"{where}-saved", "whole").named_parameters()}
+    again = trainer_of(out, how, name, out / "base", where)
+    again.train(resume_from_checkpoint=str(out / where / "checkpoint-3"))
+    found["resumed"] = weights(again)
+    return found
+
+
+def main(out, how):
+    torch.set_num_threads(1)
+    transformers.utils.logging.set_verbosity_error()
+    found = {name: run(out, how, name) for name in CASES}
+    torch.save(found, out / f"{how}-{RANK}.pt")
+    if distributed.is_initialized():
+        distributed.barrier()
+        distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2])
