@@ -1,11 +1,10 @@
-"""The directions of a step shared out among processes, which are all begun again when one dies, and go on from the log of the run:
-
+"""The directions of a step shared out among processes; when one dies, all are begun again, and go on from the log of the run:
 TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 torchrun --standalone --nproc-per-node 2 --max-restarts 3 examples/directions.py
 
-Each process has the whole model, sees the whole batch, and measures its share of the directions; then all take the same step, which is that
-of one process, bit for bit. Process 0 writes a line a step, and nothing else is saved: an attempt begins with the base weights, makes the
-steps of the log again, without a forward pass, and goes on as if nothing had happened. All processes read the log: on several machines it
-lies in a folder that they share. The variable gives each attempt a store of its own, where processes meet, and none of the one before.
+Each process has the whole model, sees the whole batch, and measures its share of the directions; then all take the same step, that of one
+process, bit for bit. Process 0 writes a line a step, and nothing else is saved: an attempt begins with the base weights, makes the steps of
+the log again, without a forward pass, and goes on with the next one. All processes read the log: several machines share its folder.
+The variable gives each attempt a store of its own, in which its processes find each other, and none of those before.
 """
 
 import argparse
@@ -46,16 +45,15 @@ if cuda:
     torch.cuda.set_device(device)  # where torch.distributed gathers what is no tensor
 
 model = model.eval().to(device)  # not in DistributedDataParallel
-classes = ["networkx", "sympy"]
-rows = docstring_sentences(classes)
-if given.trajectory.exists() and b"\n" in given.trajectory.read_bytes():  # the whole of a first line, at least
+classes, rows = ["networkx", "sympy"], docstring_sentences()
+if given.trajectory.exists() and b"\n" in given.trajectory.read_bytes():  # a whole first line
     optimizer = zokern.Trajectory.read(given.trajectory).replay(model)
 else:
     optimizer = zokern.MeZO(model.named_parameters(), lr=lr, eps=1e-3, q=given.q or processes, seed=0)
+distributed.barrier()  # all have read the log that process 0 goes on with
 begin = optimizer.param_groups[0]["step"]
-distributed.barrier()  # all have read the log that the first process goes on with
 if rank == 0:
-    print(f"{processes} processes begin at step {begin}")
+    print(f"{processes} processes begin at step {begin}", flush=True)  # what a process has not flushed dies with it
 
 
 def loss_of(batch):
@@ -65,11 +63,11 @@ def loss_of(batch):
 
 with zokern.record(optimizer, given.trajectory, resume=True, model=model) if rank == 0 else nullcontext():
     for step in range(begin, given.steps):
-        generator = torch.Generator().manual_seed(step)  # of each step its own batch, whoever began when
+        generator = torch.Generator().manual_seed(step)  # the same batch in every process and attempt
         batch = [rows[i] for i in torch.randint(len(rows), (given.batch,), generator=generator)]
         loss = optimizer.step(zokern.DistributedClosure(lambda: loss_of(batch), directions=processes))
         if rank == 0 and step % 20 == 0:
-            print(f"step {step}: loss {loss:.4f}")
+            print(f"step {step}: loss {loss:.4f}", flush=True)
 
 check = hashlib.sha256()
 for p in model.parameters():

@@ -11,6 +11,7 @@ import torch
 import transformers
 from accelerate.state import PartialState
 from accelerate.utils import DistributedType
+from directions_worker import refused
 from torch import distributed
 from transformers import LlamaConfig, LlamaForCausalLM, TrainingArguments
 
@@ -19,10 +20,10 @@ from zokern.hf import ZOTrainer
 from zokern.shards import whole
 
 RANK, PROCESSES = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-STEPS = 6
+STEPS = 4
 CONFIG = LlamaConfig(
     hidden_size=16, intermediate_size=20, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, vocab_size=61,
-    max_position_embeddings=32, initializer_range=0.3, tie_word_embeddings=True,
+    max_position_embeddings=32, initializer_range=0.3, tie_word_embeddings=False,
 )  # fmt: skip
 # name -> (optimizer, its settings, dtype of the weights)
 CASES = {
@@ -42,14 +43,14 @@ class Trainer(ZOTrainer):
         super().create_accelerator_and_postprocess()
 
 
-def rows(count=32):
+def rows(count=37):
     ids = torch.randint(3, 61, (count, 9), generator=torch.Generator().manual_seed(1))
     return [dict(input_ids=row, labels=row) for row in ids]
 
 
-def save_base(folder):
+def save_base(folder, **config):
     torch.manual_seed(0)
-    LlamaForCausalLM(CONFIG).save_pretrained(folder)
+    LlamaForCausalLM(LlamaConfig(**{**CONFIG.to_dict(), **config})).save_pretrained(folder)
 
 
 def load(folder, how, dtype=torch.float32):
@@ -68,7 +69,7 @@ def trainer_of(out, how, name, folder, run, **settings):
     args = TrainingArguments(
         output_dir=str(out / run), use_cpu=True, report_to=[], disable_tqdm=True, seed=5, logging_steps=1, max_steps=STEPS,
         per_device_train_batch_size=8 // (1 if how in ("tp", "whole") else PROCESSES), per_device_eval_batch_size=3, learning_rate=1e-3,
-        remove_unused_columns=False, **{"save_steps": 3, **cut, **settings},
+        remove_unused_columns=False, **{"save_steps": 2, **cut, **settings},
     )  # fmt: skip
     settings = dict(optimizer_cls_and_kwargs=(cls, {"eps": 1e-2, "seed": 3, **own}), train_dataset=rows(), eval_dataset=rows(13))
     return Trainer(model, args, trajectory=out / f"{run}.jsonl", **settings)
@@ -94,7 +95,7 @@ def run(out, how, name):
         distributed.barrier()
     found["saved"] = {n: p.detach() for n, p in load(out / f"{where}-saved", "whole").named_parameters()}
     again = trainer_of(out, how, name, out / "base", where)
-    again.train(resume_from_checkpoint=str(out / where / "checkpoint-3"))
+    again.train(resume_from_checkpoint=str(out / where / "checkpoint-2"))
     found["resumed"] = weights(again)
     return found
 
@@ -103,6 +104,9 @@ def main(out, how):
     torch.set_num_threads(1)
     transformers.utils.logging.set_verbosity_error()
     found = {name: run(out, how, name) for name in CASES}
+    if how == "native":  # transformers ties weights after it has cut them
+        trainer = trainer_of(out, how, "MeZO", out / "tied", "tied")
+        found["tied"] = refused(trainer.train)
     torch.save(found, out / f"{how}-{RANK}.pt")
     if distributed.is_initialized():
         distributed.barrier()

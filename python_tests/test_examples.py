@@ -3,8 +3,10 @@
 import os
 import re
 import runpy
+import signal
 import subprocess
 import sys
+import time
 import warnings
 from functools import partial
 from pathlib import Path
@@ -23,13 +25,11 @@ from zokern.finetune import demo_data  # noqa: E402
 from zokern.hf import STARTING_POINTS  # noqa: E402
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
+TWO = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 ALONE = {
     "replay.py": ([], ["--steps", "2"], "after step 2: every bit the same"),
-    "several_processes.py": (
-        ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"],
-        ["--steps", "2", "--batch", "8"],
-        "2 processes, the same weights in each: True",
-    ),
+    "several_processes.py": (TWO, ["--steps", "2", "--batch", "8"], "2 processes, the same weights in each: True"),
+    "directions.py": (TWO, ["--steps", "2", "--batch", "8"], "2 processes, the same weights in each: True"),
 }
 TOGETHER = {
     "plain_loop.py": (["--steps", "3", "--rows", "16"], "held-out loss 0."),
@@ -52,12 +52,42 @@ def test_an_example_runs(name, tmp_path):
     assert expected in done.stdout and "RuntimeWarning" not in done.stderr
 
 
-def alone(name, before, arguments, cwd):
+def alone(name, before, arguments, cwd, meanwhile=lambda process: None):
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(EXAMPLES.parent), "CUDA_VISIBLE_DEVICES": ""}
+    environment["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"  # of directions.py
     command = [sys.executable, *before, str(Path(__file__).with_name("example_worker.py")), str(EXAMPLES / name), *arguments]
-    done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    return done
+    with subprocess.Popen(command, cwd=cwd, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            meanwhile(process)
+            stdout, stderr = process.communicate(timeout=300)
+        finally:
+            process.terminate()  # which ends torchrun's processes, too
+    assert process.returncode == 0, stderr
+    return subprocess.CompletedProcess(command, 0, stdout, stderr)
+
+
+def test_directions_go_on_from_the_log_when_a_process_is_killed(tmp_path):
+    """And come to the bits of one process that measures them all, and is left alone."""
+    log, given = tmp_path / "directions.jsonl", ["--steps", "12", "--batch", "4", "--q", "2"]
+
+    def kill(agent):
+        while not log.exists() or log.read_bytes().count(b"\n") < 4:  # a header and three steps
+            assert agent.poll() is None
+            time.sleep(0.01)
+        (process,) = [pid for pid in workers(agent.pid) if b"RANK=1" in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")]
+        os.kill(process, signal.SIGKILL)
+
+    done = alone("directions.py", [*TWO, "--max-restarts", "1"], given, tmp_path, kill)
+    first, second = map(int, re.findall(r"2 processes begin at step (\d+)", done.stdout))
+    assert first == 0 and second >= 3 and "RuntimeWarning" not in done.stderr
+    one = alone("directions.py", [*TWO[:-1], "1"], [*given, "--trajectory", "one.jsonl"], tmp_path)
+    (digest,) = re.findall("the same weights in each: True, with the digest (.*)", done.stdout)
+    assert digest in one.stdout and log.read_bytes() == (tmp_path / "one.jsonl").read_bytes()
+
+
+def workers(agent):
+    """The processes that torchrun has begun."""
+    return map(int, Path(f"/proc/{agent}/task/{agent}/children").read_text().split())
 
 
 @pytest.mark.parametrize("more", ["", ", q=3", ', estimator="one-sided", q=2', ", sparsity=0.5"])

@@ -175,12 +175,32 @@ class Gathered:
                 )
             if now & mine:
                 self.modules.append(weakref.ref(module))
+        _check_tied([ref() for ref in self.modules], title_of)
 
     def drop(self) -> None:
         """Drop the copies, after the parameters have changed."""
         for module in self.modules:
             if (alive := module()) is not None:
                 alive.reshard()
+
+
+def _check_tied(modules: Iterable[Any], title_of: dict[int, str]) -> None:
+    """Refuse a parameter that ``fully_shard`` gathers for two modules, from memory of its own for each where shards are padded."""
+    seen: set[int] = set()
+    for state in {id(state): state for state in (module._get_fsdp_state() for module in modules)}.values():  # which several may share
+        groups = getattr(state, "_fsdp_param_groups", None) or [state._fsdp_param_group]  # of older torch
+        for managed in [managed for group in groups if group for managed in group.fsdp_params]:
+            p: Any = getattr(managed._module_info.module, managed._module_info.param_name)
+            uneven = any(
+                type(placement).__name__ != "Replicate" and p.shape[placement.dim] % size
+                for placement, size in zip(p.placements, p.device_mesh.mesh.shape)
+            )
+            if id(p) in seen and uneven:
+                raise ValueError(
+                    f"{title_of.get(id(p), 'a parameter')} was tied to another after fully_shard, which keeps two copies of it, since "
+                    f"{tuple(p.shape)} cannot be cut evenly: tie weights before fully_shard, or not (tie_word_embeddings=False)"
+                )
+            seen.add(id(p))
 
 
 def _fully_sharded() -> list[Any]:

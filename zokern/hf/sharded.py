@@ -83,6 +83,11 @@ class ShardedTrainer(Trainer):
         self._cut()
         return super().evaluation_loop(*args, **kwargs)
 
+    def _get_num_items_in_batch(self, *args: Any, **kwargs: Any) -> Any:
+        """Trainer divides the count by the processes that have the same row, for a sum over all; here each has its own count."""
+        items = super()._get_num_items_in_batch(*args, **kwargs)
+        return items if items is None else items * self._processes_of_a_row
+
     def share_of(self, rows: Sequence[int], batch: int) -> tuple[list[int], int]:
         """-> (those of some rows that this process sees, in how many batches all see theirs: a forward pass takes all of them)."""
         size = self._processes_of_a_row
