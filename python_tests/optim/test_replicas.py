@@ -9,6 +9,8 @@ import pytest
 import replicas_worker
 import torch
 
+from zokern.optim import replicas
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -60,3 +62,14 @@ def test_one_process_may_train_and_replay_alone(found):
 def test_what_is_sharded_and_does_not_say_how_is_refused_by_name(case, found):
     for each in found:
         assert "shard of FullyShardedDataParallel" in each[case] and "torch.distributed.fsdp.fully_shard (FSDP2)" in each[case]
+
+
+def test_a_note_of_an_earlier_attempt_is_none(monkeypatch):
+    """torchrun starts processes again with the store that they had: what was left before this process began is not of its run."""
+    store = torch.distributed.HashStore()
+    monkeypatch.setattr(replicas, "_store", lambda: store)
+    replicas.leave("one", {"step": 3})
+    assert replicas.find("one") == {"step": 3} and replicas.find("other") is None
+    monkeypatch.setattr(replicas.time, "time", lambda now=replicas.time.time(): now - 86400)  # before this process began
+    replicas.leave("one", {"step": 2})
+    assert replicas.find("one") is None

@@ -1,9 +1,12 @@
 """Processes that are to take the same steps: whether they do, found in the first step."""
 
 import json
+import os
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from functools import cache
+from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -22,6 +25,7 @@ if TYPE_CHECKING:
 PATIENCE = 100  # steps at which a process looks for the notes of others
 POLL = 0.01  # seconds between two looks of one that waits
 LATE = 10.0  # seconds after which one that has the model whole is not merely late
+IMPORTED = time.time()
 _made: Counter[str] = Counter()  # optimizers of each kind that have measured in this process
 
 
@@ -55,9 +59,9 @@ class Replicas:
             self._group.compare("begin", described(optimizer))
         elif not self._begun:
             _made[whole] += 1
-            _store().set(f"{whole}/{distributed.get_rank()}", str(_made[whole]))
+            leave(f"{whole}/{distributed.get_rank()}", _made[whole])
         self._begun = True
-        if self._group is None and _store().check([f"{whole}/{distributed.get_rank()}/missing"]):
+        if self._group is None and find(f"{whole}/{distributed.get_rank()}/missing"):
             raise RuntimeError(_WHOLE.format(distributed.get_rank()))
 
     def look(self, optimizer: "ZerothOrder", measurements: Sequence[torch.Tensor]) -> None:
@@ -76,10 +80,10 @@ class Replicas:
         if self._mine is None:
             self._mine = self._leave(optimizer, measurements)
         self._left -= 1
-        if self._notes.check(self._others):
+        notes = list(takewhile(bool, (find(f"{self._name}/{other}") for other in self._others)))
+        if len(notes) == len(self._others):
             self._left = 0
-            for rank in self._others:
-                theirs = json.loads(self._notes.get(rank))
+            for rank, theirs in zip(self._others, notes):
                 differs = [name for name, value in self._mine.items() if value != theirs[name]]
                 if differs:
                     warn(
@@ -92,14 +96,14 @@ class Replicas:
 
     def _leave(self, optimizer: "ZerothOrder", measurements: Sequence[torch.Tensor]) -> dict[str, Any]:
         kind, rank = f"{type(optimizer).__name__}/{optimizer.layout.fingerprint()}", distributed.get_rank()
-        self._notes = distributed.PrefixStore(f"{kind}/{_made[kind]}", _store())
-        self._others = [str(other) for other in (range(1, distributed.get_world_size()) if rank == 0 else (0,))]
+        self._name = f"{kind}/{_made[kind]}"
+        self._others = range(1, distributed.get_world_size()) if rank == 0 else range(1)
         _made[kind] += 1
         group = optimizer.param_groups[0]
         theta = (p for part in optimizer.weights.theta for p in part.params)
         weights = [float(p.detach().sum(dtype=torch.float64)).hex() for p in theta]
         mine = dict(step=group["step"], seed=group["seed"], weights=weights, losses=[float(number).hex() for number in measurements])
-        self._notes.set(str(rank), json.dumps(mine))
+        leave(f"{self._name}/{rank}", mine)
         return mine
 
 
@@ -119,19 +123,18 @@ class _Group:
     def compare(self, topic: str, mine: dict[str, Any]) -> None:
         """Raise RuntimeError in all processes, where what one of them says differs from what the first does."""
         first, here, name = self.ranks[0], distributed.get_rank(), f"{self.name}/{topic}"
-        _store().set(f"{name}/{here}", json.dumps(mine))
+        leave(f"{name}/{here}", mine)
         if here == first:
-            _store().set(f"{name}/found", json.dumps(self._found(name)))
-        if error := json.loads(self._wait(f"{name}/found", first)):
+            leave(f"{name}/found", self._found(name, mine))
+        if error := self._wait(f"{name}/found", first):
             raise RuntimeError(error)
 
-    def _found(self, name: str) -> str:
+    def _found(self, name: str, own: dict[str, Any]) -> str:
         """What is wrong; "" where nothing is."""
         first = self.ranks[0]
-        own = json.loads(self._wait(f"{name}/{first}", first))
         for rank in self.ranks[1:]:
             try:
-                differs = differences(own, json.loads(self._wait(f"{name}/{rank}", rank)))
+                differs = differences(own, self._wait(f"{name}/{rank}", rank))
             except RuntimeError as error:
                 return str(error)
             if differs:
@@ -141,14 +144,14 @@ class _Group:
                 return f"process {rank} and process {first} hold shards of one model, and differ in {differs}: {cure}"
         return ""
 
-    def _wait(self, key: str, rank: int) -> str:
+    def _wait(self, key: str, rank: int) -> Any:
         """What a process leaves there."""
-        store, begin = _store(), time.monotonic()
-        seconds, whole = store.timeout.total_seconds(), f"{self.whole}/{rank}"
-        while not store.check([key]):
+        begin, whole = time.monotonic(), f"{self.whole}/{rank}"
+        seconds = _store().timeout.total_seconds()
+        while (found := find(key)) is None:
             waited = time.monotonic() - begin
-            if waited > LATE and store.check([whole]) and int(store.get(whole)) > _made[self.whole]:
-                store.set(f"{whole}/missing", "1")
+            if waited > LATE and (find(whole) or 0) > _made[self.whole]:
+                leave(f"{whole}/missing", True)
                 raise RuntimeError(_WHOLE.format(rank))
             if waited > seconds:
                 raise RuntimeError(
@@ -156,7 +159,7 @@ class _Group:
                     "optimizers, in the same order, in every process of the mesh"
                 )
             time.sleep(POLL)
-        return str(store.get(key).decode())
+        return found
 
 
 _WHOLE = (
@@ -170,7 +173,31 @@ def _several() -> bool:
 
 
 def _store() -> Any:
-    return distributed.PrefixStore("zokern", distributed.distributed_c10d._get_default_store())
+    return distributed.distributed_c10d._get_default_store()
+
+
+def leave(key: str, note: Any) -> None:
+    """Leave a note, which JSON can hold, in the store of the process group."""
+    _store().set(f"zokern/{key}", json.dumps([time.time(), note]))
+
+
+def find(key: str) -> Any:
+    """A note, or None. One that was left before this process began is none: torchrun keeps its store when it starts processes again."""
+    if not _store().check([f"zokern/{key}"]):
+        return None
+    left, note = json.loads(_store().get(f"zokern/{key}"))
+    return note if left >= _began() else None
+
+
+@cache
+def _began() -> float:
+    """When this process did, by the clock of ``time.time``."""
+    try:
+        with open("/proc/self/stat") as file:
+            ticks = int(file.read().rpartition(")")[2].split()[19])
+        return time.time() - time.clock_gettime(time.CLOCK_BOOTTIME) + ticks / os.sysconf("SC_CLK_TCK")
+    except (OSError, AttributeError, ValueError):  # another system than Linux
+        return IMPORTED
 
 
 def described(optimizer: ClosureOptimizer) -> dict[str, Any]:
