@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -70,6 +71,7 @@ def test_a_note_of_an_earlier_attempt_is_none(monkeypatch):
     monkeypatch.setattr(replicas, "_store", lambda: store)
     replicas.leave("one", {"step": 3})
     assert replicas.find("one") == {"step": 3} and replicas.find("other") is None
-    monkeypatch.setattr(replicas.time, "time", lambda now=replicas.time.time(): now - 86400)  # before this process began
+    yesterday = time.time() - 86400
+    monkeypatch.setattr(replicas.time, "time", lambda: yesterday)
     replicas.leave("one", {"step": 2})
     assert replicas.find("one") is None
