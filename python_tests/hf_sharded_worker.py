@@ -1,6 +1,7 @@
 """One of two processes whose Trainer has a sharded model: python hf_sharded_worker.py OUT HOW, under torchrun's environment.
 
-HOW: "tp" and "native" (FSDP2), where from_pretrained cuts the model; "fsdp2", where accelerate does; "whole", one process alone.
+HOW: "tp" and "native" (FSDP2), where from_pretrained cuts the model; "fsdp2", where accelerate does; "directions", where each process has
+it whole, and measures half of the points; "whole", one process alone.
 """
 
 import os
@@ -38,7 +39,7 @@ class Trainer(ZOTrainer):
     """accelerate cuts models, and knows of tensor parallelism, where there are accelerators alone: here it is told that there are."""
 
     def create_accelerator_and_postprocess(self):
-        if PROCESSES > 1:
+        if PROCESSES > 1 and self.directions == 1:
             PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
         super().create_accelerator_and_postprocess()
 
@@ -65,14 +66,15 @@ def load(folder, how, dtype=torch.float32):
 def trainer_of(out, how, name, folder, run, **settings):
     cls, own, dtype = CASES[name]
     cut = dict(fsdp=True, fsdp_config={"version": 2, "auto_wrap_policy": "TRANSFORMER_BASED_WRAP"}) if how == "fsdp2" else {}
-    model = load(folder, how, dtype)
+    model, batch = load(folder, how, dtype), 8 // (1 if how in ("tp", "whole", "directions") else PROCESSES)
     args = TrainingArguments(
         output_dir=str(out / run), use_cpu=True, report_to=[], disable_tqdm=True, seed=5, logging_steps=1, max_steps=STEPS,
-        per_device_train_batch_size=8 // (1 if how in ("tp", "whole") else PROCESSES), per_device_eval_batch_size=3, learning_rate=1e-3,
+        per_device_train_batch_size=batch, per_device_eval_batch_size=3, learning_rate=1e-3,
         remove_unused_columns=False, **{"save_steps": 2, **cut, **settings},
     )  # fmt: skip
     settings = dict(optimizer_cls_and_kwargs=(cls, {"eps": 1e-2, "seed": 3, **own}), train_dataset=rows(), eval_dataset=rows(13))
-    return Trainer(model, args, trajectory=out / f"{run}.jsonl", **settings)
+    directions = PROCESSES if how == "directions" else 1
+    return Trainer(model, args, trajectory=out / f"{run}.jsonl", directions=directions, **settings)
 
 
 def weights(trainer):
@@ -80,12 +82,22 @@ def weights(trainer):
     return {name: whole(p.detach()).clone() for name, p in trainer.model.named_parameters()}
 
 
+def counted(trainer):
+    """How many batches a trainer evaluates."""
+    calls, loss_of = [], trainer._loss_of
+    trainer._loss_of = lambda *args: calls.append(1) or loss_of(*args)
+    return calls
+
+
 def run(out, how, name):
     where = f"{how}-{name.replace(', ', '-')}"
     trainer = trainer_of(out, how, name, out / "base", where)
     before = trainer.evaluate()["eval_loss"]
+    calls = counted(trainer)
     trainer.train()
-    found = dict(weights=weights(trainer), before=before, losses=[x["loss"] for x in trainer.state.log_history if "loss" in x])
+    found = dict(
+        weights=weights(trainer), before=before, calls=len(calls), losses=[x["loss"] for x in trainer.state.log_history if "loss" in x]
+    )
     found["theta"] = [whole(held["theta"]) for held in trainer.zeroth_order.state.values() if "theta" in held]
     found["kinds"] = sorted({type(p).__name__ for p in trainer.zeroth_order.layout.params})
     predicted = trainer.predict(rows(13))

@@ -47,6 +47,18 @@ def test_they_train_as_one_process_does(name, runs, one):
 
 
 @pytest.mark.parametrize("name", worker.CASES)
+def test_processes_that_share_out_directions(name, out, one):
+    """They are one process, bit for bit, and each evaluates half as often."""
+    ended = run(worker.__file__, 2, out, "directions") if not (out / "directions-0.pt").exists() else []
+    assert not any(code for code, _ in ended), "\n".join(log[-3000:] for _, log in ended)
+    for rank in (0, 1):
+        each = torch.load(out / f"directions-{rank}.pt")[name]
+        for what in ("weights", "resumed", "saved"):
+            assert same(each[what], one[name]["weights"])
+        assert each["losses"] == one[name]["losses"] and each["calls"] * 2 == one[name]["calls"]
+
+
+@pytest.mark.parametrize("name", worker.CASES)
 def test_what_they_save_is_whole_and_goes_on(name, runs):
     """In the model's folder, in checkpoints of Trainer, and in a log that is replayed on the whole model."""
     how, found = runs

@@ -1,6 +1,10 @@
-"""The mean that is logged where losses are not finite."""
+"""Means of losses: of micro-batches; the one that is logged where some are not finite."""
+
+from typing import TypeAlias
 
 import torch
+
+Count: TypeAlias = torch.Tensor | int  # labels or rows that a loss is the mean of
 
 
 class FiniteMean:
@@ -20,3 +24,15 @@ class FiniteMean:
         if 0 < finite == self.steps:
             return otherwise
         return float(self.sum) / finite if finite else float("nan")
+
+
+def share(loss: torch.Tensor, items: Count, weight: Count) -> torch.Tensor:
+    """What a micro-batch adds to the mean of several: nothing where there is no label in it, whatever its loss."""
+    part = loss.double() * (items / at_least_one(weight))
+    if isinstance(items, torch.Tensor):
+        return torch.where(items > 0, part, 0.0)
+    return part if items else torch.zeros_like(part)
+
+
+def at_least_one(count: Count) -> Count:
+    return count.clamp(min=1) if isinstance(count, torch.Tensor) else max(count, 1)

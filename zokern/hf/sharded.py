@@ -1,4 +1,4 @@
-"""What differs in Trainer where the model is sharded: when it is cut, what is saved and loaded, who sees which rows."""
+"""What differs in Trainer with several processes: when a sharded model is cut, what is saved and loaded, who sees which rows."""
 
 import os
 from collections.abc import Sequence
@@ -7,12 +7,15 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import recursively_apply
 from safetensors.torch import load_file
 from torch.utils._pytree import tree_map_only
 from transformers import Trainer
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 from transformers.trainer_utils import SaveStrategy
+
+import zokern
 
 from ..errors import BadInput
 from ..shards import is_sharded, like, local, whole
@@ -30,6 +33,7 @@ class ShardedTrainer(Trainer):
 
     model: Any
     accelerator: Any
+    directions = 1  # groups of processes that measure different points
     optimizer: Any
     lr_scheduler: Any
     _cuts = False  # whether accelerate's FSDP2 is to cut the model
@@ -67,6 +71,32 @@ class ShardedTrainer(Trainer):
     def _processes_of_a_row(self) -> int:
         return getattr(self.model, "_tp_size", None) or 1
 
+    def _check_directions(self) -> None:
+        zokern.DistributedClosure(lambda: 0.0, directions=self.directions)  # a divisor of the processes
+        if self.directions > 1 and (self._cuts or self._sharded):
+            raise ValueError(
+                f"directions={self.directions} with a sharded model, of which Trainer knows one batch alone: leave it out, or call "
+                "optimizer.step(zokern.DistributedClosure(closure, directions=...)) in a loop of your own"
+            )
+
+    def get_train_dataloader(self) -> Any:
+        if self.directions == 1:
+            return super().get_train_dataloader()
+        each = self.args.world_size // self.directions  # of a group, each of which has the whole batch
+        group = {"num_processes": each, "process_index": self.args.process_index % each}
+        states = PartialState._shared_state, AcceleratorState._shared_state
+        known = [{name: shared[name] for name in group} for shared in states]
+        try:
+            for shared in states:
+                shared |= group
+            return super().get_train_dataloader()
+        finally:
+            for shared, own in zip(states, known):
+                shared |= own
+
+    def get_total_train_batch_size(self, args: Any) -> int:
+        return super().get_total_train_batch_size(args) // self.directions
+
     @property
     def _sharded(self) -> bool:
         return _is_cut(self.model)
@@ -90,8 +120,8 @@ class ShardedTrainer(Trainer):
 
     def share_of(self, rows: Sequence[int], batch: int) -> tuple[list[int], int]:
         """-> (those of some rows that this process sees, in how many batches all see theirs: a forward pass takes all of them)."""
-        size = self._processes_of_a_row
-        here, there = self.args.process_index // size, self.args.world_size // size
+        size, each = self._processes_of_a_row, self.args.world_size // self.directions
+        here, there = self.args.process_index % each // size, each // size
         return list(rows[here::there]), -(-len(rows) // (there * batch))
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:

@@ -22,11 +22,10 @@ from ..estimators import perturbation_of
 from ..estimators.losses import backpropagated
 from ..optim import ClosureOptimizer, named
 from . import arguments, checkpoint
-from .mean import FiniteMean
+from .mean import Count, FiniteMean, at_least_one, share
 from .sharded import ShardedTrainer
 
 SIXTEEN = (torch.bfloat16, torch.float16)
-Count = torch.Tensor | int  # labels or rows that a loss is the mean of
 Batch = tuple[dict[str, Any], Count, bool]  # inputs, their count, whether it is one of labels
 Weighted = tuple[torch.Tensor, Count]  # a mean loss, and what it is the mean of
 
@@ -68,13 +67,15 @@ class ZOTrainer(ShardedTrainer):
             ``compute_metrics``. Inputs that the model does not know need remove_unused_columns=False.
             ``smooth = True`` says that differences of its loss are those of a smooth function, not of a count.
         trajectory: a path where ``zokern.record`` logs the steps. A resumed run continues the log. Not of Hybrid.
+        directions: groups of processes that measure different points of a step on the same rows, as of ``zokern.DistributedClosure``.
+            Default 1: all measure all points, of different rows.
         check: before step 0 of a run that is not resumed call ``optimizer.check`` with the first batch, some 8 forward passes, and warn of
             each problem. The run is the same bits with it as without. Default True.
     Attributes:
         checked: the ``zokern.Check`` of that; None where there was none.
     Raises:
         TypeError: another optimizer than zokern's.
-        ValueError: no learning rate but Trainer's default, which is one for Adam; fp16, FSDP, DeepSpeed, several GPUs in one process;
+        ValueError: no learning rate but Trainer's default, which is one for Adam; fp16, FSDP1, DeepSpeed, several GPUs in a process;
             with Hybrid: trajectory, a learning rate or weight decay for both halves; an argument that would do nothing.
     """
 
@@ -85,8 +86,9 @@ class ZOTrainer(ShardedTrainer):
 
     def __init__(
         self, model: Any = None, args: Any = None, *others: Any, full_batch: str | int = "train", objective: Any = None,
-        trajectory: str | Path | None = None, check: bool = True, **options: Any,
+        trajectory: str | Path | None = None, check: bool = True, directions: int = 1, **options: Any,
     ) -> None:  # fmt: skip
+        self.directions = directions
         self.full_batch, self.objective, self.trajectory = full_batch, objective, trajectory
         self._micro_batches: list[Batch] = []  # of the step that is measured next
         self._autocast: torch.dtype | None = None
@@ -103,6 +105,7 @@ class ZOTrainer(ShardedTrainer):
         arguments.check_optimizer(self)
         # Every process weights its own losses when they are gathered.
         self.args.average_tokens_across_devices = False
+        self._check_directions()
         self.add_callback(_InTheLoop(self))
 
     def create_accelerator_and_postprocess(self) -> None:
@@ -183,11 +186,12 @@ class ZOTrainer(ShardedTrainer):
         batches, self._micro_batches = self._micro_batches, []
         model.eval()
         optimizer = self.zeroth_order
-        closures = [distributed.DistributedClosure(lambda: self._loss(model, batches), lambda: self._gradient(model, batches))]
+        closure_of = partial(distributed.DistributedClosure, directions=self.directions)
+        closures = [closure_of(lambda: self._loss(model, batches), lambda: self._gradient(model, batches))]
         if optimizer.full_batch_due:
             _schedule_full_batch_rate(optimizer)
             step = optimizer.param_groups[0]["step"]
-            closures.append(distributed.DistributedClosure(lambda: self._loss(model, self._full_batches(step))))
+            closures.append(closure_of(lambda: self._loss(model, self._full_batches(step))))
         if self._checks and self.state.global_step == 0:
             self._check(optimizer, closures[0])
         loss = optimizer.measure(*closures).loss.to(self.args.device, torch.float32)
@@ -220,7 +224,7 @@ class ZOTrainer(ShardedTrainer):
         """-> (mean loss of batches, their weight), of this process."""
         losses, weights = zip(*(self._loss_of(model, *batch) for batch in batches))
         weight = sum(weights)
-        loss: Any = losses[0] if len(losses) == 1 else sum(map(_share, losses, weights, repeat(weight)))
+        loss: Any = losses[0] if len(losses) == 1 else sum(map(share, losses, weights, repeat(weight)))
         return loss, weight
 
     def _gradient(self, model: Any, batches: list[Batch]) -> Weighted:
@@ -229,12 +233,12 @@ class ZOTrainer(ShardedTrainer):
         weight = sum(items for _, items, _ in batches)
         for batch in batches:
             loss, items = self._loss_of(model, *batch)
-            losses.append(backpropagated(loss if len(batches) == 1 else _share(loss, items, weight)))
+            losses.append(backpropagated(loss if len(batches) == 1 else share(loss, items, weight)))
         return sum(losses), weight
 
     def _loss_of(self, model: Any, inputs: dict[str, Any], items: Count, labels: bool) -> Weighted:
         """-> (mean loss of one batch, its weight). Normalised by its own count, it is right whether or not the model looks at that."""
-        kwargs: dict[str, Any] = {"num_items_in_batch": _at_least_one(items)} if labels else {}
+        kwargs: dict[str, Any] = {"num_items_in_batch": at_least_one(items)} if labels else {}
         with self.compute_loss_context_manager():
             loss = self.compute_loss(model, dict(inputs), **kwargs)  # which may take entries out
         if self._autocast is None and isinstance(loss, torch.Tensor) and loss.dtype in SIXTEEN:
@@ -383,15 +387,3 @@ def _schedule_full_batch_rate(optimizer: ClosureOptimizer) -> None:
         begin = group.setdefault(f"initial_{name}", group[name])
         if group.get("initial_lr"):
             group[name] = begin * (group["lr"] / group["initial_lr"])
-
-
-def _share(loss: torch.Tensor, items: Count, weight: Count) -> torch.Tensor:
-    """What a micro-batch adds to the mean of several: nothing where there is no label in it, whatever its loss."""
-    share = loss.double() * (items / _at_least_one(weight))
-    if isinstance(items, torch.Tensor):
-        return torch.where(items > 0, share, 0.0)
-    return share if items else torch.zeros_like(share)
-
-
-def _at_least_one(count: Count) -> Count:
-    return count.clamp(min=1) if isinstance(count, torch.Tensor) else max(count, 1)
