@@ -10,7 +10,7 @@ ROOT = Path(__file__).parents[1]
 
 
 def run(script, processes, out, *args, timeout=400):
-    """``script OUT args`` in so many processes -> (exit code, log) of each."""
+    """``script OUT args`` in so many processes -> (exit code, log) of each. ``script``: a file, or the words of a command of Python's."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
@@ -21,7 +21,14 @@ def run(script, processes, out, *args, timeout=400):
     for rank, path in enumerate(logs):
         with open(path, "w") as log:
             environment = {**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}
-            begun.append(subprocess.Popen([sys.executable, script, out, *args], env=environment, stdout=log, stderr=log))
+            begun.append(
+                subprocess.Popen(
+                    [sys.executable, *([script, out] if isinstance(script, str) else script), *args],
+                    env=environment,
+                    stdout=log,
+                    stderr=log,
+                )
+            )
     try:
         codes = [process.wait(timeout=timeout) for process in begun]
     finally:

@@ -59,7 +59,8 @@ def _run(kind: type[RunSettings], begin: Callable, go_on: Callable, values: dict
         raise BadInput(f"--resume {run} goes on with that run's own settings, and takes --steps alone: leave out {options}")
     else:
         result = go_on(run, tell, settings.steps if "steps" in given else None, settings.trust_remote_code)
-    tell("\n".join(result.lines()))
+    if finetune.leads():
+        tell("\n".join(result.lines()))
     if result.interrupted:
         raise typer.Exit(130)
 

@@ -5,7 +5,7 @@ from contextlib import closing
 from pathlib import Path
 
 from ..errors import BadInput, Unwritable
-from ..finetune import output
+from ..finetune import output, processes
 from ..finetune.runs import opened, prolonged
 from .prepare import Run, prepare
 from .report import Result, report
@@ -28,6 +28,7 @@ def evolve(settings: Settings, say: Callable[[str], None] = print, rewards: Sequ
     Reference: Qiu et al. 2025, "Evolution Strategies at Scale: LLM Fine-Tuning Beyond Reinforcement Learning".
     """
     settings = settings.checked()
+    _check_alone()
     assert settings.out
     with output.claimed(settings.out, settings.overwrite) as path:
         return _done(prepare(settings, path, say, rewards), say)
@@ -50,12 +51,18 @@ def resume(
     Raises:
         BadInput: there is no such run, it is done and no more iterations are asked for, or data, rewards or model are not what they were.
     """
+    _check_alone()
     run_of(folder)  # there is one
     path = Path(folder).expanduser().absolute()
     with output.locked(path):
         settings, record = run_of(folder)
         settings = prolonged(settings, folder, steps, "iterations", trust_remote_code)
         return _done(prepare(settings, path, say, rewards, record), say)
+
+
+def _check_alone() -> None:
+    if (started := processes.count()) > 1:
+        raise BadInput(f"{started} processes (torchrun's) with zokern evolve, which shares out members itself: start one, with --engines N")
 
 
 def _done(run: Run, say: Callable[[str], None]) -> Result:

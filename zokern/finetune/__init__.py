@@ -6,7 +6,8 @@ Everything in here raises ``BadInput`` for what a user can cause: one line with 
 from ..errors import BadInput
 from .job import finetune, resume
 from .model import convert
+from .processes import leads
 from .report import Result
 from .settings import Settings
 
-__all__ = ["BadInput", "Result", "Settings", "convert", "finetune", "resume"]
+__all__ = ["BadInput", "Result", "Settings", "convert", "finetune", "leads", "resume"]

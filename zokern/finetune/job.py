@@ -1,9 +1,11 @@
 """A run from end to end: prepared, trained, reported."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
+from typing import cast
 
-from . import output
+from . import output, processes
 from .prepare import Run, prepare
 from .report import Result, report
 from .runs import opened, prolonged
@@ -19,9 +21,12 @@ def finetune(settings: Settings, say: Callable[[str], None] = print) -> Result:
         BadInput: anything about the settings, the data or the model that prevents it. Nothing is written then.
     """
     settings = settings.checked()
-    assert settings.out
-    with output.claimed(settings.out, settings.overwrite) as path:
-        return _done(prepare(settings, path, say), say)
+    processes.join(settings)
+    settings = processes.told(settings)
+    assert (out := settings.out)
+    say = say if processes.leads() else _unheard
+    with processes.owned(lambda: output.claimed(out, settings.overwrite), Path(out).expanduser().absolute()) as path:
+        return _done(processes.together(lambda: prepare(settings, path, say)), say)
 
 
 def resume(folder: str, say: Callable[[str], None] = print, steps: int | None = None, trust_remote_code: bool = False) -> Result:
@@ -38,18 +43,27 @@ def resume(folder: str, say: Callable[[str], None] = print, steps: int | None = 
         BadInput: there is no such run, it is done and no more steps are asked for, or the data or the model are not what they were.
             Nothing is written then.
     """
-    output.run_of(folder)  # there is one
+    processes.join(output.run_of(folder)[0])  # there is one
     path = Path(folder).expanduser().absolute()
-    with output.locked(path):
+    say = say if processes.leads() else _unheard
+    with processes.owned(lambda: output.locked(path), path):
         settings, record = output.run_of(folder)
         settings = prolonged(settings, folder, steps, "steps", trust_remote_code)
-        return _done(prepare(settings, path, say, record), say)
+        return _done(processes.together(lambda: prepare(settings, path, say, record)), say)
 
 
 def _done(run: Run, say: Callable[[str], None]) -> Result:
     from .train import go_on, train  # transformers, which takes seconds to import
 
-    with opened(run, output.FINETUNE):
+    with opened(run, output.FINETUNE) if processes.leads() else nullcontext():
+        processes.agree()  # the folder is there
         if run.resumed is not None:
             go_on(run, run.resumed, say)
-        return report(run, train(run, say))
+        processes.agree()  # each has read what it goes on from
+        training = train(run, say)
+        result = report(run, training) if processes.leads() else None
+        return cast(Result, processes.told(result))
+
+
+def _unheard(line: str) -> None:
+    """Of a process whose words the first one says."""

@@ -13,7 +13,7 @@ from .options import DECIDED, HINTS, brief, choose, fit, options_of, shown, titl
 
 ZO = "mezo"  # what moves a model, or the zeroth-order half of one, where nothing else is asked for
 # Settings that a record may be without: they are as without them then.
-ADDED = ("offload", "trust_remote_code", "engine", "engines", "tensor_parallel", "engine_option", "server")
+ADDED = ("directions", "offload", "trust_remote_code", "engine", "engines", "tensor_parallel", "engine_option", "server")
 EACH_TIME = ("out", "overwrite", "trust_remote_code")  # of the command line alone: what a file of another run says of them is not taken
 # Kinds of values, with what each is to be and whether it is.
 Natural = Annotated[int, "an integer >= 1", lambda x: x >= 1]

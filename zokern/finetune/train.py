@@ -14,7 +14,7 @@ from transformers import PrinterCallback, TrainerCallback, TrainingArguments
 from ..errors import BadInput, first_line, writing
 from ..hf import ZOTrainer, checkpoint, lora_plus
 from ..tasks import HeadReader, Reader
-from . import offload, output
+from . import offload, output, processes
 from .features import EVALUATED_AT_ONCE, FrozenBody, head_of, seen_by
 from .metrics_of_model import best_of, metrics_of
 from .optimizers import make
@@ -35,7 +35,8 @@ def go_on(run: Run, record: dict[str, Any], say: Callable[[str], None]) -> None:
     if run.checkpoint is None:
         say(f"no checkpoint is left in {run.path}: from the first step on")
         output.load_initial(run.path, record, run.loaded.model)
-        (run.path / output.TRAJECTORY).unlink(missing_ok=True)
+        if processes.leads():
+            (run.path / output.TRAJECTORY).unlink(missing_ok=True)
     elif steps != before and schedule != "constant":
         done = int(run.checkpoint.name.rpartition("-")[2])
         as_of = f"--schedule {schedule} over {steps} steps"
@@ -69,13 +70,13 @@ class Training(TrainerCallback):
 
     Attributes:
         seconds: in training steps, without judging and saving, those before the checkpoint that the run goes on from included.
-        stopped: whether the user has asked for the end, which comes after a whole step.
+        stopped: knows whether the user has asked for the end, which comes after a whole step.
         interrupted: whether that was before the last step.
     """
 
     def __init__(self, run: Run):
         self.run, self.settings = run, run.settings
-        self.seconds, self.stopped, self.interrupted = 0.0, False, False
+        self.seconds, self.stopped, self.interrupted = 0.0, processes.Stop(), False
         self.own_memory = offload.OwnMemory()
         self._moved, self._skipped = 0, 0  # the last step logged at which not all since the one before were skipped; skipped up to there
         self._shown: dict[str, float] = {}
@@ -85,8 +86,8 @@ class Training(TrainerCallback):
         self.trainer: Any = self._trainer(rows)
 
     def stop(self) -> None:
-        """After the step that runs."""
-        self.stopped = True
+        """After the step that runs; of several processes, one or two later."""
+        self.stopped.asked = True
 
     @property
     def steps(self) -> int:
@@ -190,6 +191,7 @@ class Training(TrainerCallback):
             objective=self.reader,
             full_batch=settings.full_batch or "train",
             trajectory=str(path / output.TRAJECTORY) if cls.replayable else None,
+            directions=settings.directions,
             check=not settings.no_check,
             callbacks=[self],
             **chosen,
@@ -198,7 +200,8 @@ class Training(TrainerCallback):
         return trainer
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._bar = tqdm(total=state.max_steps, initial=state.global_step, unit="step", dynamic_ncols=True)
+        silent = {} if processes.leads() else {"disable": True}
+        self._bar = tqdm(total=state.max_steps, initial=state.global_step, unit="step", dynamic_ncols=True, **silent)
         if state.global_step == 0:
             self._judge()
         self.seconds = max((entry.get(SECONDS, 0.0) for entry in state.log_history), default=0.0)
@@ -219,7 +222,7 @@ class Training(TrainerCallback):
             if self.best and self.best["step"] == state.global_step:
                 state.best_global_step = state.global_step  # whose checkpoint, if there is one, Trainer does not remove
                 control.should_save = control.should_save or self.settings.keep == "best"
-        if self.stopped and state.global_step < state.max_steps:
+        if self.stopped.after(state.global_step) and state.global_step < state.max_steps:
             self.interrupted = control.should_training_stop = control.should_save = True
         if control.should_save or state.global_step % args.save_steps == 0:
             control.should_log = True  # a checkpoint knows the seconds so far
@@ -237,6 +240,8 @@ class Training(TrainerCallback):
         if "skipped_steps" in logs:
             self._give_up(state.global_step, logs["skipped_steps"])
         lines = (json.dumps({name: _json(value) for name, value in entry.items()}) for entry in state.log_history[self._logged :])
+        if not processes.leads():
+            return
         write = output.append if self._logged else output.write  # at first all that the checkpoint knows: what came later comes again
         write(self.run.path / output.LOG, "".join(f"{line}\n" for line in lines))
         self._logged = len(state.log_history)
