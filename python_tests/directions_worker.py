@@ -128,6 +128,12 @@ def main(out):
         "derivatives": refused(lambda: run(model, zokern.ForwardGradient(model.named_parameters()), whole)),
         "seed": refused(lambda: run(model, optimizer_of(model, "MeZO", seed=RANK), whole)),
         "q": refused(lambda: run(model, optimizer_of(model, "MeZO", q=1 + RANK), whole)),
+        "lr": refused(lambda: run(model, optimizer_of(model, "MeZO", lr=1e-3 * (1 + RANK)), whole)),
+        "directions": refused(
+            lambda: run(
+                model, optimizer_of(model, "MeZO"), lambda f: zokern.DistributedClosure(f, directions=1 if RANK == 1 else PROCESSES)
+            )
+        ),
         "layout": refused(lambda: run(model, zokern.MeZO(list(model.parameters())[RANK:]), whole)),
         "cut": refused(lambda: run(cut := shard(make(), "fsdp"), optimizer_of(cut, "MeZO"), whole)),
     }

@@ -15,7 +15,7 @@ from .estimators import Closure
 from .estimators.losses import Losses, Request
 from .layout import Layout
 from .optim import ClosureOptimizer
-from .optim.replicas import described, differences, of_request
+from .optim.replicas import described, differences
 from .shards import is_sharded, partners
 from .signals import let_through
 
@@ -64,10 +64,23 @@ class DistributedClosure(Closure):
     def closure(self) -> Any:
         return self._weighed(self.part())
 
+    def begin(self, optimizer: Any) -> None:
+        """Once for each: whether all processes have the same optimizer, and can measure as they are to."""
+        layout: Layout = optimizer.layout
+        if count() == 1 or layout in _equal:
+            return
+        _compare({"directions": self.directions, **described(optimizer)})
+        first = distributed.get_rank() // self._each * self._each
+        if cut := sorted(partners(layout.params) - set(range(first, first + self._each))):
+            raise ValueError(
+                f"directions={self.directions}: processes {first} to {first + self._each - 1} measure together, and the model is cut among "
+                f"them and {', '.join(map(str, cut))}: pass directions that keep processes of one sharded model in one group"
+            )
+        _equal.add(layout)
+
     def answer(self, request: Request) -> list[torch.Tensor]:
         if count() == 1:
             return super().answer(request)
-        self._check(request)
         if self.directions == 1:
             return super().answer(request)
         if not isinstance(request, Losses):
@@ -94,19 +107,6 @@ class DistributedClosure(Closure):
     def _weighed(self, measured: Any) -> Any:
         loss, self.weight = measured if isinstance(measured, tuple) else (measured, 1.0)
         return loss
-
-    def _check(self, request: Any) -> None:
-        """Once for each optimizer: whether all processes ask the same."""
-        if (layout := request.weights.layout) in _equal:
-            return
-        _compare({"directions": self.directions, **of_request(request)})
-        begin = distributed.get_rank() // self._each * self._each
-        if cut := sorted(partners(layout.params) - set(range(begin, begin + self._each))):
-            raise ValueError(
-                f"directions={self.directions}: processes {begin} to {begin + self._each - 1} measure together, and the model is cut among "
-                f"them and {', '.join(map(str, cut))}: pass directions that keep processes of one sharded model in one group"
-            )
-        _equal.add(layout)
 
 
 def _share(points: int, groups: int) -> list[range]:

@@ -248,7 +248,6 @@ def test_the_trajectory_is_recorded(trainer_of, tmp_path):
 
 REFUSED = {
     "fp16": (dict(fp16=True), {}, ValueError, "fp16=True scales the loss.*bf16=True"),
-    "fsdp": (dict(fsdp="full_shard"), {}, ValueError, "fsdp=.*shards the weights"),
     "neftune": (dict(neftune_noise_alpha=5.0), {}, ValueError, "neftune_noise_alpha=5.0 works in train"),
     "optim": (dict(optim="sgd"), {}, ValueError, r"optim='sgd' is for an optimizer that Trainer would make: .*zokern.ZOAdam"),
     "adam_beta1": (dict(adam_beta1=0.8), {}, ValueError, "adam_beta1=0.8 is for an optimizer that Trainer"),

@@ -99,9 +99,11 @@ def test_a_log_of_one_of_them_is_replayed(runs):
 REFUSED = {
     "number": "ValueError: directions=3 of {n} processes: pass a number that divides them",
     "derivatives": "with an optimizer that asks for derivatives",
-    "seed": "the optimizer of process 1 differs from that of process 0 in seed ([1] and [0])",
-    "q": "the optimizer of process 1 differs from that of process 0 in points",
-    "layout": "the optimizer of process 1 differs from that of process 0 in layout (",
+    "seed": "the optimizer of process 1 differs from that of process 0 in param_groups[0] (seed=1 and 0)",
+    "q": "the optimizer of process 1 differs from that of process 0 in param_groups[0] (q=2 and 1)",
+    "lr": "the optimizer of process 1 differs from that of process 0 in param_groups[0] (lr=0.002 and 0.001)",
+    "directions": "the optimizer of process 1 differs from that of process 0 in directions (1 and {n})",
+    "layout": "the optimizer of process 1 differs from that of process 0 in parameters, layout (",
     "cut": "pass directions that keep processes of one sharded model in one group",
 }
 

@@ -18,7 +18,7 @@ REFUSED = {
     "parameters": "process 1 and process 0 hold shards of one model, and differ in parameters, layout (",
     "optimizer": "differ in type (ZOSign and MeZO)",
     "batch": "differ in losses: let step take zokern.DistributedClosure(closure), which averages them, or let all see the same rows",
-    "seed, averaged": "the optimizer of process 1 differs from that of process 0 in seed ([4] and [3])",
+    "seed, averaged": "the optimizer of process 1 differs from that of process 0 in param_groups[0] (seed=4 and 3)",
     "whole": "process 1 has the parameters whole, of which other processes hold shards (DTensor), and its shard is missing",
 }
 

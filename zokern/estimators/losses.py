@@ -92,6 +92,9 @@ class Driver:
     compares = False
     look: Callable[[Any], Any] = staticmethod(lambda loss: None)
 
+    def begin(self, optimizer: Any) -> None:
+        """Before an optimizer measures, of a driver that ``compares``: raise in all processes where theirs differ."""
+
     def answer(self, request: Request) -> list[torch.Tensor]:
         raise NotImplementedError
 

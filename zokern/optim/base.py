@@ -215,8 +215,8 @@ class ZerothOrder(Trained):
         self._measured, self.measurements, self._unfinished = None, [], True
         driver = driver_of(closure, self.watch.loss)
         try:
-            if driver.live and not driver.compares:
-                self._replicas.begin(self)
+            if driver.live:
+                (driver if driver.compares else self._replicas).begin(self)
             estimate = self._ask(driver)
             if driver.live:
                 self._replicas.look(self, self.measurements)

@@ -167,8 +167,7 @@ def check(optimizer: "ZerothOrder", closure: LossClosure | Driver, smooth: bool 
     with torch.no_grad(), _undisturbed(optimizer) as theta:
         given: list[Any] = []  # losses as the closure returned them
         driver = driver_of(closure, given.append)
-        if not driver.compares:
-            optimizer._replicas.begin(optimizer)
+        (driver if driver.compares else optimizer._replicas).begin(optimizer)
         losses = tuple(map(float, driver.answer(Losses(optimizer.weights, [Point([])] * 2))))
         dtype = str(given[0].dtype).removeprefix("torch.") if isinstance(given[0], torch.Tensor) else "number"
         group, differences, moves = optimizer.param_groups[0], [], []

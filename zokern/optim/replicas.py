@@ -214,15 +214,6 @@ def described(optimizer: ClosureOptimizer) -> dict[str, Any]:
     return told | {name: repr(getattr(optimizer, name)) for name in ("split", "share_forward") if hasattr(optimizer, name)}
 
 
-def of_request(request: Any) -> dict[str, Any]:
-    """The same of a request of an estimator, which is all that a driver sees."""
-    keys = [[key.seed, key.step, key.stream] for point in getattr(request, "points", ()) for key, _ in point.terms]
-    told: dict[str, Any] = {"zokern": __version__, "noise_spec": SPEC_VERSION, "layout": request.weights.layout.fingerprint()}
-    told["parameters"] = "sharded" if request.weights.layout.sharded else "whole"
-    told |= {"seed": sorted({key[0] for key in keys}), "step": sorted({key[1] for key in keys}), "points": keys}
-    return told
-
-
 def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> str:
     """Names of what differs between two of these, with the values where they are short; "" where nothing does."""
     found = []
