@@ -4,6 +4,7 @@ Every process has the whole model, or its shards of one. A step exchanges its lo
 of its estimator, which for most is one a step; that of a Hybrid its gradients, too.
 """
 
+import hashlib
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 from weakref import WeakSet
@@ -202,7 +203,12 @@ def check_equal(optimizer: ClosureOptimizer) -> None:
 
 
 def _compare(mine: dict[str, Any]) -> None:
+    """In full only where digests differ: processes may be many."""
+    digest = hashlib.sha256(repr(mine).encode()).hexdigest()
     every: list[Any] = [None] * count()
+    distributed.all_gather_object(every, digest)
+    if every == [digest] * count():
+        return
     distributed.all_gather_object(every, mine)
     for other, theirs in enumerate(every):
         if differs := differences(every[0], theirs):

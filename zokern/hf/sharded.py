@@ -28,7 +28,7 @@ class ShardedTrainer(Trainer):
     """Trainer of a model that lies in parts on several processes: one that ``from_pretrained`` has cut (``tp_plan="auto"``, or
     ``distributed_config=DistributedConfig(...)`` for tensor parallelism, FSDP2 and both), or that accelerate's FSDP2 is to cut
     (``TrainingArguments(fsdp=True)``, ``accelerate launch --use_fsdp --fsdp_version 2``), which is done before the optimizer is made, so
-    that it holds the shards. Checkpoints hold whole tensors, as those of one process do, and any number of processes resumes them.
+    that it holds the shards. Checkpoints hold whole tensors, as those of one process do.
     """
 
     model: Any
