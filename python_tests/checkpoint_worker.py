@@ -7,7 +7,8 @@ import sys
 from pathlib import Path
 
 import torch
-from sharded_worker import CASES, STEPS, make, optimizer_of, shard, state_of, steps
+from sharded_worker import CASES as ALL
+from sharded_worker import STEPS, make, optimizer_of, shard, state_of, steps
 from torch import distributed
 from torch.distributed import checkpoint
 from torch.distributed.checkpoint.state_dict import (
@@ -18,6 +19,9 @@ from torch.distributed.checkpoint.state_dict import (
     set_state_dict,
 )
 
+# Each kind of state: none, theta, moments, a trail, a window, numbers of groups.
+NAMES = ["MeZO", "MeZO, deferred", "MeZO, bfloat16", "MeZO-SVRG", "MeZO-SVRG, bfloat16", "ZO-Adam, bfloat16 state", "MEAZO", "AdaMeZO"]
+CASES = {name: ALL[name] for name in NAMES}
 FULL = StateDictOptions(full_state_dict=True, cpu_offload=True)
 TO_ALL = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
 

@@ -37,6 +37,14 @@ LONG += [
     "test_runs.py",
 ]
 LONG += ["test_triton_compiled.py", "test_signals.py"]
+LONG += [
+    "test_sharded.py",
+    "test_sharded_trainer.py",
+    "test_finetune_processes.py",
+    "test_checkpoints.py",
+    "test_directions.py",
+    "test_restart.py",
+]
 
 
 def pytest_collection_modifyitems(items):

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import distributed, nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -93,12 +93,16 @@ def shard(model, how):
         parallelize_module(model, mesh["tp"], TP)
         fsdp(model, mesh["shards"])
     else:
-        settings = {"columns": {"shard_placement_fn": columns}, "kept": {"reshard_after_forward": False}}.get(how, {})
+        settings = {
+            "columns": {"shard_placement_fn": columns},
+            "kept": {"reshard_after_forward": False},
+            "mixed": {"mp_policy": MixedPrecisionPolicy(param_dtype=torch.bfloat16)},
+        }.get(how, {})
         fsdp(model, init_device_mesh("cpu", (n,)), **settings)
     return model
 
 
-PLACEMENTS = {1: [], 2: ["fsdp", "columns", "kept", "tp"], 4: ["fsdp", "columns", "hsdp", "2-d"]}[PROCESSES]
+PLACEMENTS = {1: [], 2: ["fsdp", "columns", "kept", "tp", "mixed"], 4: ["fsdp", "hsdp", "2-d"]}[PROCESSES]
 
 # name -> (optimizer, its settings, dtype of the model)
 CASES = {
@@ -120,6 +124,15 @@ CASES = {
     "MEAZO": ("meazo", {}, torch.float32),
     "AdaMeZO": ("adamezo", {}, torch.float32),
 }
+
+
+def cases(how):
+    """Names of those that are run: all of them in two processes, some of each kind in four."""
+    if how == "mixed":
+        return ["MeZO"]
+    return (
+        [*CASES] if PROCESSES == 2 else ["MeZO", "MeZO, sparse", "MeZO, bfloat16", "MeZO-SVRG", "ZO-Adam, bfloat16 state", "ES", "AdaMeZO"]
+    )
 
 
 def optimizer_of(model, name):
@@ -235,7 +248,8 @@ def main(out):
     distributed.init_process_group("gloo")
     found = {}
     for how in PLACEMENTS:
-        for name, (_, _, dtype) in CASES.items():
+        for name in cases(how):
+            dtype = CASES[name][2]
             model = shard(make(dtype), how)
             optimizer = optimizer_of(model, name)
             measured = steps(model, optimizer)

@@ -20,6 +20,7 @@ from . import (
     others,
     peers,
     precision,
+    processes,
     readme,
     rewards,
 )

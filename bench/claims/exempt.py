@@ -52,6 +52,17 @@ EXEMPT = [
     Exempt("docs/benchmarking.md", "144 in FZOO's of four members", "counted operations, held by python_tests/bench/test_peers.py"),
     Exempt("docs/engines.md", "vLLM 0.28 to 0.32 are taken", "versions, of zokern/engines/vllm/versions.py"),
     Exempt("docs/engines.md", "30 to 40 kB an engine, about 40 MB from the driver in all", "arithmetic: 1,000 terms of 35 bytes"),
+    Exempt("docs/processes.md", "7 billion weights in bfloat16 (P = 14 GB)", "arithmetic: 2 bytes a weight"),
+    Exempt("docs/processes.md", "| data | 14 GB | 42 GB | 192 bytes |", "arithmetic: 2 and 2 + 4 bytes a weight; 8 * 8 * (2 + 1)"),
+    Exempt("docs/processes.md", "| directions, q = 4 | 14 GB | 42 GB |", "arithmetic: 2 and 2 + 4 bytes a weight"),
+    Exempt(
+        "docs/processes.md",
+        "| FSDP2 | 1.75 GB | 5.25 GB | 24.5 GB | | HSDP, 2 replicas of 4 shards | 3.5 GB | 10.5 GB | 10.5 GB | "
+        "| tensor parallel | 1.75 GB | 5.25 GB | 7.5 GB | | 2-D, 2 shards of 4-fold tensor parallel | 1.75 GB | 5.25 GB | 6.7 GB | "
+        "| offload | two parts; 14 GB on the host | not needed | 28 GB over PCIe |",
+        "arithmetic: the formulas of the table above, with what the sentence before assumes",
+    ),
+    Exempt("docs/processes.md", "3 hidden tokens, 12,288 here", "arithmetic: 3 * 4,096"),
     Exempt("docs/noise_spec.md", "254 perturbation in a check before a run, 255 the draw", "the specification: numbers of purposes"),
     Exempt("docs/noise_spec.md", "and exponents are off by 112", "arithmetic: 127 - 15, the biases of float32 and float16"),
     Exempt(
