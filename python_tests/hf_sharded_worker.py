@@ -13,12 +13,13 @@ import transformers
 from accelerate.state import PartialState
 from accelerate.utils import DistributedType
 from directions_worker import refused
+from peft import PeftModel
 from torch import distributed
 from transformers import LlamaConfig, LlamaForCausalLM, TrainingArguments
 
 import zokern
-from zokern.hf import ZOTrainer
-from zokern.shards import whole
+from zokern.hf import ZOTrainer, adapt
+from zokern.shards import like, local, whole
 
 RANK, PROCESSES = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
 STEPS = 4
@@ -32,6 +33,7 @@ CASES = {
     "MeZO, bfloat16": (zokern.MeZO, {}, torch.bfloat16),
     "MeZOSVRG": (zokern.MeZOSVRG, {"q": 3, "lr_full": 1e-3}, torch.float32),
     "ZOAdam": (zokern.ZOAdam, {"weight_decay": 0.1}, torch.float32),
+    "MeZO, LoRA": (zokern.MeZO, {}, torch.float32),
 }
 
 
@@ -63,10 +65,28 @@ def load(folder, how, dtype=torch.float32):
     return LlamaForCausalLM.from_pretrained(folder, dtype=dtype, trust_remote_code=False, **cut)
 
 
+@torch.no_grad()
+def model_of(folder, how, name):
+    model = load(folder, how, CASES[name][2])
+    if "LoRA" in name:
+        model, generator = adapt(model, "lora"), torch.Generator().manual_seed(1)
+        for part, p in model.named_parameters():
+            if "lora_A" in part:  # which peft draws otherwise for a sharded model
+                local(p).copy_(local(like(torch.randn(p.shape, generator=generator), p)))
+    return model
+
+
+def saved(folder, base, name):
+    if "LoRA" not in name:
+        return load(folder, "whole")
+    return PeftModel.from_pretrained(load(base, "whole"), folder)
+
+
 def trainer_of(out, how, name, folder, run, **settings):
-    cls, own, dtype = CASES[name]
+    cls, own, _ = CASES[name]
     cut = dict(fsdp=True, fsdp_config={"version": 2, "auto_wrap_policy": "TRANSFORMER_BASED_WRAP"}) if how == "fsdp2" else {}
-    model, batch = load(folder, how, dtype), 8 // (1 if how in ("tp", "whole", "directions") else PROCESSES)
+    model = model_of(folder, how, name)
+    batch = 8 // (1 if how in ("tp", "whole", "directions") else PROCESSES)
     args = TrainingArguments(
         output_dir=str(out / run), use_cpu=True, report_to=[], disable_tqdm=True, seed=5, logging_steps=1, max_steps=STEPS,
         per_device_train_batch_size=batch, per_device_eval_batch_size=3, learning_rate=1e-3,
@@ -105,7 +125,7 @@ def run(out, how, name):
     trainer.save_model(str(out / f"{where}-saved"))
     if PROCESSES > 1:
         distributed.barrier()
-    found["saved"] = {n: p.detach() for n, p in load(out / f"{where}-saved", "whole").named_parameters()}
+    found["saved"] = {n: p.detach() for n, p in saved(out / f"{where}-saved", out / "base", name).named_parameters()}
     again = trainer_of(out, how, name, out / "base", where)
     again.train(resume_from_checkpoint=str(out / where / "checkpoint-2"))
     found["resumed"] = weights(again)

@@ -80,9 +80,7 @@ class DistributedClosure(Closure):
         _equal.add(layout)
 
     def answer(self, request: Request) -> list[torch.Tensor]:
-        if count() == 1:
-            return super().answer(request)
-        if self.directions == 1:
+        if count() == 1 or self.directions == 1:
             return super().answer(request)
         if not isinstance(request, Losses):
             raise ValueError(

@@ -41,7 +41,8 @@ def test_they_train_as_one_process_does(name, runs, one):
     expected, dtype = one[name], worker.CASES[name][2]
     first, second = (each[name] for each in found)
     assert same(first["weights"], second["weights"]) and first["losses"] == second["losses"]
-    assert "DTensor" in first["kinds"] and farthest(first["weights"], expected["weights"]) < APART[dtype]
+    plain = how == "native" and "LoRA" in name  # an adapter that was added to a model that was cut before
+    assert ("DTensor" in first["kinds"]) != plain and farthest(first["weights"], expected["weights"]) < APART[dtype]
     assert first["losses"] == pytest.approx(expected["losses"], rel=1e-6 if dtype == torch.float32 else 5e-3)
     assert bool(first["theta"]) == (dtype == torch.bfloat16)  # a sharded model in 16 bits is not streamed
 
@@ -69,7 +70,7 @@ def test_what_they_save_is_whole_and_goes_on(name, runs):
 @pytest.mark.parametrize("name", worker.CASES)
 def test_one_log_is_replayed_on_the_whole_model(name, runs, out):
     how, found = runs
-    model = worker.load(out / "base", "whole", worker.CASES[name][2])
+    model = worker.model_of(out / "base", "whole", name)
     zokern.Trajectory.read(out / f"{how}-{name.replace(', ', '-')}.jsonl").replay(model)
     assert same(dict(model.named_parameters()), found[0][name]["weights"])
 

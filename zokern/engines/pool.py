@@ -283,6 +283,8 @@ def _plan(layout: Layout, own_dtype: bool, run: str) -> Plan:
         raise BadInput("engines take one parameter group, without blocks: pass the optimizer all parameters in one")
     if not all(layout.names):
         raise BadInput("parameters without names cannot be found in an engine: pass model.named_parameters()")
+    if layout.sharded:
+        raise BadInput("the parameters are sharded (DTensor), and engines are begun with whole tensors: pass the whole model")
     if any(p.device.type != "cpu" for p in layout.params):
         raise BadInput("the parameters here are a copy that engines never read: pass the model on the CPU")
     for name, span, p in zip(layout.names, layout.spans, layout.params):

@@ -188,13 +188,12 @@ def load(model: Any, folder: Path) -> None:
     for module in model.modules():
         if hasattr(module, "reshard"):  # or its parameters would be copies
             module.reshard()
-    adapter = folder / "adapter_model.safetensors"
-    if adapter.is_file():
-        from peft import get_peft_model_state_dict
-
-        files, targets = [adapter], get_peft_model_state_dict(model)
-    else:
-        files, targets = sorted(folder.glob("model*.safetensors")), model.state_dict()
+    targets, files = model.state_dict(), sorted(folder.glob("model*.safetensors"))
+    if (adapter := folder / "adapter_model.safetensors").is_file():  # whose names lack the adapter's own
+        active = getattr(model, "active_adapters", ["default"])
+        own = (active() if callable(active) else active)[0]
+        within = {name: part for name, part in targets.items() if own in name.split(".")}
+        targets, files = {name.replace(".modules_to_save", "").replace(f".{own}", ""): part for name, part in within.items()}, [adapter]
     held: dict[str, torch.Tensor] = {}
     for file in files:
         held |= load_file(file)

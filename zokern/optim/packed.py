@@ -24,9 +24,8 @@ def packed(group: Settings, known: dict[str, Setting], device: torch.device) -> 
         if known[name].kind in KINDS:
             made[name] = MARK + json.dumps(_to_json(group[name]))
         elif name in COUNTS:
-            made[name] = torch.as_tensor(group[name], dtype=torch.int64, device=device).reshape(
-                1
-            )  # by one that is no number it finds a device
+            count = torch.as_tensor(group[name], dtype=torch.int64, device=device)
+            made[name] = count.reshape(1)  # not a number: by tensors with a dimension torch finds out which device it loads to
     return made
 
 

@@ -12,7 +12,7 @@ from torch import distributed
 
 from ..errors import BadInput
 from ..optim import ClosureOptimizer, ZerothOrder
-from ..shards import local, processes
+from ..shards import is_sharded, local, processes
 from .header import check_same_run, header_of, logged_settings, replayable_class
 from .json_settings import merged, to_json
 from .position import Writes, check_position, position_of
@@ -198,9 +198,9 @@ def record(
     """Write a log of a run, from which ``zokern.Trajectory`` makes its weights again at any step, bit for bit.
 
     Registers a step hook: ``step(closure)`` and ``measure`` with ``step()`` are recorded; what was measured before is dropped. Of several
-    processes that train together, let one record: their optimizers take the same steps. Where they hold shards of one model (DTensor), all
-    of them call this, and the first writes: the log is that of the whole model, and is replayed on it, or on other shards. A line reaches
-    the operating system at once, so that it survives the process.
+    processes that train together, let one record: their optimizers take the same steps. Where they hold shards of one model (DTensor),
+    trained or frozen, all of them call this, and the first writes: the log is that of the whole model, and is replayed on it, or on other
+    shards. A line reaches the operating system at once, so that it survives the process.
 
     Args:
         optimizer: any of zokern's but Hybrid, or a wrapper that has it as ``.optimizer``; at step 0, without state.
@@ -229,7 +229,7 @@ def record(
     except (TypeError, ValueError) as error:
         raise TypeError(f"notes cannot be written as JSON ({error}): pass numbers, strings, lists and dicts") from None
     path = Path(path)
-    before, writes = _before(path, optimizer)
+    before, writes = _before(path, [*optimizer.layout.params, *(model.parameters() if model is not None else ())])
     if before and not resume:
         raise BadInput(f"{path} exists and is not empty: pass another path, or resume=True to go on with it")
     optimizer.flush()
@@ -250,11 +250,11 @@ def record(
     return Recorder(optimizer, log, every, flushed=False)
 
 
-def _before(path: Path, optimizer: ZerothOrder) -> tuple[bytes, bool]:
+def _before(path: Path, weights: list[torch.Tensor]) -> tuple[bytes, bool]:
     """-> (what the file holds, whether this process is the one to write it): of a sharded model the first process reads it for all."""
-    if not optimizer.layout.sharded:
+    if not any(map(is_sharded, weights)):
         return _read(path), True
-    if len(processes(optimizer.layout.params)) < distributed.get_world_size():
+    if len(processes(weights)) < distributed.get_world_size():
         raise BadInput("the model is sharded over some of the processes, and a log is written by all: shard it over all of them")
     writes, told = distributed.get_rank() == 0, [b"", ""]
     if writes:
