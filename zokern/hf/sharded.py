@@ -155,7 +155,8 @@ class ShardedTrainer(Trainer):
 
 
 def _is_cut(model: Any) -> bool:
-    return model is not None and any(map(is_sharded, model.parameters()))
+    """Also where FSDP2 has left all parameters gathered."""
+    return model is not None and (any(map(is_sharded, model.parameters())) or any(hasattr(module, "reshard") for module in model.modules()))
 
 
 def _prepared(accelerator: Any, prepare: Any, *given: Any, **named: Any) -> Any:
