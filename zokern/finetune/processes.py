@@ -34,7 +34,7 @@ def join(settings: Settings) -> None:
     Raises:
         BadInput: what a run of so many processes cannot do.
     """
-    if count() % settings.directions:
+    if count() % (settings.directions or 1):
         raise BadInput(f"{title('directions')} {settings.directions} of {count()} processes (torchrun's): pass a number that divides them")
     if count() == 1:
         return

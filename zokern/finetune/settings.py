@@ -80,10 +80,9 @@ class Settings(RunSettings):
     steps: Natural = option("Optimizer steps.", 400, "max_steps")
     batch_size: Natural = option("Rows that go through the model at once.", 16, "per_device_train_batch_size")
     accumulate: Natural = option("Batches a step: all are seen along the same noise.", 1, "gradient_accumulation_steps")
-    directions: Natural = option(
+    directions: Natural | None = option(
         "Groups of processes, of those that torchrun has started, which measure different points of a step on the same rows. Without it "
-        "all measure all points, each of rows of its own.",
-        1,
+        "all measure all points, each of rows of its own."
     )
     eval_every: Natural = option("Steps between evaluations on held-out rows.", 100, "eval_steps")
     save_every: Natural | None = option("Steps between checkpoints, for --resume. Without it: --eval-every.", None, "save_steps")
@@ -152,7 +151,7 @@ class Settings(RunSettings):
             for given in names:
                 if (getattr(self, given, None) or self.optimizer_settings.get(given)) and not fits:
                     yield f"{title(given)} {fault}"
-        if self.directions > 1 and (cls.derivative or cls.divides):
+        if (self.directions or 1) > 1 and (cls.derivative or cls.divides):
             yield f"--directions {self.directions} with --optimizer {name}, which takes derivatives: leave it out, or pass --optimizer {ZO}"
         if plain and prompted:
             yield f"--task-type {self.task_type} needs the prompts of a task: pass --task, or --task-type head"

@@ -191,7 +191,7 @@ class Training(TrainerCallback):
             objective=self.reader,
             full_batch=settings.full_batch or "train",
             trajectory=str(path / output.TRAJECTORY) if cls.replayable else None,
-            directions=settings.directions,
+            directions=settings.directions or 1,
             check=not settings.no_check,
             callbacks=[self],
             **chosen,
