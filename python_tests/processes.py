@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import torch
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -35,3 +37,11 @@ def run(script, processes, out, *args, timeout=400):
         for process in begun:
             process.kill()
     return [(code, log.read_text()) for code, log in zip(codes, logs)]
+
+
+def results(script, processes, out, *args, name=None, **settings):
+    """What each process of a script has saved, as ``{name}-{rank}.pt``; all of them must have ended well, and have stayed together."""
+    ended = run(script, processes, out, *args, **settings)
+    assert not any(code for code, _ in ended), "\n".join(log[-3000:] for _, log in ended)
+    assert not any("walk apart" in log for _, log in ended)
+    return [torch.load(out / f"{name or processes}-{rank}.pt") for rank in range(processes)]

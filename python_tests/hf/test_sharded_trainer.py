@@ -4,7 +4,7 @@ import hf_sharded_worker as worker
 import pytest
 import torch
 from hf_cases import farthest, same
-from processes import run
+from processes import results
 
 import zokern
 
@@ -30,9 +30,7 @@ def one(out):
 @pytest.fixture(scope="module", params=HOW)
 def runs(request, out, one):
     """-> (how the model is cut, what each of two processes found)."""
-    ended = run(worker.__file__, 2, out, request.param)
-    assert not any(code for code, _ in ended), "\n".join(log[-3000:] for _, log in ended)
-    return request.param, [torch.load(out / f"{request.param}-{rank}.pt") for rank in (0, 1)]
+    return request.param, results(worker.__file__, 2, out, request.param, name=request.param)
 
 
 @pytest.mark.parametrize("name", worker.CASES)
@@ -47,13 +45,16 @@ def test_they_train_as_one_process_does(name, runs, one):
     assert bool(first["theta"]) == (dtype == torch.bfloat16)  # a sharded model in 16 bits is not streamed
 
 
+@pytest.fixture(scope="module")
+def shared_out(out, one):
+    return results(worker.__file__, 2, out, "directions", name="directions")
+
+
 @pytest.mark.parametrize("name", worker.CASES)
-def test_processes_that_share_out_directions(name, out, one):
+def test_processes_that_share_out_directions(name, shared_out, one):
     """They are one process, bit for bit, and each evaluates half as often."""
-    ended = run(worker.__file__, 2, out, "directions") if not (out / "directions-0.pt").exists() else []
-    assert not any(code for code, _ in ended), "\n".join(log[-3000:] for _, log in ended)
-    for rank in (0, 1):
-        each = torch.load(out / f"directions-{rank}.pt")[name]
+    for found in shared_out:
+        each = found[name]
         for what in ("weights", "resumed", "saved"):
             assert same(each[what], one[name]["weights"])
         assert each["losses"] == one[name]["losses"] and each["calls"] * 2 == one[name]["calls"]
@@ -85,6 +86,7 @@ def test_each_row_is_predicted_once(name, runs, one):
 
 def test_weights_that_were_tied_after_they_were_cut_are_refused(runs):
     how, found = runs
-    if how == "native":
-        for each in found:
-            assert "was tied to another after fully_shard, which keeps two copies of it" in each["tied"]
+    if how != "native":
+        pytest.skip("transformers alone ties them afterwards, and it cuts them into DTensors with FSDP2")
+    for each in found:
+        assert "was tied to another after fully_shard, which keeps two copies of it" in each["tied"]

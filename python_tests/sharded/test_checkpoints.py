@@ -3,15 +3,13 @@
 import checkpoint_worker as worker
 import pytest
 import torch
-from processes import run
+from processes import results
 
 LOADS = {1: "whole", 2: "columns", 4: "fsdp"}
 
 
 def found(out, processes, what, how):
-    ended = run(worker.__file__, processes, out, what, how)
-    assert not any(code for code, _ in ended), "\n".join(log[-3000:] for _, log in ended)
-    return [torch.load(out / f"{what}-{processes}-{rank}.pt") for rank in range(processes)]
+    return results(worker.__file__, processes, out, what, how, name=f"{what}-{processes}")
 
 
 @pytest.fixture(scope="module")

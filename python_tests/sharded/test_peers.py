@@ -2,8 +2,7 @@
 
 import peers_worker as worker
 import pytest
-import torch
-from processes import run
+from processes import results
 
 REFUSED = {
     "after_a_forward": "is a copy that fully_shard gathered for a forward pass and that is gone with the next one: make the optimizer of",
@@ -26,9 +25,7 @@ REFUSED = {
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
     out = tmp_path_factory.mktemp("peers")
-    ended = run(worker.__file__, 2, out)
-    assert not any(code for code, _ in ended), "\n".join(log[-3000:] for _, log in ended)
-    return [torch.load(out / f"2-{rank}.pt") for rank in (0, 1)]
+    return results(worker.__file__, 2, out)
 
 
 @pytest.mark.parametrize("case", REFUSED)

@@ -42,7 +42,7 @@ class Replicas:
         self._mine: dict[str, Any] | None = None
         self._left = PATIENCE
         self._group: _Group | None = None
-        self._begun = False
+        self._whole = ""  # where notes are of processes that have these parameters whole
 
     def begin(self, optimizer: "ZerothOrder") -> None:
         """Before a measurement.
@@ -53,15 +53,16 @@ class Replicas:
         """
         if not self._left or not _several():
             return
-        whole = f"whole/{optimizer.layout.fingerprint()}"
-        if not self._begun and optimizer.layout.sharded:
-            self._group = _Group(optimizer.layout.params, whole)
-            self._group.compare("begin", described(optimizer))
-        elif not self._begun:
-            _made[whole] += 1
-            leave(f"{whole}/{distributed.get_rank()}", _made[whole])
-        self._begun = True
-        if self._group is None and find(f"{whole}/{distributed.get_rank()}/missing"):
+        if not self._whole:
+            whole = f"whole/{optimizer.layout.fingerprint()}"
+            if optimizer.layout.sharded:
+                self._group = _Group(optimizer.layout.params, whole)
+                self._group.compare("begin", described(optimizer))
+            else:
+                _made[whole] += 1
+                leave(f"{whole}/{distributed.get_rank()}", _made[whole])
+            self._whole = whole
+        if self._group is None and find(f"{self._whole}/{distributed.get_rank()}/missing"):
             raise RuntimeError(_WHOLE.format(distributed.get_rank()))
 
     def look(self, optimizer: "ZerothOrder", measurements: Sequence[torch.Tensor]) -> None:
