@@ -26,6 +26,11 @@ METHODS = {
     step.SGD: "C1",
     step.ADAM: "C4",
 }
+SAID = {  # names of records, as a reader is told them
+    "mul_": "floor: theta.mul_(c), a read and a write",
+    "copy": "floor: a copy, a read and a write",
+    kernels.LITERAL: "MeZO's line, out of place",
+}
 MARKS = {"fp32": "o", "bf16": "s", "fp16": "^"}
 
 
@@ -68,14 +73,16 @@ def largest(records) -> list[dict]:
 def noise(records):
     """Nanoseconds an element of each way to add noise, by dtype, over the floor that any pass in place has."""
     cases = largest(records)
-    figure, axes = sheet((8, 3), xlabel="nanoseconds an element (log scale)", xscale="log")
+    figure, axes = sheet((8, 3.6), xlabel="nanoseconds an element: less is better")
     for row, case in enumerate(reversed(cases)):
         for k, (name, color) in enumerate((name, color) for name, color in BARS.items() if name in case):
             value = case[name]["ns_per_element"]
-            axes.barh(row + 0.25 - 0.25 * k, value, 0.23, color=color, label=name if not row else None)
+            axes.barh(row + 0.25 - 0.25 * k, value, 0.23, color=color, label=SAID.get(name, name) if not row else None)
             axes.annotate(f" {value:.2g}", (value, row + 0.25 - 0.25 * k), va="center", fontsize="small")
         floor = next(case[name] for name in kernels.FLOOR.values() if name in case)
-        axes.vlines(floor["ns_per_element"], row - 0.4, row + 0.4, color="0.3", linestyle=":", label=None if row else floor["candidate"])
+        axes.vlines(
+            floor["ns_per_element"], row - 0.4, row + 0.4, color="0.3", linestyle=":", label=None if row else SAID[floor["candidate"]]
+        )
     axes.set_yticks(range(len(cases)), [case[kernels.OURS]["dtype"] for case in reversed(cases)])
     axes.margins(x=0.15)
     return titled(figure, axes, f"theta += c z on {cases[0][kernels.OURS]['n']:,} elements", records)
@@ -83,7 +90,7 @@ def noise(records):
 
 def share(records):
     """The floor's time over that of one fused pass, by size and dtype."""
-    figure, axes = sheet((8, 3.5), xlabel="elements", xscale="log", ylabel="share of the floor")
+    figure, axes = sheet((8, 4.2), xlabel="elements of a tensor", xscale="log", ylabel="time of the floor / time of the pass")
     cases = by_case([r for r in records if r["op"] == "add_noise_" and r["terms"] == 1])
     for name, color in ((kernels.OURS, "C0"), (kernels.TRITON, "C2"), (kernels.RANDN4X, "C4"), (kernels.TORCH, "C1")):
         for dtype, mark in MARKS.items():
@@ -91,7 +98,7 @@ def share(records):
             if points:
                 axes.plot(*zip(*points), color=color, marker=mark, label=f"{name}, {dtype}")
     floor = next(name for case in cases for name in kernels.FLOOR.values() if name in case)
-    axes.axhline(1, color="0.3", linestyle=":", label=floor)
+    axes.axhline(1, color="0.3", linestyle=":", label=SAID[floor])
     axes.set_ylim(bottom=0)
     return titled(figure, axes, "theta += c z in one pass", records)
 
@@ -99,9 +106,9 @@ def share(records):
 def steps(records):
     """A step in units of one forward pass."""
     cases = by_case(records)
-    figure, axes = sheet((8, 1.2 + 0.9 * len(cases)), xlabel="time of a step, in forward passes (log scale)", xscale="log")
-    bars(axes, cases, STEPS, lambda r: r["step_in_forwards"])
-    axes.axvline(2, color="0.3", linestyle=":", label="two forwards")
+    figure, axes = sheet((8, 1.6 + 1.2 * len(cases)), xlabel="time of a step, in forward passes: less is better")
+    bars(axes, cases, STEPS, lambda r: r["step_in_forwards"], "{:.2f}")
+    axes.axvline(2, color="0.3", linestyle=":", label="two forward passes, without an optimizer")
     return titled(figure, axes, "a step", records)
 
 
@@ -109,26 +116,28 @@ def peaks(records):
     """Peak memory, and what the papers report."""
     cases = [case for case in by_case(records) if METHODS.keys() & case.keys() and next(iter(case.values()))["op"] != resident.OP]
     figure, axes = sheet((8, 1.2 + 0.7 * len(cases)), xlabel="peak memory of a step, GB (log scale)", xscale="log")
-    bars(axes, cases, METHODS, lambda r: r["peak_bytes"] / 1e9)
+    bars(axes, cases, METHODS, lambda r: r["peak_bytes"] / 1e9, "{:.3g}")
     bars(axes, cases, METHODS, lambda r: r["reported_gb"], point=True)
     return titled(figure, axes, "peak memory", records)
 
 
-def bars(axes, cases, colors, value, point=False):
-    """One group a case, one bar (or point) a candidate."""
-    high, seen = 0.8 / len(colors), set()
+def bars(axes, cases, colors, value, how=None, point=False):
+    """One group a case, one bar with its value (or one point) a candidate, in the order of the colors."""
+    seen = set()
     for row, case in enumerate(reversed(cases)):
-        for k, (name, color) in enumerate(colors.items()):
-            if name not in case or value(case[name]) is None:
-                continue
+        names = [name for name in colors if name in case and value(case[name]) is not None]
+        high = 0.8 / max(1, len(names))
+        for k, name in enumerate(names):
             at = row + 0.4 - high * (k + 0.5)
             if point:
                 axes.plot(value(case[name]), at, "kx", label=None if "x" in seen else "as the papers report")
                 seen.add("x")
             else:
-                axes.barh(at, value(case[name]), 0.9 * high, color=color, label=None if name in seen else name)
+                axes.barh(at, value(case[name]), 0.9 * high, color=colors[name], label=None if name in seen else name)
+                axes.annotate(f" {how.format(value(case[name]))}", (value(case[name]), at), va="center", fontsize="small")
                 seen.add(name)
     axes.set_yticks(range(len(cases)), [label(case) for case in reversed(cases)], fontsize="small")
+    axes.margins(x=0.12)
 
 
 def label(case) -> str:
@@ -145,8 +154,9 @@ def sheet(size, **settings):
 
 
 def titled(figure, axes, title, records):
-    figure.suptitle(f"{title}, {where(records)}", fontsize="small")
-    axes.legend(fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
+    figure.suptitle(f"{title}, {where(records)}", fontsize="medium")
+    handles, _ = axes.get_legend_handles_labels()
+    figure.legend(fontsize="small", loc="outside lower center", ncols=min(3, len(handles)))
     return figure
 
 
