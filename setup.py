@@ -15,19 +15,23 @@ import sysconfig
 import tempfile
 from pathlib import Path
 
-import pybind11
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).parent.resolve()
-# No contraction: every fma of the noise is written down, and no other may appear. (-Wno-*: false alarms of gcc 12's own intrinsics.)
-FLAGS = "-std=c++17 -O3 -fPIC -fvisibility=hidden -ffp-contract=off -Wall -Wextra -Wno-psabi -Wno-uninitialized -Wno-maybe-uninitialized"
+# No contraction: every fma of the noise is written down, and no other may appear. (-Wno-*: false alarms of gcc 12's own intrinsics.
+# NDEBUG: the assertions of Python's headers and pybind11's would name the folders that these lie in.)
+FLAGS = (
+    "-std=c++17 -O3 -DNDEBUG -fPIC -fvisibility=hidden -ffp-contract=off "
+    "-Wall -Wextra -Wno-psabi -Wno-uninitialized -Wno-maybe-uninitialized"
+)
 # One binary for all of Ampere and Ada, one for Hopper, and PTX that later GPUs compile when they first see it.
 ARCHITECTURES = {"sm_80": "arch=compute_80,code=sm_80", "sm_90": "arch=compute_90,code=sm_90", "PTX": "arch=compute_90,code=compute_90"}
 NVCC_FLAGS = "-std=c++17 -O3 --fmad=false --threads 0 -Xcompiler -fPIC,-fvisibility=hidden " + " ".join(
     f"-gencode {a}" for a in ARCHITECTURES.values()
 )
-LINK = "-bundle -undefined dynamic_lookup" if sys.platform == "darwin" else "-shared"
+# Without symbols (-s), among which nvcc has names that it makes up for each build: the same source is the same bytes.
+LINK = "-bundle -undefined dynamic_lookup" if sys.platform == "darwin" else "-shared -Wl,-s"
 
 
 def compiler():
@@ -94,6 +98,8 @@ class NinjaBuild(build_ext):
             self.extensions.remove(CUDA)
 
     def build_extension(self, ext):
+        import pybind11
+
         folder, target = Path(self.build_temp, ext.name).resolve(), Path(self.get_ext_fullpath(ext.name)).resolve()
         folder.mkdir(parents=True, exist_ok=True)
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -101,7 +107,7 @@ class NinjaBuild(build_ext):
         includes = f"-isystem {pybind11.get_include()} -isystem {sysconfig.get_path('include')}"
         if ext is CUDA:
             defines = f"-DZOKERN_CUDA_VERSION='\"{self.nvcc[1]}\"' -DZOKERN_CUDA_ARCHITECTURES='\"{' '.join(ARCHITECTURES)}\"'"
-            options, link = defines, f"{self.nvcc[0]} -shared -cudart static $in -o $out"
+            options, link = defines, f"{self.nvcc[0]} -shared -Xlinker -s -cudart static $in -o $out"
         else:
             options = openmp(cxx)
             link = f"{cxx} {LINK} $in {options} -o $out"

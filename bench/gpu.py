@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-COPIED = ("setup.py", "pyproject.toml", "README.md", "LICENSE", "csrc", "zokern", "bench", "python_tests")
+COPIED = ("setup.py", "pyproject.toml", "README.md", "LICENSE", "NOTICE", "csrc", "zokern", "bench", "python_tests")
 TOTAL, DRY_TOTAL = 480, 2400  # seconds
 SLOWER = 5
 LEAST = 10  # seconds: with less left, no part is begun

@@ -1,6 +1,8 @@
-"""Runs every fenced `sh` and `python` block of the Markdown files given, in order: what the docs tell a user to type must work.
+"""Runs every fenced `sh` and `python` block of the Markdown files given, in order, and every cell of the notebooks: what the docs tell a
+user to type must work.
 
-A file's python blocks share one namespace, as a reader would run them. Blocks of other languages (text, or none) are not run.
+A file's python blocks share one namespace, as a reader would run them. Blocks of other languages (text, or none) are not run. A notebook
+runs in a folder of its own, up to the first cell that fails; with --store its outputs are written into it.
 """
 
 import os
@@ -19,26 +21,58 @@ def run(language, code, namespace):
     if language == "python":
         with tempfile.TemporaryDirectory() as folder:
             os.chdir(folder)
+            (ROOT / "out").mkdir(exist_ok=True)
+            os.symlink(ROOT / "out", "out")  # what blocks before it have made there
             try:
                 exec(compile(code, "<block>", "exec"), namespace)
             finally:
                 os.chdir(ROOT)
     elif language == "sh":
-        # In the repository, with its .venv's python first, as after `source .venv/bin/activate`. What a block installs goes elsewhere,
-        # where it finds it.
-        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-        with tempfile.TemporaryDirectory() as folder:
-            found = os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), folder]))
-            environment = {**os.environ, "PATH": path, "PIP_TARGET": folder, "PIP_NO_DEPS": "1", "PYTHONPATH": found}
-            subprocess.run(["bash", "-euo", "pipefail", "-c", code], cwd=ROOT, env=environment, check=True, stdout=subprocess.DEVNULL)
+        with tempfile.TemporaryDirectory() as installed:
+            command = ["bash", "-euo", "pipefail", "-c", code]
+            subprocess.run(command, cwd=ROOT, env=environment(installed), check=True, stdout=subprocess.DEVNULL)
     else:
         return False
     return True
 
 
-def main(paths):
-    failed = 0
-    for path in paths:
+def environment(installed):
+    """As after `source .venv/bin/activate`, for a python of .venv; what is installed goes to a folder, where it is found."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    found = os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), installed]))
+    return {**os.environ, "PATH": path, "PIP_TARGET": installed, "PIP_NO_DEPS": "1", "PYTHONPATH": found}
+
+
+def run_notebook(path, store):
+    """-> whether all cells ran. ``store``: their outputs are kept in the file, once all did, without the path of the folder that they ran in."""
+    import nbformat
+    from nbclient import NotebookClient
+
+    notebook = nbformat.read(path, as_version=4)
+    with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryDirectory() as installed:
+        options = dict(kernel_name="python3", record_timing=False, coalesce_streams=True)
+        client = NotebookClient(notebook, resources={"metadata": {"path": folder}}, **options)
+        with client.setup_kernel(env=environment(installed)):
+            for number, cell in enumerate(notebook.cells):
+                start = time.perf_counter()
+                try:
+                    client.execute_cell(cell, number)
+                except Exception as error:
+                    print(f"{path}: cell {number} failed: {type(error).__name__}: {error}", flush=True)
+                    return False
+                if cell.cell_type == "code":
+                    print(f"{path}: cell {number} ran ({time.perf_counter() - start:.0f} s)", flush=True)
+    if store:
+        Path(path).write_text(nbformat.writes(notebook).replace(f"{folder}/", "") + "\n")
+    return True
+
+
+def main(arguments):
+    failed, store = 0, "--store" in arguments
+    for path in (argument for argument in arguments if argument != "--store"):
+        if path.endswith(".ipynb"):
+            failed += not run_notebook(path, store)
+            continue
         namespace = {"__name__": "__main__"}
         text = Path(path).read_text()
         for block in FENCE.finditer(text):

@@ -4,7 +4,6 @@ import gc
 import os
 import signal
 from contextlib import nullcontext
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,8 +20,6 @@ torch.set_num_threads(1)
 # A shell starts what it puts into the background with SIGINT ignored, and so would be every process that a test interrupts.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
-
-HERE = Path(__file__).parent
 
 
 # Files that take long: begun first, so that no worker of pytest-xdist is left with one of them at the end.
@@ -74,17 +71,10 @@ def long_lived():
 
 @pytest.fixture(scope="session")
 def golden():
-    """[((seed, step, stream, first), uint32 bits of float32)] from vectors/noise.txt: of normals, then of signs."""
-    records = []
-    for line in (HERE / "vectors" / "noise.txt").read_text().splitlines():
-        if line.startswith(("key", "signs")):
-            *key, _ = map(int, line.split()[1:])
-            records.append((tuple(key), []))
-        elif line[0] in "+-":
-            records[-1][1].extend(0x3F800000 if sign == "+" else 0xBF800000 for sign in line)
-        elif not line.startswith("#"):
-            records[-1][1].extend(int(word, 16) for word in line.split())
-    return [(key, np.array(values, np.uint32)) for key, values in records]
+    """[((seed, step, stream, first), uint32 bits of float32)]: of normals, then of signs."""
+    from zokern.noise.golden import golden
+
+    return [((key.seed, key.step, key.stream, first), np.array(bits, np.uint32)) for key, first, bits in golden()]
 
 
 @pytest.fixture(params=["reference", None], ids=["reference", "default"])

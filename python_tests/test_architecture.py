@@ -36,8 +36,9 @@ ARROWS = {
     "hf": {"__init__", "distributed", "errors", "estimators", "optim", "shards", "tasks"},
     "finetune": {"__init__", "documents", "errors", "estimators", "hf", "mapped", "optim", "tasks", "trajectory"},
     "evolve": {"__init__", "engines", "errors", "estimators", "finetune", "hf", "optim", "tasks"},
-    "cli": {"documents", "errors", "evolve", "finetune", "trajectory"},
-    "__main__": {"cli"},
+    "doctor": {"engines", "errors", "kernels", "layout", "noise", "ops", "version"},
+    "cli": {"doctor", "documents", "errors", "evolve", "finetune", "trajectory", "version"},
+    "__main__": {"cli", "doctor", "version"},
 }
 
 

@@ -1,5 +1,6 @@
 """The examples, as a user runs them, at a small size: one in a process of its own, the others in this one."""
 
+import json
 import os
 import re
 import runpy
@@ -41,8 +42,33 @@ TOGETHER = {
 ELSEWHERE = {"evolve_vllm.py"}  # on_vllm/test_example.py
 
 
+NOTEBOOKS = {"quickstart.ipynb"}  # run by docs/check.py
+
+
 def test_every_example_is_run():
     assert {path.name for path in EXAMPLES.glob("*.py")} == {*ALONE, *TOGETHER, *ELSEWHERE}
+    assert {path.name for path in EXAMPLES.glob("*.ipynb")} == NOTEBOOKS
+
+
+@pytest.mark.parametrize("name", sorted(NOTEBOOKS))
+def test_a_notebook_is_stored_with_what_it_printed(name):
+    """All of it run once, in order, and nothing in it that tells where."""
+    notebook = json.loads((EXAMPLES / name).read_text())
+    assert notebook["nbformat"] == 4 and notebook["metadata"]["kernelspec"]["name"] == "python3"
+    cells = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    assert [cell["execution_count"] for cell in cells] == [*range(1, len(cells) + 1)]
+    for cell in notebook["cells"]:
+        assert not cell["metadata"]  # as times of execution
+    for cell in cells:
+        source = "".join(cell["source"])
+        lines = [line for line in source.splitlines(keepends=True) if not line.startswith("%")]
+        if not source.startswith("%%"):  # which hands the rest to another interpreter
+            compile("".join(lines), name, "exec")
+        if re.search(r"^%|print\(|plt\.show\(", source, re.M):
+            assert cell["outputs"], source
+        assert not re.search(r"/(work|root|home|tmp|usr|Users)/", json.dumps(cell["outputs"])), source
+        for output in cell["outputs"]:
+            assert output["output_type"] != "error" and output.get("name") != "stderr", output
 
 
 @pytest.mark.parametrize("name", ALONE)

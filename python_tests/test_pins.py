@@ -54,6 +54,6 @@ def test_what_builds_the_package_is_pinned():
         assert set(requirement.specifier) <= set(pinned[requirement.name]), requirement
 
 
-def test_who_installs_the_package_has_its_types():
-    packages = PROJECT["tool"]["setuptools"]["package-data"]
-    assert packages == {"zokern": ["py.typed"]} and (ROOT / "zokern" / "py.typed").exists()
+def test_who_installs_the_package_has_its_types_and_golden_vectors():
+    packages, files = PROJECT["tool"]["setuptools"]["package-data"], ["py.typed", "noise/golden.txt"]
+    assert packages == {"zokern": files} and all((ROOT / "zokern" / name).exists() for name in files)

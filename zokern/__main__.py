@@ -2,8 +2,13 @@
 
 import sys
 
+from .version import __version__
+
 
 def main():
+    if sys.argv[1:] == ["--version"]:
+        print(f"zokern {__version__}")
+        return
     try:
         from .cli import app, lasting
 
@@ -11,8 +16,12 @@ def main():
     except KeyboardInterrupt:  # before the command had begun, which sees to the others
         sys.exit(130)
     except ModuleNotFoundError as missing:
-        if missing.name not in ("typer", "click"):
+        if missing.name not in ("typer", "click", "rich"):
             raise
+        if sys.argv[1:2] == ["doctor"]:
+            from .doctor.__main__ import main as doctor
+
+            sys.exit(doctor(sys.argv[2:]))
         print(f"error: {missing.name} is not installed: pip install 'zokern[demo]'", file=sys.stderr)
         sys.exit(2)
 

@@ -33,8 +33,11 @@ def count() -> int:
 class DistributedClosure(Closure):
     """What ``step`` takes in place of a closure in each of several processes: its losses become those of all, the same bits in each.
 
-    optimizer.step(zokern.DistributedClosure(closure))                averages over processes, each of which has its part of the batch
-    optimizer.step(zokern.DistributedClosure(closure, directions=4))  lets each of 4 groups of processes measure a quarter of the points
+        optimizer.step(zokern.DistributedClosure(closure))
+        optimizer.step(zokern.DistributedClosure(closure, directions=4))
+
+    The first averages over processes, each of which has its part of the batch. The second lets each of 4 groups of processes measure a
+    quarter of the points.
 
     A point is a place around theta where a step asks for the loss: two for each direction of MeZO, one for each member of a population. A
     group of processes measures its share of them, on its parts of the batch; where there are as many groups as processes, each process has
@@ -45,12 +48,13 @@ class DistributedClosure(Closure):
 
     Args:
         closure: () -> loss, a 0-dim tensor or a number, of this process's rows; or (loss, weight), with how many rows or tokens it is the
-            mean of, as a number or a 0-dim tensor. Default weight: 1.
+            mean of, as a number or a 0-dim tensor. Without a weight it is 1.
         gradient: the same with a backward pass, for optimizers that need one. Default None.
         directions: groups of processes with different points, a divisor of their number. Default 1: all measure all points.
+
     Raises:
-        ValueError: directions that the processes cannot be divided by, that would cut a sharded model, or with an optimizer that asks
-            for derivatives; in the first step, on every process, optimizers that differ, by what differs.
+        ValueError: directions that the processes cannot be divided by; in ``step``, directions that would cut a sharded model, or with an
+            optimizer that asks for derivatives; in the first step, on every process, optimizers that differ, by what differs.
     """
 
     compares = True
@@ -63,10 +67,15 @@ class DistributedClosure(Closure):
         self._each = count() // directions  # processes of a group
 
     def closure(self) -> Any:
+        """The loss of this process's part, whose weight is kept."""
         return self._weighed(self.part())
 
     def begin(self, optimizer: Any) -> None:
-        """Once for each: whether all processes have the same optimizer, and can measure as they are to."""
+        """Once for each ``optimizer``: whether all processes have the same, and can measure as they are to.
+
+        Raises:
+            ValueError: they do not, on every process; ``directions`` would cut a sharded model.
+        """
         layout: Layout = optimizer.layout
         if count() == 1 or layout in _equal:
             return
@@ -80,6 +89,11 @@ class DistributedClosure(Closure):
         _equal.add(layout)
 
     def answer(self, request: Request) -> list[torch.Tensor]:
+        """Measure this process's points of the ``request``, and gather those of the others.
+
+        Raises:
+            ValueError: ``directions`` above 1, and a request for derivatives.
+        """
         if count() == 1 or self.directions == 1:
             return super().answer(request)
         if not isinstance(request, Losses):
@@ -92,6 +106,11 @@ class DistributedClosure(Closure):
         return let_through(gather, numbers, self.weight, len(request.points), self.directions, device)
 
     def differentiate(self, params: Sequence[torch.Tensor]) -> torch.Tensor:
+        """The loss of this process's part, and the mean gradient of all processes in ``.grad`` of ``params``.
+
+        Raises:
+            ValueError: ``directions`` above 1.
+        """
         assert self.gradient is not None  # given wherever gradients are asked for
         if self.directions > 1:
             raise ValueError(f"directions={self.directions} with an optimizer that takes gradients, along which all move: leave it out")
@@ -101,6 +120,7 @@ class DistributedClosure(Closure):
         return loss
 
     def combine(self, numbers: list[torch.Tensor]) -> list[torch.Tensor]:
+        """The weighted mean over the processes of each of the ``numbers``."""
         return all_reduce(numbers, self.weight)
 
     def _weighed(self, measured: Any) -> Any:

@@ -23,10 +23,10 @@ Named: TypeAlias = tuple[str, torch.Tensor, int]  # name or "", tensor, group of
 class Span(NamedTuple):
     """Which elements a tensor holds: element j, in row-major order of its shape, has index ``first + j // columns * step + j % columns``.
 
-    A whole tensor is ``Span(first)``. Rows 8 .. 15 of a weight of 4096 columns that begins at 0 are ``Span(8 * 4096)``; its columns
-    1024 .. 2047 are ``Span(1024, columns=1024, step=4096)``.
+    A whole tensor is ``Span(first)``. Rows 8 .. 15 of a weight of 4096 columns that begins at 0 are ``Span(8 * 4096)``; its columns 1024 ..
+    2047 are ``Span(1024, columns=1024, step=4096)``.
 
-    Args:
+    Attributes:
         first: index of the tensor's first element, an integer of at least 0.
         columns: how many elements in a row have indices in a row. Default 0: all.
         step: from the index of one row's first element to the next row's. Default 0: ``columns``.
@@ -40,27 +40,40 @@ class Span(NamedTuple):
 class Layout:
     """Gives every element of the parameters its index, by which its noise is made (docs/noise_spec.md).
 
-    Tensors take their indices in the order given, in row-major order of their logical shape, each starting at a multiple
-    of 4096. Memory that two parameters share is counted once, under the parameter that covers it. Of a ``DTensor``, which lies in parts on
-    several processes, each element has the index that it has in the whole tensor, and this process makes the noise of those that it holds.
-    Where plain tensors are parts of a larger model, ``spans`` says which elements of it they hold; the model's layout gives the firsts.
+    Tensors take their indices in the order given, in row-major order of their logical shape, each starting at a multiple of 4096. Memory
+    that two parameters share is counted once, under the parameter that covers it. Of a ``DTensor``, which lies in parts on several
+    processes, each element has the index that it has in the whole tensor, and this process makes the noise of those that it holds. Where
+    plain tensors are parts of a larger model, ``spans`` says which elements of it they hold; the model's layout gives the firsts.
 
     Args:
         params: tensors, (name, tensor) pairs, or groups as ``torch.optim`` takes them (dicts with "params").
-        keep: None, or for each tensor of params, in the order in which they are listed, the share in (0, 1] of its elements that the
-            noise reaches; the others have z = 0. Which they are is drawn for each key. Default None: all.
-        blocks: None, or for each tensor of params the number of its block, so that coefficients may differ between blocks.
-        spans: None, or for each tensor of params its ``Span``, or a tuple that is one. Default None: one after the other, as above.
+        keep: for each tensor of params, in the order in which they are listed, the share in (0, 1] of its elements that the noise reaches;
+            the others have z = 0. Which they are is drawn for each key. Default None: all.
+        blocks: for each tensor of params the number of its block, so that coefficients may differ between blocks. Default None: one block.
+        spans: for each tensor of params its ``Span``, or a tuple that is one. Default None: one after the other, as above.
+
     Attributes:
-        params, names, spans, first, group, keep, block: lists of one entry a parameter: tensor, name or "", its Span, that one's first,
-            index of its group, share, number of its block. Where there are blocks, each pair (group of params, block) is a group.
-        tensors, held: as params and spans, of what this process holds: plain tensors, and which elements these are.
-        coefficient_groups: [(group of params, block)]: what shares one value of each coefficient.
+        params (list[torch.Tensor]): the parameters that are left without those whose memory another one covers. The lists below have one
+            entry for each.
+        names (list[str]): name, or "".
+        spans (list[Span]): which elements it holds.
+        first (list[int]): the index of its first element.
+        group (list[int]): index of its coefficient group, in ``coefficient_groups``.
+        keep (list[float]): share of its elements that the noise reaches.
+        block (list[int]): number of its block.
+        tensors (list[torch.Tensor]): what this process holds of it, a plain tensor.
+        held (list[Span]): which elements these are.
+        coefficient_groups (list[tuple[int, int]]): (group of params, block) of each coefficient group: what shares one value of each
+            coefficient. Without blocks there is one for each group of params.
+        sharded (bool): whether a parameter is a ``DTensor``.
         location: of the parameters in memory, as ``tables`` last saw it; None before.
         state: what ``ops.update_`` last saw beside the parameters; None before.
+
     Raises:
-        TypeError, ValueError: a parameter that cannot be perturbed, or a span that cannot be one, or two that hold the same element, by
-            number and name, with the cure.
+        TypeError: an entry of params that is no tensor or cannot be perturbed, by number and name, with the cure; a share or a span of
+            another kind.
+        ValueError: a parameter that cannot be perturbed; no parameter; keep, blocks or spans that do not fit them; a span that cannot be
+            one, or two that hold the same element.
     """
 
     def __init__(
@@ -135,18 +148,18 @@ class Layout:
         return sorted(set(self.block))
 
     def coefficient_groups_of(self, block: int, device: torch.device) -> torch.Tensor:
-        """Which groups are of a block, as bool [groups] on a device that does not wait for it."""
+        """Which coefficient groups are of a ``block``: bool [groups], on a ``device`` that does not wait for it."""
         if (block, device) not in self._coefficient_groups_of:
             mine = torch.tensor([b == block for _, b in self.coefficient_groups], pin_memory=device.type == "cuda")
             self._coefficient_groups_of[block, device] = mine.to(device, non_blocking=True)
         return self._coefficient_groups_of[block, device]
 
     def part(self, block: int) -> "Layout":
-        """The layout of one block alone: the same indices, and so the same noise."""
+        """The layout of one ``block`` alone: the same indices, and so the same noise."""
         return self.only(i for i, b in enumerate(self.block) if b == block)
 
     def only(self, numbers: Iterable[int]) -> "Layout":
-        """The layout of some of the parameters, by their numbers in ``params``: the same indices, and so the same noise."""
+        """The layout of some of the parameters, by their ``numbers`` in ``params``: the same indices, and so the same noise."""
         part, mine = copy.copy(self), list(numbers)
         for name in ("params", "names", "shapes", "spans", "held", "_sizes", "group", "keep", "block"):
             setattr(part, name, [getattr(self, name)[i] for i in mine])
@@ -154,15 +167,26 @@ class Layout:
         return part
 
     def over(self, tensors: Iterable[torch.Tensor]) -> "Layout":
-        """The same indices for other tensors of the same shapes, one a parameter."""
+        """The same indices for other ``tensors`` of the same shapes, one a parameter."""
         other = copy.copy(self)
         other.params, other.location, other.state = list(tensors), None, None
         other.sharded = any(map(is_sharded, other.params))
         return other
 
     def tables(self, out: Sequence[torch.Tensor] | None = None) -> tuple[list[Table], list[int]]:
-        """-> (tables of the parameters that are lines, indices in ``params`` of the others). Remade when a parameter moved. With ``out``:
-        tables that write there, of those that are lines in both places."""
+        """What kernels are told of the parameters. Remade when a parameter moved.
+
+        Args:
+            out: tensors to write to, one a parameter. Default None: the parameters themselves.
+
+        Returns:
+            Tables of the parameters that are lines, with ``out`` in both places, and the indices in ``params`` of the others.
+
+        Raises:
+            ValueError: a parameter has another shape than at construction, has lost its memory or shares that of another one now; an
+                ``out`` of another number, shape or device, or that shares memory.
+            TypeError: an ``out`` of a dtype that a parameter cannot be written in.
+        """
         seen = location(tensors := self.tensors)
         if not seen or seen != self.location:
             self._tables, self._out = self._lay_out(tensors, None), None
@@ -199,8 +223,14 @@ class Layout:
         return tables, strided
 
     def table_of(self, i: int, tensor: torch.Tensor, start: int = 0, out: torch.Tensor | None = None) -> Table:
-        """The table of one contiguous tensor, whose elements are those that are held of parameter i from the one of number ``start`` on;
-        ``out``, another, is where they are written."""
+        """The table of one contiguous tensor.
+
+        Args:
+            i: the parameter, by its number in ``params``.
+            tensor: its elements are those that are held of the parameter, from number ``start`` on.
+            start: Default 0.
+            out: another tensor, where they are written. Default None: ``tensor`` itself.
+        """
         span, line = self.held[i], max(tensor.numel(), 1)
         row = self._row(i, tensor, out, span if tensor.shape == self._sizes[i] else Span(span.first + start, line, line))
         assert row

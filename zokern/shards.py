@@ -157,6 +157,7 @@ class Gathered:
     Args:
         params: the sharded parameters.
         titles: of each, for errors.
+
     Raises:
         ValueError: one of them is such a copy.
     """

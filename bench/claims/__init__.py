@@ -12,10 +12,10 @@ names the few that need not; the other files are the pages. python_tests/bench/t
 # ruff: noqa: F401  # importing a page's file declares its claims
 from . import (
     accuracy,
-    algorithms,
     benchmarking_counted,
     benchmarking_cpu,
     benchmarking_runs,
+    convergence,
     engines,
     others,
     peers,

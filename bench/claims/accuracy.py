@@ -36,7 +36,7 @@ def table(records, columns) -> str:
     return rows([r[column] for column in columns] for r in shown)
 
 
-@claim("zero-shot {zero_shot:.3f} of the test rows, a validation loss of {before} over the seeds", RTE)
+@claim("Zero-shot it classifies {zero_shot:.3f} of the test rows correctly, with a validation loss of {before} over the seeds", RTE)
 def untold(records):
     """The model before training, on the rows of each seed."""
     points = {r["seed"]: r["curve"][0] for r in records}
@@ -44,12 +44,12 @@ def untold(records):
     return {"zero_shot": accuracy_before, "before": runs.spread([each["validation_loss"] for each in points.values()], "{:.3f}")}
 
 
-@claim("where that of a coin is {coin:.3f}; the least one of any run is {least:.3f}.", RTE)
+@claim("where guessing has {coin:.3f}; the lowest one of any run is {least:.3f}.", RTE)
 def chance(records):
     return {"coin": log(2), "least": min(r["validation_loss"] for r in records)}
 
 
-@claim("Zero-shot the model tells {zero_shot:.3f} of the test rows.", FILE)
+@claim("Zero-shot, the model classifies {zero_shot:.3f} of the test rows correctly.", FILE)
 def zero_shot(records):
     (found,) = {r["curve"][0]["test_accuracy"] for r in records if r.get("searched") is False}
     return {"zero_shot": found}
@@ -99,7 +99,7 @@ def memory(records):
     return {name: peaks[method] / peaks["MeZO"] for name, method in (("sgd", "SGD"), ("hybrid", HYBRID), ("adamw", "AdamW"))}
 
 
-@claim("gets as far as backpropagation, with its validation loss least after {queries:,} queries.", FILE)
+@claim("gets as far as backpropagation, with its validation loss lowest after {queries:,} queries.", FILE)
 def hybrids(records):
     (queries,) = {r["best_at"] for r in records.of(candidate=HYBRID, searched=False)}
     return {"queries": queries}

@@ -100,9 +100,21 @@ def deferred(records):
 
 
 @claim(
-    "MeZO {mezo:.1f} times cheaper, q = 4 {four:.1f}, half masked {masked:.1f}, three blocks {blocks:.1f}, `ZOSign` {sign:.1f}, "
-    "`ZOConservative` {conservative:.1f}, `ZOMomentum` {momentum:.1f}, `ZOAdam` {adam:.1f}, and {fused:.1f} against `torch.normal` + "
-    "`torch.optim.Adam(fused=True)`; `MeZOSVRG` {copy:.1f} with a copied anchor, {replay:.1f} with a replayed one.",
+    """
+| optimizer | times cheaper | state |
+|---|---|---|
+| `MeZO` | {mezo:.1f} | none |
+| `MeZO(q=4)` | {four:.1f} | none |
+| `MeZO(sparsity=0.5)` | {masked:.1f} | none |
+| `MeZO(blocks=...)`, three blocks | {blocks:.1f} | none |
+| `ZOSign` | {sign:.1f} | none |
+| `ZOConservative` | {conservative:.1f} | none |
+| `ZOMomentum` | {momentum:.1f} | 1 |
+| `ZOAdam` | {adam:.1f} | 2 |
+| `ZOAdam`, against `torch.normal` + `torch.optim.Adam(fused=True)` | {fused:.1f} | 2 |
+| `MeZOSVRG(anchor="copy")` | {copy:.1f} | 1 |
+| `MeZOSVRG(anchor="replay")` | {replay:.1f} | none |
+    """,
     "epyc-2cpu.jsonl",
 )
 def optimizers(records):
@@ -120,8 +132,8 @@ def optimizers(records):
 
 @claim(
     "a step's own part takes {one:.1f} ms with 1 step of history, {ten:.1f} with 10, {twenty:.1f} with 20 and {fifty:.0f} with 50, where "
-    "MeZO's takes {mezo:.1f} and `ZOAdam`'s, with its 2 d of state, {adam:.1f}. A remembered step costs {each:.1f} ms, about what one pass "
-    "of MeZO's three does; with z in memory 20 steps take {times:.1f} times as long.",
+    "MeZO's takes {mezo:.1f} and `ZOAdam`'s, with its state of two numbers a parameter, {adam:.1f}. Each remembered step costs {each:.1f} "
+    "ms, about as much as one of MeZO's three passes; with z in memory 20 steps take {times:.1f} times as long.",
     "adamezo-epyc-2cpu.jsonl",
 )
 def cost_by_history(records):
@@ -132,10 +144,16 @@ def cost_by_history(records):
 
 
 @claim(
-    "MeZO on the {parameters:.1f}M weights of a MiniLM's shape, two threads (the same record): a log of 1,000 steps by "
-    "`Trajectory.replay`, digests of the base weights included, {fp32_log:.0f} steps a second in float32 and {bf16_log:.0f} in bfloat16; "
-    "64 steps in one `replay_` {fp32_64:.0f} and {bf16_64:.0f}, with one step in each {fp32_1:.0f} and {bf16_1:.0f}; `torch.normal` + "
-    "`add_`, one pass a step, {fp32_torch:.1f} and {bf16_torch:.1f}.",
+    """
+as in training: the {parameters:.1f}M weights of a MiniLM's shape, two threads, from the same record.
+
+| | float32 | bfloat16 |
+|---|---|---|
+| a log of 1,000 steps by `Trajectory.replay`, digests of the base weights included | {fp32_log:.0f} | {bf16_log:.0f} |
+| `replay_`, 64 steps in each call | {fp32_64:.0f} | {bf16_64:.0f} |
+| `replay_`, one step in each call | {fp32_1:.0f} | {bf16_1:.0f} |
+| `torch.normal` + `add_`, one pass a step | {fp32_torch:.1f} | {bf16_torch:.1f} |
+    """,
     "epyc-2cpu.jsonl",
 )
 def replayed(records):
@@ -149,9 +167,13 @@ def replayed(records):
 
 
 @claim(
-    "RoBERTa-large at 64 times 128 tokens {ours:.2f} GB in two forwards (MeZO-SVRG's table: MeZO {ours_paper}), {sgd:.1f} with SGD "
-    "({sgd_paper:.1f}), {adam:.1f} with Adam ({adam_paper:.1f}). OPT-13B at 4 times 400 tokens {large:.1f} GB, {large_sgd:.0f} with SGD, "
-    "{large_adam:.0f} with Adam.",
+    """
+| peak memory, GB | two forward passes | SGD | Adam |
+|---|---|---|---|
+| RoBERTa-large, 64 times 128 tokens | {ours:.2f} | {sgd:.1f} | {adam:.1f} |
+| the same, by the table in MeZO-SVRG's paper | {ours_paper} (a step of MeZO) | {sgd_paper:.1f} | {adam_paper:.1f} |
+| OPT-13B, 4 times 400 tokens | {large:.1f} | {large_sgd:.0f} | {large_adam:.0f} |
+    """,
     "xeon-2cpu.jsonl",
 )
 def peak_memory(records):

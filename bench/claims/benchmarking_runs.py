@@ -124,8 +124,11 @@ def accuracy(results, when) -> str:
 
 
 @claim(
-    "untrained {untrained} held out; MeZO, 4,000 steps of 64 rows, {mezo}, and {mezo_test} in the test; MeZO-SVRG, 2,000 steps with an "
-    "anchor on all rows every second one, {svrg} and {svrg_test}. (It sees about {times:.1f} times as many rows for that.)",
+    """
+| the head alone | not yet trained | {untrained} | |
+| | MeZO, 4,000 steps of 64 rows | {mezo} | {mezo_test} |
+| | MeZO-SVRG, 2,000 steps, every second one at an anchor on all rows: about {times:.1f} times as many rows | {svrg} | {svrg_test} |
+    """,
     FINETUNED,
 )
 def heads(records):
@@ -139,19 +142,26 @@ def heads(records):
     return figures
 
 
-@claim("the probe {probe}, after 150 MeZO steps {mezo}, after 60 of MeZO-SVRG {svrg}: no difference", FINETUNED)
+@claim(
+    """
+| LoRA, from a linear probe | the probe | {probe} | |
+| | 150 steps of MeZO | {mezo} | |
+| | 60 steps of MeZO-SVRG | {svrg} | |
+    """,
+    FINETUNED,
+)
 def probes(records):
     mezo, svrg = (finetuned(records, task="sst2", adapter=["lora"], optimizer=name) for name in ("mezo", "mezo-svrg"))
     return {"probe": accuracy(mezo, "probed"), "mezo": accuracy(mezo, "after"), "svrg": accuracy(svrg, "after")}
 
 
-@claim("(the upper half of the blocks, and the head), 100 steps of 32 rows: {after}, and {test} in the test.", FINETUNED)
+@claim("(the upper half of the blocks, and the head), 100 steps of 32 rows | {after} | {test} |", FINETUNED)
 def hybrids(records):
     results = finetuned(records, task="sst2", optimizer="hybrid")
     return {"after": accuracy(results, "after"), "test": accuracy(results, "test")}
 
 
-@claim("RTE this model does not tell at all: {least:.2f} to {most:.2f} with everything that was tried.", FINETUNED)
+@claim("This model does not learn RTE at all: {least:.2f} to {most:.2f} with everything that was tried.", FINETUNED)
 def untold(records):
     means = []
     for adapter in ("head", "lora"):

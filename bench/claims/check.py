@@ -23,7 +23,7 @@ class Problem:
 
 def pages() -> dict[str, str]:
     """README, the documents, and what else is written for a reader: name -> text."""
-    paths = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
+    paths = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
     return {path.relative_to(ROOT).as_posix(): path.read_text() for path in paths}
 
 

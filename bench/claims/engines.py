@@ -22,7 +22,7 @@ def passes(records):
 
 
 @claim(
-    "In whole iterations {members} members that answer {rows} prompts with {new} tokens at most wrote {ours:.0f} tokens a second on "
+    "**Whole iterations**: {members} members that answer {rows} prompts with {new} tokens at most wrote {ours:.0f} tokens a second on "
     "vLLM and {plain:.0f} on transformers; {share:.1%} of the iteration on vLLM was in passes over the weights, {theirs:.0%} by "
     "the published way",
     "engines-smollm2.jsonl",

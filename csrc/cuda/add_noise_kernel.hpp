@@ -4,7 +4,7 @@
 #include "elements.hpp"
 
 namespace zokern {
-namespace {
+inline namespace cuda {
 
 /// T, O: the storage types of theta and of out. kTerms = 0: any number of them. kGeneral: masks, lines and stochastic rounding, where the
 /// pass asks for them. Those of many terms of signs may have 128 registers, or ptxas spills one.
@@ -75,5 +75,5 @@ auto kernel_of(const AddNoise& pass, Storage stored) {
     return kernel_of<T, T>(pass);
 }
 
-}  // namespace
+}  // namespace cuda
 }  // namespace zokern

@@ -5,7 +5,7 @@
 #include "vector.hpp"
 
 namespace zokern {
-namespace {
+inline namespace cuda {
 
 /// Which elements of its span a thread holds: the first has index (high << 32 | q) << 2 in the layout and is number `at` of the span.
 /// kWhole: all of them are there; else, of four, those from `begin` to before `end`.
@@ -155,5 +155,5 @@ __device__ __forceinline__ void over_span(const Span& span, bool aligned, const 
     }
 }
 
-}  // namespace
+}  // namespace cuda
 }  // namespace zokern

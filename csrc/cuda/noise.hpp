@@ -8,7 +8,7 @@
 #include "../noise/normal.hpp"
 
 namespace zokern {
-namespace {
+inline namespace cuda {
 
 constexpr int kThreads = 128;
 
@@ -86,5 +86,5 @@ __device__ __forceinline__ void each_z(uint32_t q, uint32_t high, const Schedule
         }
 }
 
-}  // namespace
+}  // namespace cuda
 }  // namespace zokern

@@ -5,7 +5,7 @@
 #include "elements.hpp"
 
 namespace zokern {
-namespace {
+inline namespace cuda {
 
 /// kGeneral: masks and lines, where the span asks for them.
 template <class T, bool kSigns, bool kGeneral>
@@ -55,5 +55,5 @@ auto kernel_of(const Replay& pass) {
     return pass.signs ? kernel_of<T, true>(pass) : kernel_of<T, false>(pass);
 }
 
-}  // namespace
+}  // namespace cuda
 }  // namespace zokern

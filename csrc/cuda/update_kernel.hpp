@@ -7,7 +7,7 @@
 #include "../noise/rules.hpp"
 
 namespace zokern {
-namespace {
+inline namespace cuda {
 
 /// Element i of several arrays.
 template <int count, int rows, int n>
@@ -144,5 +144,5 @@ auto kernel_of(const Update& pass, Rule rule, Storage state) {
     }
 }
 
-}  // namespace
+}  // namespace cuda
 }  // namespace zokern

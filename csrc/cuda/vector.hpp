@@ -7,7 +7,7 @@
 #include <cstdint>
 
 namespace zokern {
-namespace {
+inline namespace cuda {
 
 template <class T> constexpr int kVector = 16 / sizeof(T);
 
@@ -82,5 +82,5 @@ __device__ __forceinline__ float rounded(float x, float) { return x; }
 __device__ __forceinline__ float rounded(float x, __nv_bfloat16 type) { return __uint_as_float(rounded(0.0f, x, type)); }
 __device__ __forceinline__ float rounded(float x, __half type) { return narrow(x, type), widen(type); }
 
-}  // namespace
+}  // namespace cuda
 }  // namespace zokern

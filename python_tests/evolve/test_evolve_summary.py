@@ -12,6 +12,7 @@ pytest.importorskip("transformers")
 pytest.importorskip("matplotlib")
 
 from zokern.evolve import evolve  # noqa: E402
+from zokern.evolve.report import draw  # noqa: E402
 
 
 def brief(completions):
@@ -52,3 +53,17 @@ def test_what_is_measured_at_theta_is_no_member(settings, tmp_path):
     assert entry["reward"] == pytest.approx(1.75 / 3) == entry["rewards/scripted"] and entry["best"] == pytest.approx(1.0)
     assert entry["spread"] == pytest.approx(torch.tensor(each[1:], dtype=torch.float64).std(correction=0).item())
     assert entry["tokens"] > 3 * 4 * 3  # of all that was written
+
+
+def test_the_curve_names_what_it_shows(tmp_path):
+    population = [{"step": step, "reward": 0.1 * step, "best": 0.1 * step + 0.2, "spread": 0.1} for step in (1, 2, 3)]
+    judged = [{"step": step, "eval_reward": reward} for step, reward in ((0, 0.05), (2, 0.4), (3, 0.3))]
+    failed = {"step": 4, "reward": None, "best": None, "spread": None}
+    figure = draw([*judged[:1], *population, *judged[1:], failed], ("a model on rows", "es, full"), 8, tmp_path / "curve.png")
+    (axes,) = figure.axes
+    texts = {text.get_text() for text in axes.texts}
+    assert texts == {"before 0.050", "best 0.400 (iteration 2)", "held out", "mean of members", "best member", "| 1 not finite"}
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("iteration (8 members each)", "mean reward")
+    assert axes.get_title(loc="left") == "a model on rows\nes, full"
+    (best,) = (line for line in axes.lines if line.get_label() == "best")
+    assert best.get_xydata().tolist() == [[2, 0.4]]

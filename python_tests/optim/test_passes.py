@@ -1,4 +1,4 @@
-"""How often a step goes over the weights: as docs/algorithms.md has it."""
+"""How often a step goes over the weights: docs/optimizers has the same of default settings (test_pages.py)."""
 
 import pytest
 import torch

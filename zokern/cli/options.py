@@ -11,20 +11,23 @@ from ..documents import Unreadable, of_json, of_yaml
 from ..errors import BadInput, nearest
 from ..finetune.options import Option, as_option, brief, fit, parsed, title, written
 from ..finetune.run_settings import EACH_TIME
+from .looks import JSON, QUIET, Looks
 from .streams import failing
 
 
 def command_of(options: dict[str, Option]) -> Callable[[Callable], Callable]:
-    """Makes of run(values by name, names of those that the user gave) what typer makes a command of, with these options and --config."""
+    """Makes of run(values by name, names of those that the user gave, looks) what typer makes a command of, with these options, --config,
+    --quiet and --json."""
     context = inspect.Parameter("context", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context)
-    parameters = [*map(_parameter, options.values()), _config(options), context]
+    parameters = [*map(_parameter, options.values()), _config(options), _flag("quiet", QUIET), _flag("json", JSON), context]
 
     def made(run: Callable) -> Callable:
         @failing()
-        def command(context: typer.Context, config: Path | None = None, **values: Any) -> None:
+        def command(context: typer.Context, config: Path | None = None, quiet: bool = False, json: bool = False, **values: Any) -> None:
             given = {name for name in values if getattr(context.get_parameter_source(name), "name", "") != "DEFAULT"}
             texts = {name: value for name, value in values.items() if isinstance(value, str)}
-            run(values | {name: parsed(title(name), text, options[name].hint) for name, text in texts.items()}, given)
+            values |= {name: parsed(title(name), text, options[name].hint) for name, text in texts.items()}
+            run(values, given, Looks(quiet, json))
 
         command.__doc__, command.__annotations__ = run.__doc__, {p.name: p.annotation for p in parameters}
         command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
@@ -43,6 +46,12 @@ def _parameter(option: Option) -> inspect.Parameter:
     if option.several:
         hint, default = list[str], list(option.default)
     return inspect.Parameter(option.name, where, default=default, annotation=Annotated[hint, shown])
+
+
+def _flag(name: str, text: str) -> inspect.Parameter:
+    """Of every run of a command anew, which no file sets."""
+    annotation = Annotated[bool, typer.Option(f"--{name}", help=text)]
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=False, annotation=annotation)
 
 
 def _config(options: dict[str, Option]) -> inspect.Parameter:
@@ -75,6 +84,8 @@ def configured(path: Path, command: str, options: dict[str, Option]) -> dict[str
         spelling, what = str(key).replace("-", "_"), f"--config {path}: {key!r}"
         if spelling == "trust_remote_code":
             raise BadInput(f"{what} is of the command line alone: remove it, and pass it there if you trust the model")
+        if spelling in ("quiet", "json"):
+            raise BadInput(f"{what} is of the command line alone: remove it, and pass it there")
         if spelling not in names:
             raise BadInput(f"--config {path}: {brief(key)} is no option of {command}{nearest(spelling, names)}: remove or correct it")
         name = names[spelling]

@@ -13,14 +13,15 @@ import typer
 from ..errors import BadInput, first_line
 
 
-def tell(text: str) -> None:
-    """Print lines. What is no character to be seen, such as the escapes that a terminal obeys, is printed as its code."""
-    typer.echo("\n".join(map(_visible, text.split("\n"))))
+def tell(text: str, err: bool = False) -> None:
+    """Print lines, on standard output or error. What is no character to be seen, such as the escapes that a terminal obeys, is printed as
+    its code."""
+    typer.echo("\n".join(map(visible, text.split("\n"))), err=err)
 
 
 def fail(error: object) -> NoReturn:
     """End the command with one line and exit code 2."""
-    typer.echo(f"error: {_visible(str(error))}", err=True)
+    typer.echo(f"error: {visible(str(error))}", err=True)
     raise typer.Exit(2) from None
 
 
@@ -45,7 +46,8 @@ def failing() -> Iterator[None]:
         fail(f"{missing.name} is not installed: pip install 'zokern[demo]'")
 
 
-def _visible(line: str) -> str:
+def visible(line: str) -> str:
+    """With codes in place of what is no character to be seen."""
     return line if line.isprintable() else "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
 
 

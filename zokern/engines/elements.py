@@ -24,6 +24,7 @@ def places(model: Any, tensors: Sequence[tuple[str, tuple[int, ...]]]) -> Found:
     Args:
         model: an engine's, with ``load_weights([(name, tensor)])``.
         tensors: (name, shape) of those of the checkpoint.
+
     Raises:
         BadInput: the loader makes something of them that is no copy of elements.
     """

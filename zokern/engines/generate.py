@@ -45,12 +45,13 @@ class Generator:
         tokenizer: its tokenizer; it needs no padding token.
         max_new_tokens: of a completion, at most.
         batch_size: prompts at a time. Default 64.
-        temperature: 0, the default, takes the likeliest token.
-        stops: texts where a completion ends, such as "\\n"; they are not part of it.
-        cache: of keys and values: "dynamic", the default, grows; "static" has its full size from the start.
-        ends: tokens that end a row, beside those of tokenizer and model.
+        temperature: 0 takes the likeliest token. Default 0.0.
+        stops: texts where a completion ends, such as "\\n"; they are not part of it. Default ().
+        cache: of keys and values: "dynamic" grows; "static" has its full size from the start. Default "dynamic".
+        ends: tokens that end a row, beside those of tokenizer and model. Default ().
+
     Raises:
-        BadInput: an argument is out of range; the model is in training mode, or has an encoder; a temperature comes without a seed.
+        BadInput: an argument is out of range; the model has an encoder.
     """
 
     def __init__(
@@ -82,7 +83,15 @@ class Generator:
 
     @torch.no_grad()
     def __call__(self, prompts: Sequence[list[int]], seed: int | Sequence[int] | None = None) -> Completions:
-        """Completions of prompts, given as tokens."""
+        """Completions of prompts.
+
+        Args:
+            prompts: the tokens of each.
+            seed: an integer from 0, or several, by which tokens are drawn where there is a temperature. Default None.
+
+        Raises:
+            BadInput: the model is in training mode; a temperature comes without a seed.
+        """
         if self.model.training:
             raise BadInput("the model is in training mode, in which dropout changes what it writes: call model.eval()")
         uniforms = None

@@ -15,7 +15,7 @@ from .shard import Shard, whole
 
 
 class Local(Engine):
-    """A causal language model of transformers as an engine. theta is kept beside its weights, in float32.
+    """A causal language model of transformers as an engine. theta is kept beside its weights, in float32 unless the pool says otherwise.
 
     Args:
         model: in evaluation mode; its weights are the engine's from ``begin`` on.

@@ -18,6 +18,7 @@ class OptionLoss:
         options: of each row its options, each the tokens of a text that may follow the prompt, such as a label's word.
         answers: of each row the number of the right one.
         mean: an option's log-probability is the mean over its tokens. Default False: their sum.
+
     Raises:
         BadInput: rows of different numbers, an answer that is no option, an empty option.
     """
@@ -37,7 +38,12 @@ class OptionLoss:
         self.prompts, self.options, self.answers, self.mean = prompts, options, answers, mean
 
     def __call__(self, engine: Engine, *number: int) -> float:
-        """The mean over rows, in nats, as a float."""
+        """The mean over rows, in nats, as a float.
+
+        Args:
+            engine: that scores.
+            *number: of the point, which does not matter.
+        """
         total = 0.0
         for scores, each, answer in zip(engine.score(self.prompts, self.options), self.options, self.answers):
             worth = torch.tensor(scores, dtype=torch.float64)

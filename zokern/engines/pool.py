@@ -37,12 +37,15 @@ class Pool:
 
     Args:
         engines: one or more, each at the checkpoint.
-        dtype: of theta: torch.float32, the default, whatever the model computes in; or None, the model's own, 2 bytes a weight in 16 bits.
+        dtype: of theta: torch.float32, whatever the model computes in; or None, the model's own, 2 bytes a weight in 16 bits. Default
+            torch.float32.
+
     Attributes:
         engines: those that are left.
         passes: of theta, in order, since the checkpoint.
+
     Raises:
-        BadInput: there is no engine.
+        BadInput: there is no engine, or another dtype.
     """
 
     def __init__(self, engines: Sequence[Engine], dtype: torch.dtype | None = torch.float32) -> None:
@@ -64,10 +67,16 @@ class Pool:
         return "copied" if self.dtype else "copied-own"
 
     def weights(self, layout: Layout, state: Any) -> PooledWeights:
-        """The optimizer's, after which engines know what is trained.
+        """The weights that an optimizer moves, after which engines know what is trained.
+
+        Args:
+            layout: of the optimizer's parameters.
+            state: the optimizer's, which this kind of perturbation does not need.
 
         Raises:
-            BadInput, ValueError: layout or engines that cannot be, or engines with other weights than the parameters.
+            BadInput: a layout that engines cannot take, engines with other weights than the parameters, or that have had updates of another
+                optimizer.
+            ValueError: weights of an engine in this process that cannot be perturbed.
         """
         plan = _plan(layout, self.dtype is None, self._run)
         if self.plan is None:
@@ -83,26 +92,43 @@ class Pool:
         return PooledWeights(layout, self)
 
     def driver(self, function: Callable[..., Any], *args: Any) -> "PoolDriver":
-        """For ``step``: ``function(engine, *args, number)`` is the loss or reward of point ``number`` of the step."""
+        """What ``step`` takes: ``function(engine, *args, number)`` is the loss or reward of point ``number`` of the step.
+
+        Args:
+            function: called at each point, where the engine is.
+            *args: of the function, for all points.
+        """
         return PoolDriver(self, function, *args)
 
     def update(self, move: Pass) -> None:
-        """theta <- decay theta + sum_k c_k z(key_k), at each engine before it measures again."""
+        """theta <- decay theta + sum_k c_k z(key_k), by this ``move``, at each engine before it measures again."""
         self.passes.append(plain(move))
 
     def go(self, terms: Sequence[Term] = ()) -> None:
-        """All engines to theta plus terms."""
+        """All engines to theta plus ``terms``, (NoiseKey, coefficient) each, by default none."""
         self._everywhere(lambda engine: engine.go(self._missing(engine), terms))
 
     def measure(self, function: Callable[..., T], points: Sequence[Sequence[Term]], args: Sequence[Sequence[Any]]) -> list[T]:
-        """``function(engine, *args[n])`` at theta plus ``points[n]``, for each n, by whichever engine is free."""
+        """``function(engine, *args[n])`` at theta plus ``points[n]``, for each n, by whichever engine is free.
+
+        Args:
+            function: called where the engine is.
+            points: terms, (NoiseKey, coefficient) each, of each point.
+            args: of the function, for each point.
+
+        Returns:
+            What the function returned, in the order of the points.
+
+        Raises:
+            BadInput: no engine is left.
+        """
         left, found = deque(range(len(points))), dict[int, T]()
         while left:
             self._round(left, lambda n, engine: found.__setitem__(n, self._measure(engine, function, points[n], args[n])))
         return [found[n] for n in range(len(points))]
 
     def checksums(self) -> dict[str, int]:
-        """Of theta, by tensor.
+        """Return name -> a 64-bit number of theta's elements.
 
         Raises:
             RuntimeError: engines differ.
@@ -116,7 +142,11 @@ class Pool:
         return first
 
     def read(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """(name, tensor) of all that is trained, as an engine computes with it."""
+        """All that is trained, as an engine computes with it.
+
+        Yields:
+            (name, tensor on the host), one trained tensor after the other.
+        """
         assert self.plan
         self.go()
         for tensor in self.plan.tensors:
@@ -124,7 +154,7 @@ class Pool:
 
     @torch.no_grad()
     def pull(self, optimizer: Any) -> None:
-        """The parameters of the optimizer, which stay as they are else, <- theta, as the engines compute with it."""
+        """The parameters of the ``optimizer``, which stay as they are else, <- theta, as the engines compute with it."""
         weights: PooledWeights = optimizer.weights
         optimizer.flush()
         for p, (_, tensor) in zip(weights.layout.params, self.read(), strict=True):
@@ -246,13 +276,27 @@ def _close(engine: Engine) -> None:
 
 
 class PoolDriver(Driver):
-    """Asks the engines of a pool for the points of a step. ``results`` is what the function returned at each, so far."""
+    """Asks the engines of a pool for the points of a step. Made by ``Pool.driver``.
+
+    Args:
+        pool: the engines.
+        function: called at each point, where the engine is.
+        *args: of the function, before the number of the point.
+
+    Attributes:
+        results: what the function returned at each point, so far.
+    """
 
     def __init__(self, pool: Pool, function: Callable[..., Any], *args: Any) -> None:
         self.pool, self.function, self.args = pool, function, args
         self.results: list[Any] = []
 
     def answer(self, request: Request) -> list[torch.Tensor]:
+        """Have the points of a ``request`` measured, each by whichever engine is free.
+
+        Raises:
+            ValueError: the optimizer asks for derivatives, or was not made with this pool.
+        """
         points = getattr(request, "points", None)
         weights = getattr(request, "weights", None)
         if points is None:
@@ -274,7 +318,7 @@ class PoolDriver(Driver):
         return [scalar(loss, weights.layout.params[0].device) for loss in losses]
 
     def number(self, result: Any) -> Any:
-        """What the optimizer is told of a result."""
+        """What the optimizer is told of a ``result``: by default the result itself."""
         return result
 
 

@@ -26,11 +26,13 @@ class RayEngine(Engine):
 
     Args:
         make: () -> Engine, called in the actor, such as ``functools.partial(VLLM, model, tensor_parallel=2)``.
-        cpus, gpus: of the placement group, 1 and 0 by default. Of vLLM as many GPUs as workers.
+        cpus: of the placement group. Default 1.
+        gpus: of the placement group: of vLLM as many as workers. Default 0.
         name: for messages. Default "an engine of Ray".
         wait: seconds in which the cluster has to have room for it. Default 600.
         timeout: seconds until a call that is not answered counts as a death. Default None: it is waited for.
-        environment: variables of the actor's process, beside its node's.
+        environment: variables of the actor's process, beside its node's. Default None.
+
     Raises:
         BadInput: Ray is not installed, has no room, or ``make`` refuses.
     """

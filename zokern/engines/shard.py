@@ -37,6 +37,7 @@ class Shard:
     Args:
         plan: what is trained.
         held: (piece, the model's memory of it, a tensor with its elements in row-major order of any shape) of each.
+
     Attributes:
         applied: passes that theta has had.
     """

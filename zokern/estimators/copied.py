@@ -14,7 +14,7 @@ from .perturbation import NOTHING, PerturbedWeights
 
 
 class Copied:
-    """``perturbation=zokern.Copied()``: theta is kept beside the model, and the model's tensors are written from it.
+    """Theta is kept beside the model, and the model's tensors are written from it: ``perturbation=zokern.Copied()``.
 
     A point that is measured is one pass, theta + eps z into the model's tensors, and nothing restores: theta does not move but by updates,
     so that weights in 16 bits do not drift, and in float32 an update is not lost. Nothing is exchanged, so that CUDA graphs, torch.compile
@@ -25,8 +25,9 @@ class Copied:
     theta, which the model then shows, whichever of the two is loaded first. A model that is moved or cast takes theta along.
 
     Args:
-        dtype: torch.float32 (the default), 4 bytes a weight: a model in 16 bits trains as one in float32 does, but for the rounding of
-            what it computes with. None: each parameter's own, 2 bytes a weight in 16 bits.
+        dtype: of theta. torch.float32, 4 bytes a weight: a model in 16 bits trains as one in float32 does, but for the rounding of what it
+            computes with. None: each parameter's own, 2 bytes a weight in 16 bits. Default torch.float32.
+
     Raises:
         ValueError: another dtype.
     """
@@ -38,12 +39,19 @@ class Copied:
 
     @property
     def name(self) -> str:
+        """The kind of perturbation, in settings and logs: "copied", or "copied-own" with dtype=None."""
         return "copied" if self.dtype else "copied-own"
 
     def __repr__(self) -> str:
         return f"zokern.Copied({'' if self.dtype else 'dtype=None'})"
 
     def weights(self, layout: Layout, state: MutableMapping[Any, Any]) -> "CopiedWeights":
+        """The weights that an optimizer moves.
+
+        Args:
+            layout: of the model's parameters.
+            state: the optimizer's, which keeps theta.
+        """
         return CopiedWeights(layout, self, state)
 
 

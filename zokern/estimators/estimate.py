@@ -33,7 +33,14 @@ class Estimate:
 
     @classmethod
     def along(cls, key: NoiseKey, grad: torch.Tensor, losses: tuple[torch.Tensor, ...], failed: torch.Tensor | None = None) -> "Estimate":
-        """From the derivative along z(key), 0-dim or [coefficient groups]. ``failed``: skip it, however it looks."""
+        """Return the estimate of one direction.
+
+        Args:
+            key: of the direction.
+            grad: the derivative along z(key): float64, 0-dim or [coefficient groups].
+            losses: that it comes from, 0-dim float64 tensors.
+            failed: a 0-dim bool tensor: skip it, however it looks. Default None: where ``grad`` is not finite, or beyond 1e18.
+        """
         good = grad.abs() < LARGEST
         skipped = ~(good.all() if good.dim() else good)
         skipped = skipped if failed is None else skipped | failed
@@ -53,7 +60,11 @@ class Estimate:
 
 
 def average(estimates: list[Estimate]) -> Estimate:
-    """Mean of several estimates: q-query averaging (q-SPSA). One loss that is not finite skips them all."""
+    """Mean of several estimates: q-query averaging (q-SPSA). One loss that is not finite skips them all.
+
+    Args:
+        estimates: of single directions, one or more, each with a ``projected_grad``.
+    """
     if len(estimates) == 1:
         return estimates[0]
     skipped = torch.stack([e.skipped for e in estimates]).any()

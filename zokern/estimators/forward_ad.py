@@ -35,7 +35,9 @@ def forward_gradient(weights: PerturbedWeights, params: list[torch.Tensor], keys
         weights: evaluated at theta.
         params: as of ``tangents``.
         keys: the directions, one a query.
-    Reference: Baydin et al. 2022, "Gradients without Backpropagation", Algorithm 1.
+
+    Reference:
+        Baydin et al. 2022, "Gradients without Backpropagation", Algorithm 1.
     """
     numbers = yield Derivatives(weights, params, keys)
     losses, grads = numbers[::2], numbers[1::2]
@@ -94,10 +96,12 @@ def tangents(layout: Layout, params: list[torch.Tensor], key: NoiseKey) -> Itera
         layout: the parameters, their element indices, and which share of their elements z reaches.
         params: all tensors that may be met for a parameter: those of the layout, and those that share memory with one of them.
         key: the direction.
+
     Raises:
         NotImplementedError: something that forward mode cannot differentiate; the message names it, and the cure.
-    Reference: Zhang et al. 2024, "Revisiting Zeroth-Order Optimization for Memory-Efficient LLM Fine-Tuning", appendix C.1: "FG
-    without State".
+
+    Reference:
+        Zhang et al. 2024, "Revisiting Zeroth-Order Optimization for Memory-Efficient LLM Fine-Tuning", appendix C.1: "FG without State".
     """
     try:
         with torch.no_grad(), _as_written(), forward_ad.dual_level(), sdpa_kernel(SDPBackend.MATH), _Duals(layout, params, key):

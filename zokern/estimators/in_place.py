@@ -16,7 +16,7 @@ class InPlace(PerturbedWeights):
 
     Going to theta + eps z, then to theta - eps z, then to an updated theta is three passes; restoring in between would make it four. An
     update may be pending as well: then the next perturbation applies it, and a step is two passes. No memory; each pass rounds, which
-    float32 weights hardly notice and 16-bit weights do (docs/precision.md).
+    float32 weights hardly notice and 16-bit weights do (docs/precision.md). The arguments are those of ``PerturbedWeights``.
     """
 
     in_place = True
@@ -27,6 +27,7 @@ class InPlace(PerturbedWeights):
         yield  # ``visit`` has moved the weights there
 
     def visit(self, terms: Iterable[Term], part: int | None = None) -> None:
+        """Move the weights there. The arguments are those of ``PerturbedWeights.visit``."""
         terms = list(terms)
         back = Pass([(key, -c) for key, c in terms])
         for i, waiting in enumerate(self.pending):
@@ -36,6 +37,7 @@ class InPlace(PerturbedWeights):
                 self._move(i, waiting, NOTHING)
 
     def pass_by(self, terms: Iterable[Term], part: int | None = None) -> None:
+        """The passes of a measurement elsewhere, many in one read and write. The arguments are those of ``PerturbedWeights.pass_by``."""
         before = self.passes_per_sweep
         self.passes_per_sweep = before or TOGETHER
         try:
@@ -45,12 +47,18 @@ class InPlace(PerturbedWeights):
 
     @contextmanager
     def passing_by(self) -> Iterator[None]:
+        """Around measurements, some of which are made elsewhere: the passes that wait are made at the end."""
         try:
             yield
         finally:
             self.finish()
 
     def over(self, tensors: list[torch.Tensor]) -> "StandIn":
+        """The same model around other ``tensors``, which stand in for its parameters while a loss is measured.
+
+        Raises:
+            ValueError: the parameters are sharded.
+        """
         if self.layout.sharded:
             raise ValueError(
                 "sharded parameters (DTensor) cannot be exchanged for others, of which who gathers them knows nothing: of MeZOSVRG pass "
@@ -60,7 +68,7 @@ class InPlace(PerturbedWeights):
 
     @contextmanager
     def away(self, terms: Iterable[Term]) -> Iterator[None]:
-        """The weights go there with the next pass; the way back is pending afterwards."""
+        """The weights go there with the next pass, by these ``terms``; the way back is pending afterwards."""
         terms = list(terms)
         self.pending = [waiting.then([(key, c) for key, c in terms]) for waiting in self.pending]
         try:
@@ -70,7 +78,7 @@ class InPlace(PerturbedWeights):
 
     @contextmanager
     def undisturbed(self) -> Iterator[list[list[torch.Tensor]]]:
-        """The host's memory holds a copy of the parameters meanwhile."""
+        """As of ``PerturbedWeights.undisturbed``; the host's memory holds a copy of the parameters meanwhile."""
         held = [[p.detach().to("cpu", copy=True) for p in part.tensors] for part in self.parts]  # restoring in place would round them once
         pending = list(self.pending)
         try:

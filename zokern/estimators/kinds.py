@@ -23,6 +23,7 @@ class Kind(Protocol):
 
 
 Perturbation: TypeAlias = str | Kind | None  # what optimizers take
+"""What optimizers take as ``perturbation``: a name, ``Copied()``, ``Streamed(model)``, or None, by which each chooses."""
 
 
 class _InPlace:
@@ -43,9 +44,17 @@ NAMED: dict[str, Kind] = {kind.name: kind for kind in (_InPlace(), _Streamed(), 
 
 
 def perturbation_of(model: nn.Module, perturbation: Perturbation, perturbs: bool) -> Perturbation:
-    """What an optimizer of a model's parameters is made with by who knows the model: ``Streamed(model)`` for "streamed", and where nothing
-    is said and weights in 16 bits are to be perturbed; ``Copied()`` of a sharded model. ``perturbs``: whether that optimizer perturbs
-    weights at all."""
+    """What an optimizer of a model's parameters is made with by who knows the model.
+
+    Args:
+        model: whose parameters are trained.
+        perturbation: as it was asked for.
+        perturbs: whether that optimizer perturbs weights at all.
+
+    Returns:
+        ``Streamed(model)`` for "streamed", and for None where weights in 16 bits are to be perturbed; of a sharded model ``Copied()`` then.
+            Else what was asked for.
+    """
     trained = [p for p in model.parameters() if p.requires_grad]
     if perturbation is None and perturbs and any(p.itemsize == 2 for p in trained):
         return Copied() if any(map(is_sharded, trained)) else Streamed(model)

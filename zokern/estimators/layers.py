@@ -18,10 +18,10 @@ class Layers:
     """A model in depth: embeddings, blocks in order, head. Each parameter is in exactly one place, tied ones included.
 
     Attributes:
-        modules, names: the blocks in order, and what ``model.named_modules()`` calls them.
+        modules: the blocks in order.
+        names: what ``model.named_modules()`` calls them.
         params: one list of parameters a block, in the order of ``modules``.
-        embeddings: parameters of what comes before the blocks: tokens, positions, their norms and projections. A head tied to them
-            is here.
+        embeddings: parameters of what comes before the blocks: tokens, positions, their norms and projections. A head tied to them is here.
         head: all other parameters: final norms, poolers, classifiers, an untied lm_head.
         titles: {parameter: its first name in ``model.named_parameters()``}, in that order.
     """
@@ -41,21 +41,27 @@ class Layers:
         return f"Layers({len(self.names)} block{plural}: {', '.join(shown)}; parameters: {counts})"
 
     def blocks(self) -> list[list[nn.Parameter]]:
-        """[embeddings, block 0, ..., block n-1, head], of each the parameters that require a gradient; parts without any are left out."""
+        """The parameters that require a gradient, part by part.
+
+        Returns:
+            [embeddings, block 0, ..., block n-1, head], without the parts that have none.
+        """
         parts = ([p for p in part if p.requires_grad] for part in (self.embeddings, *self.params, self.head))
         return [part for part in parts if part]
 
 
 def layers(model: nn.Module, blocks: Iterable[nn.Module] | None = None) -> Layers:
-    """Find a model's blocks: the items of its one outermost ``nn.ModuleList`` or, where it has none, of its one outermost
-    ``nn.Sequential``. Children without parameters, and embeddings in a Sequential, are no blocks.
+    """Find a model's blocks, what comes before them and what comes after.
 
-    Outside the blocks a parameter belongs to the embeddings if it is an ``nn.Embedding``'s, if its name says "emb", or if it is
-    registered before the first block and not named as an end is (final, out, head, classifier, pooler, score).
+    The blocks are the items of its one outermost ``nn.ModuleList`` or, where it has none, of its one outermost ``nn.Sequential``. Children
+    without parameters, and embeddings in a Sequential, are no blocks. Outside the blocks a parameter belongs to the embeddings if it is an
+    ``nn.Embedding``'s, if its name says "emb", or if it is registered before the first block and not named as an end is (final, out, head,
+    classifier, pooler, score).
 
     Args:
         model: from transformers, wrapped by peft or not, or any module.
         blocks: the modules to take as blocks, in order from input to output. Default None: found as above.
+
     Raises:
         ValueError: no blocks or several rivals, as in an encoder-decoder or a model that sees: pass ``blocks``, and what is returned in the
             model's place. ``blocks`` that are not the model's, or one inside another.

@@ -18,25 +18,33 @@ from .estimate import Estimate
 from .perturbation import PerturbedWeights
 
 LossClosure: TypeAlias = Callable[[], torch.Tensor | float]  # what it returns is one number
+"""() -> loss, one number: a 0-dim tensor or a float."""
 
 
 class Request(Protocol):
     """What an estimator yields. It is sent 0-dim float64 tensors on the parameters' device, as many as it asked for."""
 
     def measure(self, loss: LossClosure) -> list[torch.Tensor]:
-        """The numbers, from a loss that is computed where the weights are."""
+        """The numbers, from a ``loss`` that is computed where the weights are."""
         ...
 
     def replay(self, numbers: Iterator[Number]) -> list[torch.Tensor]:
-        """The next numbers, and the passes over the weights that measuring them made."""
+        """The next ``numbers``, and the passes over the weights that measuring them made."""
         ...
 
 
 Estimator: TypeAlias = Generator[Request, list[torch.Tensor], Estimate]
+"""A generator that yields requests, such as ``Losses``, is sent 0-dim float64 tensors, as many as it asked for, and returns an
+``Estimate``."""
 
 
 class Point(NamedTuple):
-    """theta + sum_k c_k z(key_k): of one part of the weights (the number of a block), or of all."""
+    """theta + sum_k c_k z(key_k): of one part of the weights, or of all.
+
+    Attributes:
+        terms: list of (NoiseKey, coefficient).
+        part: the number of a block. Default None: all weights.
+    """
 
     terms: list[Term]
     part: int | None = None
@@ -47,19 +55,29 @@ class Losses:
     """A request for the loss at each of some points. None depends on the others: they may be evaluated in any order, and elsewhere.
 
     A driver that evaluates them elsewhere calls ``weights.apply_pending()`` first, so that the parameters of ``weights.layout`` are theta.
+
+    Attributes:
+        weights: what is perturbed.
+        points: where the loss is asked for.
     """
 
     weights: PerturbedWeights
     points: list[Point]
 
     def measure(self, loss: LossClosure, own: Container[int] | None = None) -> list[torch.Tensor]:
-        """Perturbs the weights, point by point, and leaves them at the last one.
+        """Perturb the weights, point by point, and leave them at the last one.
 
         Args:
+            loss: () -> loss, one number.
             own: numbers of the points that are measured here; the weights pass by the others, as they would if these were measured, too.
                 Default None: all.
+
+        Returns:
+            The losses of those points, 0-dim float64 tensors on the parameters' device.
+
         Raises:
-            TypeError, ValueError: the loss is no scalar.
+            ValueError: the loss is a tensor or an array with dimensions.
+            TypeError: it is no real number.
         """
         device, numbers = self.weights.layout.params[0].device, []
         with self.weights.passing_by():
@@ -72,6 +90,7 @@ class Losses:
         return numbers
 
     def replay(self, numbers: Iterator[Number]) -> list[torch.Tensor]:
+        """Return the next ``numbers``, one a point, as 0-dim float64 tensors, after the passes that measuring them made."""
         measured = []
         for terms, part in self.points:
             self.weights.visit(terms, part)
@@ -93,40 +112,56 @@ class Driver:
     look: Callable[[Any], Any] = staticmethod(lambda loss: None)
 
     def begin(self, optimizer: Any) -> None:
-        """Before an optimizer measures, of a driver that ``compares``: raise in all processes where theirs differ."""
+        """Before an ``optimizer`` measures, of a driver that ``compares``: raise in all processes where theirs differ."""
 
     def answer(self, request: Request) -> list[torch.Tensor]:
+        """Return what a ``request`` asks for: 0-dim float64 tensors on the parameters' device, in its order."""
         raise NotImplementedError
 
 
 class Closure(Driver):
-    """Measures where the weights are, one point after the other, by () -> loss, a 0-dim tensor or a number."""
+    """Measures where the weights are, one point after the other, by () -> loss.
+
+    Args:
+        closure: called under no_grad for each point; returns a 0-dim tensor or a number.
+    """
 
     def __init__(self, closure: LossClosure) -> None:
         self.closure = closure
 
     def loss(self) -> torch.Tensor | float:
+        """Call the closure once, and show what it returned to ``look``."""
         loss = self.closure()
         self.look(loss)
         return loss
 
     def answer(self, request: Request) -> list[torch.Tensor]:
+        """Measure what a ``request`` asks for."""
         return let_through(self.combine, request.measure(self.loss))
 
     def combine(self, numbers: list[torch.Tensor]) -> list[torch.Tensor]:
-        """What is known of the whole batch, given what this process has measured of its part."""
+        """What is known of the whole batch, given the ``numbers`` that this process has measured of its part."""
         return numbers
 
     def differentiate(self, params: list[torch.Tensor]) -> torch.Tensor:
-        """The loss of this process's part where the weights are, a detached 0-dim tensor, with the gradient of the whole batch's loss in
-        ``.grad`` of ``params``."""
+        """The loss where the weights are, with its gradient.
+
+        Args:
+            params: whose ``.grad`` becomes that of the whole batch's loss.
+
+        Returns:
+            The loss of this process's part, a detached 0-dim tensor.
+        """
         with torch.enable_grad():
             return let_through(lambda: backpropagated(self.closure()))
 
 
 class Log(Driver):
-    """Answers with what was measured before, numbers or 0-dim tensors in the order of the requests, and makes the same passes over the
-    weights: the same bits, without a forward pass."""
+    """Answers with what was measured before, and makes the same passes over the weights: the same bits, without a forward pass.
+
+    Args:
+        measurements: numbers or 0-dim tensors in the order of the requests.
+    """
 
     live = False
 
@@ -134,6 +169,7 @@ class Log(Driver):
         self.left = iter(measurements)
 
     def answer(self, request: Request) -> list[torch.Tensor]:
+        """Answer a ``request`` with the next measurements."""
         return request.replay(self.left)
 
 

@@ -28,6 +28,7 @@ def numbers_of_blocks(groups: Groups, blocks: Blocks) -> list[list[int]]:
     Args:
         blocks: list of lists of parameters, or of modules, whose parameters they then are (of one that two modules share, the first
             has it); a model, whose layers they then are, or its ``Layers``.
+
     Raises:
         ValueError: a block that is empty, or a parameter in none or in two of them; a model whose layers are not found.
     """
@@ -68,7 +69,9 @@ def kept_by_magnitude(groups: Groups, sparsity: float) -> list[list[float]]:
 
     Raises:
         ValueError: sparsity outside [0, 1).
-    Reference: Zhang et al. 2024, "Revisiting Zeroth-Order Optimization for Memory-Efficient LLM Fine-Tuning", section 5, "sparsity-induced
+
+    Reference:
+        Zhang et al. 2024, "Revisiting Zeroth-Order Optimization for Memory-Efficient LLM Fine-Tuning", section 5, "sparsity-induced
         gradient estimation".
     """
     if isinstance(sparsity, bool) or not isinstance(sparsity, Real) or not 0 <= sparsity < 1:

@@ -31,6 +31,7 @@ def parts_of(model: nn.Module, given: Iterable[nn.Module] | None = None) -> list
     Args:
         given: the modules that are parts; one may be in another. Default None: the blocks that ``layers`` finds, and of what is outside
             them every module with parameters of its own.
+
     Raises:
         TypeError, ValueError: what is given is no module of the model, or one that is never called.
     """

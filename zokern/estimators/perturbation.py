@@ -42,6 +42,7 @@ class PerturbedWeights:
     Args:
         layout: the model's parameters. Where they are in several blocks, each moves by itself, and has its own pending terms.
         theta: the same layout over the tensors that hold theta. Default None: the parameters themselves.
+
     Attributes:
         parts: one layout for each block; the layout itself where there is one block.
         theta: for each part the layout over what holds theta.
@@ -68,6 +69,7 @@ class PerturbedWeights:
 
     @property
     def theta(self) -> list[Layout]:
+        """For each part the layout over what holds theta."""
         return self.parts if self._theta is None else self._theta
 
     @property
@@ -77,9 +79,13 @@ class PerturbedWeights:
 
     @contextmanager
     def at(self, terms: Iterable[Term], part: int | None = None) -> Iterator[None]:
-        """Inside, the model computes with theta + sum_k c_k z(key_k), of one part or of all; other parts are at theta.
+        """Inside, the model computes with theta + sum_k c_k z(key_k).
 
         An exception inside brings the weights to theta before it goes on.
+
+        Args:
+            terms: sequence of (NoiseKey, coefficient).
+            part: the block that is moved, by its number; the others are at theta. Default None: all.
         """
         terms = list(terms)
         try:
@@ -91,11 +97,14 @@ class PerturbedWeights:
             raise
 
     def visit(self, terms: Iterable[Term], part: int | None = None) -> None:
-        """The passes over theta that a measurement there makes, where its result is known: for a replay."""
+        """The passes over theta that a measurement there makes, where its result is known: for a replay.
+
+        The arguments are those of ``at``.
+        """
         self._apply_updates()
 
     def pass_by(self, terms: Iterable[Term], part: int | None = None) -> None:
-        """The same passes, of a measurement that is made elsewhere. Within ``passing_by``."""
+        """The passes of a measurement that is made elsewhere, within ``passing_by``. The arguments are those of ``at``."""
         self.visit(terms, part)
 
     def passing_by(self) -> AbstractContextManager[None]:
@@ -104,7 +113,7 @@ class PerturbedWeights:
 
     @contextmanager
     def away(self, terms: Iterable[Term]) -> Iterator[None]:
-        """Inside, theta counts as theta + sum_k c_k z(key_k)."""
+        """Inside, theta counts as theta + sum_k c_k z(key_k), by these ``terms``."""
         before, self._away = self._away, [*self._away, *terms]
         try:
             yield
@@ -113,15 +122,18 @@ class PerturbedWeights:
 
     @contextmanager
     def undisturbed(self) -> Iterator[list[list[torch.Tensor]]]:
-        """-> for each part what this process holds of theta, tensors that stay. Afterwards the weights and what is pending are as before,
-        bit for bit."""
+        """Inside, measure what is not to be seen afterwards: the weights and what is pending are then as before, bit for bit.
+
+        Yields:
+            For each part what this process holds of theta, tensors that stay.
+        """
         try:
             yield [layout.tensors for layout in self.theta]
         finally:
             self.apply_pending()
 
     def over(self, tensors: list[torch.Tensor]) -> "PerturbedWeights":
-        """The same model around another theta: tensors of the shapes and dtypes of theta's, one a parameter of ``layout``."""
+        """The same model around another theta: ``tensors`` of the shapes and dtypes of theta's, one a parameter of ``layout``."""
         raise NotImplementedError
 
     def _showing(self, terms: list[list[Term]]) -> AbstractContextManager[None]:
@@ -129,7 +141,12 @@ class PerturbedWeights:
         raise NotImplementedError
 
     def add_pending(self, terms: Iterable[Term], decay: Number = 1.0) -> None:
-        """theta <- decay * theta + sum_k c_k z(key_k), in the next pass: an update."""
+        """theta <- decay * theta + sum_k c_k z(key_k), in the next pass: an update.
+
+        Args:
+            terms: sequence of (NoiseKey, coefficient).
+            decay: a number or a 0-dim or [coefficient groups] tensor. Default 1.0.
+        """
         terms = list(terms)
         self.pending = [waiting.then(terms, decay, self.rounding) for waiting in self.pending]
 
@@ -145,8 +162,9 @@ class PerturbedWeights:
         """theta, state <- rule(decay * theta, sum_k c_k z(key_k), state), with what is pending in the same pass.
 
         Args:
-            rule, terms, numbers, state_rounding: as ``zokern.ops.update_`` takes them.
             state: parameters -> for each state of the rule, that of each parameter. Default: none.
+
+        All other arguments are those of ``zokern.ops.update_``.
         """
         slots = [state(layout.params) for layout in self.parts]  # all of them before anything moves
         self._update(
@@ -159,7 +177,7 @@ class PerturbedWeights:
     ) -> None:  # fmt: skip
         """theta <- Adam's step from decay * theta, by moments of the terms of several steps, with what is pending in the same pass.
 
-        Args: as ``zokern.ops.windowed_adam_`` takes them.
+        The arguments are those of ``zokern.ops.windowed_adam_``.
         """
         self._update(decay, lambda i, theta, **own: ops.windowed_adam_(theta, window, weights, numbers, **own))
 
@@ -185,7 +203,7 @@ class PerturbedWeights:
         self.pending = [NOTHING] * len(self.parts)
 
     def check_loaded(self, state_dict: dict[str, Any]) -> None:
-        """Refuse an optimizer's state to which these weights cannot be brought."""
+        """Refuse a ``state_dict`` of an optimizer to which these weights cannot be brought."""
 
     def look(self) -> None:
         """See what somebody else wrote to the model's parameters since the last pass."""

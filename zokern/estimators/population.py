@@ -51,7 +51,8 @@ def z_scores(values: torch.Tensor, finite: torch.Tensor) -> torch.Tensor:
 def centred_ranks(values: torch.Tensor, finite: torch.Tensor) -> torch.Tensor:
     """From -1/2, the smallest, to 1/2, the greatest; equal values share the mean of their ranks.
 
-    Reference: Salimans et al. 2017, "Evolution Strategies as a Scalable Alternative to Reinforcement Learning", section 2.1.
+    Reference:
+        Salimans et al. 2017, "Evolution Strategies as a Scalable Alternative to Reinforcement Learning", section 2.1.
     """
     values = torch.where(finite, values, torch.nan)  # which is neither below anything nor above it
     other, same = values.unsqueeze(1), rounding(values, finite)
@@ -60,10 +61,16 @@ def centred_ranks(values: torch.Tensor, finite: torch.Tensor) -> torch.Tensor:
 
 
 SHAPINGS: dict[str, Shaping] = {"z-score": z_scores, "ranks": centred_ranks, "none": centred}
+"""name -> what ``population`` weighs a member by: "z-score", (R_n - mean) / (std + 1e-8); "ranks", -1/2 to 1/2; "none", R_n - mean."""
 
 
 def population(weights: PerturbedWeights, keys: Sequence[NoiseKey], sigma: Number, mirrored: bool, shaping: str) -> Estimator:
-    """g = (1 / N) sum_n s_n z_n over the N members whose number is finite, with s_n the shaped number at theta + sigma z_n.
+    """One estimate from the numbers of a population, each measured along noise of its own. A generator, see ``Estimator``.
+
+        g = (1 / N) sum_n s_n z_n
+
+    over the N members whose number is finite, with s_n the shaped number at theta + sigma z_n. Members whose number is not finite, or
+    beyond 1e18, are dropped; with fewer than two others nothing moves.
 
     Args:
         weights: what is perturbed.
@@ -71,11 +78,10 @@ def population(weights: PerturbedWeights, keys: Sequence[NoiseKey], sigma: Numbe
         sigma: perturbation radius in units of theta: a number, or a tensor [coefficient groups].
         mirrored: whether there are pairs.
         shaping: a name of ``SHAPINGS``.
-    Returns:
-        A generator, see ``losses``. Members whose number is not finite, or beyond 1e18, are dropped; with fewer than two others nothing
-        moves.
-    References: Salimans et al. 2017, Algorithm 1; Qiu et al. 2025, "Evolution Strategies at Scale: LLM Fine-Tuning Beyond Reinforcement
-    Learning", Algorithm 2.
+
+    Reference:
+        Salimans et al. 2017, "Evolution Strategies as a Scalable Alternative to Reinforcement Learning", Algorithm 1; Qiu et al. 2025,
+        "Evolution Strategies at Scale: LLM Fine-Tuning Beyond Reinforcement Learning", Algorithm 2.
     """
     sides = (sigma, -sigma) if mirrored else (sigma,)
     losses = yield Losses(weights, [Point([(key, side)]) for key in keys for side in sides])
@@ -88,11 +94,20 @@ def population(weights: PerturbedWeights, keys: Sequence[NoiseKey], sigma: Numbe
 
 
 def normalised(weights: PerturbedWeights, keys: Sequence[NoiseKey], eps: Number) -> Estimator:
-    """g = sum_i (l_i - l_0) / (N s) z_i over the N finite losses l_i at theta + eps z_i, with l_0 that at theta and s the population
-    standard deviation of the l_i. Arguments and what is returned as of ``population``.
+    """One-sided differences over the spread of the losses. A generator, see ``Estimator``.
 
-    Reference: Dang et al. 2025, "FZOO: Fast Zeroth-Order Optimizer for Fine-Tuning Large Language Models towards Adam-Scale Speed",
-    Algorithm 1.
+        g = sum_i (l_i - l_0) / (N s) z_i
+
+    over the N finite losses l_i at theta + eps z_i, with l_0 that at theta and s the population standard deviation of the l_i. Members
+    whose loss is not finite, or beyond 1e18, are dropped; with fewer than two others, or such an l_0, nothing moves.
+
+    Args:
+        weights: what is perturbed.
+        keys: the directions, one a member.
+        eps: perturbation radius in units of theta: a number, or a tensor [coefficient groups].
+
+    Reference:
+        Dang et al. 2025, "FZOO: Fast Zeroth-Order Optimizer for Fine-Tuning Large Language Models towards Adam-Scale Speed", Algorithm 1.
     """
     losses = yield Losses(weights, [Point([]), *(Point([(key, eps)]) for key in keys)])
     base, values = losses[0], torch.stack(losses[1:])

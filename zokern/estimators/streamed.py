@@ -25,11 +25,12 @@ Facts: TypeAlias = list[tuple[torch.dtype, torch.device, tuple[int, ...]]]
 
 
 class Streamed:
-    """``perturbation=zokern.Streamed(model)``: measurements never write the weights.
+    """Each part of a model computes with a perturbed copy of its weights, made when it runs: ``perturbation=zokern.Streamed(model)``.
 
     Before a part of the model runs, theta + eps z of its parameters is made in scratch memory, and the parameters point there until it has
-    run. So 16-bit weights stay what they are to the bit, there is nothing to restore, and the memory beyond the weights is that of the
-    largest part. Nothing of it stays on the model. For ``torch.no_grad()``: a backward pass would need weights that are gone.
+    run: measurements never write the weights. So 16-bit weights stay what they are to the bit, there is nothing to restore, and the memory
+    beyond the weights is that of the largest part. Nothing of it stays on the model. For ``torch.no_grad()``: a backward pass would need
+    weights that are gone.
 
     The first evaluation is watched: a parameter that is read while its part does not run, or never shown, is refused by name.
 
@@ -43,10 +44,14 @@ class Streamed:
             parameters are.
         device: where the model computes. Its parameters may be elsewhere, and each part comes when it runs; its buffers are moved there.
             Default None: where the parameters were before ``source`` took them.
+
     Attributes:
         source: the ``MappedWeights``, to be closed at the end; None where theta lies in no file.
+
     Raises:
-        TypeError, ValueError: parts that are not modules of the model; a model that is compiled.
+        TypeError: a model or parts that are no modules; a source of another kind.
+        ValueError: parts that are not of the model, or are never called; a model that is compiled; parameters on several devices, with
+            ``source`` and no ``device``; with source="host", parameters without values, or that share memory.
         BadInput: a file that is not the model's, or cannot be written.
     """
 
@@ -77,7 +82,12 @@ class Streamed:
         self._proven: WeakSet[Layout] = WeakSet()  # whose parameters were read where they should be
 
     def weights(self, layout: Layout, state: MutableMapping[Any, Any]) -> StreamedWeights:
-        """The weights that an optimizer moves; ``check`` says what is wrong with them."""
+        """The weights that an optimizer moves; ``check`` says what is wrong with them.
+
+        Args:
+            layout: of the model's parameters.
+            state: the optimizer's, which this kind of perturbation does not need.
+        """
         self.check(layout)
         return StreamedWeights(layout, self, writing=self.source.writing if self.source else nullcontext)
 
@@ -92,8 +102,11 @@ class Streamed:
     def check(self, layout: Layout) -> None:
         """Refuse parameters that are in no part of the model.
 
+        Args:
+            layout: of the parameters to be perturbed.
+
         Raises:
-            ValueError: one is; by name, with the cure.
+            ValueError: one is in none, or they are sharded; by name, with the cure.
         """
         if layout in self._covered:
             return
@@ -124,6 +137,7 @@ class Streamed:
             layouts: of each block of the model's parameters.
             theta: for each of these the layout itself, or one ``over`` other tensors, which hold what is theta.
             terms: for each of these what is added to theta, if anything.
+
         Raises:
             ValueError: as of ``check``; a model that is compiled.
             RuntimeError: no part ran; in the first evaluation with terms, a parameter that is not read where it should be.

@@ -26,10 +26,12 @@ class Window:
 
 class Windows:
     """
+
     Args:
         contents: what each part is to be filled with.
         scratch: the memory.
         ahead: what lets parts be made ahead; None: each is made when it runs.
+
     Attributes:
         shown, seen: ids of the parameters that are exchanged now, and at some time.
         exchanging: whether a part's parameters are just being made or put back.

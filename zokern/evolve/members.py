@@ -23,13 +23,15 @@ class Members(Driver):
     Args:
         generator: that writes; its model has the parameters of the optimizer.
         rewards: that judge.
-        rows, prompts: what is answered: rows, and the tokens of each.
+        rows: what is answered.
+        prompts: the tokens of each row's prompt.
         seed: with a temperature, member n draws by (*seed, n).
+
     Attributes:
         means: the mean reward at each point so far; NaN where a function gave NaN.
         tokens: generated.
-        generating: seconds in generation and rewards. noise: other seconds, which are of passes over
-            the weights.
+        generating: seconds in generation and rewards.
+        noise: other seconds, which are of passes over the weights.
     """
 
     def __init__(self, generator: Generator, rewards: Rewards, rows: Sequence[Row], prompts: Sequence[list[int]], seed: Sequence[int]):
@@ -39,15 +41,20 @@ class Members(Driver):
         self._since = self._now()
 
     def functions(self, counted: slice = slice(None)) -> dict[str, float]:
-        """Name -> mean reward by that function over the rows of some points, by default all."""
+        """Name -> mean reward by that function over the rows of some points.
+
+        Args:
+            counted: which points, by their numbers so far. Default: all.
+        """
         each = self._each[counted]
         return {name: mean([scores.means[name] for scores in each]) for name in each[0].means} if each else {}
 
     def answer(self, request: Request) -> list[torch.Tensor]:
+        """The mean reward at each point of a ``request``, 0-dim float64 tensors."""
         return request.measure(self._member)
 
     def stop(self) -> None:
-        """The passes since the last member are over."""
+        """Count the passes since the last member, which are over."""
         now = self._now()
         self.noise, self._since = self.noise + now - self._since, now
 

@@ -29,7 +29,7 @@ from .prompts import load as load_rows
 from .rewards import Function, Rewards, mean
 from .settings import Settings
 
-PACKAGES = ("transformers", "safetensors", "matplotlib", "tqdm")  # asked for before any work, not after it
+PACKAGES = ("transformers", "safetensors", "matplotlib")  # asked for before any work, not after it
 HELD_OUT = (1 << 32) - 1  # in place of an iteration's number: the seed by which held-out rows are answered
 
 

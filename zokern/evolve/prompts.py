@@ -36,6 +36,7 @@ def load(data: str, prompt: str | None = None, eval_data: str | None = None, see
         prompt: the column with the prompts. Default: "prompt"; else "messages" or "question", where one of them is there.
         eval_data: the rows held out, likewise; of a hub data set, the split "validation". Default: a fifth of ``data``, at most 500 rows.
         seed: which rows those are.
+
     Returns:
         What the data is called, the rows to train on, those held out.
     """

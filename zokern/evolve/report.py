@@ -2,14 +2,15 @@
 
 import json
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ..errors import need
-from ..finetune import output
+from ..finetune import curves, output
+from ..finetune.metrics_of_model import best_of
 from ..finetune.report import peak_mib
 from .prepare import Run
 from .restore import weights_at
@@ -49,32 +50,53 @@ class Result:
     out: str
     load: str
 
-    def lines(self) -> list[str]:
-        """The summary, to be read."""
+    def facts(self) -> list[tuple[str, str]]:
+        """What there is to know beside the numbers, each with its name."""
         lost = f", {self.dropped} members dropped for want of a finite reward" if self.dropped else ""
         skipped = f", {self.skipped} iterations skipped" if self.skipped else ""
         metrics = "" if self.interrupted else ", metrics.json"
         return [
-            *(["stopped early: what follows is of the iterations done"] if self.interrupted else []),
-            f"model      {self.model}, {self.method}: {self.trained_parameters:,} of {self.parameters:,} parameters trained",
-            f"data       {self.data}: {self.train_rows} training prompts, {self.held_out_rows} held out",
-            *(f"{name:<10} {self.before[name]:.3f} -> {self.after[name]:.3f} on held-out rows" for name in self.after if name != "tokens"),
-            f"tokens     {self.before['tokens']:.1f} -> {self.after['tokens']:.1f} a completion",
+            *([("stopped", "early: what follows is of the iterations done")] if self.interrupted else []),
+            ("model", f"{self.model}, {self.method}: {self.trained_parameters:,} of {self.parameters:,} parameters trained"),
+            ("data", f"{self.data}: {self.train_rows} training prompts, {self.held_out_rows} held out"),
             *self._best(),
-            f"time       {self.train_seconds:.0f} s in iterations, {self.seconds:.0f} s in all of this process; {self.steps} iterations of "
-            f"{self.members} members, {self.generated:,} tokens, {self.tokens_per_second:.0f} tokens/s, {self.noise_share:.1%} of the time "
-            f"in the noise{lost}{skipped}",
-            f"memory     {self.peak_mib:,.0f} MiB at most",
-            f"saved      {self.out} (model, tokenizer, curve.png, log.jsonl, trajectory.jsonl{metrics})",
-            f"load with  {self.load}",
+            (
+                "time",
+                f"{self.train_seconds:.0f} s in iterations, {self.seconds:.0f} s in all of this process; {self.steps} iterations of "
+                f"{self.members} members, {self.generated:,} tokens, {self.tokens_per_second:.0f} tokens/s, {self.noise_share:.1%} of the "
+                f"time in the noise{lost}{skipped}",
+            ),
+            ("memory", f"{self.peak_mib:,.0f} MiB at most"),
+            ("saved", f"{self.out} (model, tokenizer, curve.png, log.jsonl, trajectory.jsonl{metrics})"),
+            ("load with", self.load),
         ]
 
-    def _best(self) -> list[str]:
+    def numbers(self) -> dict[str, dict[str, str]]:
+        """Rewards and tokens a completion: rows by column."""
+        columns: dict[str, dict[str, Any]] = {"before": self.before, "after": self.after}
+        if self.best and self._best():
+            columns[f"best, iteration {self.best['step']}"] = self.best
+        return {
+            column: {name: f"{found[name]:.1f}" if name == "tokens" else f"{found[name]:.3f}" for name in self.after if name in found}
+            for column, found in columns.items()
+        }
+
+    def lines(self) -> list[str]:
+        """The summary, to be read."""
+        facts = self.facts()
+        numbers = [
+            *((name, f"{self.before[name]:.3f} -> {self.after[name]:.3f} on held-out rows") for name in self.after if name != "tokens"),
+            ("tokens", f"{self.before['tokens']:.1f} -> {self.after['tokens']:.1f} a completion"),
+        ]
+        behind = [name for name, _ in facts].index("data") + 1
+        return [f"{name:<10} {text}" for name, text in (*facts[:behind], *numbers, *facts[behind:])]
+
+    def _best(self) -> list[tuple[str, str]]:
         """Where an evaluation on the way was better than the last one."""
         if not self.best or self.best["step"] == self.steps or (self.kept == "last" and self.best[METRIC] <= self.after[METRIC]):
             return []
         how = ", which is saved" if self.kept == "best" else f": zokern replay {self.out} --step best --out FOLDER"
-        return [f"best       reward {self.best[METRIC]:.3f} on held-out rows after iteration {self.best['step']}{how}"]
+        return [("best", f"reward {self.best[METRIC]:.3f} on held-out rows after iteration {self.best['step']}{how}")]
 
 
 def report(run: Run, training: Training) -> Result:
@@ -94,7 +116,8 @@ def report(run: Run, training: Training) -> Result:
         loaded.save(draft)
         run.generator.model = loaded.model
         after = run.judge() if then is None or not run.pool else _judged(then)  # engines are at the last iteration
-        draw(training.history, f"{loaded.name}, {settings.optimizer}, {run.method}", draft / output.CURVE)
+        title = (f"{loaded.name} on {run.data}", f"{settings.optimizer}, {run.method}, rewards {', '.join(run.rewards.functions)}")
+        draw(training.history, title, training.members, draft / output.CURVE)
     generating = training.total("seconds") - training.total("noise_seconds")
     result = Result(
         model=loaded.name,
@@ -135,20 +158,27 @@ def _judged(entry: dict[str, Any]) -> dict[str, float]:
     return {name.removeprefix(prefix): value for name, value in entry.items() if name.startswith(prefix)}
 
 
-def draw(history: list[dict[str, Any]], title: str, path: Path) -> Any:
+def draw(history: list[dict[str, Any]], title: Sequence[str], members: int, path: Path) -> Any:
     """Rewards over the iterations, of what was logged, as a PNG: mean, spread and best of the populations, and held-out rows. -> the
-    figure."""
-    figure = need("matplotlib.figure").Figure(figsize=(7, 4.4), layout="constrained")
-    axes = figure.add_subplot(title=title, xlabel="iteration", ylabel="reward")
+    figure.
+
+    Args:
+        title: its lines.
+        members: of a population.
+    """
+    figure, (panel,) = curves.figure_of(title, f"iteration ({members} members each)", ["mean reward"])
     made = [entry for entry in history if entry.get("best") is not None]
     steps = [entry["step"] for entry in made]
     low, high = ([entry["reward"] + side * entry["spread"] for entry in made] for side in (-1, 1))
-    axes.fill_between(steps, low, high, color="C0", alpha=0.2, linewidth=0, label="spread of the population")
-    axes.plot(steps, [entry["reward"] for entry in made], "C0-" if len(steps) > 1 else "C0.", label="mean of the population")
-    axes.plot(steps, [entry["best"] for entry in made], "C0:", label="best member")
-    judged = [entry for entry in history if entry.get(f"eval_{METRIC}") is not None]
-    axes.plot([entry["step"] for entry in judged], [entry[f"eval_{METRIC}"] for entry in judged], "C1o-", label="held-out rows")
-    axes.xaxis.set_major_locator(need("matplotlib.ticker").MaxNLocator(integer=True))  # there is no half an iteration
-    figure.legend(loc="outside lower center", ncols=4, fontsize="small")
-    figure.savefig(path, dpi=150)
+    panel.axes.fill_between(steps, low, high, color=curves.BLUE, alpha=0.15, linewidth=0, label="spread of the population")
+    panel.line((steps, [entry["best"] for entry in made]), "best member", curves.GREEN, linewidth=1)
+    panel.line((steps, [entry["reward"] for entry in made]), "mean of members", curves.BLUE)
+    panel.without([entry["step"] for entry in history if "best" in entry and entry["best"] is None])
+    held_out = curves.series(history, f"eval_{METRIC}")
+    panel.before(held_out)
+    panel.held_out(held_out)
+    if best := best_of(history, METRIC):
+        panel.best(best["step"], best[METRIC], "iteration")
+    panel.finish()
+    curves.save(figure, path)
     return figure

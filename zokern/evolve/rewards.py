@@ -43,16 +43,21 @@ class Rewards:
 
     A function has TRL's signature, ``reward(completions, **columns) -> list[float]``, higher being better. It is given by their names, and
     of these what it takes: ``completions``, ``prompts`` and the other columns of the rows, each a list with one item a row. A completion is
-    a text; where the prompt is a list of messages, it is one too: ``[{"role": "assistant", "content": text}]``. A row without a column
-    that others have gives None there. Lists and messages are copies, which it may change.
+    a text; where the prompt is a list of messages, it is one too: ``[{"role": "assistant", "content": text}]``. A row without a column that
+    others have gives None there. Lists and messages are copies, which it may change.
 
     NaN is let through, the first time with a warning, so that an optimizer leaves that member out.
 
     Args:
-        functions: each a function, or a text: "module:function", looked for in the working directory first; "file.py:function"; or built
-            in (``builtin_rewards``): "exact:COLUMN", "contains:COLUMN", "f1:COLUMN", "regex:PATTERN", "number:MARK:COLUMN", "length:N".
-        weights: one a function. Default 1 each.
-        folders: where files and modules are looked for before the working directory. Default: nowhere.
+        functions: each a function, or a text: "module:function", looked for in the working directory first; "file.py:function"; or built in
+            (``builtin_rewards``): "exact:COLUMN", "contains:COLUMN", "f1:COLUMN", "regex:PATTERN", "number:MARK:COLUMN", "length:N".
+        weights: one a function. Default (): 1 each.
+        folders: where files and modules are looked for before the working directory. Default (): nowhere.
+
+    Attributes:
+        functions: name -> function: as it was written, or its own name.
+        weights: one a function, floats.
+
     Raises:
         BadInput: of a function that is not found, is asynchronous, raises, or returns anything but one finite number or NaN a row.
     """
@@ -71,11 +76,24 @@ class Rewards:
             self.functions[made.name] = made
 
     def check(self, rows: Sequence[Row]) -> None:
-        """Refuse rows without a column that a function needs, before anything is generated for them."""
+        """Refuse ``rows`` without a column that a function needs, before anything is generated for them.
+
+        Raises:
+            BadInput: a column is missing, is empty where a built-in reward needs it, or is called as what functions are given.
+        """
         for function in self.functions.values():
             function.check(rows)
 
     def __call__(self, rows: Sequence[Row], completions: Sequence[str]) -> Scores:
+        """What completions are worth.
+
+        Args:
+            rows: that were answered.
+            completions: the text of each.
+
+        Raises:
+            BadInput: a function raises, or returns anything but one finite number or NaN a row.
+        """
         each = {name: function(rows, completions) for name, function in self.functions.items()}
         values = [sum(weight * value for weight, value in zip(self.weights, given)) for given in zip(*each.values(), strict=True)]
         return Scores(values, {name: mean(found) for name, found in each.items()})

@@ -28,8 +28,11 @@ def takers() -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class Settings(RunSettings):
-    """What to fine-tune by rewards, and how; ``help`` in each field's metadata says what it is. ``checked()`` fills in what follows from
-    the rest."""
+    """What to fine-tune by rewards, and how. ``checked()`` fills in what follows from the rest.
+
+    Each field is an option of ``zokern evolve``, and its metadata's ``help`` says what it is (docs/command_line.md): max_new_tokens is
+    --max-new-tokens. ``optimizer_settings`` holds those of the optimizer, by name.
+    """
 
     model: str | None = option("Local folder, GGUF file or hub id of a causal language model.")
     trust_remote_code: bool = option("Run the Python code that comes with --model. Read it first.", False)
@@ -68,10 +71,11 @@ class Settings(RunSettings):
 
     @classmethod
     def optimizers(cls) -> tuple[str, ...]:
+        """Names of the optimizers that can climb rewards."""
         return takers()
 
     def checked(self) -> "Settings":
-        """The same with what follows from the rest filled in, the learning rate excepted.
+        """Return the same with what follows from the rest filled in, the learning rate excepted.
 
         Raises:
             BadInput: a value of another type or out of range, or options that do not go together, by the names of the options.

@@ -6,14 +6,16 @@ import math
 import time
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from .. import Trajectory, record
-from ..errors import BadInput, need
+from ..errors import BadInput
 from ..finetune import output
 from ..finetune.metrics_of_model import best_of
 from ..finetune.options import title
+from ..finetune.progress import Progress
 from ..finetune.runs import interruptible
 from ..optim import ZerothOrder, named
 from .members import by_function, spread
@@ -57,12 +59,12 @@ class Training:
         """Of what iterations logged under a name."""
         return math.fsum(entry[name] for entry in self.history if name in entry)
 
-    def train(self, say: Callable[[str], None]) -> None:
+    def train(self, say: Callable[[str], None], progress: Progress) -> None:
         """To the last iteration. Ctrl-C stops between two of them; a second one interrupts as ever."""
         with interruptible(self.stop), warnings.catch_warnings():
             warnings.filterwarnings("ignore", "step .* was skipped", RuntimeWarning)  # they are counted in the summary
             warnings.filterwarnings("ignore", "step .* had members", RuntimeWarning)
-            self._iterate(say)
+            self._iterate(say, progress)
         if self.interrupted:
             say(f"stopped after iteration {self.steps} of {self.settings.steps}: zokern evolve --resume {self.run.path}")
 
@@ -70,14 +72,13 @@ class Training:
         """After the iteration that runs."""
         self.stopped = True
 
-    def _iterate(self, say: Callable[[str], None]) -> None:
+    def _iterate(self, say: Callable[[str], None], progress: Progress) -> None:
         run, settings = self.run, self.settings
         log = run.path / output.TRAJECTORY
         logged = self._logged() if run.resumed else []
-        self.optimizer = self._replayed(log, logged) if run.resumed else optimizer_of(settings, run.loaded.model, run.pool)
+        self.optimizer = self._replayed(log, logged, progress) if run.resumed else optimizer_of(settings, run.loaded.model, run.pool)
         notes = {"model": run.loaded.name, "rows a step": settings.rows}
-        bar = need("tqdm").tqdm(total=settings.steps, initial=self.steps, unit="iteration", dynamic_ncols=True)
-        with bar, record(self.optimizer, log, notes, resume=run.resumed is not None, model=run.loaded.model):
+        with record(self.optimizer, log, notes, resume=run.resumed is not None, model=run.loaded.model):
             self.history = [entry for entry in logged if entry["step"] <= self.steps]
             if self.steps and not logged:
                 say(f"{str(run.path / output.LOG)!r} is gone: log and curve begin again at iteration {self.steps}")
@@ -85,15 +86,21 @@ class Training:
             if not self.history:
                 self._log({"step": 0} | {f"eval_{name}": value for name, value in run.before.items()})
             self._judge_if_due()
+            progress("iteration", self.steps, settings.steps, self._measured())
             while self.steps < settings.steps and not self.stopped:
                 entry = self._iteration()
                 run.steps_made += 1
-                bar.update()
-                bar.set_postfix_str(", ".join(f"{name} {entry[name]:.3f}" for name in ("reward", "best")))
                 self._log(entry)
                 self._give_up()
                 self._judge_if_due()
+                progress("iteration", self.steps, settings.steps, self._measured())
             self.interrupted = self.steps < settings.steps
+
+    def _measured(self) -> dict[str, float]:
+        """What is logged of the last iteration and of the model after it, as far as a user follows it."""
+        entries = [entry for entry in self.history[-2:] if entry["step"] == self.steps]
+        found = {name: value for entry in entries for name, value in entry.items() if value is not None}
+        return {name: value for name, value in found.items() if name in ("reward", "best") or name.startswith("eval_")}
 
     def _iteration(self) -> dict[str, Any]:
         """One update. -> what there is to log of it."""
@@ -135,7 +142,7 @@ class Training:
             cure = f"look at the rewards, or begin again with a smaller --lr than {self.settings.lr:g}, or a smaller {radius}"
             raise BadInput(f"{PATIENCE} iterations running, up to {self.steps}, were skipped for want of finite rewards: {cure}")
 
-    def _replayed(self, log: Path, logged: list[dict[str, Any]]) -> ZerothOrder:
+    def _replayed(self, log: Path, logged: list[dict[str, Any]], progress: Progress) -> ZerothOrder:
         """The optimizer of a run that goes on, and the model's weights where it was: after the last iteration that both logs have."""
         model = self.run.loaded.model
         if not log.exists() or b"\n" not in log.read_bytes():
@@ -148,8 +155,8 @@ class Training:
             if theirs[name] != own:
                 raise BadInput(f"{str(log)!r} is of another run ({name} {theirs[name]}, here {own}): restore it, or begin the run again")
         steps = min([len(trajectory), self.settings.steps, *(entry["step"] for entry in logged[-1:])])
-        with need("tqdm").tqdm(total=steps, unit="iteration", desc="replay", dynamic_ncols=True, delay=1.0) as bar:
-            return trajectory.replay(model, steps, progress=lambda done: bar.update(done - bar.n), perturbation=self.run.pool)
+        again = partial(progress, "replayed")
+        return trajectory.replay(model, steps, progress=lambda done: again(done, steps, {}), perturbation=self.run.pool)
 
     def _logged(self) -> list[dict[str, Any]]:
         """What a run that goes on has logged, without a line that was cut off."""

@@ -22,8 +22,10 @@ def docstring_sentences(packages: tuple[str, ...] = PACKAGES, each: int = 800, s
         packages: names of installed packages. Default networkx and sympy.
         each: sentences a package, at most; the package with the fewest decides for all. Default 800.
         seed: which files are read and in what order the rows come. Default 0.
+
     Returns:
         rows {"text": sentence, "label": package} in random order, as many of each label.
+
     Raises:
         BadInput: a package is not installed or has fewer than 20 such sentences.
     """

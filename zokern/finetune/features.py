@@ -51,10 +51,13 @@ def probe(loaded: LoadedModel, features: list[Features]) -> None:
 
     Args:
         features: of training rows.
+
     Raises:
         BadInput: the head sees one vector a token, or there are too few rows to tell how they vary within a class.
-    Reference: Kumar et al. 2022, "Fine-Tuning can Distort Pretrained Features and Underperform Out-of-Distribution" (LP-FT); Ledoit
-        and Wolf 2004, "A well-conditioned estimator for large-dimensional covariance matrices", equation 14.
+
+    Reference:
+        Kumar et al. 2022, "Fine-Tuning can Distort Pretrained Features and Underperform Out-of-Distribution" (LP-FT); Ledoit and Wolf 2004,
+        "A well-conditioned estimator for large-dimensional covariance matrices", equation 14.
     """
     model, classes = loaded.model, len(loaded.reader.task.labels)
     by_class = [[row for row in features if row["label"] == c] for c in range(classes)]

@@ -34,6 +34,7 @@ def alone(path: str | Path, what: str) -> Iterator[tuple[str, dict[str, Any]]]:
 
     Args:
         what: what errors call the model.
+
     Raises:
         BadInput: it is no such file, or a package is missing.
     """

@@ -23,6 +23,7 @@ def metrics_of(
     Args:
         examples: with labels. features: theirs.
         reader: what evaluates the model. Default None: ``loaded.reader``.
+
     Raises:
         BadInput: the loss is not finite: the weights are broken, or too large for their dtype; or the model fails over its inputs, as one
             does whose tokenizer is another's.

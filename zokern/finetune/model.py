@@ -170,6 +170,8 @@ def convert(model: str, out: str) -> None:
 
     Args:
         model: a GGUF file, a local folder or a hub id.
+        out: the folder, which is made, or is empty.
+
     Raises:
         BadInput: the model cannot be read, or the folder is not empty.
     """

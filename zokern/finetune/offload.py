@@ -56,6 +56,7 @@ def working_copy(folder: str | Path, model: Any, path: str | Path) -> MappedWeig
     Args:
         folder: of a checkpoint in safetensors, as ``save_pretrained`` writes it; it is read tensor by tensor.
         model: as ``without_weights`` makes it. path: of the new file, which the model then computes with.
+
     Raises:
         BadInput: the checkpoint has no safetensors, is not whole, or lacks a parameter of the model, such as a new head's.
         Unwritable: there is no room for the file, or another fault.

@@ -95,6 +95,7 @@ def fit(name: str, value: Any, hint: Any) -> Any:
 
     Args:
         name: what an error calls it.
+
     Raises:
         BadInput: it is of another kind, an integer of more than 64 bits, or text that no file could be named by.
     """

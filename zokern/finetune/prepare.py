@@ -23,7 +23,7 @@ from .options import title
 from .runs import refuse_within, versions
 from .settings import Settings
 
-PACKAGES = ("transformers", "accelerate", "peft", "sklearn", "safetensors", "matplotlib", "tqdm")  # asked for before any work, not after it
+PACKAGES = ("transformers", "accelerate", "peft", "sklearn", "safetensors", "matplotlib")  # asked for before any work, not after it
 
 
 @dataclass

@@ -1,27 +1,23 @@
 """After a run: its model is saved, judged on held-out and test rows, and described."""
 
 import json
-import math
 import resource
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..errors import need
 from ..optim import named
-from . import output
-from .metrics_of_model import metrics_of
+from . import curves, output
+from .metrics_of_model import best_of, metrics_of
 from .prepare import Run
 
 if TYPE_CHECKING:
     from .train import Training
-
-WINDOW = 5  # logged losses that the drawn one is averaged over: one says little
 
 
 @dataclass(frozen=True)
@@ -60,8 +56,8 @@ class Result:
     out: str
     load: str
 
-    def lines(self) -> list[str]:
-        """The summary, to be read."""
+    def facts(self) -> list[tuple[str, str]]:
+        """What there is to know beside the numbers, each with its name."""
         classes = ", ".join(self.labels[:6]) + (f" and {len(self.labels) - 6} more" if len(self.labels) > 6 else "")
         classes = f", classes {classes}" if classes else ""
         skipped = f", {self.skipped} skipped for want of a finite loss" if self.skipped else ""
@@ -69,27 +65,47 @@ class Result:
         log = "log.jsonl, trajectory.jsonl" if named(self.optimizer).replayable else "log.jsonl"
         backwards = f" and {self.backwards} backward passes" if self.backwards else ""
         return [
-            *(["stopped early: what follows is of the steps done"] if self.interrupted else []),
-            f"model      {self.model}, {self.method}: {self.trained_parameters:,} of {self.parameters:,} parameters trained",
-            f"data       {self.data}: {self.train_rows} training rows, {self.held_out_rows} held out{classes}",
-            f"{self.metric:<10} {self._path(self.metric)} on held-out rows",
-            *([f"loss       {self._path('loss')} on held-out rows"] if "loss" in self.after else []),
+            *([("stopped", "early: what follows is of the steps done")] if self.interrupted else []),
+            ("model", f"{self.model}, {self.method}: {self.trained_parameters:,} of {self.parameters:,} parameters trained"),
+            ("data", f"{self.data}: {self.train_rows} training rows, {self.held_out_rows} held out{classes}"),
             *self._best(),
-            *([f"test       {self.metric} {self.test[self.metric]:.3f} on {self.test_rows} rows"] if self.test else []),
-            f"time       {self.train_seconds:.0f} s in training, {self.seconds:.0f} s in all of this process; {self.steps} steps, "
-            f"{self.forwards} forward passes{backwards}, {self.steps_per_second:.2f} steps/s{skipped}",
-            f"memory     {self.peak_mib:,.0f} MiB at most",
-            f"saved      {self.out} (model, tokenizer, curve.png, {log}{metrics})",
-            f"load with  {self.load}",
+            (
+                "time",
+                f"{self.train_seconds:.0f} s in training, {self.seconds:.0f} s in all of this process; {self.steps} steps, "
+                f"{self.forwards} forward passes{backwards}, {self.steps_per_second:.2f} steps/s{skipped}",
+            ),
+            ("memory", f"{self.peak_mib:,.0f} MiB at most"),
+            ("saved", f"{self.out} (model, tokenizer, curve.png, {log}{metrics})"),
+            ("load with", self.load),
         ]
 
-    def _best(self) -> list[str]:
+    def numbers(self) -> dict[str, dict[str, str]]:
+        """Losses and metrics: rows by column."""
+        columns: dict[str, dict[str, Any] | None] = {"before": self.before, "probe": self.probed, "after": self.after}
+        if self.best and self.best["step"] != self.steps:
+            columns[f"best, step {self.best['step']}"] = self.best
+        columns["test rows"] = self.test
+        names = [name for name in self.after if name != "loss"] + ["loss"]
+        return {column: {name: f"{found[name]:.3f}" for name in names if name in found} for column, found in columns.items() if found}
+
+    def lines(self) -> list[str]:
+        """The summary, to be read."""
+        facts = self.facts()
+        numbers = [
+            (self.metric, f"{self._path(self.metric)} on held-out rows"),
+            *([("loss", f"{self._path('loss')} on held-out rows")] if "loss" in self.after else []),
+            *([("test", f"{self.metric} {self.test[self.metric]:.3f} on {self.test_rows} rows")] if self.test else []),
+        ]
+        behind = [name for name, _ in facts].index("data") + 1
+        return [f"{name:<10} {text}" for name, text in (*facts[:behind], *numbers, *facts[behind:])]
+
+    def _best(self) -> list[tuple[str, str]]:
         """Where an evaluation on the way was better than the last one."""
         if not self.best or self.best["step"] == self.steps:
             return []
         again = f": zokern replay {self.out} --step best --out FOLDER" if named(self.optimizer).replayable else ""
         how = ", which is saved" if self.kept == "best" else again
-        return [f"best       {self.metric} {self.best[self.metric]:.3f} on held-out rows after step {self.best['step']}{how}"]
+        return [("best", f"{self.metric} {self.best[self.metric]:.3f} on held-out rows after step {self.best['step']}{how}")]
 
     def _path(self, name: str) -> str:
         probed = f"{self.probed[name]:.3f} (linear probe) -> " if self.probed else ""
@@ -104,9 +120,11 @@ def report(run: Run, training: "Training") -> Result:
         loaded.save(draft)
         after = metrics_of(loaded, data.held_out, run.held_out)
         test = metrics_of(loaded, data.test, [loaded.reader.encode(example) for example in data.test]) if data.test else None
-        title = f"{loaded.name}, {settings.optimizer}, {run.method}"
-        draw(training.trainer.state.log_history, data.task.metric, title, draft / output.CURVE)
-    forwards, backwards = training.passes
+        title = (f"{loaded.name} on {data.name}", f"{settings.optimizer}, {run.method}")
+        forwards, backwards = training.passes
+        loss = "nats" if loaded.reader.smooth else f"nats; training: 1 - {settings.objective}"
+        names = (step_of(training.steps, forwards, backwards), f"loss ({loss})")
+        draw(training.trainer.state.log_history, data.task.metric, title, names, draft / output.CURVE)
     result = Result(
         model=loaded.name,
         method=run.method,
@@ -151,26 +169,34 @@ def peak_mib(device: torch.device) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
 
 
-def draw(history: list[dict[str, Any]], metric: str, title: str, path: Path) -> Any:
-    """Loss and held-out metric over the steps, of what Trainer logged, as a PNG. -> the figure."""
-    figure = need("matplotlib.figure").Figure(figsize=(7, 4.4), layout="constrained")
-    left = figure.add_subplot(title=title, xlabel="step", ylabel="loss")
-    steps, losses = _series(history, "loss")
-    left.plot(steps, losses, color="C0", alpha=0.2, linewidth=0.8)
-    smooth = [fmean(losses[max(0, i - WINDOW) : i]) for i in range(1, len(losses) + 1)]  # fewer at the start
-    left.plot(steps, smooth, "C0-" if len(steps) > 1 else "C0.", label="training loss")  # one point makes no line
-    if _series(history, "eval_loss")[0]:
-        left.plot(*_series(history, "eval_loss"), "C2.--", label="held-out loss")
-    right = left.twinx()
-    right.plot(*_series(history, f"eval_{metric}"), "C1o-", label=f"held-out {metric}")
-    right.set(ylabel=metric, ylim=(min(0, right.get_ylim()[0]), 1))
-    left.xaxis.set_major_locator(need("matplotlib.ticker").MaxNLocator(integer=True))  # there is no half a step
-    figure.legend(loc="outside lower center", ncols=3, fontsize="small")
-    figure.savefig(path, dpi=150)
+def draw(history: list[dict[str, Any]], metric: str, title: Sequence[str], names: tuple[str, str], path: Path) -> Any:
+    """Losses and held-out metric over the steps, of what Trainer logged, as a PNG. -> the figure.
+
+    Args:
+        title: its lines.
+        names: of the axes of steps and of losses.
+    """
+    figure, (upper, lower) = curves.figure_of(title, names[0], [names[1], metric])
+    steps, losses = curves.series(history, "loss")
+    means, window = curves.smooth(losses)
+    missing = sorted({entry["step"] for entry in history if "loss" in entry} - set(steps))
+    upper.under((steps, losses), curves.BLUE, missing)
+    name = f"training, mean of {window}" if window > 1 else "training"
+    upper.line((steps, means), name, curves.BLUE, missing)
+    upper.without(missing)
+    for panel, name in ((upper, "loss"), (lower, metric)):
+        held_out = curves.series(history, f"eval_{name}")
+        panel.before(held_out)
+        panel.held_out(held_out)
+    if best := best_of(history, metric):
+        lower.best(best["step"], best[metric], "step")
+    for panel in (upper, lower):
+        panel.finish()
+    curves.save(figure, path)
     return figure
 
 
-def _series(history: list[dict[str, Any]], name: str) -> tuple[list[int], list[float]]:
-    """-> (steps, values) of what was logged under a name and is finite."""
-    found = [(entry["step"], entry[name]) for entry in history if isinstance(entry.get(name), int | float) and math.isfinite(entry[name])]
-    return [step for step, _ in found], [value for _, value in found]
+def step_of(steps: int, forwards: int, backwards: int) -> str:
+    """What a step is, by the passes of all."""
+    passes = [f"{count / steps:.3g} {name}" for count, name in ((forwards, "forward"), (backwards, "backward")) if steps and count]
+    return f"step ({' and '.join(passes)} pass{'' if passes == ['1 forward'] else 'es'} each)" if passes else "step"

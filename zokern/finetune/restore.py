@@ -178,6 +178,7 @@ def replay(
         passes_per_sweep: passes over the weights that are made in one read and write. Default 96.
         progress: called with the number of steps made.
         trust_remote_code: run the code that comes with the base model. Default False, whatever the run was made with.
+
     Raises:
         BadInput: the run, its trajectory or the base model cannot be used; with what differs.
     """

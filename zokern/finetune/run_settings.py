@@ -94,13 +94,16 @@ class RunSettings:
 
     @classmethod
     def flat(cls: type[Made], values: dict[str, Any]) -> Made:
-        """Settings of values by option, as ``record`` and the command line have them."""
+        """Settings of ``values`` by option, as ``record`` and the command line have them."""
         own = {name: value for name, value in values.items() if name in cls._own()}
         return cast(Any, cls)(**own, optimizer_settings={name: value for name, value in values.items() if name not in own})
 
     @classmethod
     def of(cls: type[Made], record: dict[str, Any]) -> Made:
         """The settings that ``record`` wrote, here or in an earlier zokern, checked, but for whether a model's code is trusted.
+
+        Args:
+            record: option -> value.
 
         Raises:
             BadInput: a setting that is not known here, one that is missing, or what ``checked`` refuses.

@@ -61,6 +61,7 @@ def prolonged(settings: Made, folder: str, steps: int | None, unit: str, trust_r
         folder: the run's, as the user named it.
         steps: how many there are to be in all; None: as many as it was asked for.
         unit: what steps are called.
+
     Raises:
         BadInput: fewer than it was asked for, or no more, and it is done.
     """

@@ -10,7 +10,7 @@ import torch
 
 from ..errors import BadInput
 from ..optim import ClosureOptimizer, named, optimizers
-from ..tasks import READERS
+from ..tasks.kinds import READERS
 from ..tasks.reader import OBJECTIVES
 from .options import fitting, option, title
 from .run_settings import DTYPES, ZO, Length, Natural, Positive, RunSettings, Seed, free, zo_choices
@@ -32,8 +32,11 @@ SCHEDULES = ("linear", "cosine", "constant")
 
 @dataclass(frozen=True)
 class Settings(RunSettings):
-    """What to fine-tune, on what, and how; ``help`` in each field's metadata says what it is. ``checked()`` fills in what follows from
-    the rest."""
+    """What to fine-tune, on what, and how. ``checked()`` fills in what follows from the rest.
+
+    Each field is an option of ``zokern finetune``, and its metadata's ``help`` says what it is (docs/command_line.md): batch_size is
+    --batch-size. ``optimizer_settings`` holds those of the optimizer, by name.
+    """
 
     model: str | None = option("Local folder, GGUF file or hub id. Without it: a small MiniLM, with LoRA.")
     trust_remote_code: bool = option("Run the Python code that comes with --model. Read it first.", False)
@@ -106,7 +109,7 @@ class Settings(RunSettings):
         return None if name == "none" else named(name)
 
     def checked(self) -> "Settings":
-        """The same with what follows from the rest filled in, lr and eps excepted.
+        """Return the same with what follows from the rest filled in, lr and eps excepted.
 
         Raises:
             BadInput: a value of another type or out of range, or options that do not go together, by the names of the options.

@@ -8,7 +8,6 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
 
-from tqdm import tqdm
 from transformers import PrinterCallback, TrainerCallback, TrainingArguments
 
 from ..errors import BadInput, first_line, writing
@@ -20,10 +19,10 @@ from .metrics_of_model import best_of, metrics_of
 from .optimizers import make
 from .options import title
 from .prepare import Run
+from .progress import Progress
 from .runs import interruptible
 from .settings import ZO
 
-SHOWN = ("loss", "eval_loss", "eval_accuracy", "eval_f1", "eval_matthews")  # beside the bar
 SECONDS = "train_seconds"  # of a log's entries
 PATIENCE = 10  # steps on end without a finite loss after which a run is given up
 KEPT = 2  # checkpoints: should the machine stop while one is written, there is the one before
@@ -43,9 +42,9 @@ def go_on(run: Run, record: dict[str, Any], say: Callable[[str], None]) -> None:
         say(f"from step {done + 1} on the learning rate is that of {as_of}; up to there it was as over {before}")
 
 
-def train(run: Run, say: Callable[[str], None]) -> "Training":
+def train(run: Run, say: Callable[[str], None], progress: Progress) -> "Training":
     """Train to the last step, or to Ctrl-C."""
-    training = Training(run)
+    training = Training(run, progress)
     with interruptible(training.stop):
         with training.own_memory.watched() if run.settings.offload == "disk" and run.settings.device == "cpu" else nullcontext():
             training.train()
@@ -74,14 +73,13 @@ class Training(TrainerCallback):
         interrupted: whether that was before the last step.
     """
 
-    def __init__(self, run: Run):
-        self.run, self.settings = run, run.settings
+    def __init__(self, run: Run, progress: Progress):
+        self.run, self.settings, self._progress = run, run.settings, progress
         self.seconds, self.stopped, self.interrupted = 0.0, processes.Stop(), False
         self.own_memory = offload.OwnMemory()
         self._moved, self._skipped = 0, 0  # the last step logged at which not all since the one before were skipped; skipped up to there
-        self._shown: dict[str, float] = {}
-        self._logged = 0
-        self._bar: Any = None
+        self._new: dict[str, float] = {}  # what was measured and not told yet
+        self._logged = self._told = 0
         self.reader, (rows, self.held_out) = self._reader()
         self.trainer: Any = self._trainer(rows)
 
@@ -131,9 +129,6 @@ class Training(TrainerCallback):
                 if resume and not self.steps and str(error).startswith("Error(s) in loading state_dict"):
                     raise BadInput(f"checkpoint {str(resume)!r} is of another model: restore the --model that the run began with") from None
                 raise
-            finally:
-                if self._bar is not None:
-                    self._bar.close()
         if self.settings.keep == "best" and self.best and self.best["step"] != self.steps:
             kept = path / output.CHECKPOINTS / f"checkpoint-{self.best['step']}"
             checkpoint.check(kept)
@@ -200,10 +195,9 @@ class Training(TrainerCallback):
         return trainer
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        silent = {} if processes.leads() else {"disable": True}
-        self._bar = tqdm(total=state.max_steps, initial=state.global_step, unit="step", dynamic_ncols=True, **silent)
         if state.global_step == 0:
             self._judge()
+        self._tell(state)
         self.seconds = max((entry.get(SECONDS, 0.0) for entry in state.log_history), default=0.0)
         if state.global_step:  # the checkpoint's learning rate is that of the steps that were then asked for
             kwargs["lr_scheduler"].last_epoch -= 1
@@ -214,7 +208,6 @@ class Training(TrainerCallback):
         self.run.steps_made += 1
         if self.run.steps_made == 1:
             self._since += self.trainer.check_seconds
-        self._bar.update()
         if state.global_step % self.settings.eval_every == 0 or state.global_step == state.max_steps:
             self._clock()
             self._judge()
@@ -227,6 +220,14 @@ class Training(TrainerCallback):
         if control.should_save or state.global_step % args.save_steps == 0:
             control.should_log = True  # a checkpoint knows the seconds so far
 
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step > self._told:
+            self._tell(state)  # of the step before, of which all is logged by now
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step > self._told:
+            self._tell(state)
+
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._since = time.perf_counter()  # as a run sees it that goes on from there
 
@@ -235,8 +236,7 @@ class Training(TrainerCallback):
         if "loss" in logs:
             self._clock()
             state.log_history[-1][SECONDS] = round(self.seconds, 3)
-        self._shown |= {name: logs[name] for name in SHOWN if name in logs}
-        self._bar.set_postfix_str(", ".join(f"{name} {value:.3f}" for name, value in self._shown.items()), refresh=False)
+        self._new |= {name: value for name, value in logs.items() if name == "loss" or name.startswith("eval_")}
         if "skipped_steps" in logs:
             self._give_up(state.global_step, logs["skipped_steps"])
         lines = (json.dumps({name: _json(value) for name, value in entry.items()}) for entry in state.log_history[self._logged :])
@@ -255,6 +255,10 @@ class Training(TrainerCallback):
             shown = ", ".join(f"{name} {rate:g}" for name, rate in rates.items())
             last = f"{since} steps up to step {step}"
             raise BadInput(f"the loss was not finite in {last}, {shown}: pass a smaller {' or '.join(rates)}")
+
+    def _tell(self, state: Any) -> None:
+        self._progress("step", state.global_step, state.max_steps, self._new)
+        self._told, self._new = state.global_step, {}
 
     def _clock(self) -> None:
         now = time.perf_counter()

@@ -34,7 +34,7 @@ class StartingPoint:
 
     Attributes:
         lr: from the first to the second.
-        eps: perturbation radius.
+        eps: perturbation radius, in units of theta.
         options: of ``adapt``.
         source: where they come from.
     """
@@ -55,20 +55,21 @@ STARTING_POINTS = {
     "prompt": StartingPoint((1e-3, 1e-2), 1e-1, dict(num_virtual_tokens=10), "as prefix; none published"),
     "head": StartingPoint((1e-3, 1e-2), 1e-2, {}, "none published"),
 }
+"""method of ``adapt`` -> its ``StartingPoint``."""
 
 
 def adapt(model: Any, method: Any, task_type: str | None = None, *, train_a: bool = False, start: str = "tokens", **options: Any) -> Any:
     """Make one part of a model trainable, and nothing else.
 
-    "lora" and "dora" train B, with DoRA the magnitudes, and a new head; A stays as peft draws it. At the start, where B is 0, the loss
-    does not depend on A, and a zeroth-order step, unlike one along a gradient, would move A all the same: at random, and with
-    every step further. It also halves what is perturbed. Reference: Zhang et al. 2023, "LoRA-FA".
+    "lora" and "dora" train B, with DoRA the magnitudes, and a new head; A stays as peft draws it, as in LoRA-FA. At the start, where B is
+    0, the loss does not depend on A, and a zeroth-order step, unlike one along a gradient, would move A all the same: at random, and with
+    every step further. It also halves what is perturbed.
 
-    "prefix" trains keys and values before the tokens of every layer, "prompt" embeddings before the tokens of the text, each with a
-    new head. A classifier that reads the last token, such as OPT's, needs its rows padded on the left with "prompt": it sees no ids.
+    "prefix" trains keys and values before the tokens of every layer, "prompt" embeddings before the tokens of the text, each with a new
+    head. A classifier that reads the last token, such as OPT's, needs its rows padded on the left with "prompt": it sees no ids.
 
-    Trained parts of a model in 16 bits are kept in float32, in which small steps are not lost, but for "full" and patterns. Such a
-    model computes under autocast, as ``ZOTrainer`` does of itself.
+    Trained parts of a model in 16 bits are kept in float32, in which small steps are not lost, but for "full" and patterns. Such a model
+    computes under autocast, as ``ZOTrainer`` does of itself.
 
     Args:
         model: of transformers; it is changed, and for peft's methods wrapped.
@@ -79,14 +80,19 @@ def adapt(model: Any, method: Any, task_type: str | None = None, *, train_a: boo
         train_a: train LoRA's A as well. Default False.
         start: of a prefix: "tokens", the keys and values that the model has for tokens drawn at random (torch's generator), or "random",
             peft's own. Default "tokens".
-        options: of peft's config. What is not given is that of ``STARTING_POINTS``, without dropout.
+        **options: of peft's config. What is not given is that of ``STARTING_POINTS``, without dropout.
+
     Returns:
         The model, a PeftModel where peft adapts it.
+
     Raises:
-        ValueError: a pattern that names nothing, a model without a head of its own, options that do not belong to the method, a model
-            that peft cannot adapt so.
-    References: Hu et al. 2022, "LoRA"; Liu et al. 2024, "DoRA"; Li and Liang 2021, "Prefix-Tuning"; Lester et al. 2021, "The Power of
-        Scale for Parameter-Efficient Prompt Tuning"; for a prefix that begins as real tokens, Malladi et al. 2023, appendix E.
+        ValueError: a pattern that names nothing, a model without a head of its own, options that do not belong to the method, a model that
+            is adapted already or that peft cannot adapt so.
+
+    Reference:
+        Hu et al. 2022, "LoRA"; Zhang et al. 2023, "LoRA-FA"; Liu et al. 2024, "DoRA"; Li and Liang 2021, "Prefix-Tuning"; Lester et al.
+        2021, "The Power of Scale for Parameter-Efficient Prompt Tuning"; for a prefix that begins as real tokens, Malladi et al. 2023,
+        appendix E.
     """
     if hasattr(model, "peft_config"):
         raise ValueError(f"the model is adapted by peft already ({model.active_adapter!r}): pass the model that it was made from")
@@ -130,10 +136,16 @@ def lora_plus(model: Any, optimizer: type[ClosureOptimizer], lr: float, ratio: f
         optimizer: a class of zokern's.
         lr: of A and of everything else that is trained but B and vectors.
         ratio: lr of B, and of vectors, over that of A, >= 1; peft's documentation has advice.
-        settings: of the optimizer, and of ``peft.optimizers.create_loraplus_optimizer``.
+        **settings: of the optimizer, and of ``peft.optimizers.create_loraplus_optimizer``.
+
+    Returns:
+        The optimizer, of the parameter groups that peft makes.
+
     Raises:
         ValueError: A is not trained, so that there is but one learning rate; a ratio below 1.
-    Reference: Hayou et al. 2024, "LoRA+: Efficient Low Rank Adaptation of Large Models".
+
+    Reference:
+        Hayou et al. 2024, "LoRA+: Efficient Low Rank Adaptation of Large Models".
     """
     names = {id(p): name for name, p in model.named_parameters() if p.requires_grad}
     if not any("lora_A" in name or "lora_embedding_A" in name for name in names.values()):

@@ -52,6 +52,7 @@ def check(folder: str | Path, rng: str | None = None) -> None:
 
     Args:
         rng: the file of this process's random numbers, if a run is to be resumed. Default None: the weights are all that is wanted.
+
     Raises:
         BadInput: a part is missing, empty or damaged, by name.
     """

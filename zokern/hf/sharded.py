@@ -119,7 +119,15 @@ class ShardedTrainer(Trainer):
         return items if items is None else items * self._processes_of_a_row
 
     def share_of(self, rows: Sequence[int], batch: int) -> tuple[list[int], int]:
-        """-> (those of some rows that this process sees, in how many batches all see theirs: a forward pass takes all of them)."""
+        """Divide rows among processes.
+
+        Args:
+            rows: numbers of rows.
+            batch: rows at a time.
+
+        Returns:
+            Those that this process sees, and in how many batches all see theirs: a forward pass takes all of them.
+        """
         size, each = self._processes_of_a_row, self.args.world_size // self.directions
         here, there = self.args.process_index % each // size, each // size
         return list(rows[here::there]), -(-len(rows) // (there * batch))

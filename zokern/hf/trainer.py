@@ -35,48 +35,51 @@ class ZOTrainer(ShardedTrainer):
 
     A step measures in ``training_step`` and moves in Trainer's ``optimizer.step()``. The model is in eval() mode throughout, since dropout
     would make the losses of a step differ by more than the perturbation. With gradient_accumulation_steps one perturbation sees all
-    micro-batches, each weighted by its tokens or rows: the step is that of the large batch. Of several processes each sees its part
-    of the batch, and all take the same step, bit for bit; the model is not wrapped.
+    micro-batches, each weighted by its tokens or rows: the step is that of the large batch. Of several processes each sees its part of the
+    batch, and all take the same step, bit for bit; the model is not wrapped.
 
     Weights in 16 bits are not perturbed in place, where they would drift, but streamed (``zokern.Streamed``), unless ``perturbation`` says
     otherwise.
 
     The optimizer is given as to Trainer: ``optimizer_cls_and_kwargs=(zokern.ZOAdam, {...})``, or ``optimizers=(optimizer, scheduler)``;
-    with neither it is MeZO. A class is given the trainable parameters with their names, in the model's order; where there is weight
-    decay, in the two groups that Trainer makes of them. lr and weight_decay, unless among the settings given, are those of
-    TrainingArguments. MeZOSVRG's lr_full follows the schedule of its lr. Hybrid is given the model, and each of its halves has its own lr
-    and weight_decay, which the schedule scales alike: ``optimizer_cls_and_kwargs=(zokern.Hybrid, {"zo": ..., "fo": ..., "split": ...})``.
-    Its gradients are taken a micro-batch at a time, are those of all processes, and are clipped to max_grad_norm.
+    with neither it is MeZO. A class is given the trainable parameters with their names, in the model's order; where there is weight decay,
+    in the two groups that Trainer makes of them. lr and weight_decay, unless among the settings given, are those of TrainingArguments.
+    MeZOSVRG's lr_full follows the schedule of its lr. Hybrid is given the model, and each of its halves has its own lr and weight_decay,
+    which the schedule scales alike: ``optimizer_cls_and_kwargs=(zokern.Hybrid, {"zo": ..., "fo": ..., "split": ...})``. Its gradients are
+    taken a micro-batch at a time, are those of all processes, and are clipped to max_grad_norm.
 
     Losses are of float32 where the model allows it: a model in 16 bits that returns its loss in 16 bits, or whose trained part is in
-    float32, is evaluated under autocast. It logs the loss (mean over the perturbed models), ``projected_grad`` (the root mean
-    square where there are several), ``loss_plus`` and ``loss_minus`` of the newest step, and ``skipped_steps``, those whose loss was not
-    finite; of Hybrid ``grad_norm`` as well. With logging_nan_inf_filter=False nothing else in a step waits for a GPU, Hybrid's own
-    look at its losses excepted.
+    float32, is evaluated under autocast. It logs the loss (mean over the perturbed models), ``projected_grad`` (the root mean square where
+    there are several), ``loss_plus`` and ``loss_minus`` of the newest step, and ``skipped_steps``, those whose loss was not finite; of
+    Hybrid ``grad_norm`` as well. With logging_nan_inf_filter=False nothing else in a step waits for a GPU, Hybrid's own look at its losses
+    excepted.
 
     What has no meaning without gradients (gradient_checkpointing, optim, adam_beta1, another max_grad_norm than Trainer's, but for
     Hybrid's) is refused. With defer=True, callbacks that look at the weights call ``flush()`` first; evaluation, prediction and saving do.
     Where evaluation is to generate (Seq2SeqTrainingArguments), ``class ZOSeq2SeqTrainer(ZOTrainer, Seq2SeqTrainer): pass``.
 
     Args:
-        model, args, ...: as of Trainer.
-        full_batch: of MeZOSVRG, what is evaluated at anchors: "train", all training rows, or how many of them, drawn anew for each
-            anchor by (args.seed, step). In batches of the evaluation's size.
+        full_batch: of MeZOSVRG, what is evaluated at anchors: "train", all training rows, or how many of them, drawn anew for each anchor
+            by (args.seed, step). In batches of the evaluation's size. Default "train".
         objective: what to train on instead of the model's loss, differentiable or not: an object with loss(model, inputs) -> 0-dim tensor,
             a mean over rows, and scores(model, inputs) -> [rows, candidates], which are the predictions of ``predict`` and
-            ``compute_metrics``. Inputs that the model does not know need remove_unused_columns=False.
-            ``smooth = True`` says that differences of its loss are those of a smooth function, not of a count.
-        trajectory: a path where ``zokern.record`` logs the steps. A resumed run continues the log. Not of Hybrid.
-        directions: groups of processes that measure different points of a step on the same rows, as of ``zokern.DistributedClosure``.
-            Default 1: all measure all points, of different rows.
+            ``compute_metrics``. Inputs that the model does not know need remove_unused_columns=False. ``smooth = True`` says that
+            differences of its loss are those of a smooth function, not of a count. Default None.
+        trajectory: a path where ``zokern.record`` logs the steps. A resumed run continues the log. Not of Hybrid. Default None.
         check: before step 0 of a run that is not resumed call ``optimizer.check`` with the first batch, some 8 forward passes, and warn of
             each problem. The run is the same bits with it as without. Default True.
+        directions: groups of processes that measure different points of a step on the same rows, as of ``zokern.DistributedClosure``.
+            Default 1: all measure all points, of different rows.
+
+    All other arguments are those of ``transformers.Trainer``.
+
     Attributes:
         checked: the ``zokern.Check`` of that; None where there was none.
+
     Raises:
         TypeError: another optimizer than zokern's.
-        ValueError: no learning rate but Trainer's default, which is one for Adam; fp16, FSDP1, DeepSpeed, several GPUs in a process;
-            with Hybrid: trajectory, a learning rate or weight decay for both halves; an argument that would do nothing.
+        ValueError: no learning rate but Trainer's default, which is one for Adam; fp16, FSDP1, DeepSpeed, several GPUs in a process; with
+            Hybrid: trajectory, a learning rate or weight decay for both halves; an argument that would do nothing.
     """
 
     model: Any
@@ -123,6 +126,7 @@ class ZOTrainer(ShardedTrainer):
         self.accelerator.clip_grad_norm_ = lambda parameters, *norms, **named: clip(own(), *norms, **named)
 
     def create_optimizer(self, model: Any = None) -> Any:
+        """Make what ``optimizer_cls_and_kwargs`` asks for, unless an optimizer was given, of ``model`` or else the trainer's own."""
         self._cut()
         model = self.model if model is None else model
         distributed.broadcast_parameters(model)
@@ -179,7 +183,10 @@ class ZOTrainer(ShardedTrainer):
             self.zeroth_order.flush()
 
     def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
-        """Measure; ``optimizer.step()`` moves. -> the step's loss at its last micro-batch, and 0 before that."""
+        """Measure; ``optimizer.step()`` moves. Return the step's loss at its last micro-batch, and 0 before that: a 0-dim float32 tensor.
+
+        The arguments are those of ``transformers.Trainer.training_step``.
+        """
         self._micro_batches.append(self._counted(inputs))
         if not self.accelerator.sync_gradients:
             return torch.zeros((), device=self.args.device)

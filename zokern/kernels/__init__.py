@@ -24,29 +24,57 @@ _log = logging.getLogger("zokern")
 
 
 class Backend(Protocol):
-    """What a module of this folder has. Its arguments have been checked. Tensors of numbers are float32, contiguous, with one column a
-    coefficient group. They lie on the table's device, or in the host's memory where it knows the numbers."""
+    """What a module of ``zokern.kernels`` has, to be a backend.
+
+    Its arguments have been checked. Tensors of numbers are float32, contiguous, with one column a coefficient group. They lie on the
+    table's device, or in the host's memory where it knows the numbers.
+    """
 
     def status(self) -> str:
-        """Begins with "available", or with the reason why it is not, and says the cure."""
+        """Return a text that begins with "available", or with the reason why it is not, and says the cure."""
 
     def devices(self) -> tuple[str, ...]:
-        """The kinds of device whose memory it can reach."""
+        """Return the kinds of device whose memory it can reach, such as "cuda"."""
 
     def add_noise_(self, table: Table, keys: Keys, coefficients: Tensor, decay: Tensor | None, rounding: NoiseKey | None = None) -> None:
-        """out <- decay theta + sum_k c_k z(key_k), with coefficients [keys, groups] and decay [groups]. ``rounding``: by which key what is
-        stored in 16 bits is rounded stochastically; None: to nearest. The keys of a pass are all of one kind of noise."""
+        """out <- decay theta + sum_k c_k z(key_k).
+
+        Args:
+            table: the tensors of one dtype on one device, and where ``out`` is.
+            keys: of the terms, all of one kind of noise.
+            coefficients: [keys, groups].
+            decay: [groups]; None: 1.
+            rounding: by which key what is stored in 16 bits is rounded stochastically. Default None: to nearest.
+        """
 
     def replay_(self, table: Table, keys: Keys, instructions: Tensor, values: Tensor) -> None:
-        """Many passes: instructions uint8 [n] on the host, bits of ``passes``; values [n, groups]; keys in the order of their use."""
+        """Many passes of ``add_noise_`` in one read and one write, each rounded.
+
+        Args:
+            table: the tensors of one dtype on one device.
+            keys: in the order of their use.
+            instructions: uint8 [n] on the host, bits of ``kernels.passes``.
+            values: [n, groups], one an instruction.
+        """
 
     def update_(
         self, table: Table, rule: Rule, keys: Keys, a: Tensor, b: Tensor, decay: Tensor | None, numbers: Tensor,
         state: State, state_rounding: Keys | None, rounding: NoiseKey | None = None,
     ) -> None:  # fmt: skip
-        """theta <- decay theta + sum_k a_k z(key_k), and then the rule, with g = sum_k b_k z(key_k): a, b [keys, groups], decay [groups],
-        numbers [the rule's, groups]. Of ``passes.WINDOWED_ADAM`` b is [4, keys, groups], by which g, m and v are summed.
-        ``state_rounding``: one key a state to round it with, or None; ``rounding``: as in ``add_noise_``."""
+        """theta <- decay theta + sum_k a_k z(key_k), and then the rule, with g = sum_k b_k z(key_k).
+
+        Args:
+            table: the tensors of one dtype on one device.
+            rule: what is done, and how many numbers and states it has.
+            keys: of both sums.
+            a: [keys, groups].
+            b: [keys, groups]; of ``passes.WINDOWED_ADAM`` [4, keys, groups], by which g, m and v are summed.
+            decay: [groups]; None: 1.
+            numbers: [the rule's, groups].
+            state: addresses of what the rule keeps, and its dtype.
+            state_rounding: one key a state to round it with; None: it is float32.
+            rounding: by which key theta in 16 bits is rounded stochastically. Default None: to nearest.
+        """
 
 
 if TYPE_CHECKING:
@@ -56,7 +84,7 @@ if TYPE_CHECKING:
 
 
 def backends() -> dict[str, str]:
-    """Every backend's name -> "available", with details, or the reason why it is missing and the cure."""
+    """Return every backend's name -> "available", with details, or the reason why it is missing and the cure."""
     return {name: _module(name).status() for name in NAMES}
 
 
@@ -64,8 +92,12 @@ def backends() -> dict[str, str]:
 def use_backend(name: str) -> Iterator[None]:
     """Run everything inside on one backend. ``ZOKERN_BACKEND=name`` does the same for a whole process.
 
+    Args:
+        name: "cpu", "cuda", "triton" or "reference".
+
     Raises:
-        ValueError: no such backend. RuntimeError: it is missing here; the message says why and what to do.
+        ValueError: no such backend.
+        RuntimeError: it is missing here; the message says why and what to do.
     """
     global _forced
     _available(name)

@@ -122,13 +122,18 @@ def write(path: str | Path, tensors: Mapping[str, torch.Tensor], values: Callabl
     """Write a safetensors file, whole or not at all, tensor by tensor: no more than one of them is held at a time.
 
     Args:
-        path: of the file; its folder is made, and one that is there is replaced.
+        path: of the file, which replaces one that is there; its folder is made.
         tensors: by name. With ``values`` their shapes and dtypes are all that is looked at: they may be on the meta device.
         values: name -> the values of a tensor, in any dtype; asked for when they are written. Default None: those of ``tensors``.
+
     Raises:
         BadInput: the file is open for writing in a ``MappedWeights``.
         Unwritable: there is no room, or another fault. What is there stays as it is.
+        ValueError: a tensor of a dtype that a mapped file does not hold, or values of another shape than that of their tensor.
     """
+    for name, like in tensors.items():
+        if like.dtype not in NAMES:
+            raise ValueError(f"tensors[{name!r}] is {like.dtype}: write it in float32, bfloat16 or float16")
     path = Path(path).expanduser().absolute()
     order = sorted(tensors, key=lambda name: -tensors[name].dtype.itemsize)  # each begins at a multiple of its element's size
     header: dict[str, dict[str, Any]] = {"__metadata__": {"format": "pt"}}

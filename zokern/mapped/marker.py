@@ -18,6 +18,7 @@ class Marker:
 
     Args:
         weights: the file beside which it is.
+
     Attributes:
         state: UPDATING, WRITTEN, or None where all is on the disk.
     """

@@ -26,8 +26,10 @@ def matched(model: torch.nn.Module, shapes: Mapping[str, Sequence[int]], where: 
     Args:
         shapes: of the tensors in the checkpoint, by name.
         where: what errors call it. cure: what they say helps.
+
     Returns:
         (what is whose, the names in the checkpoint that nothing of the model has)
+
     Raises:
         BadInput: it lacks a tensor of the model, or holds it in another shape.
     """

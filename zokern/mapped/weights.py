@@ -19,18 +19,20 @@ from .match import CURE, matched
 class MappedWeights:
     """A model's parameters as memory-mapped tensors of safetensors files: read where they lie, updated where they lie.
 
-    The system reads pages of the files as they are looked at, keeps them while there is room, and writes changed ones back: a process
-    needs no memory of its own for them. ``attach`` makes the parameters of a model these tensors. Each pass that changes them belongs
-    into ``writing``, so that a process that ends in the middle of one is found out at the next opening.
+    The system reads pages of the files as they are looked at, keeps them while there is room, and writes changed ones back: a process needs
+    no memory of its own for them. ``attach`` makes the parameters of a model these tensors. Each pass that changes them belongs into
+    ``writing``, so that a process that ends in the middle of one is found out at the next opening.
 
     A mapped page that the disk has no room for would end the process: files are to be written in full (``zokern.mapped.write``, ``cp
     --sparse=never --reflink=never``), on a local disk. They are this object's alone until it is closed.
 
     Args:
         path: a safetensors file, or a folder that holds one, or ``model.safetensors.index.json`` and its shards.
+
     Attributes:
         path: as given, absolute.
         tensors: name -> tensor, of all files.
+
     Raises:
         BadInput: there are no such files, they are damaged, sparse, read-only, another process's, or not as a whole update left them.
     """
@@ -65,13 +67,17 @@ class MappedWeights:
 
     @torch.no_grad()
     def attach(self, model: torch.nn.Module) -> None:
-        """Make the parameters of a model, on whatever device they are, these tensors, and bring the buffers that it saves into it.
+        """Make the parameters of a model these tensors, and bring the buffers that it saves into it.
 
         Parameters of the meta device, as ``accelerate.init_empty_weights(include_buffers=False)`` makes them, are replaced in all modules
         that share them; others keep being the same objects.
 
+        Args:
+            model: on whatever device.
+
         Raises:
-            BadInput: the files lack a parameter, hold other tensors, or another shape or dtype. The model is as it was then.
+            BadInput: the files lack a parameter, hold other tensors, or another shape or dtype; a buffer of the model has no values. The
+                model is as it was then.
         """
         where = repr(str(self.path))
         found, left = matched(model, {name: t.shape for name, t in self.tensors.items()}, where)

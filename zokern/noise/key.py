@@ -14,8 +14,10 @@ class NoiseKey:
         seed: of the run; an integer in [0, 2**64).
         step: of the optimizer; an integer in [0, 2**32). Default 0.
         stream: purpose << 24 | probe, an integer in [0, 2**32); ``NoiseKey.of`` puts it together. Default 0.
+
     Raises:
-        ValueError: a value outside its range. TypeError: a value that is no integer.
+        ValueError: a value outside its range.
+        TypeError: a value that is no integer.
     """
 
     seed: int
@@ -35,7 +37,18 @@ class NoiseKey:
 
     @classmethod
     def of(cls, seed: int, step: int, purpose: int = 0, probe: int = 0) -> "NoiseKey":
-        """The key of direction ``probe`` in [0, 2**24) of one step, for one purpose in [0, 256)."""
+        """The key of one direction of one step, for one purpose.
+
+        Args:
+            seed: of the run; an integer in [0, 2**64).
+            step: of the optimizer; an integer in [0, 2**32).
+            purpose: what the noise is for, in [0, 256), a constant of ``noise.spec``. Default 0: normals that perturb theta.
+            probe: number of the direction, in [0, 2**24). Default 0.
+
+        Raises:
+            ValueError: a value outside its range.
+            TypeError: a value that is no integer.
+        """
         if not (0 <= probe < 1 << 24 and 0 <= purpose < 1 << 8):
             raise ValueError(f"purpose={purpose}, probe={probe}: pass a purpose in [0, 256) and a probe in [0, 2**24)")
         return cls(seed, step, purpose << 24 | probe)
@@ -46,5 +59,5 @@ class NoiseKey:
         return "rademacher" if self.stream >> 24 in (SIGNS, ANCHOR_SIGNS) else "gaussian"
 
     def to(self, purpose: int) -> "NoiseKey":
-        """The key of the same seed, step and probe for another purpose."""
+        """The key of the same seed, step and probe for another ``purpose``."""
         return self.of(self.seed, self.step, purpose, self.stream & 0xFFFFFF)

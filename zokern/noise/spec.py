@@ -1,6 +1,7 @@
 """The constants of the noise specification (docs/noise_spec.md). This file imports nothing; every backend reads it or repeats it."""
 
 SPEC_VERSION = 2
+"""The number of the noise specification: with another one, the same keys make other noise."""
 
 # Philox4x32-7 (Salmon, Moraes, Dror, Shaw: "Parallel random numbers: as easy as 1, 2, 3", SC11).
 ROUNDS = 7

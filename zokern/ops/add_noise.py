@@ -28,17 +28,19 @@ def add_noise_(
 
     Args:
         layout: the parameters, their element indices, and which share of their elements the noise reaches.
-        terms: sequence of (NoiseKey, coefficient), any number of them. A coefficient, in units of theta, is a number, a 0-dim
-            tensor, or a tensor [len(layout.coefficient_groups)] with one value per parameter group.
+        terms: sequence of (NoiseKey, coefficient), any number of them. A coefficient, in units of theta, is a number, a 0-dim tensor, or a
+            tensor [len(layout.coefficient_groups)] with one value per coefficient group.
         decay: what theta is multiplied by; the same kinds as a coefficient. Default 1.0.
         out: tensors that are written instead of theta, which is then only read: one for each of ``layout.params``, of its shape and device,
             of its dtype or, for float32, of a 16-bit one. Default None: theta itself.
-        rounding: how what is written in 16 bits is rounded. "nearest" (the default): to nearest even. "stochastic": up or down, with the
-            probability that keeps the mean, by random bits of the first term's seed and step and of the element, so that a run is replayed
-            bit for bit. A key of purpose ``noise.spec.ROUNDING``: the same, by its own bits. float32 is stored as it is.
+        rounding: how what is written in 16 bits is rounded. "nearest": to nearest even. "stochastic": up or down, with the probability that
+            keeps the mean, by random bits of the first term's seed and step and of the element, so that a run is replayed bit for bit. A
+            key of purpose ``noise.spec.ROUNDING``: the same, by its own bits. float32 is stored as it is. Default "nearest".
+
     Raises:
-        TypeError, ValueError: a key that is no NoiseKey, keys of both kinds of noise, a coefficient of another shape, tensors of ``out``
-            that are not as above or share memory with theta or each other, a rounding of another name; nothing is written then.
+        TypeError: a key that is no NoiseKey, a coefficient that is no number; tensors of ``out`` of a dtype that is not as above.
+        ValueError: keys of both kinds of noise, a coefficient of another shape, tensors of ``out`` that are not as above or share memory
+            with theta or each other, a rounding of another name. Nothing is written then.
     """
     groups = len(layout.coefficient_groups)
     checked, scale = check_terms("terms", terms, groups), check_decay(decay, groups)
@@ -52,10 +54,20 @@ def add_noise_(
 
 
 def make_noise(key: NoiseKey, first: int, count: int, device: torch.device | str = "cpu") -> torch.Tensor:
-    """z(key) of elements first .. first + count - 1 as a float32 tensor [count], for tests and plots.
+    """z(key) of elements first .. first + count - 1, for tests and plots.
+
+    Args:
+        key: a ``zokern.NoiseKey``.
+        first: index of the first element, >= 0.
+        count: how many, >= 0.
+        device: where it is made. Default "cpu".
+
+    Returns:
+        A float32 tensor [count].
 
     Raises:
         ValueError: first or count is negative, or an element's index would pass 2**63.
+        TypeError: a key that is no NoiseKey.
     """
     if first < 0 or count < 0 or first + count > 1 << 63:
         raise ValueError(f"first={first}, count={count}: pass nonnegative integers with first + count <= 2**63")
@@ -69,8 +81,17 @@ def make_noise(key: NoiseKey, first: int, count: int, device: torch.device | str
 
 @torch.no_grad()
 def noise_like(layout: Layout, i: int, key: NoiseKey) -> torch.Tensor:
-    """z(key) of ``layout.params[i]`` as a tensor of its shape, strides, dtype and device: what ``add_noise_`` would add with coefficient
-    1, rounded to that dtype and 0 where the noise does not reach. For tangents, tests and plots: everything else makes z in a register.
+    """z(key) of one parameter as a tensor: what ``add_noise_`` would add with coefficient 1. For tangents, tests and plots.
+
+    Everything else makes z in a register.
+
+    Args:
+        layout: of the parameters.
+        i: number of the parameter in ``layout.params``.
+        key: a ``zokern.NoiseKey``.
+
+    Returns:
+        A tensor of the shape, strides, dtype and device of ``layout.params[i]``: rounded to that dtype, 0 where the noise does not reach.
 
     Raises:
         TypeError: a key that is no NoiseKey.

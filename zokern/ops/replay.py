@@ -17,7 +17,10 @@ Pass: TypeAlias = tuple[list[Term], Number | None]
 
 @torch.no_grad()
 def replay_(layout: Layout, passes: Iterable[tuple[Iterable[Term], Number]]) -> None:
-    """``for terms, decay in passes: add_noise_(layout, terms, decay)``, bit for bit, in one read and one write of theta.
+    """Many passes of ``add_noise_``, bit for bit, in one read and one write of theta.
+
+        for terms, decay in passes:
+            add_noise_(layout, terms, decay)
 
     Training perturbs in place: a step of MeZO is three passes, and theta is rounded to its dtype after each. To come to the same bits, a
     replay must round as often. Here an element stays in a register from the first pass to the last, and z of a key is made once for all
@@ -26,9 +29,10 @@ def replay_(layout: Layout, passes: Iterable[tuple[Iterable[Term], Number]]) -> 
     Args:
         layout: the parameters, their element indices, and which share of their elements the noise reaches.
         passes: sequence of (terms, decay), any number of them, each as ``add_noise_`` takes them. Applied in order.
+
     Raises:
-        TypeError, ValueError: a pass that is no (terms, decay), a key that is no NoiseKey, or a number of another shape; nothing has
-            changed then.
+        TypeError: a pass that is no (terms, decay), a key that is no NoiseKey, a coefficient that is no number.
+        ValueError: keys of both kinds of noise in one pass, or a number of another shape. Nothing has changed then.
     """
     checked = check_passes(passes, len(layout.coefficient_groups))
     for run in _of_one_kind(checked):

@@ -39,30 +39,36 @@ def update_(
 ) -> None:
     """One step of a rule on every parameter of the layout, in one pass: theta and the state are read once and written once.
 
-    x = decay theta + sum_j o_j z(key_j);  g = sum_k c_k z(key_k); then, element by element, with the numbers n in order:
+        x = decay theta + sum_j o_j z(key_j);  g = sum_k c_k z(key_k)
 
-        sign      n = -lr                                            x <- x + n0 sign(g)
-        momentum  n = -lr, beta                                      m <- beta m + g;  x <- x + n0 m
-        adam      n = -lr / bc1, b1, 1 - b1, b2, 1 - b2,             m <- b1 m + (1 - b1) g;  v <- b2 v + (1 - b2) g^2
-                      1 / sqrt(bc2), delta                           x <- x + n0 m / (sqrt(v) n5 + delta)
-        amsgrad   as adam                                            as adam, with w <- max(w, v) and sqrt(w) for sqrt(v)
+    Then, element by element, with the ``numbers`` n in order:
+
+        sign      n = -lr                                  x <- x + n0 sign(g)
+        momentum  n = -lr, beta                            m <- beta m + g;  x <- x + n0 m
+        adam      n = -lr / bc1, b1, 1 - b1, b2, 1 - b2,   m <- b1 m + (1 - b1) g;  v <- b2 v + (1 - b2) g^2
+                      1 / sqrt(bc2), delta                 x <- x + n0 m / (sqrt(v) n5 + delta)
+        amsgrad   as adam                                  as adam, with w <- max(w, v) and sqrt(w) for sqrt(v)
 
     Computed in float32 in the order that docs/noise_spec.md gives; theta is rounded once to its dtype. Never waits for the device.
 
     Args:
         layout: the parameters, their element indices, and which share of their elements the noise reaches.
-        rule: a name of ``RULES``.
-        terms: sequence of (NoiseKey, coefficient): the gradient's estimate g. Coefficients as ``add_noise_`` takes them.
+        rule: "sign", "momentum", "adam" or "amsgrad".
+        terms: sequence of (NoiseKey, coefficient): the gradient's estimate g, with coefficients c as ``add_noise_`` takes them.
         numbers: what the rule calls n, each a number, a 0-dim tensor, or a tensor [len(layout.coefficient_groups)].
-        state: for each state of the rule, in order, a list of one tensor a parameter, of its shape and device, contiguous where it is: all
-            float32, or all bfloat16, which is rounded stochastically. Zeros, as ``torch.zeros_like`` makes them, to start with.
-        pending: terms that go into theta before the rule, in units of theta. Default none.
+        state: for each state of the rule, in order (m, v, w), a list of one tensor a parameter, of its shape and device, contiguous where
+            it is: all float32, or all bfloat16, which is rounded stochastically. Zeros, as ``torch.zeros_like`` makes them, to start with.
+            Default (): of a rule without state.
+        pending: terms that go into theta before the rule, with coefficients o in units of theta. Default (): none.
         decay: what theta is multiplied by before that. Default 1.0.
         state_rounding: for bfloat16 state, ``NoiseKey.of(seed, step, ROUNDING, probe)``: m is rounded with probe, v and w with probe + 1.
+            Default None: the state is float32.
         rounding: how theta in 16 bits is rounded, as ``add_noise_`` takes it; "stochastic" is by the seed and step of the first of
             ``terms``. Default "nearest".
+
     Raises:
-        TypeError, ValueError: an argument of another kind, number, shape, strides, dtype or device, named with its cure.
+        TypeError: an argument of another kind or dtype, named with its cure.
+        ValueError: a rule of another name, or an argument of another number, shape, strides, device or range, named with its cure.
     """
     if rule not in RULES:
         raise ValueError(f"rule={rule!r} is unknown: pass one of {', '.join(map(repr, RULES))}")

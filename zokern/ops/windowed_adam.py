@@ -25,22 +25,30 @@ def windowed_adam_(
     decay: Number = 1.0,
     rounding: str | NoiseKey = "nearest",
 ) -> None:
-    """One step of Adam on every parameter of the layout, in one pass in which theta is read once and written once, and nothing else is.
+    """One step of Adam without state on every parameter of the layout, in one pass: theta is read and written once, and nothing else is.
 
-    x = decay theta + sum_j o_j z(key_j), and with g_t = sum_k c_k z(key_k) of each step t of the window
+    The moments are made again from the terms of the steps t of a window:
 
-        m = sum_t weights[0][t] g_t;   v = sum_t weights[1][t] g_t^2;   x <- x + n0 m / (sqrt(v) n1 + n2)
+        x = decay theta + sum_j o_j z(key_j);  g_t = sum_k c_k z(key_k)
+        m = sum_t weights[0][t] g_t;  v = sum_t weights[1][t] g_t^2
+        x <- x + n0 m / (sqrt(v) n1 + n2)
 
     Computed in float32 in the order that docs/noise_spec.md gives; theta is rounded once to its dtype. Never waits for the device.
 
     Args:
-        layout: as ``update_`` takes it.
+        layout: the parameters, their element indices, and which share of their elements the noise reaches.
         window: for each step the terms of its gradient's estimate, (NoiseKey, coefficient), at least one.
-        weights: what g and g^2 of each step are multiplied by in m and in v.
-        numbers: -lr / bc1, 1 / sqrt(bc2) and delta, as of the rule "adam".
-        pending, decay, rounding: as ``update_`` takes them; "stochastic" is by the seed and step of the last step's first term.
+        weights: what g and g^2 of each step are multiplied by in m and in v: two sequences of a number, a 0-dim tensor or a tensor
+            [len(layout.coefficient_groups)] a step.
+        numbers: n: -lr / bc1, 1 / sqrt(bc2) and delta, as of the rule "adam".
+        pending: terms that go into theta before, with coefficients o in units of theta. Default (): none.
+        decay: what theta is multiplied by before that. Default 1.0.
+        rounding: how theta in 16 bits is rounded, as ``add_noise_`` takes it; "stochastic" is by the seed and step of the last step's first
+            term. Default "nearest".
+
     Raises:
-        TypeError, ValueError: an argument of another kind or number, named with its cure.
+        TypeError: an argument of another kind, named with its cure.
+        ValueError: an argument of another number or shape, named with its cure.
     """
     groups = len(layout.coefficient_groups)
     steps = [check_terms(f"window[{t}]", terms, groups) for t, terms in enumerate(window)]

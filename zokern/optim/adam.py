@@ -14,19 +14,27 @@ from .stateful import Stateful
 class ZOAdam(Stateful):
     """ZO-Adam: Adam over zeroth-order estimates.
 
-    m <- b1 m + (1 - b1) g z;  v <- b2 v + (1 - b2) (g z)^2;  theta <- (1 - lr weight_decay) theta - lr m^ / (sqrt(v^) + delta),
-    with m^ = m / (1 - b1^t), v^ = v / (1 - b2^t), t the number of steps that were not skipped, as ``torch.optim.AdamW`` has it.
+        m <- b1 m + (1 - b1) g z
+        v <- b2 v + (1 - b2) (g z)^2
+        theta <- (1 - lr weight_decay) theta - lr (m / (1 - b1^t)) / (sqrt(v / (1 - b2^t)) + delta)
+
+    t is the number of steps that were not skipped. ``torch.optim.AdamW`` has the same rule.
 
     Args:
         lr: step in units of theta. Default 1e-4.
         betas: (b1, b2), both in [0, 1). Default (0.9, 0.999).
         delta: added to the denominator; > 0. Torch calls it eps, which here is the perturbation radius. Default 1e-8.
         amsgrad: divide by the running maximum of v. Default False.
-        bias_correction: False leaves the corrections out, as ZO-Bench writes the rule. Default True.
-        state_dtype: torch.float32, or torch.bfloat16 with stochastic rounding. Default torch.float32.
-        Others: as of ``MeZO``, without defer.
-    State: "exp_avg", "exp_avg_sq" and, with amsgrad, "max_exp_avg_sq", each one number an element.
-    Reference: Zhang et al. 2024, "Revisiting Zeroth-Order Optimization for Memory-Efficient LLM Fine-Tuning", Appendix A.
+        bias_correction: False leaves out the divisions by 1 - b1^t and 1 - b2^t, as ZO-Bench writes the rule. Default True.
+        state_dtype: of m and v: torch.float32, or torch.bfloat16 with stochastic rounding. Default torch.float32.
+
+    All other arguments are those of ``MeZO``.
+
+    State:
+        "exp_avg", "exp_avg_sq" and, with amsgrad, "max_exp_avg_sq", each one number an element.
+
+    Reference:
+        Zhang et al. 2024, "Revisiting Zeroth-Order Optimization for Memory-Efficient LLM Fine-Tuning", Appendix A.
     """
 
     name = "zo-adam"

@@ -20,8 +20,9 @@ class AdaMeZO(ZerothOrder):
 
     With g_j the estimate of step j, n how many of the last ``history`` steps were not skipped, and a_j how many of those came after step j:
 
-    m = (1 - b1) sum_j b1^a_j g_j;   v = (1 - b2) sum_j b2^a_j g_j^2;
-    theta <- (1 - lr weight_decay) theta - lr (m / (1 - b1^n)) / (sqrt(v / (1 - b2^n)) + delta)
+        m = (1 - b1) sum_j b1^a_j g_j
+        v = (1 - b2) sum_j b2^a_j g_j^2
+        theta <- (1 - lr weight_decay) theta - lr (m / (1 - b1^n)) / (sqrt(v / (1 - b2^n)) + delta)
 
     That is ``ZOAdam`` begun ``history`` steps ago: up to then it is the same but for rounding. The paper's rule divides by sqrt(v + delta)
     and does not correct for having begun at 0; bias_correction=False leaves the corrections out.
@@ -30,12 +31,19 @@ class AdaMeZO(ZerothOrder):
         lr: step in units of theta. Default 1e-4.
         history: steps that the moments are of; >= 1. An update makes the noise of them all, in one pass, and so its cost grows with it
             (docs/benchmarking.md). Default 20, in which betas[0] = 0.9 has 88 % of its weight.
-        betas, delta, bias_correction: as of ``ZOAdam``.
+        betas: (b1, b2), both in [0, 1). Default (0.9, 0.999).
+        delta: added to the denominator; > 0. Default 1e-8.
+        bias_correction: False leaves out the divisions by 1 - b1^n and 1 - b2^n. Default True.
         maximize: True: the closure returns a reward. Default False.
-        Others: as of ``MeZO``, without defer.
-    State: none of the size of a parameter. ``param_groups`` hold "window": the keys and coefficients of the last steps, and which of them
-        were not skipped.
-    Reference: Cai, Chen and Zhu 2026, "AdaMeZO", arXiv 2605.00650.
+
+    All other arguments are those of ``MeZO``.
+
+    State:
+        None of the size of a parameter. ``param_groups`` hold "window": the keys and coefficients of the last steps, and which of them were
+        not skipped.
+
+    Reference:
+        Cai, Chen and Zhu 2026, "AdaMeZO", arXiv 2605.00650.
     """
 
     name = "adamezo"
@@ -60,7 +68,10 @@ class AdaMeZO(ZerothOrder):
 
     @whole
     def add_param_group(self, param_group: Settings) -> None:
-        """The steps so far did not perturb what is added."""
+        """Add parameters, which the steps so far did not perturb.
+
+        The argument, and errors, are those of ``ZerothOrder.add_param_group``.
+        """
         super().add_param_group({**param_group, "window": None})
         self._set_window(self.param_groups[0]["window"])
 

@@ -20,25 +20,37 @@ from .watch import Watch
 
 
 class ZerothOrder(Trained):
-    """What all zeroth-order optimizers share. A subclass may say how a gradient is estimated (``_estimate``) and how to move along it
-    (``_update``).
+    """What all zeroth-order optimizers share: torch's interface, restored weights, a step from measurements to an update.
+
+    A subclass may say how a gradient is estimated (``_estimate``) and how to move along it (``_update``).
 
     Args:
         params: parameters, named parameters, or groups of them with settings of their own.
         defaults: settings; of all groups: q, estimator, seed.
         blocks: None; or the model, whose layers are the blocks (``zokern.layers``: embeddings, each layer, head); or what
             ``zokern.layers(model, blocks=[...])`` returns, where they must be named; or a list of lists of parameters or of modules, each
-            trainable parameter in one of them. Every block is perturbed by itself, the others at theta, and has a projected gradient of
-            its own. A step costs that many times the forward passes.
-        sparsity: None, or the share in [0, 1) of all elements that z leaves alone. Each tensor's own share is what magnitude pruning
-            of the weights, as they are now, would take from it; which elements they are is drawn anew for each z.
+            trainable parameter in one of them. Every block is perturbed by itself, the others at theta, and has a projected gradient of its
+            own. A step costs that many times the forward passes. Default None.
+        sparsity: None, or the share in [0, 1) of all elements that z leaves alone. Each tensor's own share is what magnitude pruning of the
+            weights, as they are now, would take from it; which elements they are is drawn anew for each z. Default None.
+
     Attributes:
-        last: the Estimate of the newest step; None before the first.
-        measurements: what decided the newest step, or the one measured, in the order of the requests: its losses, 0-dim float64 tensors.
+        layout (Layout): of the parameters.
+        weights: what perturbs them, a ``zokern.estimators.PerturbedWeights``.
+        last (Estimate | None): of the newest step; None before the first.
+        measurements (list[torch.Tensor]): what decided the newest step, or the one measured, in the order of the requests: its losses,
+            0-dim float64 tensors.
         forwards: forward passes of a step.
-        flushes: how often, between steps, pending terms have been applied by a pass of their own.
-        discarded_measurements: measurements that no step followed, and flushes between the halves of a step. In place each costs one
+        skipped: steps so far that a loss that was not finite turned into nothing.
+        flushes (int): how often, between steps, pending terms have been applied by a pass of their own.
+        discarded_measurements (int): measurements that no step followed, and flushes between the halves of a step. In place each costs one
             rounding of the weights. Counted when the next step measures.
+
+    Raises:
+        ValueError: a setting out of its range, no parameter with requires_grad=True, or parameters that cannot be perturbed, by number and
+            name.
+        TypeError: parameters of other dtypes than float32, bfloat16 and float16, or that are no plain tensors; a perturbation of another
+            kind.
     """
 
     def _begin_run(self, skipped: int = 0, dropped: int = 0) -> None:
@@ -67,8 +79,12 @@ class ZerothOrder(Trained):
         self.weights.theta  # noqa: B018
 
     def update_size(self, group: Settings, slope: float) -> float:
-        """Size of an update, root mean square over elements, in units of theta, at the largest lr that is scheduled for a parameter group
-        and a derivative of the loss along z."""
+        """Size of an update: root mean square over elements, in units of theta.
+
+        Args:
+            group: a parameter group, at the largest lr that is scheduled for it.
+            slope: derivative of the loss along z.
+        """
         return float(self._largest_lr(group) * abs(slope) / float(group["q"]) ** 0.5)
 
     def _largest_lr(self, group: Settings) -> float:
@@ -76,13 +92,18 @@ class ZerothOrder(Trained):
 
     @classmethod
     def measurements_in(cls, settings: Settings, blocks: int = 1) -> int:
-        """How many ``measurements`` decide a step, by the first parameter group's settings, "step" among them, and the number of blocks."""
+        """How many ``measurements`` decide a step.
+
+        Args:
+            settings: of the first parameter group, "step" among them.
+            blocks: how many there are. Default 1.
+        """
         each = int(settings["q"]) * blocks
         return 1 + each if settings["estimator"] == "one-sided" else 2 * each
 
     @classmethod
     def members_in(cls, settings: Settings) -> slice:
-        """Which of a step's ``measurements`` are those of perturbed weights: all but a first one of theta itself."""
+        """Which of a step's ``measurements`` are those of perturbed weights, by the ``settings``: all but a first one of theta itself."""
         return slice(1 if settings.get("estimator") == "one-sided" else 0, None)
 
     @property
@@ -97,11 +118,15 @@ class ZerothOrder(Trained):
 
     @property
     def forwards(self) -> int:
+        """Forward passes of a step."""
         return self.measurements_due
 
     def losses_by_name(self) -> dict[str, torch.Tensor]:
-        """Losses of the newest step that are worth logging, 0-dim tensors: "loss_plus" and "loss_minus", L(theta + eps z) and
-        L(theta - eps z) of the first direction, or L(theta) where the estimator is one-sided."""
+        """Losses of the newest step that are worth logging, 0-dim tensors.
+
+        "loss_plus" and "loss_minus" are L(theta + eps z) and L(theta - eps z) of the first direction, or L(theta) where the estimator is
+        one-sided.
+        """
         first, second = self.measurements[:2]
         one_sided = self.param_groups[0].get("estimator") == "one-sided"
         return dict(zip(("loss_plus", "loss_minus"), (second, first) if one_sided else (first, second)))
@@ -110,14 +135,21 @@ class ZerothOrder(Trained):
         """One step: measure the loss at the perturbed weights, then move.
 
         Args:
-            closure: () -> loss, a 0-dim tensor or a number, without backward(). It is called under no_grad, as many times as
-                the estimator says, and must see the same batch each time. Or a ``zokern.estimators.Driver``, which finds the losses in
-                another way. None after ``measure``, or where every lr is 0.
+            closure: () -> loss, a 0-dim tensor or a number, without backward(). It is called under no_grad, as many times as the estimator
+                says, and must see the same batch each time. Or a ``zokern.estimators.Driver``, which finds the losses in another way.
+                Default None: after ``measure``, or where every lr is 0.
+
         Returns:
-            Mean of the losses, a 0-dim float64 tensor on the parameters' device; ``last`` holds the rest.
+            Mean of the losses, a 0-dim float64 tensor on the parameters' device; ``last`` holds the rest. None where every lr is 0 and
+                nothing was measured.
+
         Raises:
-            ValueError, TypeError: no closure, or one that returns no scalar. Whatever the closure raises. The weights are
-            restored first. What the handler of a signal raises, as that of Ctrl-C does: while the closure runs, or when the step is done.
+            ValueError: no closure, or one that returns no scalar.
+            TypeError: a closure that returns no number.
+            RuntimeError: a parameter was frozen or unfrozen since the optimizer was made; the weights were changed while an update was
+                pending.
+            Exception: whatever the closure raises, and the handler of a signal, as that of Ctrl-C: while the closure runs, or when the step
+                is done. The weights are restored first.
         """
         if closure is None:
             if self._measured is not None:
@@ -133,8 +165,8 @@ class ZerothOrder(Trained):
     def measure(self, closure: LossClosure | Driver) -> Estimate:
         """The first half of ``step``: measure, and leave the rest to ``step()`` without a closure, for loops that call that themselves.
 
-        Between the halves the weights are not at theta, and so the whole is as many passes as one step; ``flush`` brings them to
-        theta. An estimate that is not followed by ``step()`` moves nothing. Arguments and errors as in ``step``.
+        Between the halves the weights are not at theta, and so the whole is as many passes as one step; ``flush`` brings them to theta. An
+        estimate that is not followed by ``step()`` moves nothing. Argument and errors are those of ``step``.
         """
         estimate = self._measure(closure)
         self._versions, self._measured = [p._version for p in self.layout.tensors], estimate
@@ -142,14 +174,24 @@ class ZerothOrder(Trained):
 
     @whole
     def estimate(self, closure: LossClosure | Driver) -> Estimate:
-        """Measure a gradient estimate and restore the weights; ``apply`` moves along it. Arguments and errors as in ``step``."""
+        """Measure a gradient estimate and restore the weights; ``apply`` moves along it. Argument and errors are those of ``step``."""
         estimate = self._measure(closure)
         self.weights.apply_pending()
         return estimate
 
     @whole
     def apply(self, estimate: Estimate) -> torch.Tensor | None:
-        """Move along an estimate and count one step. An Estimate of logged terms replays a step without evaluating anything."""
+        """Move along an estimate and count one step.
+
+        Args:
+            estimate: of ``estimate``; or an ``Estimate`` of logged terms, which replays a step without evaluating anything.
+
+        Returns:
+            Mean of its losses, a 0-dim float64 tensor; None where it has none.
+
+        Raises:
+            RuntimeError: a parameter was frozen or unfrozen since the optimizer was made.
+        """
         self._check_frozen()
         return self._move_along(estimate)
 
@@ -159,8 +201,10 @@ class ZerothOrder(Trained):
 
         Args:
             measurements: numbers or 0-dim tensors, as many as such a step has.
+
         Returns:
             As ``step``.
+
         Raises:
             ValueError: more measurements or fewer.
         """
@@ -176,25 +220,31 @@ class ZerothOrder(Trained):
         """Before a run, or within it: is the closure what a step needs, eps in its range, an update more than rounding?
 
         Evaluates the loss twice at theta, and at eps / 3, eps and 3 eps to both sides along noise of its own: 2 + 6 forward passes (6 for
-        each block; up to 3 directions where the first one leaves a doubt; of ForwardGradient one, with its derivative). The run goes on
-        bit for bit as without: weights, what is pending, state, counts, logs and torch's, NumPy's and Python's random states are as
-        before. What the closure itself uses up, such as the batches of a loader, is not brought back. Meanwhile the host's memory holds
-        a copy of the parameters.
+        each block; up to 3 directions where the first one leaves a doubt; of ForwardGradient one, with its derivative). The run goes on bit
+        for bit as without: weights, what is pending, state, counts, logs and torch's, NumPy's and Python's random states are as before.
+        What the closure itself uses up, such as the batches of a loader, is not brought back. Meanwhile the host's memory holds a copy of
+        the parameters.
 
         Args:
             closure: as of ``step``: of MeZOSVRG that of the minibatch. All processes call this at once, where its losses are agreed on.
             smooth: False of a loss that is counted, as an accuracy is: then eps is not judged. Default True.
             warn: one RuntimeWarning a problem. Default False: they are in ``problems`` of what is returned.
+
+        Returns:
+            What was found: print it.
+
         Raises:
-            As ``step``.
+            Exception: those of ``step``.
         """
         return check(self, closure, smooth, warn)
 
     @whole
     def flush(self) -> None:
-        """Bring the weights to where the steps so far have led. With defer=True they are elsewhere after a step: call this before
-        the model is evaluated, saved or changed. state_dict, load_state_dict, copy.copy and add_param_group call it themselves; in what
-        pickle and deepcopy make, together with the model or alone, the same terms are pending as here.
+        """Bring the weights to where the steps so far have led.
+
+        With defer=True they are elsewhere after a step: call this before the model is evaluated, saved or changed. state_dict,
+        load_state_dict, copy.copy and add_param_group call it themselves; in what pickle and deepcopy make, together with the model or
+        alone, the same terms are pending as here.
 
         Raises:
             RuntimeError: the weights were changed since the last step, so that what is pending no longer fits them.

@@ -40,9 +40,10 @@ class Check:
         losses: of two calls at theta; in units of the loss, as all differences.
         dtype: of the losses that the closure returned, "float32" for one; "number" of a number.
         bits: significant bits that they have: 24 of float32, 8 of bfloat16; fewer where they were rounded before, or are counted.
-        difference: what a step measures, L(theta + eps z) - L(theta - eps z), or - L(theta) where the estimator is one-sided: the root
-            mean square over directions and blocks. None of ForwardGradient, and where the loss at theta was not finite.
-        eps: perturbation radius in units of theta, of the first group; None of ForwardGradient, which has none. ``radius``: its name.
+        difference: what a step measures, L(theta + eps z) - L(theta - eps z), or - L(theta) where the estimator is one-sided: the root mean
+            square over directions and blocks. None of ForwardGradient, and where the loss at theta was not finite.
+        eps: perturbation radius in units of theta, of the first group; None of ForwardGradient, which has none.
+        radius: the name of that setting.
         slopes: one tuple for each direction and block: the central differences at eps / 3, eps and 3 eps, loss per unit of theta; of
             ForwardGradient the derivative alone. Divided by the first group's eps, where groups differ.
         update: size of an element's update, root mean square over elements, in units of theta, at the largest lr that is scheduled.

@@ -14,12 +14,16 @@ from .settings import Blocks, Number, ParamsT, Perturbation, Settings
 class ZOConservative(ZerothOrder):
     """ZO-SGD-Cons: MeZO's step, its opposite, or none, whichever has the lowest loss on the same batch.
 
-    theta <- argmin of L over theta, theta - lr g z, theta + lr g z. Three more forward passes than MeZO, two with
-    estimator="one-sided", which knows L(theta). ``last.terms`` holds the direction taken, all 0 where theta stays. A candidate
-    whose loss is not finite is never taken. Nothing waits for the device.
+        theta <- argmin of L over theta, theta - lr g z, theta + lr g z
 
-    Args: as of ``MeZO``, without defer.
-    Reference: Zhang et al. 2024, "Revisiting Zeroth-Order Optimization for Memory-Efficient LLM Fine-Tuning", Appendix A.
+    Three more forward passes than MeZO, two with estimator="one-sided", which knows L(theta). Weight decay is applied to what is chosen.
+    ``last.terms`` holds the direction taken, all 0 where theta stays. A candidate whose loss is not finite is never taken. Nothing waits
+    for the device.
+
+    All arguments are those of ``MeZO``.
+
+    Reference:
+        Zhang et al. 2024, "Revisiting Zeroth-Order Optimization for Memory-Efficient LLM Fine-Tuning", Appendix A.
     """
 
     name = "zo-conservative"

@@ -33,7 +33,7 @@ class ClosureOptimizer(torch.optim.Optimizer):
         radius: the setting that is the perturbation radius, in units of theta.
         drops: a measurement that is not finite is left out, with a count, where others are; of other classes it skips the step.
         replayable: a step can be made again from its ``measurements``.
-        capturable: by zokern.graph: its update is made of terms alone.
+        capturable: by ``zokern.graph``: its update is made of terms alone.
         decide_steps: the methods that decide which passes over the weights a step makes: a subclass with one of its own is another
             optimizer, which registers itself.
         lr_scale: where a search for lr may begin, as a multiple of what suits MeZO.
@@ -62,13 +62,13 @@ class ClosureOptimizer(torch.optim.Optimizer):
     @classmethod
     @cache
     def known(cls) -> dict[str, Setting]:
-        """name -> Setting of all that a parameter group of it may hold, base classes' included."""
+        """Return name -> ``Setting`` of all that a parameter group of it may hold, base classes' included."""
         return {name: setting for base in reversed(cls.__mro__) for name, setting in vars(base).get("settings", {}).items()}
 
     @classmethod
     @cache
     def declared(cls) -> dict[str, Setting]:
-        """name -> Setting, with its default, of what the constructor takes, in its order."""
+        """Return name -> ``Setting``, with its default, of what the constructor takes, in its order."""
         default = {name: None if p.default is Parameter.empty else p.default for name, p in signature(cls).parameters.items()}
         return {name: replace(cls.known()[name], default=default[name]) for name in default if name in cls.known()}
 
@@ -78,18 +78,23 @@ class ClosureOptimizer(torch.optim.Optimizer):
 
     @classmethod
     def losses_in(cls, settings: Settings) -> slice:
-        """Which of a step's ``measurements`` are the losses whose mean it returns, by the first parameter group's settings."""
+        """Which of a step's ``measurements`` are the losses whose mean it returns, by the ``settings`` of the first parameter group."""
         return slice(None)
 
     @classmethod
     def skipped_in(cls, steps: Iterable[Sequence[float]], settings: Settings) -> int:
-        """How many steps moved nothing, given the measurements of each, from the first step on, NaN where one was not finite."""
+        """How many steps moved nothing.
+
+        Args:
+            steps: the measurements of each, from the first step on, NaN where one was not finite.
+            settings: of the first parameter group.
+        """
         losses = cls.losses_in(settings)
         return sum(not all(map(math.isfinite, step[losses])) for step in steps)
 
     @classmethod
     def dropped_in(cls, steps: Iterable[Sequence[float]], settings: Settings) -> int:
-        """How many members of populations were left out, given as in ``skipped_in``."""
+        """How many members of populations were left out. The arguments are those of ``skipped_in``."""
         return 0
 
     @property
@@ -112,7 +117,7 @@ class ClosureOptimizer(torch.optim.Optimizer):
         raise NotImplementedError
 
     def forwards_in(self, steps: int) -> tuple[int, int]:
-        """Forward passes of the first steps of a run: over their own batches, and over the full batch."""
+        """Return the forward passes of the first ``steps`` steps of a run: over their own batches, and over the full batch."""
         return self.forwards * steps, 0
 
 
@@ -124,7 +129,12 @@ def register(cls: Registered) -> Registered:
     """Make an optimizer known: to the command line by its ``name``, to logs by its class's. A class decorator.
 
     A package that brings optimizers along names them in its metadata, so that they are found without an import:
-    ``[project.entry-points."zokern.optimizers"]`` with ``my-name = "my_package.my_module:MyClass"``.
+
+        [project.entry-points."zokern.optimizers"]
+        my-name = "my_package.my_module:MyClass"
+
+    Args:
+        cls: a subclass of ``ClosureOptimizer``, most often of ``ZerothOrder``. It is returned as it is.
 
     Raises:
         TypeError: what is no optimizer of zokern's kind, does not declare a name or a setting, or leaves out settings of its base class.
@@ -152,13 +162,20 @@ def register(cls: Registered) -> Registered:
 
 
 def optimizers() -> dict[str, type[ClosureOptimizer]]:
-    """name on the command line -> class, of all that are registered."""
+    """Return all that are registered: name on the command line -> class."""
     _find()
     return dict(sorted(_classes.items()))
 
 
 def named(name: str) -> type[ClosureOptimizer]:
-    """The optimizer of a name; ValueError where none is registered under it."""
+    """Return the class of an optimizer by its name on the command line.
+
+    Args:
+        name: such as "mezo".
+
+    Raises:
+        ValueError: none is registered under it.
+    """
     known = optimizers()
     if name not in known:
         raise ValueError(f"optimizer={name!r} is not registered: pass one of {', '.join(known)}")
@@ -166,7 +183,7 @@ def named(name: str) -> type[ClosureOptimizer]:
 
 
 def logged_as(name: str) -> type[ClosureOptimizer] | None:
-    """The optimizer whose class has this name, by which logs know it; None where there is none."""
+    """Return the optimizer whose class has this ``name``, by which logs know it; None where there is none that can be replayed."""
     return next((cls for cls in optimizers().values() if cls.replayable and cls.__name__ == name), None)
 
 

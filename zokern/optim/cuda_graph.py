@@ -17,24 +17,26 @@ LIVE = ("lr", "eps")  # settings that schedulers may change between replays; the
 
 
 class Graph:
-    """``zokern.graph``: ``optimizer.step(closure)``, captured. Calling it replays the step on what the closure's tensors then hold.
+    """``optimizer.step(closure)`` as one CUDA graph: calling it replays the step on what the closure's tensors then hold.
 
-    Every replay is the optimizer's next step, with noise of its own: what ``optimizer.step(closure)`` would have done, bit for bit
-    where the closure runs the same kernels while it is captured as otherwise, and these are deterministic. ``optimizer.last``,
-    ``param_groups`` and state_dict advance; the tensors in ``last`` are overwritten by the next replay. lr and eps may be changed in
-    between, as schedulers do.
+    Every replay is the optimizer's next step, with noise of its own: what ``optimizer.step(closure)`` would have done, bit for bit where
+    the closure runs the same kernels while it is captured as otherwise, and these are deterministic. ``optimizer.last``, ``param_groups``
+    and state_dict advance; the tensors in ``last`` are overwritten by the next replay. lr and eps may be changed in between, as schedulers
+    do.
 
     A model of transformers that has an attention mask (of two dimensions, handed to it or made by itself) looks whether it is all ones,
     which waits for the device, and if so leaves it to another kernel, without a mask. While it is captured it cannot look: the mask stays,
     and losses differ in their last bits from those of such a step. A mask of four dimensions is taken as it is, both times.
 
     Args:
-        optimizer: with parameters on one NVIDIA GPU, q <= 8 and defer=False; weights in place or copied. ``load_state_dict`` brings
-            another copy, for which a new graph has to be made.
+        optimizer: with parameters on one NVIDIA GPU, q <= 8 and defer=False; weights in place or copied. ``load_state_dict`` brings another
+            copy, for which a new graph has to be made.
         closure: () -> loss, as for ``step``; of fixed shapes, without waiting for the device, reading its batch from tensors that stay
             where they are: copy each new batch into them.
+
     Raises:
-        ValueError: an optimizer that cannot be captured. RuntimeError: CUDA's, where the closure cannot be; the weights are restored.
+        ValueError: an optimizer that cannot be captured.
+        RuntimeError: CUDA's, where the closure cannot be; the weights are restored.
     """
 
     @whole
@@ -60,7 +62,14 @@ class Graph:
 
     @whole
     def __call__(self) -> torch.Tensor:
-        """One step. -> mean of the losses, a 0-dim float64 tensor on the device, overwritten by the next call."""
+        """One step.
+
+        Returns:
+            Mean of the losses, a 0-dim float64 tensor on the device, overwritten by the next call.
+
+        Raises:
+            ValueError: settings other than lr and eps, or the parameters' memory, changed since the capture.
+        """
         optimizer, groups = self.optimizer, self.optimizer.param_groups
         optimizer.flush()
         if self._settings() != self._fixed or location(_tensors(optimizer)) != self._location:
@@ -132,6 +141,7 @@ class Graph:
 
 
 graph = Graph
+"""Capture a step: another name of ``Graph``."""
 
 
 def _checked(optimizer: ZerothOrder) -> torch.device:

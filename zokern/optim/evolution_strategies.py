@@ -36,7 +36,7 @@ class Population(ZerothOrder):
         return sum(not abs(x) < LARGEST for step in steps for x in step[members])
 
     def losses_by_name(self) -> dict[str, torch.Tensor]:
-        """Of the newest step, 0-dim tensors: "loss_best" and "loss_worst" of the members, or, with maximize=True, "reward_..."."""
+        """Of the newest step, 0-dim tensors: "loss_best" and "loss_worst" of the members; with maximize=True "reward_best" and so on."""
         group = self.param_groups[0]
         losses = torch.stack(self.measurements[self.members_in(group)])
         finite, sign = torch.isfinite(losses), -1 if group["maximize"] else 1
@@ -49,7 +49,8 @@ class Population(ZerothOrder):
 class EvolutionStrategies(Population):
     """Evolution strategies: a step is one pass of the weights along N perturbations, each weighted by what it brought.
 
-    R_n = reward at theta + sigma z_n;   theta <- (1 - lr weight_decay) theta + (lr / N) sum_n s_n z_n, with s_n the shaped R_n.
+        R_n = reward at theta + sigma z_n,  s_n = the shaped R_n
+        theta <- (1 - lr weight_decay) theta + (lr / N) sum_n s_n z_n
 
     Member n of step t has the noise of the key (seed, t, probe n); where they are mirrored, members 2n and 2n + 1 are theta + sigma z_n and
     theta - sigma z_n. Keys and coefficients are all that is kept: no state, and an update of any number of members reads and writes the
@@ -59,16 +60,20 @@ class EvolutionStrategies(Population):
         params: parameters, named parameters, or groups of them with their own lr, sigma, weight_decay.
         lr: the method's alpha: step in theta per unit of the shaped mean. Not divided by sigma. Default 5e-4, half of sigma.
         sigma: perturbation radius, in units of theta. Default 1e-3.
-        population: N, members a step; a step costs as many forward passes, or generations. Default 30.
+        population: N, members a step, >= 2; a step costs as many forward passes, or generations. Default 30.
         mirrored: pairs +z and -z share a direction, whose rewards are compared; N is then even. Default False.
         shaping: what s_n is. "z-score": (R_n - mean) / (std + 1e-8), of the population; "ranks": the centred rank, -1/2 to 1/2, which no
             outlier moves; "none": R_n - mean. Equal rewards move nothing. Default "z-score".
         maximize: True: the closure returns a reward. Default False: a loss, along which the step goes down.
-        weight_decay, seed, noise, sparsity, perturbation, rounding: as of ``MeZO``.
+
+    All other arguments are those of ``MeZO``.
+
     Raises:
         ValueError: population < 2, or odd where it is mirrored; a setting out of its range.
-    References: Salimans et al. 2017, "Evolution Strategies as a Scalable Alternative to Reinforcement Learning", Algorithm 1; Qiu et al.
-        2025, "Evolution Strategies at Scale: LLM Fine-Tuning Beyond Reinforcement Learning", Algorithm 2, whose settings the defaults are.
+
+    Reference:
+        Salimans et al. 2017, "Evolution Strategies as a Scalable Alternative to Reinforcement Learning", Algorithm 1; Qiu et al. 2025,
+        "Evolution Strategies at Scale: LLM Fine-Tuning Beyond Reinforcement Learning", Algorithm 2, whose settings the defaults are.
     """
 
     name = "es"

@@ -15,25 +15,27 @@ from .settings import COMMON, Number, ParamsT, Perturbation, Settings
 class FZOO(Population):
     """FZOO: zeroth-order SGD of one-sided differences, whose steps are the smaller the more the losses of a step spread.
 
-    l_0 = L(theta), l_i = L(theta + eps z_i), s = population standard deviation of the l_i;
-    theta <- (1 - lr weight_decay) theta - lr sum_i (l_i - l_0) / (q s) z_i
+        l_0 = L(theta),  l_i = L(theta + eps z_i),  s = population standard deviation of the l_i
+        theta <- (1 - lr weight_decay) theta - lr sum_i (l_i - l_0) / (q s) z_i
 
     s is about eps times the gradient's size, so that a step is about lr in units of theta, whatever that size: a normalised SGD. It is not
     divided by eps, as in the authors' code. No state. Members whose loss is not finite are left out of s and q, and counted in ``dropped``;
     where all others are equal, to 1e-12 of the largest, nothing moves.
 
     Args:
-        params: parameters, named parameters, or groups of them with their own lr, eps, weight_decay.
         lr: step in units of theta. Default 1e-5; the paper has 5e-5 for OPT-13B.
         eps: perturbation radius, in units of theta. Default 1e-3; the paper has 1e-4 for OPT-13B in float32.
-        q: directions a step, N in the paper; a step costs 1 + q forward passes. Default 8.
+        q: directions a step, N in the paper, >= 2; a step costs 1 + q forward passes. Default 8.
         noise: "rademacher", +1 or -1, as in the paper, or "gaussian". Default "rademacher".
         maximize: True: the closure returns a reward. Default False.
-        weight_decay, seed, sparsity, perturbation, rounding: as of ``MeZO``.
+
+    All other arguments are those of ``MeZO``.
+
     Raises:
         ValueError: q < 2, or a setting out of its range.
-    Reference: Dang et al. 2025, "FZOO: Fast Zeroth-Order Optimizer for Fine-Tuning Large Language Models towards Adam-Scale Speed",
-        Algorithm 1.
+
+    Reference:
+        Dang et al. 2025, "FZOO: Fast Zeroth-Order Optimizer for Fine-Tuning Large Language Models towards Adam-Scale Speed", Algorithm 1.
     """
 
     name = "fzoo"

@@ -15,20 +15,27 @@ from .settings import POSITIVE, SHARE, Blocks, Number, ParamsT, Perturbation, Se
 class MEAZO(ZerothOrder):
     """MEAZO: zeroth-order SGD whose step is divided by the running size of the projected gradient.
 
-    g = mean_q(g_k);   v <- beta v + (1 - beta) g^2;   theta <- (1 - lr weight_decay) theta - lr mean_q(g_k z_k) / (sqrt(v^) + delta),
-    with v^ = v / (1 - beta^t), t the number of steps that were not skipped.
+        g = mean_q(g_k)
+        v <- beta v + (1 - beta) g^2
+        theta <- (1 - lr weight_decay) theta - lr mean_q(g_k z_k) / (sqrt(v / (1 - beta^t)) + delta)
 
-    Every element of g z has the same size in the mean, which is why one number serves where Adam keeps two an element. With parameter
-    groups of their own eps, and with blocks, there is one v for each, whose projected gradient is its own.
+    t is the number of steps that were not skipped. Every element of g z has the same size in the mean, which is why one number serves where
+    Adam keeps two an element. With parameter groups of their own eps, and with blocks, there is one v for each, whose projected gradient is
+    its own.
 
     Args:
         lr: step in units of theta. Default 1e-5.
         beta: what is kept of v a step; in [0, 1). Default 0.9.
         delta: added to the denominator; > 0. Default 1e-8.
         maximize: True: the closure returns a reward. Default False.
-        Others: as of ``MeZO``, without defer.
-    State: ``param_groups`` hold "second_moment", v: float64, 0-dim or [coefficient groups].
-    Reference: Dbouk et al. 2026, "On Adaptivity in Zeroth-Order Optimization", arXiv 2605.03869.
+
+    All other arguments are those of ``MeZO``.
+
+    State:
+        ``param_groups`` hold "second_moment", v: float64, 0-dim or [coefficient groups].
+
+    Reference:
+        Dbouk et al. 2026, "On Adaptivity in Zeroth-Order Optimization", arXiv 2605.03869.
     """
 
     name = "meazo"

@@ -12,15 +12,21 @@ from .stateful import Stateful
 class ZOMomentum(Stateful):
     """ZO-SGD-MMT: heavy-ball momentum over zeroth-order estimates.
 
-    m <- momentum m + g z;   theta <- (1 - lr weight_decay) theta - lr m
+        m <- momentum m + g z
+        theta <- (1 - lr weight_decay) theta - lr m
 
     Args:
         lr: step in theta per unit of m. Default 1e-7: momentum 0.9 makes steps about ten times MeZO's at the same lr.
         momentum: in [0, 1). Default 0.9.
-        state_dtype: torch.float32, or torch.bfloat16 with stochastic rounding. Default torch.float32.
-        Others: as of ``MeZO``, without defer.
-    State: "momentum_buffer", one number an element.
-    Reference: Zhang et al. 2024, "Revisiting Zeroth-Order Optimization for Memory-Efficient LLM Fine-Tuning", Appendix A.
+        state_dtype: of m: torch.float32, or torch.bfloat16 with stochastic rounding. Default torch.float32.
+
+    All other arguments are those of ``MeZO``.
+
+    State:
+        "momentum_buffer", one number an element.
+
+    Reference:
+        Zhang et al. 2024, "Revisiting Zeroth-Order Optimization for Memory-Efficient LLM Fine-Tuning", Appendix A.
     """
 
     name = "zo-momentum"

@@ -47,7 +47,13 @@ class Setting:
     formerly: Any = None
 
     def check(self, name: str, value: Any, where: str) -> None:
-        """Raise ValueError, with the cure, where the value is not what the setting may be."""
+        """Raise ValueError, with the cure, where the value is not what the setting may be.
+
+        Args:
+            name: of the setting.
+            value: what is to be judged.
+            where: it was found, for the message, such as "param_groups[0]".
+        """
         try:
             good = bool(self.holds(value))
         except (AttributeError, TypeError, ValueError, RuntimeError, OverflowError):

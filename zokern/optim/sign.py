@@ -10,17 +10,22 @@ from .settings import Blocks, Number, ParamsT, Perturbation, Settings, choice
 
 @register
 class ZOSign(ZerothOrder):
-    """ZO-SGD-Sign: a step whose size is lr, whatever the gradient's.
+    """ZO-SGD-Sign: a step whose size is lr, whatever the gradient's. No state.
 
-    form="element": theta <- (1 - lr weight_decay) theta - lr sign(g z), sign taken of every element of the (averaged) estimate, in one
-    fused pass. form="scalar": theta <- (1 - lr weight_decay) theta - lr mean_q(sign(g) z). No state.
+        form="element":  theta <- (1 - lr weight_decay) theta - lr sign(mean_q(g z))
+        form="scalar":   theta <- (1 - lr weight_decay) theta - lr mean_q(sign(g) z)
+
+    "element" takes the sign of every element of the averaged estimate, in one fused pass.
 
     Args:
         lr: step in units of theta. Default 1e-6.
         form: "element" or "scalar". Default "element".
-        Others: as of ``MeZO``, without defer.
-    Reference: Zhang et al. 2024, "Revisiting Zeroth-Order Optimization for Memory-Efficient LLM Fine-Tuning": element by element in
-        section 3, with the scalar's sign in Appendix A.
+
+    All other arguments are those of ``MeZO``.
+
+    Reference:
+        Zhang et al. 2024, "Revisiting Zeroth-Order Optimization for Memory-Efficient LLM Fine-Tuning": element by element in section 3,
+        with the scalar's sign in Appendix A.
     """
 
     name = "zo-sign"

@@ -13,7 +13,10 @@ from .settings import STATE_DTYPE, Number
 class Stateful(ZerothOrder):
     """What rules with a state share: the state, made at the first step, and kept where a non-finite loss skips one.
 
-    ``state_dtype``: torch.float32, or torch.bfloat16, stored with stochastic rounding.
+    A subclass says in ``slots`` what it keeps, and takes ``state_dtype`` among its settings. The arguments are those of ``ZerothOrder``.
+
+    Attributes:
+        slots: names of what ``state`` holds of each parameter, a tensor of its shape each.
     """
 
     settings = {"state_dtype": STATE_DTYPE}

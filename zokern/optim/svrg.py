@@ -22,27 +22,33 @@ from .settings import COMMON, NOT_NEGATIVE, Number, ParamsT, Perturbation, Setti
 class MeZOSVRG(ZerothOrder):
     """Zeroth-order SVRG: every q steps the loss of the full batch is measured, and the steps between are corrected by it.
 
-    t mod q = 0:   anchor <- theta;   G <- g_full z_full;   theta <- theta - lr_full G
-    otherwise:     theta <- theta - lr (g_I(theta; z) - g_I(anchor; z)) z - lr G
+        t mod q = 0:   anchor <- theta;  G <- g_full z_full;  theta <- theta - lr_full G
+        otherwise:     theta <- theta - lr (g_I(theta; z) - g_I(anchor; z)) z - lr G
 
     G is a term, not a tensor, and the minibatch I is seen along one z at theta and at the anchor, so that the difference is a control
-    variate. Where the full batch's loss was not finite, the steps until the next anchor are MeZO's.
+    variate; both sides of it have one mask. Where the full batch's loss was not finite, the steps until the next anchor are MeZO's.
 
     Args:
         params: parameters, named parameters, or groups of them with their own lr, lr_full, eps, weight_decay.
         lr: step between anchors (eta_2). Default 1e-6.
         lr_full: step at anchors (eta_1), usually larger. Default 1e-5.
-        q: steps from anchor to anchor. Default 2.
+        q: steps from anchor to anchor, >= 1. Default 2.
         anchor: "copy" keeps the anchor's weights: one number an element. "replay" makes them again from the logged terms of the at most q
             steps since: no memory, exact up to rounding, and rounding is what 16-bit weights cannot afford. Default None: "replay" where
-            all parameters are float32, else "copy".
-        eps, weight_decay, seed, noise, sparsity, perturbation, rounding: as of ``MeZO``. Both sides of a control variate have one mask.
-    State: with anchor="copy", "anchor" of each parameter, in place between steps eps z beside it: ``state_dict`` and ``flush``
-        bring it back. ``param_groups`` hold "trail": the anchor's step, g_full, whether its loss was finite, and with
-        anchor="replay" the coefficients of every step since.
+            all parameters are float32 and nothing decays, else "copy".
+
+    All other arguments are those of ``MeZO``.
+
+    State:
+        With anchor="copy", "anchor" of each parameter, in place between steps eps z beside it: ``state_dict`` and ``flush`` bring it back.
+        ``param_groups`` hold "trail": the anchor's step, g_full, whether its loss was finite, and with anchor="replay" the coefficients of
+        every step since.
+
     Raises:
-        ValueError: q < 1, anchor="replay" with weight_decay, a setting out of range.
-    Reference: Gautam et al. 2024, "Variance-Reduced Zeroth-Order Methods for Fine-Tuning Language Models", Algorithm 1 and remark 3.2.
+        ValueError: q < 1, anchor="replay" with weight_decay, a setting out of range; in ``step``, no full_closure at an anchor.
+
+    Reference:
+        Gautam et al. 2024, "Variance-Reduced Zeroth-Order Methods for Fine-Tuning Language Models", Algorithm 1 and remark 3.2.
     """
 
     name = "mezo-svrg"
@@ -100,12 +106,13 @@ class MeZOSVRG(ZerothOrder):
     def step(  # type: ignore[override]
         self, closure: LossClosure | Driver | None = None, full_closure: LossClosure | None = None
     ) -> torch.Tensor | None:
-        """One step.
+        """One step. What it returns, and other errors, are those of ``ZerothOrder.step``.
 
         Args:
-            closure: () -> loss of a minibatch, the same each time it is called.
-            full_closure: () -> loss of the full batch, or of a large one: a number or 0-dim tensor; it may iterate a loader. Called,
-                twice, at anchors only.
+            closure: () -> loss of a minibatch, the same each time it is called. Default None: after ``measure``.
+            full_closure: () -> loss of the full batch, or of a large one: a number or 0-dim tensor; it may iterate a loader. Called, twice,
+                at anchors only. Default None: the step is no anchor's.
+
         Raises:
             ValueError: no full_closure at an anchor.
         """
@@ -113,10 +120,12 @@ class MeZOSVRG(ZerothOrder):
 
     @whole
     def measure(self, closure: LossClosure | Driver, full_closure: LossClosure | None = None) -> Estimate:
+        """The first half of ``step``, see ``ZerothOrder.measure``. The arguments, and errors, are those of ``MeZOSVRG.step``."""
         return super().measure(self._closure_of_step(closure, full_closure))
 
     @whole
     def estimate(self, closure: LossClosure | Driver, full_closure: LossClosure | None = None) -> Estimate:
+        """Measure a gradient estimate and restore the weights. The arguments, and errors, are those of ``MeZOSVRG.step``."""
         return super().estimate(self._closure_of_step(closure, full_closure))
 
     def _closure_of_step(self, closure: Any, full_closure: LossClosure | None) -> Any:
@@ -130,6 +139,11 @@ class MeZOSVRG(ZerothOrder):
 
     @whole
     def add_param_group(self, param_group: Settings) -> None:
+        """Add parameters where an anchor is due. The argument is that of ``ZerothOrder.add_param_group``.
+
+        Raises:
+            ValueError: a step between two anchors.
+        """
         if hasattr(self, "weights") and not self.full_batch_due:
             raise ValueError(f"step {self.param_groups[0]['step']} is between two anchors: add parameters where `full_batch_due` is True")
         super().add_param_group(param_group)
@@ -240,12 +254,15 @@ class Annealing:
 
     Args:
         optimizer: any; what it has of lr and lr_full is divided, in every group.
-        window: steps, as many as an epoch has batches.
-        kappa: threshold of the ratio. Default 1.05.
-        alpha: divisor. Default 5.
+        window: steps, as many as an epoch has batches; >= 1.
+        kappa: threshold of the ratio, > 0. Default 1.05.
+        alpha: divisor, > 0. Default 5.0.
+
     Raises:
         ValueError: window < 1, kappa <= 0 or alpha <= 0.
-    Reference: Gautam et al. 2024, "Variance-Reduced Zeroth-Order Methods for Fine-Tuning Language Models", Algorithm 4.
+
+    Reference:
+        Gautam et al. 2024, "Variance-Reduced Zeroth-Order Methods for Fine-Tuning Language Models", Algorithm 4.
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer, window: int, kappa: float = 1.05, alpha: float = 5.0) -> None:
@@ -256,6 +273,7 @@ class Annealing:
         self.before: float | None = None
 
     def step(self, loss: Number) -> None:
+        """Take the ``loss`` of a step, a number or a 0-dim tensor; after a whole window, divide where that is due."""
         self.losses.append(loss.detach().clone() if isinstance(loss, torch.Tensor) else loss)
         if len(self.losses) < self.window:
             return
@@ -268,9 +286,11 @@ class Annealing:
         self.before = mean
 
     def state_dict(self) -> dict[str, Any]:
+        """The losses of the window so far, and the mean of the window before."""
         return dict(losses=[float(loss) for loss in self.losses], before=self.before)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a ``state`` that ``state_dict`` gave."""
         self.losses, self.before = list(state["losses"]), state["before"]
 
 

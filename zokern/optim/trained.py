@@ -67,7 +67,7 @@ class Trained(ClosureOptimizer):
 
     @classmethod
     def given(cls, arguments: dict[str, Any]) -> dict[str, Any]:
-        """Of a constructor's arguments, which its ``locals()`` are, the settings that parameter groups hold."""
+        """Of a constructor's ``arguments``, which its ``locals()`` are, return the settings that parameter groups hold."""
         return {name: value for name, value in arguments.items() if name in cls.known() and name not in OF_PARAMETERS}
 
     @property
@@ -152,6 +152,16 @@ class Trained(ClosureOptimizer):
 
     @whole
     def add_param_group(self, param_group: Settings) -> None:
+        """Add parameters, whose noise begins after that of all others; with blocks they are one of their own.
+
+        Args:
+            param_group: "params" and settings of its own; what all groups share is that of the others.
+
+        Raises:
+            ValueError: a setting out of its range; parameters that cannot be perturbed, that are there already, or with which the
+                constructor would have chosen another perturbation or rounding. Nothing is added then.
+            TypeError: parameters of other dtypes than float32, bfloat16 and float16, or that are no plain tensors.
+        """
         made = hasattr(self, "weights")
         if made:
             first = self.param_groups[0]
@@ -181,6 +191,7 @@ class Trained(ClosureOptimizer):
 
     @whole
     def state_dict(self) -> dict[str, Any]:
+        """The state as torch has it, after ``flush``, with the parameters' shapes, and of a run that is recorded the step of its log."""
         self.flush()
         shapes = [[tuple(p.shape) for p in group["params"]] for group in self.param_groups]
         saved = super().state_dict()
@@ -190,6 +201,9 @@ class Trained(ClosureOptimizer):
     @whole
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Resume. Bit for bit what an uninterrupted run would do, given the same parameters.
+
+        Args:
+            state_dict: what ``state_dict`` gave.
 
         Raises:
             ValueError: the state was saved by an optimizer of another class or of other settings than values, by another noise

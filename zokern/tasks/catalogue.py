@@ -130,12 +130,14 @@ ALL = (
     ),
 )
 TASKS = {task.name: task for task in ALL}
+"""name -> Task, of all that zokern knows."""
 
 
 def get(name: str) -> Task:
     """A task by its name: "sst2", "mnli", "qnli", "cola", "rte", "boolq", "cb", "wic", "copa", "multirc", "winogrande" or "squad".
 
-    Case, "-" and "_" do not matter.
+    Args:
+        name: case, "-" and "_" do not matter.
 
     Raises:
         BadInput: there is none of this name.

@@ -21,13 +21,19 @@ class CausalReader(Reader):
 
     Options that differ in their last token alone share one pass of the model, which makes no logits but those of the options. Rows are
     padded on the right, where causal models do not look. A row that is too long loses its beginning, as with MeZO, but not the token that
-    the tokenizer begins every text with. Where the task writes, the right answer and a line break are the only option, and predictions
-    are generated, greedily, up to the first line break.
+    the tokenizer begins every text with. Where the task writes, the right answer and a line break are the only option, and predictions are
+    generated, greedily, up to the first line break.
 
     Args:
         max_new_tokens: of a written answer. Default 50, as MeZO's.
-        Others: as of ``Reader``.
-    Reference: Malladi et al. 2023, "Fine-Tuning Language Models with Just Forward Passes", Appendix E.
+
+    All other arguments are those of ``Reader``.
+
+    Raises:
+        BadInput: as ``Reader``; a prompt that does not end with the option; max_new_tokens that leave no room in max_length.
+
+    Reference:
+        Malladi et al. 2023, "Fine-Tuning Language Models with Just Forward Passes", Appendix E.
     """
 
     kind = "causal"

@@ -14,7 +14,10 @@ class HeadReader(Reader):
     """One text or two, joined and cut as the tokenizer does; a candidate's score is the head's logit.
 
     For ``AutoModelForSequenceClassification`` with as many labels as the task. Where the model knows the task's labels by name, its own
-    order counts. Reference: Gautam et al. 2024, "Variance-Reduced Zeroth-Order Methods for Fine-Tuning Language Models", Appendix D.
+    order counts. The arguments, and errors, are those of ``Reader``.
+
+    Reference:
+        Gautam et al. 2024, "Variance-Reduced Zeroth-Order Methods for Fine-Tuning Language Models", Appendix D.
     """
 
     kind = "head"
@@ -36,7 +39,12 @@ class HeadReader(Reader):
         return self.order(model, logits)
 
     def order(self, model: torch.nn.Module, logits: torch.Tensor) -> torch.Tensor:
-        """Logits [rows, classes] in the model's order of the classes -> in the task's."""
+        """Return logits in the task's order of the classes.
+
+        Args:
+            model: whose config names the classes in its own order.
+            logits: [rows, classes] in that order.
+        """
         labels = self.task.labels
         names = {int(i): str(name) for i, name in (getattr(model.config, "id2label", None) or {}).items()}
         for same in (str, str.casefold):

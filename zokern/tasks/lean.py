@@ -32,11 +32,14 @@ def lean_loss(model: Module, input_ids: Tensor, attention_mask: Tensor, labels: 
 
     Args:
         model: a causal language model of transformers, with or without a peft wrapper.
-        input_ids, attention_mask: integer tensors [rows, tokens], padded on either side.
+        input_ids: integer tensor [rows, tokens], padded on either side.
+        attention_mask: integer tensor [rows, tokens].
         labels: integer tensor [rows, tokens]; -100 where there is none.
         chunk: positions whose logits are in memory at once. Default 256.
+
     Returns:
         0-dim float32 tensor; nan without labels, as in transformers.
+
     Raises:
         BadInput: chunk < 1, shapes that differ, or a model without an output embedding.
     """
@@ -57,6 +60,7 @@ def token_losses(model: Module, inputs: Inputs, where: Tensor, targets: Tensor, 
     Args:
         where: int64 tensor [2, n]: rows, and the positions in them that predict. Position -1 is the last virtual token of peft.
         targets: int64 tensor [n]: the tokens that should follow; at -100 the loss is 0.
+
     Returns:
         float32 tensor [n].
     """

@@ -14,11 +14,14 @@ from .rows import Example
 class MaskedReader(Reader):
     """The prompt with the mask token in it; a candidate's score is the logit of its word at the mask.
 
-    A row that is too long loses the ends of its texts, never a part of the template. Only the logits at the masks are made.
-    Reference: Gao et al. 2021, "Making Pre-trained Language Models Better Few-shot Learners"; MeZO asks RoBERTa so.
+    A row that is too long loses the ends of its texts, never a part of the template. Only the logits at the masks are made. The arguments
+    are those of ``Reader``.
 
     Raises:
-        BadInput: the tokenizer has no mask token, or an option is not one token of it; see ``Reader``.
+        BadInput: the tokenizer has no mask token, or an option is not one token of it; as ``Reader``.
+
+    Reference:
+        Gao et al. 2021, "Making Pre-trained Language Models Better Few-shot Learners"; MeZO asks RoBERTa so.
     """
 
     kind = "masked"

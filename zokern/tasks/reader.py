@@ -21,13 +21,14 @@ class Reader:
     """How a task becomes the inputs and losses of one kind of model.
 
     Args:
-        task: a Task.
+        task: what is asked.
         tokenizer: the model's.
-        max_length: tokens of a row at most. Default: the tokenizer's limit, at most 2048.
+        max_length: tokens of a row at most. Default None: the tokenizer's limit, at most 2048.
         objective: what ``loss`` is. "cross-entropy": over the candidates; of the answer's tokens where the task writes. "option": that of
-            the right candidate's tokens alone, for causal models. "accuracy", "f1": 1 minus that of the batch, which has no gradient; F1
-            as the task's metric has it. Default "cross-entropy".
-        prompt: a Prompt, or templates for a classification head, in place of the task's.
+            the right candidate's tokens alone, for causal models. "accuracy", "f1": 1 minus that of the batch, which has no gradient; F1 as
+            the task's metric has it. Default "cross-entropy".
+        prompt: a Prompt, or templates for a classification head, in place of the task's. Default None: the task's.
+
     Raises:
         BadInput: the task has no prompt for such a model, or the objective does not fit.
     """
@@ -63,34 +64,66 @@ class Reader:
         return self.objective not in ("accuracy", "f1")
 
     def encode(self, example: Example) -> Features:
-        """Features of a row: what ``collate`` takes. Needs no model, and may run in a loader's workers."""
+        """Features of a row, an ``example``: what ``collate`` takes. Needs no model, and may run in a loader's workers.
+
+        Raises:
+            BadInput: the row does not fit the prompt, by its location.
+        """
         raise NotImplementedError
 
     def collate(self, features: Sequence[Features]) -> Batch:
-        """A batch. Its "labels", int64 [rows], are missing where a row has none."""
+        """A batch of ``features``: tensors by name. Its "labels", int64 [rows], are missing where a row has none."""
         raise NotImplementedError
 
     def scores(self, model: torch.nn.Module, batch: Batch) -> torch.Tensor:
-        """-> float32 [rows, candidates]: log-probabilities or logits, higher is likelier; -inf where a row has fewer candidates."""
+        """How likely each candidate is.
+
+        Args:
+            model: that is asked.
+            batch: of ``collate``.
+
+        Returns:
+            float32 [rows, candidates]: log-probabilities or logits, higher is likelier; -inf where a row has fewer candidates.
+
+        Raises:
+            BadInput: the model does not fit the task, or the task's answers are written.
+        """
         raise NotImplementedError
 
     def answers(self, batch: Batch) -> torch.Tensor:
-        """What is right: int64 [rows]."""
+        """What is right in a ``batch``: int64 [rows].
+
+        Raises:
+            BadInput: a row has no label.
+        """
         if "labels" not in batch:
             raise BadInput("a row of this batch has no label, as in test splits: it has predictions, but no loss")
         return batch["labels"]
 
     def loss(self, model: torch.nn.Module, batch: Batch) -> torch.Tensor:
-        """-> 0-dim float32 on the model's device: the objective, to be minimised."""
+        """The objective, to be minimised. The arguments, and errors, are those of ``Reader.scores`` and ``Reader.answers``.
+
+        Returns:
+            A 0-dim float32 tensor on the model's device.
+        """
         return self._objective(self.scores(model, batch), self.answers(batch))
 
     def predictions(self, model: torch.nn.Module, batch: Batch) -> list:
-        """-> the id of the likeliest candidate of each row; the text where the task writes."""
+        """The id of the likeliest candidate of each row; the text where the task writes. The arguments are those of ``Reader.scores``."""
         return self.scores(model, batch).argmax(-1).tolist()
 
     @torch.no_grad()
     def evaluate(self, model: torch.nn.Module, examples: Sequence[Example], batch_size: int = 32) -> dict[str, float]:
-        """The task's metrics on examples, with the model in the mode that it is in."""
+        """The task's metrics on examples, with the model in the mode that it is in.
+
+        Args:
+            model: that is asked.
+            examples: one or more, with their labels.
+            batch_size: examples at a time. Default 32.
+
+        Returns:
+            As ``Task.metrics``, in fractions of 1.
+        """
         found: list = []
         for i in range(0, len(examples), batch_size):
             batch = self.collate([self.encode(example) for example in examples[i : i + batch_size]])

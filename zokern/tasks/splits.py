@@ -9,7 +9,13 @@ from ..errors import BadInput
 
 
 class Split(NamedTuple):
-    """Lists of examples that share none."""
+    """Lists of examples that share none.
+
+    Attributes:
+        train: to train on.
+        validation: to choose settings by.
+        test: to report.
+    """
 
     train: list
     validation: list
@@ -23,6 +29,13 @@ def shuffled(count: int, seed: int) -> list[int]:
 
 def split(examples: Sequence[Any], seed: int, train: int = 512, validation: int = 256, test: int = 256) -> Split:
     """Rows drawn at random without repetition; by default as many as MeZO-SVRG and ZO-Bench use.
+
+    Args:
+        examples: to draw from.
+        seed: of the draw, the same on every machine.
+        train: how many for training. Default 512.
+        validation: how many for validation. Default 256.
+        test: how many for the test. Default 256.
 
     Raises:
         BadInput: there are fewer, or a number is negative.
@@ -39,7 +52,15 @@ def split(examples: Sequence[Any], seed: int, train: int = 512, validation: int 
 
 
 def few_shot(examples: Sequence[Any], k: int, seed: int) -> tuple[list, list]:
-    """-> (training, validation): k rows of every class each, as LM-BFF and MeZO draw them for masked models.
+    """k rows of every class for training, and as many for validation, as LM-BFF and MeZO draw them for masked models.
+
+    Args:
+        examples: to draw from, with their labels.
+        k: rows of a class, >= 1.
+        seed: of the draw, the same on every machine.
+
+    Returns:
+        (training, validation).
 
     Raises:
         BadInput: k < 1, a row has no label, or a class has fewer than 2 k rows.

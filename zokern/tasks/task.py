@@ -19,12 +19,14 @@ class Task:
 
     Attributes:
         name: as ``get`` knows it.
-        repository, config: of the hub.
+        repository: of the hub.
+        config: of the hub's repository.
         columns: name -> type, as on the hub: "string", "int32", "label" or "struct".
         label: the column with the label, or with the answers.
         labels: names of the classes in the order of their ids; () where answers are written.
         metric: the one to report, a key of what ``metrics`` returns.
-        masked, causal: Prompt for a masked and for a causal model; None where there is none.
+        masked: Prompt for a masked model; None where there is none.
+        causal: Prompt for a causal model; None where there is none.
         head: templates of the one or two texts that a classification head reads; () where it cannot.
         splits: "train", "validation", "test" -> their names on the hub; further ones of the hub under their own names.
         needed: columns that the metrics need.
@@ -60,10 +62,11 @@ class Task:
         """The examples of a split.
 
         Args:
-            source: None: the hub. Else a local copy in the hub's columns: a csv, tsv, json, jsonl or parquet file (of this split); a
-                folder with a file a split ("train.csv"); one written by ``datasets``' ``save_to_disk``; or a snapshot of the hub's
-                repository. Columns that nothing reads may lack.
+            source: a local copy in the hub's columns: a csv, tsv, json, jsonl or parquet file (of this split); a folder with a file a split
+                ("train.csv"); one written by ``datasets``' ``save_to_disk``; or a snapshot of the hub's repository. Columns that nothing
+                reads may lack. Default None: the hub.
             split: "train", "validation", "test", or a name of the hub's. Default "train".
+
         Raises:
             BadInput: there is no such split or source, a column lacks, or the first row that is wrong, by its location.
         """
@@ -77,10 +80,15 @@ class Task:
         return [self._example(row, f"{table.name!r}, {location}") for row, location in zip(table.rows, table.locations, strict=True)]
 
     def metrics(self, predictions: Iterable[Any], examples: Iterable[Example]) -> dict[str, float]:
-        """How right predictions are, in fractions of 1; ``metric`` is the one to report.
+        """How right predictions are; ``metric`` is the one to report.
 
         Args:
             predictions: ids of classes, or texts where the task writes; one an example.
+            examples: with their labels.
+
+        Returns:
+            Name -> fraction of 1: "accuracy", "f1", "matthews", "em", those that the task has.
+
         Raises:
             BadInput: as many predictions as examples are due, and every example needs its label.
         """

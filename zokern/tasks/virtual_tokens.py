@@ -30,9 +30,12 @@ def cache_name(forward: Callable) -> str:
 def both_names(model: Any) -> Any:
     """Let a model of peft's with prompt learning, and the model inside, call the cache by its old name and its new one.
 
+    The names are ``past_key_values`` and ``cache``, as transformers renamed it.
+
     Args:
-        model: any module; one without prompt learning, or made by a transformers with the old name, is left as it is. A second call
-            changes nothing.
+        model: any module; one without prompt learning, or made by a transformers with the old name, is left as it is. A second call changes
+            nothing.
+
     Returns:
         The model.
     """

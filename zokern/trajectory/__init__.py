@@ -2,7 +2,7 @@
 
 from .recorder import Recorder, record
 from .steps import Step, Steps
-from .summary import describe, lines
+from .summary import describe, facts, lines
 from .trajectory import Trajectory
 
-__all__ = ["Recorder", "Step", "Steps", "Trajectory", "describe", "lines", "record"]
+__all__ = ["Recorder", "Step", "Steps", "Trajectory", "describe", "facts", "lines", "record"]

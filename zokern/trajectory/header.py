@@ -91,6 +91,7 @@ def check_same_run(header: Header, optimizer: ZerothOrder, now: dict[str, Any], 
 
     Args:
         now: the settings as the log's last line leaves them, by name.
+
     Raises:
         BadInput: what differs.
     """

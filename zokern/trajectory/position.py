@@ -62,8 +62,10 @@ def check_position(optimizer: ZerothOrder, path: Path, step: int, crc: int) -> s
 
     Args:
         step, crc: of the optimizer, and the checksum of the log up to there.
+
     Returns:
         What else than steps had moved the weights, for a message; None where nothing had.
+
     Raises:
         BadInput: the log, the weights or the step are others.
     """

@@ -17,8 +17,10 @@ class Reader:
     Args:
         path: for messages.
         line: the first line.
+
     Attributes:
         header; crc: the checksum up to the newest line; steps: how many were read; now: the settings as the newest line leaves them.
+
     Raises:
         BadInput: the line is no header that this zokern can use.
     """

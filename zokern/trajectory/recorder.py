@@ -108,7 +108,12 @@ class Log:
 
 
 class Recorder:
-    """Writes a line to the log after each step of an optimizer, until it is closed. A context manager. Made by ``record``."""
+    """Writes a line to the log after each step of an optimizer, until it is closed. A context manager. Made by ``record``.
+
+    Attributes:
+        path: of the log.
+        every: steps between writes.
+    """
 
     def __init__(self, optimizer: ZerothOrder, log: Log, every: int, flushed: bool, disturbed: str | None = None):
         self.log, self.path, self.every, self._warned = log, log.path, every, False
@@ -206,18 +211,21 @@ def record(
         optimizer: any of zokern's but Hybrid, or a wrapper that has it as ``.optimizer``; at step 0, without state.
         path: of the log, which is new or empty; JSON lines (docs/trajectories.md).
         notes: anything for the header that JSON can hold. Default None: {}.
-        every: steps between writes. Each waits for the device once, and what was not written is lost with the process; ``flush``,
-            ``close`` and Python's exit write it. Default 1.
+        every: steps between writes. Each waits for the device once, and what was not written is lost with the process; ``flush``, ``close``
+            and Python's exit write it. Default 1.
         resume: go on with the log at the optimizer's step, after ``load_state_dict``: lines of that step and later ones are dropped. The
-            weights must be those that the state was saved with, while this log was recorded or after; where the state does not say, the
-            log can be replayed up to there. At step 0 the log may also be missing. Default False.
-        model: the torch.nn.Module that the parameters are of: digests of its other weights go into the header, and a replay into a
-            module, or a resumed run, is refused over others. Default None: they are not looked at.
+            weights must be those that the state was saved with, while this log was recorded or after; where the state does not say, the log
+            can be replayed up to there. At step 0 the log may also be missing. Default False.
+        model: the torch.nn.Module that the parameters are of: digests of its other weights go into the header, and a replay into a module,
+            or a resumed run, is refused over others. Default None: they are not looked at.
+
     Returns:
-        The Recorder. ``close`` it, or leave its ``with`` block, when the run is done.
+        The recorder. ``close`` it, or leave its ``with`` block, when the run is done.
+
     Raises:
-        BadInput (a ValueError): the path holds something, or cannot be resumed, with what differs. Nothing is changed then.
-        TypeError: an optimizer that cannot be replayed; notes that JSON cannot hold. OSError: the file cannot be written.
+        BadInput: a ValueError: the path holds something, or cannot be resumed, with what differs. Nothing is changed then.
+        TypeError: an optimizer that cannot be replayed; notes that JSON cannot hold.
+        OSError: the file cannot be written.
     """
     while not isinstance(optimizer, ClosureOptimizer) and hasattr(optimizer, "optimizer"):
         optimizer = optimizer.optimizer

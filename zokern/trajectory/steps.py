@@ -21,7 +21,8 @@ class Steps:
     """A sequence of ``Step``.
 
     Attributes:
-        measurements: of all steps, one after the other; ends: how many there are up to the end of each step.
+        measurements (array[float]): of all steps, one after the other.
+        ends (array[int]): how many measurements there are up to the end of each step.
         changes: name -> {step: value that it came with}.
     """
 
@@ -30,6 +31,7 @@ class Steps:
         self.changes: dict[str, dict[int, Any]] = {}
 
     def append(self, measurements: list[float], changes: dict[str, Any]) -> None:
+        """Add a step, by its ``measurements`` and the ``changes`` of settings that it came with."""
         step = len(self.ends)
         self.measurements.extend(measurements)
         self.ends.append(len(self.measurements))

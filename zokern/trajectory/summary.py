@@ -15,16 +15,18 @@ from .weights import combined
 
 
 def describe(trajectory: Trajectory) -> dict[str, Any]:
-    """What a log says of its run, as JSON can hold it.
+    """What a log says of its run, as JSON can hold it: a dict with these keys.
 
-    Returns:
-        steps; skipped: steps that moved nothing, because a loss was not finite; dropped: members of populations that were left out for
-        that reason; followed: steps that can be replayed;
-        first_loss, last_loss: None where there is none, or it was not finite;
-        optimizer; settings: at step 0, a list where groups differ; changed: names of the settings that did;
-        groups, tensors, parameters: how many; dtypes: name -> parameters; sparse_or_in_blocks: which of "keep" and "block" there are;
-        noise_spec, version, format, fingerprint; base: 16 hex digits for all base weights; torn; notes;
-        bytes: of the file; bytes_a_step: of its lines, None where there are none.
+    - steps; skipped: steps that moved nothing, because a loss was not finite; dropped: members of populations that were left out for that
+    reason; followed: steps that can be replayed
+    - first_loss, last_loss: None where there is none, or it was not finite
+    - optimizer; settings: at step 0, a list where groups differ; changed: names of the settings that did
+    - groups, tensors, parameters: how many; dtypes: name -> parameters; sparse_or_in_blocks: which of "keep" and "block" there are
+    - noise_spec, version, format, fingerprint; base: 16 hex digits for all base weights; torn; notes
+    - bytes: of the file; bytes_a_step: of its lines, None where there are none
+
+    Args:
+        trajectory: the log.
     """
     header, losses = trajectory.header, trajectory.losses()
     dtypes: Counter[str] = Counter()
@@ -56,26 +58,34 @@ def describe(trajectory: Trajectory) -> dict[str, Any]:
 
 
 def lines(trajectory: Trajectory) -> list[str]:
-    """What ``describe`` says, as lines to print."""
+    """What ``describe`` says of a ``trajectory``, as lines to print."""
+    return [f"{name}: {text}" for name, text in facts(trajectory)]
+
+
+def facts(trajectory: Trajectory) -> list[tuple[str, str]]:
+    """What ``describe`` says of a ``trajectory``, as texts with a name each."""
     d = describe(trajectory)
     what = "reward" if d["settings"].get("maximize") else "loss"
     losses = "" if d["first_loss"] is None and d["last_loss"] is None else f", {what} {_shown(d['first_loss'])} to {_shown(d['last_loss'])}"
     skipped = "".join(f", {d[name]} {said}" for name, said in (("skipped", "skipped"), ("dropped", "members dropped")) if d[name])
-    text = [f"{d['optimizer']}: {_many(d['steps'], 'step')}{losses}{skipped}"]
-    text.append("settings: " + ", ".join(f"{name}={_shown(value)}" for name, value in d["settings"].items()))
+    found = [(d["optimizer"], f"{_many(d['steps'], 'step')}{losses}{skipped}")]
+    found.append(("settings", ", ".join(f"{name}={_shown(value)}" for name, value in d["settings"].items())))
     if d["changed"]:
-        text.append("changed in the run: " + ", ".join(d["changed"]))
+        found.append(("changed in the run", ", ".join(d["changed"])))
     kinds = ", ".join(f"{count:,} {dtype}" for dtype, count in d["dtypes"].items())
     each = f", with {' and '.join(d['sparse_or_in_blocks'])} of their own" if d["sparse_or_in_blocks"] else ""
-    text.append(f"parameters: {kinds} in {_many(d['tensors'], 'tensor')} and {_many(d['groups'], 'group')}{each}")
-    text.append(f"base weights {d['base']}, layout {d['fingerprint']}, noise specification {d['noise_spec']}, zokern {d['version']}")
-    text.append(f"{d['bytes']:,} bytes" + (f", {d['bytes_a_step']} a step" if d["bytes_a_step"] else ""))
-    text += [f"{name}: {value}" for name, value in d["notes"].items()] if isinstance(d["notes"], dict) else [f"notes: {d['notes']}"]
+    found.append(("parameters", f"{kinds} in {_many(d['tensors'], 'tensor')} and {_many(d['groups'], 'group')}{each}"))
+    made = f"layout {d['fingerprint']}, noise specification {d['noise_spec']}, zokern {d['version']}"
+    found.append(("base weights", f"{d['base']}, {made}"))
+    found.append(("size", f"{d['bytes']:,} bytes" + (f", {d['bytes_a_step']} a step" if d["bytes_a_step"] else "")))
+    notes = d["notes"] if isinstance(d["notes"], dict) else {"notes": d["notes"]}
+    found += [(name, str(value)) for name, value in notes.items()]
     if d["torn"]:
-        text.append(f"the last line was cut off and is left out: the log is good up to step {d['steps']}")
+        found.append(("torn", f"the last line was cut off and is left out: the log is good up to step {d['steps']}"))
     if d["followed"] < d["steps"]:
-        text.append(f"the weights can be made again up to step {d['followed']}: there something beside the steps moved them")
-    return text
+        followed = f"the weights can be made again up to step {d['followed']}: there something beside the steps moved them"
+        found.append(("disturbed", followed))
+    return found
 
 
 def _counted(trajectory: Trajectory, what: str) -> int:

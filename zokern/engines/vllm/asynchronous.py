@@ -16,13 +16,16 @@ T = TypeVar("T")
 
 
 class AsyncVLLM(Workers):
-    """An ``AsyncLLM`` that was started with ``worker_extension_cls="zokern.engines.vllm.worker.Worker"``.
+    """An ``AsyncLLM`` that was started with ``worker_extension_cls=EXTENSION``.
 
     Args:
         engine: the AsyncLLM. Requests of others see perturbed weights meanwhile.
         tokenizer: of transformers, which makes texts of tokens.
         loop: the event loop that the engine works in, which runs in another thread than this engine is called from. Default None: one of
             its own, in which nobody has used the engine before.
+
+    Raises:
+        BadInput: vLLM is not there, or is of another version than is known to work.
     """
 
     def __init__(self, engine: Any, tokenizer: Any, loop: asyncio.AbstractEventLoop | None = None) -> None:

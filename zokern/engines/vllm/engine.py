@@ -13,6 +13,7 @@ from .versions import check_version
 from .workers import Workers
 
 EXTENSION = "zokern.engines.vllm.worker.Worker"
+"""The ``worker_extension_cls`` with which vLLM is to be started."""
 T = TypeVar("T")
 
 
@@ -44,7 +45,8 @@ class VLLM(Workers):
         model: folder or hub id of a causal language model.
         tokenizer: of transformers. Default None: the model's.
         tensor_parallel: workers. Default 1.
-        options: arguments of ``vllm.LLM``, such as dtype, max_model_len, gpu_memory_utilization.
+        **options: arguments of ``vllm.LLM``, such as dtype, max_model_len, gpu_memory_utilization.
+
     Raises:
         BadInput: vLLM is not there, is of another version than is known to work, or cannot start.
     """

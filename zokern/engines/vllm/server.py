@@ -23,8 +23,11 @@ START = "VLLM_SERVER_DEV_MODE=1 vllm serve MODEL --worker-extension-cls zokern.e
 
 
 class VLLMServer(Workers):
-    """A server that was started as ``VLLM_SERVER_DEV_MODE=1 vllm serve MODEL --worker-extension-cls zokern.engines.vllm.worker.Worker``,
-    on this machine or another. vLLM need not be installed here.
+    """A running server of vLLM, on this machine or another. vLLM need not be installed here.
+
+    It was started as
+
+        VLLM_SERVER_DEV_MODE=1 vllm serve MODEL --worker-extension-cls zokern.engines.vllm.worker.Worker
 
     Calls of its workers are for trusted networks alone, as vLLM says of that mode. Requests of others see perturbed weights meanwhile.
 
@@ -33,6 +36,7 @@ class VLLMServer(Workers):
         tokenizer: of transformers, which makes texts of tokens. Default None: that of the model's name at the server, loaded here.
         wait: seconds in which a server that died is waited for to be started again, by whoever started it. Default 600.
         timeout: seconds until a request that is not answered counts as a death. Default 3600.
+
     Raises:
         BadInput: nothing answers there, or a server of another version, without the mode, or without the extension.
     """

@@ -43,19 +43,28 @@ class Workers(Engine):
 
     @abstractmethod
     def rpc(self, call: str) -> list[str]:
-        """``zokern(call)`` of every worker."""
+        """Return ``zokern(call)`` of every worker."""
 
     @abstractmethod
     def reset(self) -> bool:
-        """Forget cached prefixes. -> whether they are forgotten."""
+        """Forget cached prefixes. Return whether they are forgotten."""
 
     @abstractmethod
     def write(self, prompts: Sequence[list[int]], params: Sequence[dict[str, Any]]) -> list[list[int]]:
-        """The tokens that follow each prompt, by arguments of SamplingParams."""
+        """The tokens that follow each prompt.
+
+        Args:
+            prompts: the tokens of each.
+            params: of each, arguments of SamplingParams.
+        """
 
     @abstractmethod
     def follow(self, prefixes: Sequence[tuple[list[int], list[int]]]) -> list[dict[int, float]]:
-        """The log-probability of some tokens, at most ``MOST``, after each prefix, as (prefix, tokens)."""
+        """The log-probability of some tokens after each prefix.
+
+        Args:
+            prefixes: (prefix, tokens), of which there are 128 at most.
+        """
 
     def begin(self, plan: Plan) -> dict[str, int]:
         answers = self.call("begin", plan.message())
@@ -121,6 +130,10 @@ class Workers(Engine):
 
     def call(self, command: str, *arguments: Any) -> list[Any]:
         """The result of each worker.
+
+        Args:
+            command: what the workers are asked to do.
+            *arguments: of the command, as JSON has them.
 
         Raises:
             BadInput: a worker refused.

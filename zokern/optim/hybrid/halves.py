@@ -39,11 +39,13 @@ class Halves:
 
     Args:
         frozen: the zeroth-order half is left as it is.
+
     Attributes:
         trainable, frozen: {parameter: its name}, as they are at construction.
         first: {parameter: its first-order rows} of those with any, at the newest draw.
         cuts: the parameters that both halves have a part of.
         zeroth_order, first_order: [(name, parameter)] and [parameter]: what each half may come to hold.
+
     Raises: as ``Hybrid``, of parameters and memory.
     """
 

@@ -44,16 +44,16 @@ class HybridStep:
 class Hybrid(ClosureOptimizer):
     """Zeroth-order steps on one part of the parameters, first-order steps on the rest, both measured at the same theta.
 
-    theta_ZO follows its optimizer's estimate, by default two forward passes at theta +- eps z with z on theta_ZO alone; theta_FO
-    follows its optimizer's step along grad_FO L(theta), one forward pass and one backward pass, which goes no deeper than the deepest
-    first-order parameter: the activations below are not stored. Both move after both were measured.
+    theta_ZO follows its optimizer's estimate, by default two forward passes at theta +- eps z with z on theta_ZO alone; theta_FO follows
+    its optimizer's step along grad_FO L(theta), one forward pass and one backward pass, which goes no deeper than the deepest first-order
+    parameter: the activations below are not stored. Both move after both were measured.
 
-    A step writes nothing of a parameter's size for the zeroth-order half. In it, no other than first-order parameters require a
-    gradient, and after it no ``.grad`` is left; to clip gradients, do it between ``measure`` and ``step()``, or use
+    A step writes nothing of a parameter's size for the zeroth-order half. In it, no other than first-order parameters require a gradient,
+    and after it no ``.grad`` is left; to clip gradients, do it between ``measure`` and ``step()``, or use
     ``hybrid.fo.register_step_pre_hook``. It waits for the device once or twice, to see that the losses are finite.
 
-    To torch it is one optimizer: ``param_groups`` are those of ``zo`` and then those of ``fo``, so that one learning rate scheduler
-    drives both halves, each from its own lr.
+    To torch it is one optimizer: ``param_groups`` are those of ``zo`` and then those of ``fo``, so that one learning rate scheduler drives
+    both halves, each from its own lr.
 
     Args:
         model: the torch.nn.Module, or its ``zokern.layers(model, blocks=...)`` where its blocks must be named. Parameters that do not
@@ -65,18 +65,25 @@ class Hybrid(ClosureOptimizer):
             given all trainable parameters once, and hold those of the newest draw; the state of those that leave is dropped.
         share_forward: take the gradient at the first of the zeroth-order half's points, theta + eps z, instead of at theta: two forward
             passes in all. Default False.
+
     Attributes:
-        zo, fo: the two optimizers; learning rate schedulers work on them, too. ``zo`` is None where that half is frozen.
-        layers, split: as given or found.
-        steps, skipped: steps so far, and how many of them a loss that was not finite turned into nothing.
+        zo: the zeroth-order optimizer, None where that half is frozen; learning rate schedulers work on it, too.
+        fo: the first-order one, likewise.
+        layers: as given or found.
+        split: as given.
+        steps (int): steps so far.
+        skipped (int): how many of them a loss that was not finite turned into nothing.
         last: HybridStep of the newest step; None before the first.
         forwards: forward passes of a step; one of them is followed by a backward pass.
+
     Raises:
-        ValueError: a split that leaves a half without a parameter, or that the model does not fit; memory that two parameters of
-            different halves share; zo made with defer=True, or a MeZOSVRG; share_forward without zo, or with ForwardGradient; no
-            blocks found.
-        TypeError: zo or fo that makes no such optimizer.
-    Reference: Zhang et al. 2024, "Revisiting Zeroth-Order Optimization for Memory-Efficient LLM Fine-Tuning", section 5.
+        ValueError: a split that leaves a half without a parameter, or that the model does not fit; memory that two parameters of different
+            halves share; zo made with defer=True, or a MeZOSVRG; share_forward without zo, or with ForwardGradient; no blocks found;
+            sharded parameters.
+        TypeError: zo or fo that makes no such optimizer, a split that is none.
+
+    Reference:
+        Zhang et al. 2024, "Revisiting Zeroth-Order Optimization for Memory-Efficient LLM Fine-Tuning", section 5.
     """
 
     name = "hybrid"
@@ -129,6 +136,7 @@ class Hybrid(ClosureOptimizer):
 
     @property
     def state(self) -> dict[torch.Tensor, Any]:  # type: ignore[override]
+        """The state of both halves, by parameter."""
         return {p: held for half in self._optimizers for p, held in half.state.items()}
 
     @property
@@ -137,23 +145,28 @@ class Hybrid(ClosureOptimizer):
 
     @property
     def forwards(self) -> int:
+        """Forward passes of a step."""
         return 1 if self.zo is None else self.zo.forwards + (not self.share_forward)
 
     @property
     def perturbed(self) -> ZerothOrder | None:
+        """The zeroth-order optimizer; None where that half is frozen."""
         return self.zo
 
     def step(self, closure: LossClosure | Closure | None = None) -> torch.Tensor | None:  # type: ignore[override]
         """One step: measure both halves, then move both.
 
         Args:
-            closure: () -> loss, a differentiable 0-dim tensor, without backward(). It is called with and without grad mode, and
-                must see the same batch each time. None after ``measure``.
+            closure: () -> loss, a differentiable 0-dim tensor, without backward(). It is called with and without grad mode, and must see
+                the same batch each time. Default None: after ``measure``.
+
         Returns:
             L(theta), or with share_forward the mean of the zeroth-order half's losses: a 0-dim float64 tensor. ``last`` holds the rest.
+
         Raises:
-            ValueError, TypeError: no closure, or one whose loss is no scalar or cannot be differentiated. Whatever the closure raises.
-            The weights are restored first.
+            ValueError: no closure, or one whose loss is no scalar or cannot be differentiated.
+            TypeError: a closure that returns no tensor.
+            Exception: whatever the closure raises. The weights are restored first.
         """
         measured = self._measured
         if closure is not None or measured is None:
@@ -181,8 +194,9 @@ class Hybrid(ClosureOptimizer):
     def measure(self, closure: LossClosure | Closure | None) -> HybridStep:
         """The first half of ``step``: measure, and leave the rest to ``step()`` without a closure.
 
-        Between the halves ``.grad`` of the first-order parameters, those in ``fo.param_groups``, is there to be clipped, and the others
-        are not at theta; ``flush`` brings them there. What no ``step()`` follows moves nothing. Arguments and errors as in ``step``.
+        Between the halves ``.grad`` of the first-order parameters, those in ``fo.param_groups``, is there to be clipped, and the others are
+        not at theta; ``flush`` brings them there. What no ``step()`` follows moves nothing. Argument and errors are those of
+        ``Hybrid.step``.
         """
         driver = closure if isinstance(closure, Closure) else Closure(closure) if callable(closure) else None
         if driver is None:
@@ -203,7 +217,7 @@ class Hybrid(ClosureOptimizer):
 
     @whole
     def check(self, closure: LossClosure | Closure, smooth: bool = True, warn: bool = False) -> Check:
-        """``ZerothOrder.check`` of the zeroth-order half.
+        """``ZerothOrder.check`` of the zeroth-order half. The arguments are those of ``ZerothOrder.check``.
 
         Raises:
             ValueError: zo=None, so that there is none.
@@ -301,6 +315,9 @@ class Hybrid(ClosureOptimizer):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Resume. Bit for bit what an uninterrupted run would do, given the same parameters. An error leaves all as it was.
 
+        Args:
+            state_dict: what ``state_dict`` gave.
+
         Raises:
             ValueError: the state of no Hybrid, or of one with another split or with optimizers that zo and fo do not make.
         """
@@ -335,7 +352,11 @@ class Hybrid(ClosureOptimizer):
         self.fo.load_state_dict(state_dict["fo"])
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Refused: the model and the split say at construction which parameters there are."""
+        """Refused, whatever the ``param_group``: the model and the split say at construction which parameters there are.
+
+        Raises:
+            TypeError: always.
+        """
         raise TypeError("Hybrid's parameters are those of its model, divided by its split: make another Hybrid")
 
     def __getstate__(self) -> dict[str, Any]:

@@ -15,13 +15,19 @@ Rows: TypeAlias = dict[nn.Parameter, int]  # how many leading rows of each are f
 
 
 class Split(Protocol):
-    """What a split is. A parameter without dimensions has one row."""
+    """What a split is, for one of your own: who is trained by backpropagation."""
 
     @property
     def every(self) -> int | None:
         """Steps between draws; None where there are none."""
 
-    def first_order(self, layers: Layers, step: int = 0) -> Rows: ...
+    def first_order(self, layers: Layers, step: int = 0) -> Rows:
+        """{parameter: how many of its leading rows are first-order}, of those with any.
+
+        Args:
+            layers: the model in depth; parameters that do not require a gradient may be among those returned.
+            step: of the run, for splits that draw again. Default 0.
+        """
 
 
 @dataclass(frozen=True)
@@ -30,15 +36,19 @@ class Depth:
 
     Args:
         k: in [0, n], of n blocks.
+
     Raises:
         ValueError: k out of range, said when the model is known.
-    Reference: Zhang et al. 2024, "Revisiting Zeroth-Order Optimization for Memory-Efficient LLM Fine-Tuning", section 5, table 7.
+
+    Reference:
+        Zhang et al. 2024, "Revisiting Zeroth-Order Optimization for Memory-Efficient LLM Fine-Tuning", section 5, table 7.
     """
 
     k: int
     every: ClassVar[None] = None
 
     def first_order(self, layers: Layers, step: int = 0) -> Rows:
+        """The parameters of blocks k and up, and of the head, whole. The arguments are those of ``Split.first_order``."""
         _check_number(self, "k", 0, len(layers.params))
         return _whole(*layers.params[self.k :], layers.head)
 
@@ -51,9 +61,12 @@ class Inter:
 
     Args:
         blocks: how many of the deepest blocks, in [1, n] of n blocks, or the numbers of the chosen ones, distinct and in [0, n).
+
     Raises:
         ValueError: ``blocks`` out of range, said when the model is known.
-    Reference: LoHO, technical appendix A ("LoHO-SGD inter", "LoHO-Adam inter").
+
+    Reference:
+        LoHO, technical appendix A ("LoHO-SGD inter", "LoHO-Adam inter").
     """
 
     blocks: int | tuple[int, ...]
@@ -64,22 +77,28 @@ class Inter:
             object.__setattr__(self, "blocks", tuple(self.blocks))
 
     def first_order(self, layers: Layers, step: int = 0) -> Rows:
+        """The parameters of the chosen blocks and of the head, whole. The arguments are those of ``Split.first_order``."""
         return _whole(*(layers.params[i] for i in _chosen(self, len(layers.params))), layers.head)
 
 
 @dataclass(frozen=True)
 class Intra(Inter):
-    """LoHO intra: inside chosen blocks, a fixed share of each parameter is first-order, the rest zeroth-order. So is the head
-    first-order, and embeddings and the other blocks zeroth-order.
+    """LoHO intra: inside chosen blocks, a fixed share of each parameter is first-order, the rest zeroth-order.
 
-    The share of a parameter is its leading rows (slices along dimension 0), as many as are nearest to ``ratio`` of them: a
-    contiguous slice, so that the optimizer keeps state for it alone and no mask is needed. Where that is none or all of the rows, the
-    parameter goes whole to one side. The gradient of a whole parameter exists for a moment, of one parameter at a time.
+    The head is first-order, embeddings and the other blocks are zeroth-order. The share of a parameter is its leading rows (slices along
+    dimension 0), as many as are nearest to ``ratio`` of them: a contiguous slice, so that the optimizer keeps state for it alone and no
+    mask is needed. Where that is none or all of the rows, the parameter goes whole to one side. The gradient of a whole parameter exists
+    for a moment, of one parameter at a time.
 
     Args:
         blocks: as in ``Inter``.
-        ratio: in (0, 1), else ValueError. Default 0.5.
-    Reference: LoHO, technical appendix A ("LoHO-Adam intra").
+        ratio: a float in (0, 1). Default 0.5.
+
+    Raises:
+        ValueError: ``ratio`` out of range; ``blocks`` out of range, said when the model is known.
+
+    Reference:
+        LoHO, technical appendix A ("LoHO-Adam intra").
     """
 
     ratio: float = 0.5
@@ -90,22 +109,27 @@ class Intra(Inter):
             raise ValueError(f"ratio={self.ratio!r} in Intra: pass a number in (0, 1); for whole blocks take Inter")
 
     def first_order(self, layers: Layers, step: int = 0) -> Rows:
+        """The leading rows of the chosen blocks' parameters, and the head. The arguments are those of ``Split.first_order``."""
         cut = (p for i in _chosen(self, len(layers.params)) for p in layers.params[i])
         return {p: round(self.ratio * rows_of(p)) for p in cut} | _whole(layers.head)
 
 
 @dataclass(frozen=True)
 class LISA:
-    """Embeddings, head and gamma random blocks first-order, drawn again every so many steps; the others zeroth-order, or frozen
-    as in the paper (``Hybrid(zo=None)``). The draw is fixed by the seed and the step.
+    """Embeddings, head and gamma random blocks first-order, drawn again every so many steps; the others zeroth-order, or frozen.
+
+    Frozen, as in the paper, they are by ``Hybrid(zo=None)``. The draw is fixed by the seed and the step.
 
     Args:
         gamma: blocks in each draw, in [1, n] of n blocks.
         every: steps between draws, K of the paper, >= 1.
         seed: of the draws, in [0, 2**64). Default 0.
+
     Raises:
         ValueError: ``every`` or ``seed`` out of range; gamma out of range, said when the model is known.
-    Reference: Pan et al. 2024, "LISA: Layerwise Importance Sampling for Memory-Efficient Large Language Model Fine-Tuning", Algorithm 1.
+
+    Reference:
+        Pan et al. 2024, "LISA: Layerwise Importance Sampling for Memory-Efficient Large Language Model Fine-Tuning", Algorithm 1.
     """
 
     gamma: int
@@ -118,6 +142,7 @@ class LISA:
         NoiseKey(self.seed)
 
     def first_order(self, layers: Layers, step: int = 0) -> Rows:
+        """The parameters of embeddings, head and the blocks drawn for a step, whole. The arguments are those of ``Split.first_order``."""
         _check_number(self, "gamma", 1, len(layers.params))
         from ...noise import reference  # which loads NumPy
 

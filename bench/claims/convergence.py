@@ -1,4 +1,4 @@
-"""docs/algorithms.md: convergence."""
+"""docs/convergence.md."""
 
 from statistics import mean, stdev
 
@@ -6,7 +6,7 @@ from .. import runs
 from ..cases import MEZO
 from .claim import on
 
-claim = on("docs/algorithms.md")
+claim = on("docs/convergence.md")
 SVRG, SGD = "zokern.MeZOSVRG", "torch.optim.SGD"
 
 
