@@ -44,7 +44,7 @@ def environment(installed):
 
 
 def run_notebook(path, store):
-    """-> whether all cells ran. ``store``: their outputs are kept in the file, once all did, without the path of the folder that they ran in."""
+    """-> whether all cells ran. ``store``: once all did, their outputs are kept in the file, without the path of the folder they ran in."""
     import nbformat
     from nbclient import NotebookClient
 

@@ -23,8 +23,8 @@ tar --sort=name --mtime="@$SOURCE_DATE_EPOCH" --owner=0 --group=0 --numeric-owne
     -C "$work" -c "$source" | gzip -9n >"$out/$source.tar.gz"
 
 for python; do
-    uv build --wheel --build-constraints "$pins" --python "$("$python" -c 'import sys; print(sys.executable)')" -o "$work/wheels" \
-        "$out/$source.tar.gz"
+    executable=$("$python" -c 'import sys; print(sys.executable)')
+    uv build --wheel --build-constraints "$pins" --python "$executable" -o "$work/wheels" "$out/$source.tar.gz"
 done
 # OpenMP is torch's: whoever imports zokern._cpu has loaded torch, whose library of this name serves both with the same threads.
 # A second one beside it would keep threads of its own.

@@ -25,7 +25,10 @@ from .options import command_of
 from .streams import fail, failing, tell
 
 PRETTY: Any = "rich" if live(sys.stdout) else None  # of help and of typer's errors
-app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=PRETTY)
+WIDE = {"max_content_width": 1000}  # of plain help, where the user has set COLUMNS
+app = typer.Typer(
+    add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=PRETTY, context_settings=WIDE
+)
 
 
 def _version(asked: bool) -> None:
