@@ -26,8 +26,8 @@ for python; do
     executable=$("$python" -c 'import sys; print(sys.executable)')
     uv build --wheel --build-constraints "$pins" --python "$executable" -o "$work/wheels" "$out/$source.tar.gz"
 done
-# OpenMP is torch's: whoever imports zokern._cpu has loaded torch, whose library of this name serves both with the same threads.
-# A second one beside it would keep threads of its own.
+# OpenMP is torch's: zokern imports _cpu after torch, whose library of this name is then there. One in the wheel would be loaded as
+# well, and not used: symbols are looked up in torch's first.
 for wheel in "$work"/wheels/*.whl; do
     auditwheel repair --exclude libgomp.so.1 -w "$out" "$wheel"
     auditwheel show "$wheel" | sed -n '/manylinux/p' | tail -1

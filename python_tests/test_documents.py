@@ -7,7 +7,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import pytest
-from markdown_it import MarkdownIt  # of rich, which the test environment has
+from markdown_it import MarkdownIt
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"

@@ -147,6 +147,11 @@ def test_what_others_wrote_is_no_markup(terminal):
     said = out.getvalue()
     assert said.count(VISIBLE) == 6 and "\x1b[2J" not in said and ":smile:" in said
     assert max(len(line) for line in seen(said)[:-2]) <= 80 and seen(said)[-2].endswith("x" * 90)  # which the terminal breaks
+    command = f"stopped: zokern finetune --resume {'/far' * 20}"  # which the terminal breaks, too
+    looks.Looks().say(command)
+    assert out.getvalue().endswith(f"{command}\n")
+    looks.Looks().say("many words " * 20)
+    assert max(map(len, seen(out.getvalue())[-4:])) <= 80
     looks.Looks().say(HOSTILE)
     assert out.getvalue().endswith(f"{VISIBLE}\n")
 

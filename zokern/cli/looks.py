@@ -163,7 +163,7 @@ def _fitting(numbers: Mapping[str, float], room: int) -> str:
 
 def _copied(name: str, text: str) -> bool:
     """Whether a text holds a command: only the terminal breaks its line then, so that it can be copied."""
-    return name == "load with" or "zokern " in text
+    return name == "load with" or ": zokern " in text
 
 
 def _console(stream: Any) -> Console:
@@ -172,7 +172,7 @@ def _console(stream: Any) -> Console:
 
 def _table(numbers: Numbers) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column()
+    table.add_column(no_wrap=True)
     for name in numbers:
         table.add_column(Text(visible(name)), justify="right")
     for row in dict.fromkeys(row for column in numbers.values() for row in column):
