@@ -87,10 +87,10 @@ def test_many_losses_are_averaged_and_few_are_not(tmp_path):
 
 def test_a_title_is_text_as_it_is(tmp_path):
     """No mathematics, no escapes, and not longer than the picture."""
-    title = ["a $model$ $\\foo", "x\x1b[3m", "y" * 300]
+    title = ["a $model$ $\\foo$", "x\x1b[3m", "y" * 300]
     figure = draw(history(3), "accuracy", title, NAMES, tmp_path / "curve.png")
     first, second, third = figure.axes[0].get_title(loc="left").split("\n")
-    assert (first, second) == ("a $model$ $\\foo", "x\\x1b[3m") and len(third) < 80 and "…" in third
+    assert (first, second) == ("a $model$ $\\foo$", "x\\x1b[3m") and len(third) < 80 and "…" in third
     FigureCanvasAgg(figure).draw()
     assert figure.axes[0].title.get_window_extent(figure.canvas.get_renderer()).x1 <= figure.bbox.x1
 
