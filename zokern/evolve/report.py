@@ -19,9 +19,37 @@ from .train import METRIC, Training, noise_share, of_json
 
 @dataclass(frozen=True)
 class Result:
-    """A run in numbers. ``before`` and ``after`` (of the model as saved) are mean rewards on the held-out rows, by function where there are
-    several, and the mean number of tokens; ``best`` the best evaluation on the way. ``generated`` is all tokens of all members;
-    ``noise_share`` the part of the iterations' seconds that passes over the weights took; ``dropped`` members without a finite reward."""
+    """A run of ``evolve`` in numbers.
+
+    Attributes:
+        model: its name, folder or hub id.
+        method: what was trained: "full", "lora", ... or patterns of names.
+        optimizer: its name on the command line.
+        data: what the prompts are called.
+        rewards: names of the reward functions.
+        train_rows: prompts to train on.
+        held_out_rows: prompts held out.
+        trained_parameters: elements that were trained.
+        parameters: elements of the model.
+        before: on the held-out rows, before any iteration: the mean reward, by function where there are several, and the mean number of
+            tokens.
+        after: the same of the model as saved.
+        best: the best evaluation on the way: its step and the same numbers; None where there was none.
+        kept: the weights that were saved: "last" or "best".
+        steps: iterations that were made.
+        members: of a population.
+        generated: tokens of all members.
+        tokens_per_second: of the generation.
+        noise_share: of the iterations' seconds, in [0, 1], that passes over the weights took.
+        dropped: members whose reward was not finite.
+        skipped: iterations that moved nothing.
+        interrupted: whether the run was stopped.
+        train_seconds: of all iterations, without the judging.
+        seconds: of the process that ended the run.
+        peak_mib: the most memory that was in use, MiB: of the device, or of the process on a CPU.
+        out: the folder.
+        load: the line of Python that loads the model.
+    """
 
     model: str
     method: str

@@ -22,9 +22,39 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Result:
-    """A run in numbers. ``before``, ``probed`` (None where no probe was fitted) and ``after`` (of the model as saved) are the loss and the
-    task's metrics on the held-out rows; ``test`` those on the test rows, None where there are none; ``best`` as of ``best_of``.
-    ``train_seconds`` are of all steps, without the judging; ``seconds`` all of the process that ended the run."""
+    """A run of ``finetune`` in numbers.
+
+    Attributes:
+        model: its name, folder or hub id.
+        method: what was trained: "full", "lora", ... or patterns of names.
+        optimizer: its name on the command line.
+        data: what the rows are called.
+        labels: names of the classes.
+        columns: of the data, by what they were taken for.
+        metric: the one that is reported, a key of ``after``.
+        train_rows: how many.
+        held_out_rows: how many.
+        test_rows: how many; 0 without a test.
+        trained_parameters: elements that were trained.
+        parameters: elements of the model.
+        before: loss and the task's metrics on the held-out rows, before any step.
+        probed: the same with the head that a linear probe fitted; None where none was.
+        after: the same of the model as saved.
+        best: the best evaluation: its step, metrics and loss; None where there was none.
+        kept: the weights that were saved: "last" or "best".
+        test: of the model as saved on the test rows; None where there are none.
+        steps: that were made.
+        forwards: forward passes of all steps.
+        backwards: backward passes of all steps.
+        skipped: steps whose loss was not finite.
+        interrupted: whether the run was stopped.
+        train_seconds: of all steps, without the judging.
+        seconds: of the process that ended the run.
+        steps_per_second: of the steps, without the judging.
+        peak_mib: the most memory that was in use, MiB: of the device, or of the process on a CPU.
+        out: the folder.
+        load: the line of Python that loads the model.
+    """
 
     model: str
     method: str
