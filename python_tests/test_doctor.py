@@ -103,8 +103,8 @@ def test_a_backend_that_should_be_there_is_a_fault(monkeypatch):
     monkeypatch.setattr(machine, "find_spec", lambda name: name)
     found = by_name(machine.kernels())
     assert [found[name].state for name in ("reference", "cpu", "cuda")] == [OK, FAULT, FAULT]
-    assert found["cpu"].says == "not built (undefined symbol: GOMP_parallel)"
-    assert found["cpu"].cure == "install a C++ compiler, then pip install zokern again"
+    assert found["cpu"].says == f"not built (undefined symbol: GOMP_parallel): this is the source, {ROOT}"
+    assert found["cpu"].cure == f"run what is installed from another folder, or install a C++ compiler, then pip install -e {ROOT}"
     monkeypatch.setattr(machine, "find_spec", lambda name: None)  # where no nvcc was
     assert by_name(machine.kernels())["cuda"].state == MISSING
 
@@ -191,7 +191,7 @@ def test_speed_is_beside_a_copy_and_names_the_threads():
 def test_lines_say_each_finding_with_its_cure(installed):
     section = Section("packages", list(installed(peft=None).values()))
     (line,) = (line for line in lines(section) if "peft" in line)
-    assert line.split(maxsplit=2) == ["missing", "peft", "not installed, for zokern[hf]: pip install 'zokern[hf]'"]
+    assert line.split(maxsplit=2) == ["absent", "peft", "not installed, for zokern[hf]: pip install 'zokern[hf]'"]
     assert as_json([section])["healthy"] is True
 
 

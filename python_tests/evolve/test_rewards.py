@@ -124,13 +124,17 @@ def test_a_function_that_raises_is_named_with_the_row():
 
     with pytest.raises(BadInput) as refused:
         Rewards([parsed])(ROWS, TEXTS)
-    said = "reward 'parsed' raised ValueError: could not convert string to float: 'one' for 'sums', line 1 (completion 'one'): correct it"
-    assert str(refused.value) == said and isinstance(refused.value.__cause__, ValueError)
+    said = "reward 'parsed' raised ValueError: could not convert string to float: 'one' for 'sums', line 1 (completion 'one'): correct "
+    assert str(refused.value) == f"{said}{__file__}, line {parsed.__code__.co_firstlineno + 1}" and isinstance(
+        refused.value.__cause__, ValueError
+    )
 
     def crowded(completions):
         return [1.0] if len(completions) == 1 else 1 / 0
 
-    with pytest.raises(BadInput, match="ZeroDivisionError: division by zero for 'sums', line 0, .* and 1 more: correct it"):
+    with pytest.raises(
+        BadInput, match="ZeroDivisionError: division by zero for 'sums', line 0, .* and 1 more: correct .*test_rewards.py, line "
+    ):
         Rewards([crowded])(ROWS, TEXTS)
 
 
@@ -143,7 +147,9 @@ def test_a_column_that_some_rows_lack_is_none_there():
     rewards = Rewards([hinted])
     rewards.check(rows)
     assert rewards(rows[1:], ["a", "b"]).values == [1.0, 1.0]  # of a batch that has none
-    with pytest.raises(BadInput, match=r"raised ZeroDivisionError: .* for line 0 \(completion 'no'\): correct it$"):
+    with pytest.raises(
+        BadInput, match=r"raised ZeroDivisionError: .* for line 0 \(completion 'no'\): correct .*test_rewards.py, line \d+$"
+    ):
         Rewards([hinted])(rows[::-1], ["a", "b", "no"])
 
 

@@ -11,13 +11,13 @@ from .. import ops
 from ..errors import first_line
 from ..kernels import use_backend
 from ..kernels.passes import RULES, WINDOWED_ADAM
+from ..kernels.source import INSTALL
 from ..layout import Layout
 from ..noise import NoiseKey
 from ..noise.golden import golden
 from ..noise.spec import PERTURBATION, ROUNDING, SIGNS
 from .finding import FAULT, OK, Finding
 from .machine import available, interpreted
-from .packages import REINSTALL
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 INTEGERS = {4: torch.int32, 2: torch.int16}
@@ -30,8 +30,8 @@ ROUNDED_BY = NoiseKey.of(5, 7, ROUNDING)
 REFERENCE = "reference"
 CURES = {
     REFERENCE: "pip install -U numpy",
-    "cpu": f"train with ZOKERN_BACKEND=reference; {REINSTALL}",
-    "cuda": f"train with ZOKERN_BACKEND=triton; {REINSTALL}",
+    "cpu": f"train with ZOKERN_BACKEND=reference; {INSTALL}",
+    "cuda": f"train with ZOKERN_BACKEND=triton; {INSTALL}",
     "triton": "train with ZOKERN_BACKEND=cuda; pip install -U torch, which brings another triton",
 }
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-OK, MISSING, FAULT = "ok", "missing", "FAULT"
+OK, MISSING, FAULT = "ok", "absent", "FAULT"
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,8 @@ import torch
 
 from ..errors import first_line
 from ..kernels import NAMES, Backend
+from ..kernels.source import INSTALL
 from .finding import FAULT, MISSING, OK, Finding
-from .packages import REINSTALL
 
 OBEYED = ("ZOKERN_BACKEND", "ZOKERN_CPU_ISA", "TRITON_INTERPRET", "OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES")
 MODULES = {"cpu": "zokern._cpu", "cuda": "zokern._cuda", "triton": "triton"}  # what a backend imports
@@ -52,7 +52,7 @@ def kernels() -> Iterator[Finding]:
         try:
             status = import_module(f"zokern.kernels.{name}").status()
         except Exception as error:  # of what another compiler, driver or library has broken
-            yield Finding(name, FAULT, first_line(error), REINSTALL)
+            yield Finding(name, FAULT, first_line(error), INSTALL)
             continue
         says, _, cure = status.rpartition(": ")
         if status.startswith("available"):
@@ -60,7 +60,8 @@ def kernels() -> Iterator[Finding]:
             of_cpu = f", {threads()} by OpenMP" if name == "cpu" and "OpenMP" not in status else ""
             yield Finding(name, OK, status + of_cpu)
         elif status.startswith("no "):  # GPU
-            yield Finding(name, MISSING, status, _why_no_gpu(_driver())[1])
+            built = f"; {MODULES[name]} is {'built' if find_spec(MODULES[name]) else 'not built'}" if name == "cuda" else ""
+            yield Finding(name, MISSING, status + built, _why_no_gpu(_driver())[1])
         else:
             broken = find_spec(MODULES[name]) and status.startswith(("not built", "not installed"))
             yield Finding(name, FAULT if broken or name == "cpu" else MISSING, says, cure)
@@ -119,7 +120,7 @@ def _nvcc() -> Finding:
     if path and (release := re.search(r"release ([0-9.]+)", _said(path, "--version") or "")):
         return Finding("nvcc", OK, f"{release[1]}, {path}")
     says = f"{path} fails" if path else "not in $CUDA_HOME, $CUDA_PATH, PATH or /usr/local/cuda; only building zokern._cuda needs it"
-    return Finding("nvcc", MISSING, says, "install the CUDA toolkit or set CUDA_HOME, then pip install zokern again")
+    return Finding("nvcc", MISSING, says, f"install the CUDA toolkit or set CUDA_HOME, then {INSTALL}")
 
 
 def _said(*command: str) -> str | None:

@@ -4,22 +4,19 @@ import platform
 import sys
 from collections.abc import Iterator
 from importlib import metadata
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from ..engines.vllm.versions import KNOWN
+from ..kernels.source import CHECKOUT, INSTALL, ROOT
 from ..version import __version__
 from .finding import FAULT, MISSING, OK, Finding
 
-ROOT = Path(__file__).resolve().parents[2]
-CHECKOUT = (ROOT / "pyproject.toml").is_file()
-REINSTALL = "pip install --force-reinstall --no-cache-dir --no-deps " + (f"-e {ROOT}" if CHECKOUT else "zokern")
 DEVELOPMENT = {"test", "bench", "docs"}  # extras of those who work on zokern itself
 # Shown whether an extra has them or not: (what is asked for, what it is for).
 BESIDE = {
-    "triton": ("triton", "kernels where zokern._cuda is not built, and on AMD GPUs"),
+    "triton": ("triton>=3.4", "kernels where zokern._cuda is not built, and on AMD GPUs"),
     "rich": ("rich", "tables on a terminal"),
     "vllm": (KNOWN, "zokern.engines.vllm"),
     "ray": ("ray", "zokern.engines.ray"),
@@ -35,7 +32,7 @@ def packages() -> Iterator[Finding]:
         installed, wanted = metadata.version("zokern"), list(_wanted())
     except metadata.PackageNotFoundError:
         says = f"{__version__}, {place}, is imported and not installed: its packages are not looked at"
-        yield Finding("zokern", MISSING, says, f"pip install -e {ROOT}")
+        yield Finding("zokern", MISSING, says, INSTALL)
         return
     except ModuleNotFoundError:
         yield Finding("packaging", MISSING, "not installed: no version can be compared with its range", "pip install packaging")
@@ -44,7 +41,7 @@ def packages() -> Iterator[Finding]:
         yield Finding("zokern", OK, f"{__version__}, {place}")
     else:
         says = f"{__version__}, {place}, is imported, and pip has installed {installed}"
-        yield Finding("zokern", FAULT, says, REINSTALL)
+        yield Finding("zokern", FAULT, says, INSTALL)
     yield from (_package(*each) for each in wanted)
 
 

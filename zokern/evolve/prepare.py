@@ -162,9 +162,9 @@ def prepare(
     settings = with_rates(settings)
     assert settings.data
     name, train, held_out = load_rows(settings.data, settings.prompt, settings.eval_data, settings.seed)
+    rewards.check([*train, *held_out])
     if settings.rows > len(train):
         raise BadInput(f"--rows {settings.rows} is more than the {len(train)} training rows: pass at most {len(train)}")
-    rewards.check([*train, *held_out])
     loaded = causal(settings)
     generator = generator_of(settings, loaded)
     both = [*train, *held_out]

@@ -6,6 +6,7 @@ import importlib.util
 import inspect
 import math
 import sys
+import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -151,7 +152,7 @@ class _Given:
             returned = self._returned(rows, completions, columns)
         except Exception as error:
             culprit = self._culprit(rows, completions, columns)
-            raise BadInput(f"reward {self.name!r} raised {first_line(error)} for {culprit}: correct it") from error
+            raise BadInput(f"reward {self.name!r} raised {first_line(error)} for {culprit}: correct {self._place(error)}") from error
         found = returned.tolist() if hasattr(returned, "tolist") else returned
         if not isinstance(found, list | tuple):
             raise BadInput(f"reward {self.name!r} returned {_brief(found)}: return a list with one number for each of the {len(rows)} rows")
@@ -166,6 +167,12 @@ class _Given:
             text if isinstance(row.prompt, str) else [{"role": "assistant", "content": text}] for row, text in zip(rows, completions)
         ]
         return self.function(**{name: value for name, value in given.items() if self.takes_all or name in self.takes})
+
+    def _place(self, error: Exception) -> str:
+        """Where in the user's files it was raised."""
+        code = getattr(inspect.unwrap(self.function), "__code__", None)
+        own = [frame for frame in traceback.extract_tb(error.__traceback__) if code and frame.filename == code.co_filename]
+        return f"{own[-1].filename}, line {own[-1].lineno}" if own else "it"
 
     def _culprit(self, rows: Sequence[Row], completions: Sequence[str], columns: Sequence[str]) -> str:
         """The first row for which alone the function raises, and what was written there; all of them where it does not."""

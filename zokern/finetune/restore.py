@@ -237,6 +237,8 @@ def read(log: str) -> Trajectory:
                 why = "which has no trajectory, since its first-order steps are not decided by a few numbers"
                 where = "its model is in the folder itself, and its losses are in log.jsonl"
                 raise BadInput(f"{str(run)!r} is a run of --optimizer {name}, {why}: {where}") from None
+        if isinstance(error, FileNotFoundError):
+            raise BadInput(f"{log!r} is not there: pass the --out of a zokern finetune or evolve, or the trajectory in it") from None
         raise BadInput(f"{log!r} cannot be read ({error.strerror})" if isinstance(error, OSError) else str(error)) from None
 
 

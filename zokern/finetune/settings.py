@@ -51,7 +51,8 @@ class Settings(RunSettings):
     rows: Rows = option("Of a task: rows for training, for evaluation, and for the test at the end.", (512, 256, 256))
     shots: Natural | None = option("Of a task: so many rows of every class for training, and so many for evaluation, instead of --rows.")
     task_type: str | None = option(
-        "What the model predicts: a class by its head, or the words of a task's prompt, masked or causal. Without it: head.",
+        "What the model predicts: head, a class by a head on top; causal, the words of a task's prompt, by models that write (GPT, Llama); "
+        "masked, the same by models that fill in words (BERT). Without it: head.",
         formerly=("ask",),
         choices=tuple(READERS),
     )
@@ -159,7 +160,7 @@ class Settings(RunSettings):
         if plain and prompted:
             yield f"--task-type {self.task_type} needs the prompts of a task: pass --task, or --task-type head"
         if plain and (self.shots is not None or self.rows != type(self).rows):
-            yield "--rows and --shots are of tasks: pass --task, or divide the rows by --eval-data"
+            yield "--rows and --shots are of tasks: pass --task, or name the held-out rows by --eval-data"
         if prompted and self.head == "probe":
             yield f"--head probe with --task-type {self.task_type}, which has no new head: pass --task-type head, or --head loaded"
         if cls.derivative and self.objective in ("accuracy", "f1"):

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ..noise import NoiseKey
 from .passes import STORAGE, Keys, Rule, check_interface, words
+from .source import not_built
 from .tables import State, Table
 
 try:
@@ -19,7 +20,7 @@ except ImportError as error:
 
 def status() -> str:
     if _cpu is None:
-        return f"not built ({_why}): install a C++ compiler, then pip install zokern again"
+        return not_built(_why, "install a C++ compiler")
     return f"available: {_cpu.isa(_forced_isa())}" + ("" if _cpu.openmp else ", one thread (built without OpenMP)")
 
 

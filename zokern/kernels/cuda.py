@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..noise import NoiseKey
 from .passes import STORAGE, Keys, Rule, check_interface, signs, words
+from .source import not_built
 from .spans import BLOCK, pack, spans, state_spans
 from .tables import State, Table, to_device
 
@@ -26,7 +27,7 @@ _clock: Tensor | None = None
 
 def status() -> str:
     if _cuda is None:
-        return f"not built ({_why}): install nvcc or set CUDA_HOME, then pip install zokern again (ZOKERN_CUDA=1 shows what is wrong)"
+        return not_built(_why, "install nvcc or set CUDA_HOME, and ZOKERN_CUDA=1, which shows what is wrong")
     assert _cuda.tile == BLOCK
     if not torch.cuda.is_available() or torch.version.cuda is None:
         return "no NVIDIA GPU: torch.cuda.is_available() is False" if torch.version.hip is None else "not for AMD GPUs: triton is"
