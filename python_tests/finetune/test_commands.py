@@ -201,7 +201,7 @@ def test_info_tells_the_run_and_an_edited_log_its_line(few, tmp_path):
     log.write_text("".join([*lines[:2], lines[2].replace("0.", "1.", 1), *lines[3:]]))
     assert "line 3" in zokern("info", log, code=2)
     assert "line 3" in zokern("replay", tmp_path / "run", "--out", tmp_path / "new", code=2)
-    assert "cannot be read" in zokern("info", tmp_path / "nowhere.jsonl", code=2)
+    assert "is not there: pass the --out of" in zokern("info", tmp_path / "nowhere.jsonl", code=2)
 
 
 def test_what_cannot_be_judged(few, tmp_path, tiny):
