@@ -49,6 +49,7 @@ EXEMPT = [
     ),
     Exempt("docs/benchmarking.md", "at least 200 steps a second on OPT-1.3B", EXPECTED),
     Exempt("docs/benchmarking.md", "144 in FZOO's of four members", "counted operations, held by python_tests/bench/test_peers.py"),
+    Exempt("docs/versions.md", "with glibc 2.34 or later", "a version"),
     Exempt("docs/engines.md", "vLLM 0.28 to 0.32 are taken", "versions, of zokern/engines/vllm/versions.py"),
     Exempt("docs/engines.md", "30 to 40 kB an engine, about 40 MB from the driver in all", "arithmetic: 1,000 terms of 35 bytes"),
     Exempt("docs/processes.md", "7 billion weights in bfloat16 (P = 14 GB)", "arithmetic: 2 bytes a weight"),
