@@ -25,12 +25,14 @@ def place(path):
     return path + ".md" if Path(path).suffix in PROGRAMS else path
 
 
-def links(path, text):
-    """The files of the repository that a page links to: every (link, target), both as written and from the root."""
+def targets(path, text):
+    """The files of the repository that a page links to."""
     prose = "".join(part for part in FENCED.split(text) if not part.startswith("```"))
-    for link in LINK.finditer(prose):
-        if "://" not in link[2] and not link[2].startswith("mailto:"):
-            yield link[2], normpath(join(dirname(path), link[2]))
+    return {normpath(join(dirname(path), link[2])) for link in LINK.finditer(prose) if not elsewhere(link[2])}
+
+
+def elsewhere(link):
+    return "://" in link or link.startswith("mailto:")
 
 
 @event_priority(100)  # before the notebooks' plugin looks for them
@@ -43,8 +45,7 @@ def on_files(files, config):
         if path not in known and source.is_file():
             files.append(_file(path, source, config))
         if source.suffix == ".md" and source.is_file():
-            found = {target for _, target in links(path, source.read_text()) if not target.startswith("docs/")} - known
-            waiting += sorted(found)
+            waiting += sorted({each for each in targets(path, source.read_text()) if not each.startswith("docs/")} - known)
         known.add(path)
     return files
 
@@ -64,7 +65,7 @@ def on_page_markdown(markdown, page, config, **_):
     path = f"docs/{here}" if page.file.src_dir == config.docs_dir else here  # in the repository
 
     def moved(link):
-        if "://" in link[2] or link[2].startswith("mailto:"):
+        if elsewhere(link[2]):
             return link[0]
         target = normpath(join(dirname(path), link[2]))
         return f"{link[1]}{relpath(place(target), dirname(here) or '.')}{link[3]}"
