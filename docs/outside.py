@@ -16,6 +16,7 @@ ROOT = Path(__file__).resolve().parent.parent
 LINK = re.compile(r"(\]\()([^)#\s]+)((?:#[^)\s]*)?\))")
 FENCED = re.compile(r"(^```.*?^```$)", re.M | re.S)
 PROGRAMS = {".py": "python", ".sh": "sh"}
+GUIDE = {f"{name}.md" for name in ("first_five_minutes", "own_loop", "trainer", "command_line", "settings", "precision", "processes")}
 ALWAYS = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "examples/quickstart.ipynb")  # of the navigation
 
 
@@ -62,6 +63,10 @@ def on_page_markdown(markdown, page, config, **_):
     here = page.file.src_uri
     if here == "README.md":
         page.meta["hide"] = ["navigation"]  # the home page has none of its own
+    if here.startswith("bench/"):
+        page.meta["search"] = {"exclude": True}
+    elif here in GUIDE:
+        page.meta["search"] = {"boost": 3}
     path = f"docs/{here}" if page.file.src_dir == config.docs_dir else here  # in the repository
 
     def moved(link):
