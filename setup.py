@@ -95,7 +95,7 @@ class NinjaBuild(build_ext):
         super().finalize_options()
         self.nvcc = nvcc()
         if self.nvcc is None:
-            self.extensions.remove(CUDA)
+            self.extensions = [extension for extension in self.extensions if extension is not CUDA]  # of each finalization anew
 
     def build_extension(self, ext):
         import pybind11

@@ -78,6 +78,23 @@ def test_every_source_is_compiled_once(sdist):
     assert sorted(run("-c", code, cwd=sdist).split()) == sorted(sources)
 
 
+def test_what_is_left_out_may_be_left_out_twice(sdist):
+    """As an editable installation does, which settles the options of a build anew."""
+    code = "import setuptools\nfrom distutils.core import run_setup\nbuild = run_setup('setup.py', stop_after='init')\n"
+    code += "for _ in range(2): command = build.reinitialize_command('build_ext'); command.ensure_finalized()\n"
+    code += "print(*(ext.name for ext in command.extensions))"
+    assert run("-c", code, cwd=sdist).splitlines()[-1] == "zokern._cpu"
+
+
+def test_a_folder_of_its_name_does_not_hide_it(tmp_path):
+    """Such as that of a clone, seen from the folder around it."""
+    (tmp_path / "zokern").mkdir()
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    command = [sys.executable, "-c", "import zokern; print(zokern.MeZO.__name__)"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.stdout.split() == ["MeZO"], done.stderr
+
+
 def test_metadata(sdist):
     said = message_from_string((sdist / "PKG-INFO").read_text())
     assert (said["Name"], said["Version"]) == ("zokern", zokern.__version__)

@@ -55,17 +55,20 @@ def _wanted() -> Iterator[tuple[Any, str, str]]:
         from packaging.requirements import Requirement
     except ModuleNotFoundError:
         from pip._vendor.packaging.requirements import Requirement  # type: ignore[assignment]
-    about, beside = metadata.metadata("zokern"), dict(BESIDE)
+    about, beside, told = metadata.metadata("zokern"), dict(BESIDE), {"zokern"}
     yield Requirement(f"Python{about['Requires-Python'] or ''}"), "", f"install Python {about['Requires-Python']}"
     for requirement in map(Requirement, metadata.requires("zokern") or ()):
         marker, name = requirement.marker, requirement.name
         extras = [extra for extra in about.get_all("Provides-Extra") or () if marker and marker.evaluate({"extra": extra})]
         if marker is None or marker.evaluate({"extra": ""}):
             yield requirement, "", _pip(requirement)
-        elif name in beside and extras:
+        elif name in told or not set(extras) - DEVELOPMENT:
+            continue
+        elif name in beside:
             yield requirement, beside.pop(name)[1], _pip(requirement)
-        elif name != "zokern" and set(extras) - DEVELOPMENT:
+        else:
             yield requirement, f"zokern[{extras[0]}]", f"pip install 'zokern[{extras[0]}]'"
+        told.add(name)
     for asked, use in beside.values():
         yield Requirement(asked), use, _pip(Requirement(asked))
 
