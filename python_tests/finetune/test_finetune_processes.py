@@ -100,9 +100,9 @@ def test_directions_are_not_of_derivatives_nor_of_one_process(given, tmp_path):
 def test_one_that_is_interrupted_stops_all_after_the_same_step(given, tmp_path):
     """And the run is gone on with to the bits of one that was not."""
     one, two = tmp_path / "one", tmp_path / "two"
-    zokern("finetune", *given, "--batch-size", 8, "--steps", 60, "--out", one)
+    zokern("finetune", *given, "--batch-size", 8, "--steps", 300, "--out", one)
     environment = {**os.environ, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29611"}
-    command = [sys.executable, *COMMAND, *given, "--batch-size", "8", "--directions", "2", "--steps", "60", "--out", str(two)]
+    command = [sys.executable, *COMMAND, *given, "--batch-size", "8", "--directions", "2", "--steps", "300", "--out", str(two)]
     begun = [
         subprocess.Popen(command, env={**environment, "RANK": rank, "LOCAL_RANK": rank, "OMP_NUM_THREADS": "1"}, stderr=subprocess.DEVNULL)
         for rank in "01"
@@ -117,6 +117,6 @@ def test_one_that_is_interrupted_stops_all_after_the_same_step(given, tmp_path):
     finally:
         for process in begun:
             process.kill()
-    assert log.read_bytes().count(b"\n") < 60
+    assert log.read_bytes().count(b"\n") < 300
     together(tmp_path, "--resume", two)
     assert equal(one, two)

@@ -4,6 +4,7 @@
 losses and scores of batches, with a masked model. ``lean_loss`` is a causal model's loss without its full logits.
 """
 
+from ..errors import BadInput
 from .catalogue import TASKS, get
 from .causal import CausalReader
 from .head import HeadReader
@@ -18,6 +19,7 @@ from .task import Task
 
 __all__ = [
     "TASKS",
+    "BadInput",
     "CausalReader",
     "Example",
     "HeadReader",
