@@ -55,7 +55,7 @@ newest oldest:
 	rm -rf $(VENV)
 	$(MAKE) test
 
-COMPILE = .venv-lock/bin/uv pip compile pyproject.toml --all-extras --group build --universal --python-version 3.10 --upgrade \
+COMPILE = .venv-lock/bin/uv pip compile pyproject.toml --all-extras --group build --group docs --universal --python-version 3.10 --upgrade \
 	--no-annotate --custom-compile-command "make lock" --quiet
 lock:
 	$(PYTHON) -m venv --clear .venv-lock
@@ -89,7 +89,7 @@ $(VENV)/installed: Makefile $(PINS) pyproject.toml setup.py $(wildcard csrc/*/*.
 	touch $@
 
 $(VENV)/docs-installed: $(VENV)/installed
-	$(BIN)/pip install -q -c $(PINS) --build-constraint $(PINS) -e ".[docs]"
+	$(BIN)/pip install -q -c $(PINS) --group docs
 	touch $@
 
 $(VENV)-release/installed: Makefile

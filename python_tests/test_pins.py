@@ -15,8 +15,9 @@ tomllib = pytest.importorskip("tomllib", reason="Python 3.10 has no tomllib")
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 BUILD = [Requirement(line) for line in PROJECT["dependency-groups"]["build"]]
+DOCS = [Requirement(line) for line in PROJECT["dependency-groups"]["docs"]]
 EXTRAS = [Requirement(line) for lines in PROJECT["project"]["optional-dependencies"].values() for line in lines]
-BOUND = [r for r in [*map(Requirement, PROJECT["project"]["dependencies"]), *EXTRAS, *BUILD] if r.name != "zokern"]
+BOUND = [r for r in [*map(Requirement, PROJECT["project"]["dependencies"]), *EXTRAS, *BUILD, *DOCS] if r.name != "zokern"]
 
 
 def with_torch():

@@ -6,9 +6,6 @@ from .version import __version__
 
 
 def main():
-    if sys.argv[1:] == ["--version"]:
-        print(f"zokern {__version__}")
-        return
     try:
         from .cli import app, lasting
 
@@ -18,6 +15,9 @@ def main():
     except ModuleNotFoundError as missing:
         if missing.name not in ("typer", "click", "rich"):
             raise
+        if sys.argv[1:] == ["--version"]:
+            print(f"zokern {__version__}")
+            return
         if sys.argv[1:2] == ["doctor"]:
             from .doctor.__main__ import main as doctor
 

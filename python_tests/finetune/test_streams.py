@@ -73,6 +73,7 @@ def test_what_cannot_be_printed_ends_nothing(few, tmp_path):
         (1, "full", ["info", log], 2, FULL),
         (1, "unread", ["info", log], 141, ""),
         (1, "unread", ["--help"], 141, ""),
+        (1, "full", ["--version"], 2, FULL),
         (1, "full", ["info", tmp_path / "nowhere.jsonl"], 2, f"error: '{tmp_path / 'nowhere.jsonl'}' is not there: pass"),
     ]
     given = [(fd, place, str(tmp_path / f"{i}.err"), list(map(str, given))) for i, (fd, place, given, *_) in enumerate(cases)]

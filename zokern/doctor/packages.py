@@ -13,7 +13,7 @@ from ..kernels.source import CHECKOUT, INSTALL, ROOT
 from ..version import __version__
 from .finding import FAULT, MISSING, OK, Finding
 
-DEVELOPMENT = {"test", "bench", "docs"}  # extras of those who work on zokern itself
+DEVELOPMENT = {"test", "bench"}  # extras of those who work on zokern itself
 # Shown whether an extra has them or not: (what is asked for, what it is for).
 BESIDE = {
     "triton": ("triton>=3.4", "kernels where zokern._cuda is not built, and on AMD GPUs"),
