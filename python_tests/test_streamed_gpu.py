@@ -71,12 +71,13 @@ def test_the_device_holds_two_parts_of_a_model_in_the_hosts_memory():
     model = torch.nn.Sequential(*(torch.nn.Linear(2048, 2048, bias=False) for _ in range(8)))
     layout, streamed = Layout(model.parameters()), Streamed(model, device="cuda")
     x = torch.ones(1, 2048, device="cuda")
+    x @ x.T  # cuBLAS keeps a workspace from its first product on
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
     for _ in range(3):
         with torch.no_grad(), streamed.showing([layout], [layout], [TERMS]):
             model(x)
-    assert torch.cuda.max_memory_allocated() - before < 2 * (16 << 20) + (2 << 20) + (9 << 20)  # and cuBLAS' workspace
+    assert torch.cuda.max_memory_allocated() - before < 2 * (16 << 20) + (2 << 20)
 
 
 def test_an_evaluation_never_waits_for_the_device():

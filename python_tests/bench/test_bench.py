@@ -72,7 +72,7 @@ def test_peak_memory_is_what_the_tensors_say(quick):
     assert {r["weights_bytes"] for r in run.values()} == {weights} and weights < peaks["two forwards"]
     assert peaks["zokern.MeZO"] - peaks["two forwards"] < 1000  # the losses, and a few more numbers
     model = models.build("tiny", "fp32", "cpu")
-    part = max(sum(p.numel() * 4 for p in part.params) for part in zokern.Streamed(model).parts)
+    part = max(sum(-(-4 * p.numel() // 512) * 512 for p in part.params) for part in zokern.Streamed(model).parts)
     assert part <= peaks["zokern.MeZO, streamed"] - peaks["two forwards"] < part + 1000
     assert weights <= peaks["zokern.MeZO, copied"] - peaks["two forwards"] < weights + 1000
     assert peaks["MeZO as published"] > peaks["two forwards"]
