@@ -15,11 +15,13 @@ import zokern
 
 from . import (
     anchors,
+    budgets,
     cases,
     convergence,
     drift,
     effective_rank,
     engines,
+    finetuned,
     forms,
     kernels,
     memory,
@@ -42,6 +44,7 @@ from . import (
     table,
     trainer,
     variance,
+    variants,
 )
 from .oracle import Refused
 
@@ -55,6 +58,9 @@ BY_THEMSELVES = (
     "rewards",
     "variance",
     "anchors",
+    "budgets",
+    "finetuned",
+    "variants",
     "parts",
     "peers",
     "engines",
@@ -129,6 +135,9 @@ def work_of(arguments, device) -> list:
         "offload": [(offload, offload.cases(arguments.quick, arguments.dtype), of_model)],
         "populations": [(populations, populations.cases(device, arguments.quick, arguments.dtype), of_model)],
         "anchors": [(anchors, anchors.cases(**few), lambda case: anchors.missing(case, arguments.out))],
+        "budgets": [(budgets, budgets.cases(**few), budgets.missing)],
+        "finetuned": [(finetuned, finetuned.cases(**few), finetuned.missing)],
+        "variants": [(variants, variants.cases(device, arguments.quick, arguments.dtype), variants.missing)],
         "parts": [(parts, parts.cases(**few), parts.missing)],
         "variance": [(variance, variance.cases(**few), variance.missing)],
         "peers": [(peers, peers.cases(device, **chosen), of_model)],

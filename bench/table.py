@@ -3,7 +3,7 @@
 import math
 import textwrap
 
-from . import forms, kernels, memory, modes, offload, replay, resident, rounding, runs, step, trainer
+from . import budgets, finetuned, forms, kernels, memory, modes, offload, replay, resident, rounding, runs, step, trainer
 from .cases import FULL, LEAN
 from .runs import by_case
 
@@ -78,6 +78,9 @@ def text(records) -> str:
         "rewards": runs.of_rewards,
         "variance": runs.of_variance,
         "anchors": runs.of_anchors,
+        "budgets": budgets.rows,
+        "finetuned": finetuned.rows,
+        "variants": runs.of_variants,
         "parts": runs.of_parts,
         "peers": runs.of_peers,
     }

