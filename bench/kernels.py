@@ -64,7 +64,7 @@ def measure(case: Kernel, device) -> list[dict]:
     ticks = samples.pop("clock", None)
     if case.in_l2:
         samples[OURS] = Samples(tuple(s / SWEEPS for s in samples[OURS].seconds), samples[OURS].late)
-    hosts = {name: host_seconds(candidates[name]) for name in candidates} if case.model and device.type == "cuda" else {}
+    hosts = {name: host_seconds(candidates[name]) for name in candidates if name != TRITON} if case.model and device.type == "cuda" else {}
 
     def describe(name):
         seconds = samples[name].median

@@ -18,6 +18,7 @@ from .models import DTYPES
 from .oracle import CHECK, EPS, check
 
 SIZES = (1, 3, 4096, 9001)  # elements: less than a vector, a whole tile, tiles with a ragged end
+MOST_SLOTS = max(len(rule.state) for rule in RULES.values())
 NUMBERS = (-EPS, 0.9, 0.1, 0.99, 0.01, 1.5, 1e-8)
 SHARED = ("bf16",)  # what Triton, whose kernels compile for seconds each, is asked for
 
@@ -69,6 +70,9 @@ def every(dtype, device, brief):
         tensors += [torch.zeros(9, 648, dtype=dtype, device=device)[:, shift : 520 + shift] for shift in (0, 1)]
         layout = zokern.Layout(tensors, keep=[keep] * len(tensors))
         plain = zokern.Layout(tensors[:-2], keep=[keep] * (len(tensors) - 2))  # tables without lines have kernels of their own
+        written = {to: [torch.empty(t.shape, dtype=to, device=device) for t in tensors] for to in stored}
+        kinds = (torch.bfloat16,) if brief else (torch.float32, torch.bfloat16)
+        states = {kind: [[torch.zeros(t.shape, dtype=kind, device=device) for t in tensors] for _ in range(MOST_SLOTS)] for kind in kinds}
         for count in (1,) if brief else (1, 2, 9):
             terms = [(zokern.NoiseKey.of(1, step, purpose), EPS) for step in range(count)]
             for decay in (1.0,) if brief else (1.0, 0.9):
@@ -77,12 +81,11 @@ def every(dtype, device, brief):
                     zokern.ops.replay_(each, [(terms, decay), (terms, 1.0)])
                     for to in stored:
                         for how in ("nearest", "stochastic"):
-                            out = [torch.empty(t.shape, dtype=to, device=device) for t in each.params]
-                            zokern.ops.add_noise_(each, terms, decay, out, how)
+                            zokern.ops.add_noise_(each, terms, decay, written[to][: len(each.params)], how)
             for rule in ("adam",) if brief else RULES:
-                for kind in (torch.bfloat16,) if brief else (torch.float32, torch.bfloat16):
+                for kind in kinds:
                     slots = RULES[rule].state
-                    state = [[torch.zeros(t.shape, dtype=kind, device=device) for t in tensors] for _ in slots]
+                    state = states[kind][: len(slots)]
                     rounded = rounding(count) if slots and kind == torch.bfloat16 else None
                     numbers = NUMBERS[: len(RULES[rule].numbers)]
                     for how in ("nearest", "stochastic"):

@@ -107,7 +107,8 @@ def machine(device) -> dict:
     """Processors and, of a GPU that was measured, the clocks that it has now, just after its work."""
     here = {"cpu": cpu(), "cores": os.cpu_count()}
     if device.type == "cuda":
-        here |= {"gpu": torch.cuda.get_device_name(), **gpu_state()}
+        count = torch.cuda.get_device_properties().multi_processor_count
+        here |= {"gpu": torch.cuda.get_device_name(), "multiprocessors": count, **gpu_state()}
     return here
 
 

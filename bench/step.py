@@ -112,9 +112,6 @@ def measure(case: Step, device) -> list[dict]:
         candidates[COPIED] = lambda: copied.step(closures[COPIED])
     # The forwards first, before zokern has made the tables and the memory that it keeps.
     peaks = peaks_of(candidates) if device.type == "cuda" else {}
-    noise = [(zokern.NoiseKey(0), EPS)]
-    passes = {OURS: lambda: zokern.ops.add_noise_(optimizer.layout, noise), PUBLISHED: lambda: published.perturb(0, 1)}
-    launched = {name: launches(one_pass) if device.type == "cuda" else None for name, one_pass in passes.items()}
     without = {}
     if device.type == "cuda" and size <= CAPTURED_UP_TO:
         try:
@@ -126,6 +123,10 @@ def measure(case: Step, device) -> list[dict]:
         candidates |= {name: trained(theirs, optimizer, closures[PUBLISHED], fused=True) for name, optimizer in by_name.items()}
     run, failed = warmed(candidates, (OURS, PUBLISHED, FORWARDS), record.reason)
     samples = interleave(run, timer := Wall(device, most=1), case.budget)
+    noise = [(zokern.NoiseKey(0), EPS)]
+    passes = {OURS: lambda: zokern.ops.add_noise_(optimizer.layout, noise), PUBLISHED: lambda: published.perturb(0, 1)}
+    # After all that is timed: the profiler, once it was there, may make launches dearer.
+    launched = {name: launches(one_pass) if device.type == "cuda" else None for name, one_pass in passes.items()}
     # In pairs: what slows a round down slows down both of its sides.
     of_pair = {name: GRAPH_FORWARDS if name == GRAPH else FORWARDS for name in (*closures, GRAPH) if name in run}
     own = {

@@ -30,23 +30,23 @@ EXEMPT = [
     Exempt("docs/benchmarking.md", "`offload` (10 GB of disk)", "what the suite asks for, in round numbers"),
     Exempt(
         "docs/benchmarking.md",
-        "where memory is 1.4 times as fast, an H200: bf16 0.93 to 0.97 and 0.84 to 0.92; fp32 0.96 to 1.0 on both; two "
-        "terms in bf16 0.62 to 0.70 and 0.5, in fp32 0.95 and 0.85 to 0.95.",
+        "of which it should reach 0.85 to 0.95 of what a GPU can. By the instructions above and a copy of 3.0 TB/s on an H100 and 4.3 on "
+        "an H200, at 1.98 GHz: 0.95 and more with one term and, in fp32, with two; two terms in bf16 0.78 to 0.87 on an H100 and 0.54 to "
+        "0.60 on an H200;",
         EXPECTED,
     ),
-    Exempt("docs/benchmarking.md", "`host_s` over OPT-125M's tensors 35 to 45 microseconds", EXPECTED),
+    Exempt("docs/benchmarking.md", "`host_s` over OPT-125M's tensors at most 45 microseconds", EXPECTED),
     Exempt(
         "docs/benchmarking.md",
-        "the optimizer's part of a step 5.5 to 7 times cheaper than the published one's (`optimizer_speedup`); OPT-13B "
-        "in bf16, 16 times 400 tokens, 2.13 to 2.17 forwards on an H100 (`step_in_forwards`) and at most 1 MiB over the"
-        " memory of two forwards; OPT-125M as a graph at most 2.3 captured forwards",
+        "the optimizer's part of a step 5.3 to 7 times cheaper than the published one's (`optimizer_speedup`); OPT-13B in bf16, 16 times "
+        "400 tokens, 2.1 to 2.2 forwards (`step_in_forwards`) and at most 1 MiB over the memory of two forwards; OPT-125M as a graph at "
+        "most 2.3 captured forwards;",
         EXPECTED,
     ),
-    Exempt(
-        "docs/benchmarking.md",
-        "ncu: Adam with bf16 weights and states at 0.85 to 0.95 of a copy's rate on an H100, 0.78 to 0.85 on an H200;",
-        EXPECTED,
-    ),
+    Exempt("docs/benchmarking.md", "ncu: Adam with bf16 weights and states at 0.85 and more of a copy's rate;", EXPECTED),
+    Exempt("docs/benchmarking.md", "a model of 1.1e9 parameters whose weights lie in a file", "a setting of the suite"),
+    Exempt("docs/benchmarking.md", "A call ends after 480 seconds:", "a setting of bench/gpu.py"),
+    Exempt("docs/benchmarking.md", "a copy in float16 of 46 MB", "arithmetic: 2 bytes for each of MiniLM's weights, and its tokenizer"),
     Exempt("docs/benchmarking.md", "at least 200 steps a second on OPT-1.3B", EXPECTED),
     Exempt("docs/benchmarking.md", "144 in FZOO's of four members", "counted operations, held by python_tests/bench/test_peers.py"),
     Exempt("docs/versions.md", "with glibc 2.34 or later", "a version"),

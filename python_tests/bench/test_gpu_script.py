@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -39,29 +40,38 @@ def part(name, code, limit=30, **more):
     return gpu.Part(name, 1, limit, f"{name}.txt", python(code), None, **more)
 
 
-def test_the_parts_fit_their_call():
-    assert sum(part.estimate for part in gpu.PARTS) <= gpu.TOTAL <= 480
-    assert all(part.estimate <= part.limit for part in gpu.PARTS)
-    files = {name for part in gpu.PARTS for name in (part.file, part.said or part.file)} | {gpu.SUMMARY, gpu.RECORDS, gpu.LOG}
+@pytest.mark.parametrize("parts", gpu.CALLS.values(), ids=gpu.CALLS)
+def test_the_parts_fit_their_call(parts):
+    assert sum(part.estimate for part in parts) <= gpu.TOTAL <= 480
+    assert all(part.estimate <= part.limit for part in parts)
+    files = {name for part in parts for name in (part.file, part.said or part.file)} | {gpu.SUMMARY, gpu.RECORDS, gpu.LOG}
     assert len(files) <= 8 and all(re.fullmatch(r"[\w.-]+", name) for name in files)
-    assert not any("sass" in (part.command or "") for part in gpu.PARTS)
+    assert not any("sass" in (part.command or "") for part in parts)
 
 
-@pytest.mark.parametrize("part", gpu.PARTS, ids=lambda part: part.name)
+def test_the_page_lists_them():
+    page = (ROOT / "docs/benchmarking.md").read_text().split("## Still to be measured on a GPU")[1]
+    told, call = {name: [] for name in gpu.CALLS}, None
+    for named, name, estimate, limit in re.findall(r"^\| (\w*) ?\| ([\w: ]+) \| (\d+) \| (\d+) \|", page.split("\n## ")[0], re.M):
+        call = named or call
+        told[call].append((name, int(estimate), int(limit)))
+    assert told == {name: [(part.name, part.estimate, part.limit) for part in parts] for name, parts in gpu.CALLS.items()}
+
+
+@pytest.mark.parametrize("part", sum(gpu.CALLS.values(), ()), ids=lambda part: part.name)
 def test_the_commands_are_those_of_the_tools(part):
-    """What is given to python -m bench it takes; every test marked gpu lies in a room that is asked for."""
+    """What is given to python -m bench it takes, with cases left to measure; every test marked gpu is asked for."""
     for text in filter(None, (part.command, part.dry)):
         names = {"python": "python", "records": "r.jsonl", "workers": "-n 8", "ncu": "ncu", "sanitizer": "compute-sanitizer"}
+        names |= {"data": "sst2", "minilm": "minilm"}
         words = shlex.split(text.format(**names))
         if "bench" in words:
             arguments = bench.parser().parse_args(words[words.index("bench") + 1 :])
             assert arguments.suite != "all" and arguments.out == Path("r.jsonl")
         if "pytest" in words:
-            rooms = [word for word in words if word.startswith("python_tests/")]
-            marked = [path for path in (ROOT / "python_tests").rglob("test_*.py") if "mark.gpu" in path.read_text()]
-            assert len(marked) > 5
-            for path in set(marked) - {Path(__file__)}:
-                assert any(path.is_relative_to(ROOT / room) for room in rooms), path
+            asked = {ROOT / word for word in words if word.startswith("python_tests/")}
+            marked = {path for path in (ROOT / "python_tests").rglob("test_*.py") if re.search(r"mark\.gpu\b", path.read_text())}
+            assert len(marked) > 5 and marked - {Path(__file__)} == asked
 
 
 def test_one_part_that_fails_does_not_stop_the_others(run, tmp_path, capsys):
@@ -121,6 +131,30 @@ def test_a_process_that_dies_costs_the_case_that_it_died_in(run, tmp_path):
     assert "FAILED: exit status" in (tmp_path / "summary.txt").read_text()
 
 
+def test_a_part_that_shows_nothing_has_failed(run, tmp_path):
+    """A profiler that no kernel matched ends well. What an earlier part has left in the file does not count."""
+    told = gpu.Part("one", 1, 30, "same.txt", python("print('3 kernels')"), None, shows=r"\d kernels")
+    silent = gpu.Part("two", 1, 30, "same.txt", python("print('no kernels')"), None, shows=r"\d kernels")
+    assert run().all([told]) == 0 and run().all([told, silent]) == 1
+    assert "FAILED: nothing like" in (tmp_path / "summary.txt").read_text()
+
+
+@pytest.mark.parametrize("workers", ["", "-n 2"])
+def test_tests_whose_time_is_up_have_told_what_failed(run, tmp_path, monkeypatch, workers):
+    """At once, and once more in the summary."""
+    pytest.importorskip("xdist")
+    asleep = "def test_fails():\n    x = 41\n    assert x == 42\n\ndef test_sleeps():\n    import time\n    time.sleep(600)\n"
+    (tmp_path / "test_asleep.py").write_text(asleep)
+    command = f"{{python}} -m pytest -q -p bench.telling -p no:cacheprovider {workers} --rootdir . test_asleep.py"
+    began = run()
+    began.folder = tmp_path
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    assert began.all([gpu.Part("tests", 1, 12, "tests.txt", command, None)]) == 1
+    told = (tmp_path / "tests.txt").read_text()
+    assert "FAILED: over" in (tmp_path / "summary.txt").read_text()
+    assert told.index("FAILED test_asleep.py::test_fails") < told.index("KeyboardInterrupt") and told.count("assert 41 == 42") >= 2
+
+
 def test_a_tool_that_is_missing_is_named(run, tmp_path):
     assert run().all([gpu.Part("ncu", 1, 5, "ncu.txt", "{ncu} {python} -c 1", None)]) == 0
     assert "left out: there is no ncu here" in (tmp_path / "summary.txt").read_text()
@@ -132,7 +166,8 @@ def test_the_whole_script_leaves_its_files_and_no_others_of_its_own(tmp_path, mo
     out.mkdir()
     (out / gpu.RECORDS).write_text("old\n")
     code = python("import zokern, os; print(zokern.__file__, os.environ['BENCH_COMMIT'])")
-    monkeypatch.setattr(gpu, "PARTS", (gpu.Part("one", 1, 30, "bench.txt", code, code),))
+    monkeypatch.setitem(gpu.CALLS, "kernels", (gpu.Part("one", 1, 30, "bench.txt", code, code),))
+    monkeypatch.setattr(gpu, "BUILDS", tmp_path / "builds")
     monkeypatch.setenv("BENCH_COMMIT", "1234abc")
     monkeypatch.setattr(gpu, "commit", lambda: "1234abc")
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
@@ -141,6 +176,22 @@ def test_the_whole_script_leaves_its_files_and_no_others_of_its_own(tmp_path, mo
     told = (out / "bench.txt").read_text()
     assert f"{ROOT}/zokern" not in told and "/checkout/zokern" in told and "1234abc" in told
     assert "commit 1234abc" in capsys.readouterr().out and "1 s" in (out / "summary.txt").read_text()
+
+
+def test_what_a_call_has_built_the_next_one_need_not(tmp_path, monkeypatch, capsys):
+    """Both extensions, by the sources that they are built from and by the Python that they are for."""
+    monkeypatch.setattr(gpu, "BUILDS", tmp_path / "builds")
+    monkeypatch.setattr(gpu, "BUILT", part("build", "open('zokern/_cpu.so', 'w'); open('zokern/_cuda.so', 'w')"))
+    monkeypatch.setattr(gpu, "BUILT", replace(gpu.BUILT, dry=gpu.BUILT.command))
+    code = python("import os; print(sorted(name for name in os.listdir('zokern') if name.endswith('.so')))")
+    monkeypatch.setitem(gpu.CALLS, "kernels", (gpu.BUILT, gpu.Part("look", 1, 30, "bench.txt", code, code)))
+    for call in range(2):
+        assert gpu.main([str(tmp_path / "out")]) == 0
+        assert "['_cpu.so', '_cuda.so']" in (tmp_path / "out" / "bench.txt").read_text()
+        summary = (tmp_path / "out" / "summary.txt").read_text()
+        assert ("built by an earlier call" in summary, "build " in summary) == (call == 1, call == 0)
+    monkeypatch.setattr(gpu, "sources", lambda names=(): "sources-other")
+    assert not gpu.kept(tmp_path)
 
 
 def test_a_copy_without_git_has_a_name(tmp_path, monkeypatch):
