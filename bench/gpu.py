@@ -73,7 +73,7 @@ PROFILE = " ".join(
 )
 LAUNCHES = "{python} -m bench.launches"
 BUILT = Part("build", 40, 120, "build.txt", f"env ZOKERN_CUDA=1 {BUILD}", BUILD)
-TOLD = Part("doctor", 5, 20, "build.txt", "{python} -m zokern doctor", "{python} -m zokern doctor")
+TOLD = Part("doctor", 15, 40, "build.txt", "{python} -m zokern doctor", "{python} -m zokern doctor")
 ON_DATA = "--data {data}"
 JUDGED = Part("expected", 3, 20, EXPECTED, *["{python} -m bench.expected {records}"] * 2)
 CALLS = {
