@@ -1,5 +1,5 @@
 """Suite ``budgets``: MeZO, MeZO-SVRG and SGD by backpropagation on every parameter of MiniLM, SST-2, with as many steps each as the paper
-gives them, or the share of them that ``seconds`` allow: 200,000 steps of MeZO take minutes on a GPU and weeks on a CPU.
+gives them, or of the first two the share that ``seconds`` allow: 200,000 steps of MeZO take minutes on a GPU and weeks on a CPU.
 
 theta is in float32. Forward passes are in float16, from a copy (``zokern.Copied``), and on a GPU MeZO's step, and the losses of MeZO-SVRG,
 are CUDA graphs; backpropagation is in float32. Learning rates fall linearly to 0, from the best of a grid, which is found on a seed of its
@@ -19,6 +19,7 @@ from dataclasses import asdict, dataclass, field
 import torch
 
 import zokern
+from zokern.kernels.tables import to_device
 
 from . import minilm, problems, record
 from .cases import MEZO, SGD, SVRG
@@ -30,8 +31,9 @@ RATES = {MEZO: (1e-4, 3e-4, 1e-3, 3e-3), SVRG: (3e-5, 1e-4, 3e-4, 1e-3), SGD: (3
 OVER_LR = 10  # lr_full over lr
 SEARCHED = 0.1  # share of the steps that a search takes
 LATE = 1.15
-TURNS = 50  # from point to point
-AHEAD = 512  # batches whose rows are sent to the device at once
+TURNS = 400  # from point to point
+AHEAD = 4096  # batches whose rows are sent to the device at once
+GROUPS = 4  # in which all rows go through the model, by length, so that little of it is padding
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,7 @@ class Budgets:
     examples: int = 512
     tested: int = 872
     seeds: tuple[int, ...] = (0, 1, 2)
-    seconds: float = 240.0
+    seconds: float = 200.0
     points: int = 40
     data: str | None = None
 
@@ -62,25 +64,37 @@ def missing(case: Budgets) -> str:
 
 
 class Rows:
-    """Tokens [n, tokens], masks [n, 1, tokens, tokens] of what each may look at, and labels [n], on the device."""
+    """Tokens [n, tokens], masks [n, 1, tokens, tokens], and labels [n], on the device. A mask is 0 where a token may look, else -inf, in
+    the model's dtype: it is added to scores, and no layer need make it again."""
 
     def __init__(self, examples, tokenizer, tokens, device):
         shape = dict(padding="max_length", truncation=True, max_length=tokens, return_tensors="pt")
         found = tokenizer([example["sentence"] for example in examples], **shape)
         self.ids = found["input_ids"].to(device)
-        self.mask = found["attention_mask"].bool()[:, None, None, :].expand(-1, 1, tokens, tokens).contiguous().to(device)
+        hidden = (found["attention_mask"] == 0)[:, None, None, :].expand(-1, 1, tokens, tokens)
+        mask = torch.zeros(hidden.shape).masked_fill_(hidden, -math.inf).to(device)
+        self.masks = {dtype: mask.to(dtype) for dtype in (torch.float16, torch.float32)}
         self.labels = torch.tensor([example.label for example in examples], device=device)
-        self.all = torch.arange(len(self.labels), device=device)
+        lengths, order = found["attention_mask"].sum(1).sort()
+        self.groups = [
+            (rows.to(device), -(-int(length[-1]) // 8) * 8)  # so many tokens
+            for rows, length in zip(order.tensor_split(GROUPS), lengths.tensor_split(GROUPS))
+        ]
 
-    def logits(self, model, rows):
-        return model(input_ids=self.ids[rows], attention_mask=self.mask[rows]).logits.float()
+    def logits(self, model, rows, tokens=None):
+        mask = self.masks[model.dtype][rows, :, :tokens, :tokens]
+        return model(input_ids=self.ids[rows, :tokens], attention_mask=mask).logits.float()
 
-    def loss(self, model, rows):
-        return torch.nn.functional.cross_entropy(self.logits(model, rows), self.labels[rows])
+    def loss(self, model, rows, tokens=None):
+        return torch.nn.functional.cross_entropy(self.logits(model, rows, tokens), self.labels[rows])
+
+    def loss_of_all(self, model):
+        return sum(self.loss(model, *group) * len(group[0]) for group in self.groups) / len(self.labels)
 
     @torch.no_grad()
     def accuracy(self, model) -> float:
-        return float((self.logits(model, self.all).argmax(-1) == self.labels).double().mean())
+        right = sum((self.logits(model, *group).argmax(-1) == self.labels[group[0]]).sum() for group in self.groups)
+        return int(right) / len(self.labels)
 
 
 def rows_of(case: Budgets, device) -> tuple[Rows, Rows]:
@@ -137,7 +151,8 @@ class Run:
         self.made, self.queries, self.curve = 0, 0, []
         self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         torch.manual_seed(seed)  # of the head
-        self.model = minilm.load("AutoModelForSequenceClassification", num_labels=2).half().to(device)
+        model = minilm.load("AutoModelForSequenceClassification", num_labels=2).half()  # of SGD too: all begin with the same weights
+        self.model = (model.float() if method == SGD else model).to(device)
         self.batch = torch.zeros(case.batch, dtype=torch.long, device=device)
         self.order = self.sent(device)
         if device.type == "cuda":
@@ -153,7 +168,7 @@ class Run:
         """The batches' row numbers, on the device."""
         endless = batches(self.case.examples, self.case.batch, self.seed)
         while True:
-            yield from torch.stack(list(itertools.islice(endless, AHEAD))).to(device)
+            yield from to_device(torch.stack(list(itertools.islice(endless, AHEAD))), device)
 
     def loss(self):
         return self.rows.loss(self.model, self.batch)
@@ -174,7 +189,7 @@ class Run:
     def svrg(self):
         settings = dict(lr=self.lr, lr_full=OVER_LR * self.lr, q=2, eps=EPS, seed=self.seed, perturbation=zokern.Copied())
         optimizer = zokern.MeZOSVRG(self.model.parameters(), **settings)
-        some, every = (Captured(f) if self.stream else f for f in (self.loss, lambda: self.rows.loss(self.model, self.rows.all)))
+        some, every = (Captured(f) if self.stream else f for f in (self.loss, lambda: self.rows.loss_of_all(self.model)))
 
         def one():
             queries = 2 * self.case.examples if optimizer.full_batch_due else 4 * self.case.batch
@@ -184,7 +199,6 @@ class Run:
         return optimizer, one
 
     def sgd(self):
-        self.model.float()
         optimizer = torch.optim.SGD(self.model.parameters(), lr=self.lr)
 
         def one():
@@ -194,6 +208,10 @@ class Run:
             return self.case.batch
 
         return optimizer, one
+
+    def part(self, share: float) -> int:
+        """Steps that are a share of its own; of SGD all, whose thousand take less than the others' tens of thousands."""
+        return self.steps if self.method == SGD else max(1, round(share * self.steps))
 
     def until(self, share: float):
         """Steps until this share of all is made; their learning rates change a thousand times in a run."""
@@ -209,7 +227,7 @@ class Run:
     def look(self, test: Rows | None = None):
         """Writes down the loss of all rows and, where there are some to test with, the accuracy."""
         with self.turn(), torch.no_grad():
-            loss = float(self.rows.loss(self.model, self.rows.all))
+            loss = float(self.rows.loss_of_all(self.model))
             self.curve.append((self.queries, loss if math.isfinite(loss) else None, test and test.accuracy(self.model)))
 
 
@@ -230,6 +248,9 @@ def together(runs: list[Run], points: int, deadline: float, test: Rows | None = 
 def measure(case: Budgets, device) -> list[dict]:
     """Choose each method's learning rate, then run it with every seed. -> records, one a run."""
     train, test = rows_of(case, device)
+    if device.type == "cuda":
+        torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
+        torch.backends.cuda.enable_cudnn_sdp(False)  # with a mask: reports of wrong results, and of plans that fail
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # of a loss that is not finite: its step is skipped
         searched = [
@@ -239,19 +260,18 @@ def measure(case: Budgets, device) -> list[dict]:
         ]
         share = share_of(case, searched)
         for run in searched:
-            run.steps = max(1, round(share * run.steps))
+            run.steps = run.part(share)
         began = time.perf_counter()
         deadline = began + LATE * case.seconds
         together(searched, 1, deadline)
         best = {method: min((r for r in searched if r.method == method), key=lambda r: last(r)).lr for method in case.steps}
-        runs = [
-            Run(case, method, best[method], seed, max(1, round(share * steps)), train, device)
-            for method, steps in case.steps.items()
-            for seed in case.seeds
-        ]
+        runs = [Run(case, method, best[method], seed, steps, train, device) for method, steps in case.steps.items() for seed in case.seeds]
+        for run in runs:
+            run.steps = run.part(share)
         together(runs, case.points, deadline, test)
     common = {"share_of_budget": share, "seconds_together": time.perf_counter() - began}
-    return [told(run, common | {"searched": run in searched}, device) for run in (*searched, *runs)]
+    here = record.where(device)
+    return [told(run, common | {"searched": run in searched}, device) | here for run in (*searched, *runs)]
 
 
 def last(run: Run) -> float:
@@ -267,10 +287,11 @@ def share_of(case: Budgets, searched: list[Run]) -> float:
         run.until(0.01)  # what is made once
     wait(searched)
     begin = time.perf_counter()
-    for run in searched:
-        run.until(0.02)
+    for hundredth in range(2, 6):
+        for run in searched:
+            run.until(hundredth / 100)
     wait(searched)
-    a_hundredth = time.perf_counter() - begin
+    a_hundredth = (time.perf_counter() - begin) / 4
     rates = len(searched) / len(case.steps)
     return min(1.0, case.seconds / (100 * a_hundredth * (1 + len(case.seeds) / rates / SEARCHED)))
 
@@ -298,13 +319,13 @@ def told(run: Run, common: dict, device) -> dict:
         "eps": None if run.method == SGD else EPS,
         "seed": run.seed,
         "steps": run.made,
+        "planned_steps": run.steps,
         "budget_steps": case.steps[run.method],
         "queries": run.queries,
         **common,
         "curve": run.curve,
         "final_loss": finite,
         "test_accuracy": run.curve[-1][2],
-        **record.where(device),
     }
 
 

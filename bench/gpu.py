@@ -57,8 +57,8 @@ class Part:
     shows: str | None = None
 
 
-def suite(name, estimate, limit, wanted, dry="--quick", **more):
-    command = "{python} -m bench --out {records}" + (f" --suite {name}" if "--suite" not in wanted else "")
+def suite(name, estimate, limit, wanted, dry="--quick", before="", **more):
+    command = before + "{python} -m bench --out {records}" + (f" --suite {name}" if "--suite" not in wanted else "")
     return Part(f"bench: {name}", estimate, limit, "bench.txt", f"{command} {wanted}", f"{command} {dry}", LOG, **more)
 
 
@@ -103,8 +103,8 @@ CALLS = {
     ),
     "training": (
         BUILT,
+        suite("budgets", 280, 310, ON_DATA, f"--quick {ON_DATA}", needs="minilm", before="env CUDA_DEVICE_MAX_CONNECTIONS=32 "),
         suite("finetuned", 120, 180, ON_DATA, f"--quick {ON_DATA}", needs="minilm"),
-        suite("budgets", 300, 330, ON_DATA, f"--quick {ON_DATA}", needs="minilm"),
     ),
     "variants": (
         BUILT,

@@ -171,8 +171,7 @@ class MeZOSVRG(ZerothOrder):
                 self.weights.finish()
                 self._anchor.drop_pending()  # its weights are written over
                 for theta, anchor in zip(self.weights.theta, self._anchor.theta):
-                    for p, copied in zip(theta.params, anchor.params):
-                        copied.copy_(p)
+                    torch._foreach_copy_(anchor.tensors, theta.tensors)
             ((_, g_full),) = estimate.terms
             trail = dict(anchor=self.param_groups[0]["step"], g_full=torch.as_tensor(g_full), good=~estimate.skipped, moves=())
         else:
