@@ -13,20 +13,20 @@ import itertools
 import math
 import time
 import warnings
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 
 import torch
 
 import zokern
 from zokern.kernels.tables import to_device
+from zokern.optim.cuda_graph import own_workspaces
 
 from . import minilm, problems, record
 from .cases import MEZO, SGD, SVRG
 from .convergence import EPS, SEARCH_SEED, batches
 from .runs import spread
 
-PROBLEM = "MiniLM, every parameter, SST-2"
 RATES = {MEZO: (1e-4, 3e-4, 1e-3, 3e-3), SVRG: (3e-5, 1e-4, 3e-4, 1e-3), SGD: (3e-3, 1e-2, 3e-2, 1e-1)}  # SVRG's between anchors
 OVER_LR = 10  # lr_full over lr
 SEARCHED = 0.1  # share of the steps that a search takes
@@ -99,23 +99,8 @@ class Rows:
 
 def rows_of(case: Budgets, device) -> tuple[Rows, Rows]:
     """-> those to train with, those to test with."""
-    from zokern import tasks
-
-    train, test = (tasks.get("sst2").load(f"{case.data}/{name}.tsv") for name in ("train", "test"))
-    chosen = torch.randperm(len(train), generator=torch.Generator().manual_seed(0))[: case.examples].tolist()
-    tokenizer = minilm.tokenizer()
-    return tuple(Rows(part, tokenizer, case.tokens, device) for part in ([train[i] for i in chosen], test[: case.tested]))
-
-
-@contextmanager
-def workspaces_of_its_own():
-    """For a graph that is captured inside: torch keeps cuBLAS's by stream, so that two graphs which were captured on one stream would write
-    to the same memory, though they are replayed on two."""
-    torch._C._cuda_clearCublasWorkspaces()
-    try:
-        yield
-    finally:
-        torch._C._cuda_clearCublasWorkspaces()
+    tokenizer, (train, test) = minilm.tokenizer(), problems.examples(case.data, case.examples)
+    return tuple(Rows(part, tokenizer, case.tokens, device) for part in (train, test[: case.tested]))
 
 
 class Captured:
@@ -129,7 +114,7 @@ class Captured:
                 loss()
         torch.cuda.current_stream().wait_stream(stream)
         self.graph = torch.cuda.CUDAGraph()
-        with workspaces_of_its_own(), torch.no_grad(), torch.cuda.graph(self.graph):
+        with own_workspaces(), torch.no_grad(), torch.cuda.graph(self.graph):
             self.loss = loss()
 
     def __call__(self):
@@ -175,10 +160,7 @@ class Run:
 
     def mezo(self):
         optimizer = zokern.MeZO(self.model.parameters(), lr=self.lr, eps=EPS, seed=self.seed, perturbation=zokern.Copied())
-        step = lambda: optimizer.step(self.loss)  # noqa: E731
-        if self.stream:
-            with workspaces_of_its_own():
-                step = zokern.graph(optimizer, self.loss)
+        step = zokern.graph(optimizer, self.loss) if self.stream else lambda: optimizer.step(self.loss)
 
         def one():
             step()
@@ -303,11 +285,11 @@ def wait(runs):
 
 
 def told(run: Run, common: dict, device) -> dict:
-    case, finite = run.case, run.curve[-1][1]
+    case, (_, loss, accuracy) = run.case, run.curve[-1]
     return {
         **dict.fromkeys(record.FIELDS),
         "suite": "budgets",
-        "op": PROBLEM,
+        "op": minilm.PROBLEM,
         "candidate": run.method,
         **record.backend(device, run.method != SGD),
         "dtype": "fp32" if run.method == SGD else "fp16",
@@ -324,8 +306,8 @@ def told(run: Run, common: dict, device) -> dict:
         "queries": run.queries,
         **common,
         "curve": run.curve,
-        "final_loss": finite,
-        "test_accuracy": run.curve[-1][2],
+        "final_loss": loss,
+        "test_accuracy": accuracy,
     }
 
 

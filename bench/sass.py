@@ -20,7 +20,6 @@ import argparse
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -39,6 +38,7 @@ import triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from bench import nvcc
 from zokern.kernels.passes import RULES as UPDATES
 from zokern.kernels.passes import WINDOWED_ADAM
 from zokern.kernels.spans import BLOCK
@@ -111,15 +111,13 @@ def run_tool(name: str, *arguments: str) -> str:
 @cache
 def compile_cuda(arch: int, name: str) -> tuple[bytes, str]:
     """The cubin of the kernels of one file of csrc/cuda, and nvcc's version."""
-    home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH") or "/usr/local/cuda"
-    nvcc = shutil.which("nvcc") or shutil.which(os.path.join(home, "bin", "nvcc"))
-    if nvcc is None:
-        raise RuntimeError("no nvcc in PATH, $CUDA_HOME or /usr/local/cuda: install the CUDA toolkit")
+    if (found := nvcc.find()) is None:
+        raise RuntimeError(nvcc.NONE)
     with tempfile.TemporaryDirectory() as folder:
         cubin = Path(folder, "kernels.cubin")
         flags = ["-std=c++17", "-O3", "--fmad=false", f"-arch=sm_{arch}", "-cubin"]  # as in setup.py
-        subprocess.run([nvcc, *flags, SOURCES / f"{name}.cu", "-o", cubin], check=True, capture_output=True, text=True)
-        said = subprocess.run([nvcc, "--version"], check=True, capture_output=True, text=True).stdout
+        subprocess.run([found, *flags, SOURCES / f"{name}.cu", "-o", cubin], check=True, capture_output=True, text=True)
+        said = subprocess.run([found, "--version"], check=True, capture_output=True, text=True).stdout
         return cubin.read_bytes(), re.search(r"release ([0-9.]+)", said)[1]
 
 

@@ -23,7 +23,7 @@ from zokern.kernels import backend_for, cuda
 from zokern.kernels.passes import check_interface
 from zokern.noise import spec
 
-from . import record
+from . import nvcc, record
 from .edits import BASE, ONLY_TIMED, VARIANTS, Variant, edited
 from .launches import NUMBERS, rounding
 from .models import DTYPES
@@ -67,25 +67,18 @@ def within(values, call):
     return patched
 
 
-def nvcc() -> str | None:
-    """As setup.py looks for it."""
-    homes = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH")]
-    places = [*(f"{home}/bin/nvcc" for home in homes if home), "nvcc", "/usr/local/cuda/bin/nvcc"]
-    return next(filter(None, map(shutil.which, places)), None)
-
-
 def missing(case=None) -> str:
     """Why nothing can be compiled here; "" where it can."""
-    return "" if nvcc() else "there is no nvcc in $CUDA_HOME, $CUDA_PATH, PATH or /usr/local/cuda: install the CUDA toolkit"
+    return "" if nvcc.find() else nvcc.NONE
 
 
 class Compiler:
     """nvcc for one architecture, such as "90". RuntimeError: there is none, or it fails."""
 
     def __init__(self, architecture: str):
-        self.nvcc = nvcc()
+        self.nvcc = nvcc.find()
         if self.nvcc is None:
-            raise RuntimeError(missing())
+            raise RuntimeError(nvcc.NONE)
         version = re.search(r"release ([0-9.]+)", self.run("--version"))[1]
         names = [f'-DZOKERN_CUDA_VERSION="{version}"', f'-DZOKERN_CUDA_ARCHITECTURES="sm_{architecture}"']
         headers = ["-isystem", sysconfig.get_path("include"), "-isystem", Path(torch.__file__).parent / "include"]  # with pybind11's

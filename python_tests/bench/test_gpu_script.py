@@ -145,14 +145,19 @@ def test_tests_whose_time_is_up_have_told_what_failed(run, tmp_path, monkeypatch
     pytest.importorskip("xdist")
     asleep = "def test_fails():\n    x = 41\n    assert x == 42\n\ndef test_sleeps():\n    import time\n    time.sleep(600)\n"
     (tmp_path / "test_asleep.py").write_text(asleep)
-    command = f"{{python}} -m pytest -q -p bench.telling -p no:cacheprovider {workers} --rootdir . test_asleep.py"
-    began = run()
-    began.folder = tmp_path
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    assert began.all([gpu.Part("tests", 1, 12, "tests.txt", command, None)]) == 1
-    told = (tmp_path / "tests.txt").read_text()
-    assert "FAILED: over" in (tmp_path / "summary.txt").read_text()
-    assert told.index("FAILED test_asleep.py::test_fails") < told.index("KeyboardInterrupt") and told.count("assert 41 == 42") >= 2
+    command = shlex.split(f"{shlex.quote(sys.executable)} -m pytest -q -p bench.telling -p no:cacheprovider {workers} test_asleep.py")
+    process, told = run().start(gpu.Part("tests", 1, 1, "tests.txt", None, None), command), tmp_path / "tests.txt"
+    try:
+        until = time.monotonic() + 120
+        while "FAILED test_asleep.py::test_fails" not in told.read_text() and time.monotonic() < until:
+            time.sleep(0.1)
+        os.killpg(process.pid, signal.SIGTERM)
+        process.wait(120)
+    finally:
+        gpu.stop(process)
+    said = told.read_text()
+    assert said.index("FAILED test_asleep.py::test_fails") < said.index("KeyboardInterrupt") and said.count("assert 41 == 42") >= 2
 
 
 def test_a_tool_that_is_missing_is_named(run, tmp_path):

@@ -126,3 +126,25 @@ class TestOnGPU:
         opt.param_groups[0]["weight_decay"] = 0.5
         with pytest.raises(ValueError, match="changed since the capture: make a new zokern.graph"):
             step()
+
+    def test_graphs_of_one_capture_stream_do_not_share_workspaces(self):
+        """Replayed at once on two streams: cuBLAS splits these products, and adds up the parts in a workspace."""
+        runs = []
+        for seed in (0, 1):
+            torch.manual_seed(seed)
+            net = torch.nn.Linear(1 << 16, 16, bias=False, device="cuda")
+            x = torch.randn(16, 1 << 16, device="cuda")
+            opt = MeZO(net.parameters(), lr=0.0, eps=1e-3, seed=seed, perturbation="copied")
+            runs.append((zokern.graph(opt, lambda net=net, x=x: net(x).square().mean()), opt, torch.cuda.Stream()))
+            for _ in range(29):  # torch has 32 of them in turn, and a graph has taken two
+                torch.cuda.Stream()
+        alone, both = [[float(step()) for _ in range(20)] for step, _, _ in runs], [[], []]
+        for _, opt, _ in runs:
+            opt.param_groups[0]["step"] = 0
+        torch.cuda.synchronize()
+        for _ in range(20):
+            for losses, (step, _, stream) in zip(both, runs):
+                with torch.cuda.stream(stream):
+                    losses.append(step().clone())
+        torch.cuda.synchronize()
+        assert [[float(loss) for loss in losses] for losses in both] == alone

@@ -15,7 +15,7 @@ Slot: TypeAlias = tuple[int, int]  # how many parts are open around this one, an
 Made: TypeAlias = tuple[Layout | None, list[torch.Tensor]]
 Filled: TypeAlias = list[tuple["Piece", Sequence[Term]]]
 
-ALIGNMENT = 512  # bytes: what torch gives a tensor of its own on a GPU; on a CPU 64. A product of matrices may be computed by it
+ALIGNMENT = 512  # bytes: as torch's own tensors on a GPU, or cuBLAS might multiply in another way than with these
 
 
 class Piece:

@@ -1,5 +1,7 @@
 """A whole step, forward passes included, as one CUDA graph: for models whose kernels take less time than their launches."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -124,7 +126,13 @@ class Graph:
                 group.update({name: live[name] for name in LIVE})
             # The current stream once more: after a failed capture torch leaves its own in place.
             current, own = torch.cuda.current_stream(self.device), torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
-            with torch.no_grad(), torch.cuda.stream(current), torch.cuda.graph(self._graph, stream=own), cuda.clock(self._clock):
+            with (
+                torch.no_grad(),
+                own_workspaces(),
+                torch.cuda.stream(current),
+                torch.cuda.graph(self._graph, stream=own),
+                cuda.clock(self._clock),
+            ):
                 self._estimate = optimizer._ask(Closure(closure))
                 optimizer.weights.rounding = optimizer._rounding_key()
                 optimizer._update(self._estimate)
@@ -142,6 +150,17 @@ class Graph:
 
 graph = Graph
 """Capture a step: another name of ``Graph``."""
+
+
+@contextmanager
+def own_workspaces() -> Iterator[None]:
+    """For what is captured inside. torch keeps cuBLAS's workspaces by stream, and has few streams: two graphs that were captured on one
+    would write to the same memory, though they are replayed on two."""
+    torch._C._cuda_clearCublasWorkspaces()
+    try:
+        yield
+    finally:
+        torch._C._cuda_clearCublasWorkspaces()
 
 
 def _checked(optimizer: ZerothOrder) -> torch.device:
