@@ -109,6 +109,7 @@ CALLS = {
     "variants": (
         BUILT,
         suite("variants", 110, 160, "--most 4"),
+        suite("kernels", 12, 30, "--dtype fp16 --most 2", "--quick --dtype fp16"),
         suite("drift", 15, 40, "--dtype bf16 fp16", "--quick --dtype bf16"),
         suite("step", 50, 80, "--begin 12 --most 12"),
         suite("populations", 60, 90, "--dtype bf16"),
