@@ -22,6 +22,7 @@ class FakeGPUs:
         launches: (kernel, device, stream) of every launch, as of ptx.runtime.Runtime.
         capture: the Graph that is being captured, or None.
         fail: whether captures fail at their end.
+        cleared: launches before each time that cuBLAS' workspaces were given up, outside a capture.
     """
 
     def __init__(self, runtime, patch):
@@ -29,9 +30,10 @@ class FakeGPUs:
         runtime.executes = False
         self.runtime, self.capture, self.fail, self.watching = runtime, None, False, False
         self.streams, self.current = 2, [(0, 0), (1, 1)]  # (device, number) of the current stream of each
-        self.addresses, self.pinned = {}, {}
+        self.addresses, self.pinned, self.cleared = {}, {}, []
         self._memory(patch)
         self._streams(patch)
+        patch.setattr(torch._C, "_cuda_clearCublasWorkspaces", self._clear, raising=False)
         patch.setattr(cuda, "_cuda", runtime)
         patch.setattr(cuda, "status", lambda: "available: fake")
         patch.setattr(zokern.kernels, "_default", lambda kind: cuda)
@@ -52,6 +54,10 @@ class FakeGPUs:
         self.watching = True
         yield
         self.watching = False
+
+    def _clear(self):
+        assert self.capture is None
+        self.cleared.append(len(self.launches))
 
     def _memory(self, patch):
         address_of = torch.Tensor.data_ptr

@@ -1,5 +1,7 @@
 """What a step asks of a GPU, without one (fake_gpu.py): no waiting, and in a capture nothing that a graph cannot repeat."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 from fake_gpu import FakeGPUs
@@ -114,6 +116,17 @@ class TestGraph:
             opt._lay_out()
             with pytest.raises(ValueError, match="memory changed since the capture"):
                 graph()
+
+    @pytest.mark.parametrize("fail", [False, True])
+    def test_a_capture_has_workspaces_of_its_own(self, gpus, fail):
+        """Those of others are given up before it, and its own after it, whatever becomes of it."""
+        gpus.fail = fail
+        with gpus.tensors():
+            params = parameters()
+            with pytest.raises(RuntimeError, match="the capture failed") if fail else nullcontext():
+                zokern.graph(MeZO(params), loss_of(params))
+        before, after = gpus.cleared
+        assert 0 < before < after == len(gpus.launches)
 
     def test_a_measurement_that_waits_for_its_step_is_dropped(self, gpus):
         """Else each replay would bring the weights back from where that has left them."""
